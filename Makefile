@@ -1,0 +1,59 @@
+# Every target sets up what it needs in .venv; Python 3.11 or 3.12 and make are all that a machine must have.
+# PIP_ARGS goes to pip, for instance an extra index of CPU builds of PyTorch.
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing here may wait for a network: packages are installed by pip, and that is all that is fetched.
+export HF_HUB_OFFLINE ?= 1
+export DO_NOT_TRACK ?= 1
+
+.PHONY: demo test lint ui ci-tests constraints clean
+
+demo: $(VENV)/.run
+	dvc repro
+	dashfusion results
+
+test: $(VENV)/.dev
+	python -m pytest -q
+
+# What CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser.
+ci-tests: $(VENV)/.dev
+	python -m pytest -q -m "e2e or server or browser"
+
+lint: $(VENV)/.dev
+	ruff check .
+	ruff format --check .
+	lint-imports
+	pip check
+
+# Prefect's own pages, with the history of every run on this machine.
+ui: $(VENV)/.run
+	dashfusion ui
+
+# Resolve pyproject.toml anew into one pinned set for every supported Python and platform. CUDA's wheels are left
+# out: PyTorch pins its own, and a CPU build has none.
+constraints: $(VENV)/.dev
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header --quiet \
+	  | grep -Ev '^(triton|cuda-[a-z]+|nvidia-(cu|nccl|nvj|nvs|nvt)[a-z0-9-]*)==' > constraints.new
+	(echo '# Made by `make constraints`; do not edit.'; cat constraints.new) > constraints.txt
+	rm constraints.new
+
+$(VENV)/pyvenv.cfg:
+	@for python in python3 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
+	    echo "setting up $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; echo "Python 3.11 or 3.12 is needed (mediapipe has wheels for no later one); none found on PATH" >&2; exit 1
+
+$(VENV)/.run: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) data models metrics report predictions.parquet .dashfusion

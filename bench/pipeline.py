@@ -1,0 +1,51 @@
+"""Where the time of `dvc repro` goes: wall seconds of every stage on an empty workspace, and of a second run.
+
+Run in a fresh clone:  python -m bench.pipeline
+It refuses to run where data/ exists, since it measures the whole way.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from bench.results import write_result
+
+
+def timed_repro() -> dict[str, float]:
+    """Run `dvc repro`; seconds from each stage's start to the next, and `total`."""
+    began = time.monotonic()
+    starts: list[tuple[str, float]] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if stage := re.match(r"Running stage '(.+)'", line):
+            starts.append((stage[1], time.monotonic() - began))
+    if process.wait():
+        raise SystemExit("dvc repro failed")
+    total = time.monotonic() - began
+    ends = [start for _, start in starts[1:]] + [total]
+    return {name: end - start for (name, start), end in zip(starts, ends, strict=True)} | {"total": total}
+
+
+def main() -> None:
+    """Measure both runs, print them, write bench/results/pipeline.json."""
+    if Path("data").exists():
+        raise SystemExit("data/ exists: run this in a fresh clone")
+    figures = {f"{stage}_seconds": seconds for stage, seconds in timed_repro().items()}
+    again = timed_repro()
+    if len(again) > 1:
+        raise SystemExit(f"the second run was not idle: {again}")
+    figures["second_run_seconds"] = again["total"]
+    for name, value in figures.items():
+        print(f"{name:<28} {value:7.1f}")
+    write_result("pipeline", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Writing the demo corpus: talking avatars as mp4 files, `label.csv`, and the true word times in `words.csv`."""
+
+from __future__ import annotations
+
+import csv
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from corpora.demo.face import SIZE, render
+from corpora.demo.plan import (
+    FPS,
+    SPEECH_START,
+    SPEECH_TAIL,
+    ClipPlan,
+    DemoConfig,
+    label_csv,
+    motion_of,
+    plan_clip,
+    prosody_of,
+    split_of_speakers,
+)
+from corpora.demo.script import Script, load_script
+from corpora.demo.voice import say
+from corpora.files import atomic_path
+
+WORD_COLUMNS = ("clip_id", "index", "word", "start", "end")
+AUDIO_BLOCK = 1024
+"""Samples handed to the AAC encoder at once: its frame."""
+X264_OPTIONS = {"preset": "superfast", "crf": "21", "threads": "1"}
+
+Word = tuple[str, int, str, float, float]
+
+
+def generate(
+    root: Path,
+    config: DemoConfig,
+    language: str = "en",
+    progress: Callable[[int], None] | None = None,
+    workers: int = 0,
+) -> None:
+    """Write the corpus under `root`: `Raw/<video_id>/<clip_id>.mp4`, `words.csv`, `label.csv`.
+
+    The same seed gives the same labels, sentences and word times everywhere, and the same media on the same version
+    of the encoder, whatever the number of workers. `label.csv` is written last: where it lies, the corpus is whole.
+
+    Args:
+        root: the folder; made when missing.
+        config: how much of it, and the seed.
+        language: one that has a script.
+        progress: called with the number of clips finished so far.
+        workers: processes; 0 = one a core; 1 = this process.
+
+    Raises:
+        ValueError: no script for the language.
+        RuntimeError: espeak-ng does not start.
+    """
+    root = Path(root)
+    script = load_script(language)
+    splits = split_of_speakers(config)
+    plans = [plan_clip(config, index, script, splits) for index in range(config.clips)]
+    words: list[Word] = []
+    for done, spoken in enumerate(_made(partial(make_clip, root, config, language), config.clips, workers), start=1):
+        words += spoken
+        if progress is not None:
+            progress(done)
+    with atomic_path(root / "words.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(WORD_COLUMNS)
+        for clip_id, index, word, start, end in sorted(words):
+            writer.writerow([clip_id, index, word, f"{start:.3f}", f"{end:.3f}"])
+    with atomic_path(root / "label.csv") as temporary:
+        temporary.write_text(label_csv(plans), encoding="utf-8", newline="")
+
+
+def _made(make: Callable[[int], list[Word]], clips: int, workers: int) -> Iterator[list[Word]]:
+    """Results of `make` on 0, 1, ... in order."""
+    workers = min(workers or os.cpu_count() or 1, clips)
+    if workers == 1:
+        yield from map(make, range(clips))
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_threaded) as pool:
+        yield from pool.map(make, range(clips), chunksize=2)
+
+
+def _single_threaded() -> None:
+    """Keep OpenCV from starting a thread a core in every worker."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def make_clip(root: Path, config: DemoConfig, language: str, index: int) -> list[Word]:
+    """Write one clip's media; return its words with their times, in seconds from the clip's start."""
+    script: Script = load_script(language)
+    plan: ClipPlan = plan_clip(config, index, script, split_of_speakers(config))
+    rng = np.random.default_rng((config.seed, 3, index))
+    speech = say(
+        plan.sentence.words,
+        f"{script.voice}+{plan.speaker.voice}",
+        prosody_of(plan.speaker, plan.shown["audio"], rng),
+        plan.sentence.emphasised,
+        script.joiner,
+    )
+    seconds = SPEECH_START + len(speech.samples) / speech.sample_rate + SPEECH_TAIL
+    frames = math.ceil(seconds * FPS)
+    samples = np.zeros(frames * speech.sample_rate // FPS, np.float32)
+    lead = round(SPEECH_START * speech.sample_rate)
+    samples[lead : lead + len(speech.samples)] = speech.samples
+    pictures = render(plan.speaker.look, motion_of(plan.speaker, plan.shown["vision"], speech, frames, rng))
+    write_mp4(root / "Raw" / plan.video_id / f"{plan.clip_id}.mp4", pictures, samples, speech.sample_rate)
+    clip_id = f"{plan.video_id}/{plan.clip_id}"
+    return [
+        (clip_id, i, word, SPEECH_START + start, SPEECH_START + end)
+        for i, (word, start, end) in enumerate(zip(plan.sentence.words, speech.starts, speech.ends, strict=True))
+    ]
+
+
+def write_mp4(path: Path, pictures: np.ndarray, samples: np.ndarray, sample_rate: int) -> None:
+    """Write H.264 and AAC.
+
+    Args:
+        path: of the file; it appears whole or not at all.
+        pictures: [F, H, W, 3] uint8, BGR, at `FPS`.
+        samples: [N] float32 in [-1, 1], mono.
+        sample_rate: Hz.
+    """
+    import av
+
+    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        video = container.add_stream("libx264", rate=FPS, options=X264_OPTIONS)
+        video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
+        audio = container.add_stream("aac", rate=sample_rate, layout="mono")
+        audio.bit_rate = 96_000
+        for picture in pictures:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(video.encode())
+        for start in range(0, len(samples), AUDIO_BLOCK):
+            frame = av.AudioFrame.from_ndarray(samples[None, start : start + AUDIO_BLOCK], "fltp", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode())

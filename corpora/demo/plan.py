@@ -1,0 +1,261 @@
+"""What each clip of the demo shows: who speaks, the latent sentiment, and how each modality shows it.
+
+Everything follows from the seed and an index (of a clip or a speaker), so that any clip can be made anywhere alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from corpora.demo.face import HAIR_STYLES, Look, Motion
+from corpora.demo.script import Script, Sentence, compose
+from corpora.demo.voice import Prosody, Speech, loudness
+from corpora.manifest import MODALITIES
+
+LIMIT = 3.0
+LABEL_STEP = 0.2
+NEUTRAL_SHARE, FAINT_SHARE = 0.03, 0.07
+"""Share of clips with sentiment 0, and of those with one between 0 and `CLEAR`."""
+CLEAR = 0.6
+OFF_SHARE = 0.20
+"""Chance, for each modality, of being the one that does not show the clip's sentiment; never two in one clip."""
+MISLEADING_SHARE = 0.70
+"""Of the modalities that are off, how many show the opposite; the others show nothing."""
+INTENSITY_NOISE = {"text": 0.35, "audio": 0.45, "vision": 0.45}
+"""Standard deviation of what a modality shows about the latent sentiment."""
+
+SPLIT_SHARES = {"train": 0.60, "valid": 0.15, "test": 0.25}
+
+FPS = 25
+SPEECH_START, SPEECH_TAIL = 0.20, 0.30
+"""Seconds of silence before and after the sentence."""
+
+# Voices, and the espeak pitch that brings each to about 115 to 145 Hz: the base must not drown the cue.
+VOICES = {"m2": 62, "m3": 58, "m5": 62, "m6": 64, "m7": 58, "f1": 26, "f2": 22, "f3": 18, "f4": 26, "f5": 18}
+RATE, RATE_EFFECT = 172, 45
+PITCH_EFFECT, RANGE, RANGE_EFFECT = 18, 50, 44
+GAIN, GAIN_EFFECT_DB = 0.5, 5.0
+
+SMILE_NOISE, BROW_NOISE = 0.08, 0.35
+SKINS = ((165, 195, 236), (150, 180, 226), (140, 168, 212), (110, 145, 195), (90, 120, 172), (70, 92, 138), (58, 78, 116))
+HAIRS = ((18, 18, 22), (28, 36, 52), (36, 58, 92), (62, 104, 160), (96, 160, 210), (40, 62, 150), (150, 152, 156))
+IRISES = ((40, 60, 90), (30, 40, 60), (130, 100, 60), (90, 120, 70), (120, 110, 100))
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The generated corpus.
+
+    Attributes:
+        clips: how many; at least one a speaker.
+        speakers: how many; one video each, none in two splits.
+        seed: everything random follows from it.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    clips: int = 320
+    speakers: int = 40
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("clips", "speakers", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"prepare.demo.{name} must be a whole number, found {value!r}")
+        if self.speakers < len(SPLIT_SHARES):
+            raise ValueError(
+                f"prepare.demo.speakers must be at least {len(SPLIT_SHARES)}, one for each split, found "
+                f"{self.speakers}; raise it"
+            )
+        if self.clips < self.speakers:
+            raise ValueError(
+                f"prepare.demo.clips must be at least prepare.demo.speakers ({self.speakers}), found {self.clips}; "
+                "raise it or lower speakers"
+            )
+        if self.seed < 0:
+            raise ValueError(f"prepare.demo.seed must not be negative, found {self.seed}; use 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Who speaks: the looks, the voice, and habits that have nothing to do with sentiment."""
+
+    look: Look
+    voice: str
+    pitch: int
+    rate_factor: float
+    mouth_curve: float
+    liveliness: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPlan:
+    """One clip before it is made: `latent` and `shown` (by modality) are sentiments in [-3, 3]."""
+
+    video_id: str
+    clip_id: str
+    split: str
+    speaker: Speaker
+    latent: float
+    shown: dict[str, float]
+    sentence: Sentence
+    text: str
+
+
+def split_of_speakers(config: DemoConfig) -> list[str]:
+    """Split of each speaker, drawn by the seed, every split at least once."""
+    counts = {name: max(1, round(share * config.speakers)) for name, share in SPLIT_SHARES.items()}
+    counts["train"] = config.speakers - counts["valid"] - counts["test"]
+    names = [name for name, count in counts.items() for _ in range(count)]
+    order = np.random.default_rng((config.seed, 0)).permutation(config.speakers)
+    return [names[i] for i in order]
+
+
+def plan_speaker(seed: int, index: int) -> Speaker:
+    """The speaker with this index."""
+    rng = np.random.default_rng((seed, 1, index))
+
+    def choose(options: Sequence) -> object:
+        return options[int(rng.integers(len(options)))]
+
+    skin = np.clip(np.array(choose(SKINS)) + rng.normal(0, 5), 30, 245)
+    top = rng.uniform(110, 215, 3)
+    lips = np.clip(skin * [0.68, 0.58, 0.82] + [12, 8, 18], 0, 235)
+    voice = choose(tuple(VOICES))
+    styles = HAIR_STYLES if voice.startswith("m") else HAIR_STYLES[:3]
+    look = Look(
+        width=rng.uniform(0.93, 1.05),
+        jaw=rng.uniform(0.90, 1.05),
+        eyes=rng.uniform(0.95, 1.14),
+        nose=rng.uniform(0.88, 1.10),
+        mouth=rng.uniform(0.94, 1.08),
+        brow=rng.uniform(0.75, 1.25),
+        skin=tuple(skin),
+        hair=tuple(choose(HAIRS)),
+        lips=tuple(lips),
+        iris=tuple(choose(IRISES)),
+        shirt=tuple(rng.uniform(40, 190, 3)),
+        background=(tuple(top), tuple(top * rng.uniform(0.6, 0.85))),
+        hair_style=choose(styles),
+        fringe=rng.uniform(0.04, 0.11),
+    )
+    return Speaker(
+        look=look,
+        voice=voice,
+        pitch=VOICES[voice] + int(rng.integers(-3, 4)),
+        rate_factor=float(rng.uniform(0.96, 1.04)),
+        mouth_curve=float(rng.normal(0, 0.06)),
+        liveliness=float(rng.uniform(0.6, 1.4)),
+    )
+
+
+def draw_sentiments(rng: np.random.Generator) -> tuple[float, dict[str, float]]:
+    """A latent sentiment, and what each modality shows of it."""
+    draw = rng.random()
+    if draw < NEUTRAL_SHARE:
+        latent = 0.0
+    else:
+        size = rng.uniform(LABEL_STEP, CLEAR) if draw < NEUTRAL_SHARE + FAINT_SHARE else rng.uniform(CLEAR, LIMIT)
+        latent = float(size * rng.choice([-1, 1]))
+    off = int(rng.random() / OFF_SHARE)  # 0, 1, 2: that modality; more: none
+    shown = {}
+    for index, modality in enumerate(MODALITIES):
+        value = latent
+        if index == off:
+            value = -latent if rng.random() < MISLEADING_SHARE else 0.0
+        shown[modality] = float(np.clip(value + rng.normal(0, INTENSITY_NOISE[modality]), -LIMIT, LIMIT))
+    return latent, shown
+
+
+def plan_clip(config: DemoConfig, index: int, script: Script, splits: Sequence[str]) -> ClipPlan:
+    """The clip with this index; `splits` is from `split_of_speakers`."""
+    rng = np.random.default_rng((config.seed, 2, index))
+    number = index % config.speakers
+    latent, shown = draw_sentiments(rng)
+    sentence = compose(script, shown["text"], rng)
+    return ClipPlan(
+        video_id=f"speaker_{number:03d}",
+        clip_id=f"{index // config.speakers + 1:04d}",
+        split=splits[number],
+        speaker=plan_speaker(config.seed, number),
+        latent=latent,
+        shown=shown,
+        sentence=sentence,
+        text=script.joiner.join(sentence.words),
+    )
+
+
+def prosody_of(speaker: Speaker, shown: float, rng: np.random.Generator) -> Prosody:
+    """How a sentence is said that shows a sentiment: glad is higher, livelier, faster and louder than sad."""
+    x = shown / LIMIT
+    return Prosody(
+        rate=int((RATE + RATE_EFFECT * x + rng.normal(0, 6)) * speaker.rate_factor),
+        pitch=int(np.clip(speaker.pitch + PITCH_EFFECT * x + rng.normal(0, 2), 0, 99)),
+        pitch_range=int(np.clip(RANGE + RANGE_EFFECT * x + rng.normal(0, 5), 0, 99)),
+        gain=float(GAIN * 10 ** ((GAIN_EFFECT_DB * x + rng.normal(0, 1)) / 20)),
+        emphasis=1 + 0.5 * abs(x),
+    )
+
+
+def _wander(rng: np.random.Generator, times: np.ndarray, size: float) -> np.ndarray:
+    """A slow, smooth random curve [F] of about this size."""
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.7) * times + rng.random())) * rng.normal() for _ in range(3)]
+    return size * np.sum(waves, axis=0) / 2
+
+
+def motion_of(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
+    """What the face does while it says `speech`, showing a sentiment; frames at `FPS`, [F] each."""
+    times = np.arange(frames) / FPS
+    x = shown / LIMIT
+    apex = rng.uniform(0.3, 0.8) * times[-1]
+    course = 0.55 + 0.45 * np.exp(-(((times - apex) / (0.35 * times[-1])) ** 2))
+    smile = x * course + speaker.mouth_curve + rng.normal(0, SMILE_NOISE) + _wander(rng, times, 0.06)
+    brow = 0.5 * x * course + rng.normal(0, BROW_NOISE) + _wander(rng, times, 0.10)
+    jaw = loudness(speech.samples, speech.sample_rate, times - SPEECH_START)
+    jaw = np.clip(jaw / max(float(jaw.max()), 1e-6), 0, 1) ** 0.8 * rng.uniform(0.35, 0.6)
+    blink = np.zeros(frames)
+    moment = rng.uniform(0.3, 2.0)
+    while moment < times[-1]:
+        blink = np.maximum(blink, np.exp(-(((times - moment) / 0.06) ** 2)))
+        moment += rng.uniform(1.5, 4.0)
+    turn = 0.10 * speaker.liveliness
+    return Motion(
+        smile=np.clip(smile, -1.1, 1.1),
+        jaw=jaw,
+        brow=np.clip(brow, -1, 1),
+        blink=blink,
+        yaw=_wander(rng, times, 1.2 * turn) + rng.normal(0, 0.08),
+        pitch=_wander(rng, times, 0.6 * turn) + rng.normal(0, 0.03),
+        roll=_wander(rng, times, 0.5 * turn) + rng.normal(0, 0.03),
+        shift=np.stack([_wander(rng, times, 0.02), _wander(rng, times, 0.012)], axis=1),
+    )
+
+
+def _rounded(value: float) -> str:
+    return f"{round(value / LABEL_STEP) * LABEL_STEP + 0.0:.1f}".replace("-0.0", "0.0")
+
+
+LABEL_COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
+
+
+def label_csv(plans: Sequence[ClipPlan]) -> str:
+    """The corpus's `label.csv`, in MMSA's columns, sorted by video and clip."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(LABEL_COLUMNS)
+    for plan in sorted(plans, key=lambda p: (p.video_id, p.clip_id)):
+        label = _rounded(plan.latent)
+        shown = [_rounded(plan.shown[m]) for m in MODALITIES]
+        polarity = float(label)
+        annotation = "Positive" if polarity > 0 else "Negative" if polarity < 0 else "Neutral"
+        writer.writerow([plan.video_id, plan.clip_id, plan.text, label, *shown, annotation, plan.split])
+    return out.getvalue()
+
+

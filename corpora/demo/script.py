@@ -1,0 +1,110 @@
+"""Sentences with a wanted sentiment, from a language's `script_<language>.yaml`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+FOLDER = Path(__file__).parent
+STRONG, MILD = 1.7, 0.3
+"""Sentiments from which a sentence is called strong, and from which it is not neutral."""
+OPENER_SHARE, CLOSER_SHARE = 0.35, 0.15
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One language's templates; the head of `script_en.yaml` says what each key means."""
+
+    voice: str
+    joiner: str
+    full_stop: str
+    emphasised: Sequence[str]
+    slots: Mapping[str, Sequence[str]]
+    openers: Sequence[str]
+    closers: Sequence[str]
+    sentences: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence in words, punctuation attached; `emphasised` are indices of words."""
+
+    words: tuple[str, ...]
+    emphasised: tuple[int, ...]
+
+
+def languages() -> list[str]:
+    """Languages that have a script."""
+    return sorted(path.stem.removeprefix("script_") for path in FOLDER.glob("script_*.yaml"))
+
+
+@functools.cache
+def load_script(language: str) -> Script:
+    """The script of a language.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if language not in languages():
+        raise ValueError(
+            f"prepare.language: the demo corpus speaks {', '.join(languages())}, not {language!r}; "
+            f"a file {FOLDER / 'script_<language>.yaml'} would teach it"
+        )
+    return Script(**yaml.safe_load((FOLDER / f"script_{language}.yaml").read_text(encoding="utf-8")))
+
+
+def kind_of(sentiment: float) -> str:
+    """Name of the group of sentences that shows a sentiment in [-3, 3]."""
+    if abs(sentiment) < MILD:
+        return "neutral"
+    polarity = "positive" if sentiment > 0 else "negative"
+    return f"strong_{polarity}" if abs(sentiment) >= STRONG else polarity
+
+
+def compose(script: Script, sentiment: float, rng: np.random.Generator) -> Sentence:
+    """A sentence that shows `sentiment`, a value in [-3, 3]."""
+    choose = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
+    words: list[str] = choose(script.openers).split() if rng.random() < OPENER_SHARE else []
+    emphasised = []
+    for token in choose(script.sentences[kind_of(sentiment)]).split():
+        slot = SLOT.fullmatch(token)
+        filled = choose(script.slots[slot[1]]).split() if slot else [token]
+        if slot and slot[1] in script.emphasised:
+            emphasised += range(len(words), len(words) + len(filled))
+        words += filled
+    if rng.random() < CLOSER_SHARE:
+        words += [",", *choose(script.closers).split()]
+    words, emphasised = _attach_commas(words, emphasised)
+    words[-1] += script.full_stop
+    words[0] = words[0][0].upper() + words[0][1:]
+    return Sentence(tuple(_articles(words)), tuple(emphasised))
+
+
+def _attach_commas(words: list[str], emphasised: list[int]) -> tuple[list[str], list[int]]:
+    """Commas that stand alone go to the word before; indices follow."""
+    attached: list[str] = []
+    moved: list[int] = []
+    for index, word in enumerate(words):
+        if word in (",", "，"):
+            attached[-1] += word
+            continue
+        if index in emphasised:
+            moved.append(len(attached))
+        attached.append(word)
+    return attached, moved
+
+
+def _articles(words: list[str]) -> list[str]:
+    """English `a` before a vowel becomes `an`; a lone `a` is no word of the other languages' scripts."""
+    following = [*words[1:], ""]
+    return [
+        word + "n" if word in ("a", "A") and after[:1].lower() in tuple("aeiou") else word
+        for word, after in zip(words, following, strict=True)
+    ]

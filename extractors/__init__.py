@@ -1,0 +1,1 @@
+"""From media to feature sequences: decoding, extractors, word timing, the feature store, alignment."""

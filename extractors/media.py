@@ -1,0 +1,321 @@
+"""Decoding media: the one place that opens video and audio files.
+
+Times are seconds from the clip's time zero, which is the container's start: a stream that begins later than
+another keeps its distance. H, W are a frame's height and width, N counts samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition, Stream
+from av.video.reformatter import VideoReformatter
+
+MAX_SIDE = 640
+"""Pixels. Larger frames are scaled down while they are converted: a face keeps enough for the models."""
+
+SHORT_BY = 0.5
+"""Seconds. A stream that ends this much before its declared end is taken to be cut off."""
+
+LONGEST_GAP = 60.0
+"""Seconds. A longer jump between two time stamps is damage, not a still picture or a silence."""
+
+AUDIO_GAP = 0.05
+"""Seconds. A longer hole between audio packets becomes silence, so that what follows keeps its time."""
+
+FALLBACK_RATE = Fraction(25)
+"""Frames a second, where neither the time stamps nor the header know better."""
+
+
+class MediaError(Exception):
+    """A media file cannot be used. The message names the file, what was found, and what to do."""
+
+
+class MissingStream(MediaError):
+    """The file is sound, but has no stream of the kind that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """What a media file declares. None where the header does not say, or where there is no such stream.
+
+    Attributes:
+        duration: seconds.
+        has_audio, has_video: a cover picture in an audio file is no video.
+        fps: average frames a second.
+        width, height: pixels as stored, before any rotation.
+        sample_rate: Hz.
+        video_codec, audio_codec, container: FFmpeg's names.
+    """
+
+    duration: float | None
+    has_audio: bool
+    has_video: bool
+    fps: float | None
+    width: int | None
+    height: int | None
+    sample_rate: int | None
+    video_codec: str | None
+    audio_codec: str | None
+    container: str
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[InputContainer]:
+    path = Path(path).absolute()
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise MediaError(f"{path}: {found}, expected a media file; correct the corpus's media paths")
+    if not path.stat().st_size:
+        raise MediaError(f"{path}: zero bytes; copy or download the file again")
+    try:
+        # `file:`: a colon in a name is no protocol; the white list: a playlist cannot reach the network
+        container = av.open(
+            f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file,crypto,data"}
+        )
+    except (FFmpegError, ValueError) as error:
+        raise MediaError(
+            f"{path}: {path.stat().st_size} bytes, but not a media file, or cut off before its index "
+            f"({_reason(error)}); copy it again, or convert it with a current ffmpeg"
+        ) from error
+    with container:
+        yield container
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _find(container: InputContainer, kind: Literal["audio", "video"]) -> Stream | None:
+    """The file's main stream of a kind, wherever it stands; cover pictures do not count."""
+    streams = [s for s in getattr(container.streams, kind) if not s.disposition & Disposition.attached_pic]
+    return max(streams, key=lambda s: bool(s.disposition & Disposition.default), default=None)
+
+
+def _need(path: Path, container: InputContainer, kind: Literal["audio", "video"]) -> Stream:
+    stream = _find(container, kind)
+    if stream is None:
+        raise MissingStream(f"{path}: no {kind} stream")
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: no decoder for its {kind} stream; convert it to an mp4 file")
+    stream.codec_context.thread_count = 1  # the clips are spread over the cores, not one clip's frames
+    return stream
+
+
+def probe(path: Path) -> MediaInfo:
+    """What the headers of a media file say; nothing is decoded.
+
+    Raises:
+        MediaError: not there, zero bytes, not a media file, or neither sound nor picture in it.
+    """
+    with _open(path) as container:
+        video, audio = _find(container, "video"), _find(container, "audio")
+        if video is None and audio is None:
+            raise MediaError(f"{path}: {container.format.name} without sound or picture; replace the file")
+        return _info(container, video, audio)
+
+
+def _info(container: InputContainer, video: Stream | None, audio: Stream | None) -> MediaInfo:
+    lengths = [s.duration * s.time_base for s in (video, audio) if s is not None and s.duration]
+    duration = max(lengths, default=None)
+    if container.duration:
+        duration = Fraction(container.duration, av.time_base)
+    picture = video.codec_context if video is not None else None
+    sound = audio.codec_context if audio is not None else None
+    rate = video.average_rate or video.guessed_rate if video is not None else None
+    return MediaInfo(
+        duration=float(duration) if duration else None,
+        has_audio=audio is not None,
+        has_video=video is not None,
+        fps=float(rate) if rate else None,
+        width=(picture.width or None) if picture else None,
+        height=(picture.height or None) if picture else None,
+        sample_rate=(sound.sample_rate or None) if sound else None,
+        video_codec=picture.name if picture else None,
+        audio_codec=sound.name if sound else None,
+        container=container.format.name,
+    )
+
+
+def _decode(path: Path, container: InputContainer, stream: Stream) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """Every frame of a stream, in order of presentation.
+
+    A packet that does not decode is allowed before the first frame (a recording that was cut inside a group
+    of pictures) and after the last one (its torn end); between two frames it fails the file.
+
+    Raises:
+        MissingStream: the stream is declared, but holds no packet.
+        MediaError: nothing decodes, something between does not, or the file ends before its declared end.
+    """
+    failure: FFmpegError | None = None
+    torn = False
+    packets = frames = 0
+    reached = {s.index: Fraction(0) for s in container.streams}
+    demuxer = container.demux()
+    while True:
+        try:
+            packet = next(demuxer, None)
+        except FFmpegError as error:
+            failure, torn = error, True
+            break
+        if packet is None:
+            break
+        if packet.pts is not None:
+            end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            reached[packet.stream.index] = max(reached[packet.stream.index], end)
+        if packet.stream.index != stream.index:
+            continue
+        packets += bool(packet.size)
+        try:
+            decoded = packet.decode()
+        except FFmpegError as error:
+            failure = error if frames else None
+            continue
+        if decoded and failure is not None:
+            raise MediaError(
+                f"{path}: damaged at {float(reached[stream.index]):.2f} s of its {stream.type} stream "
+                f"({_reason(failure)}); copy it again, or convert it with a current ffmpeg"
+            )
+        frames += len(decoded)
+        yield from decoded
+    _check_end(path, container, reached[stream.index] if torn else max(reached.values()))
+    if not packets and not torn:
+        raise MissingStream(f"{path}: its {stream.type} stream is empty")
+    if not frames:
+        raise MediaError(f"{path}: nothing of its {stream.type} stream decodes; copy or record it again")
+
+
+def _check_end(path: Path, container: InputContainer, reached: Fraction) -> None:
+    """Raise MediaError where a container that writes its duration down ends well before it.
+
+    Other containers' durations are guessed from bit rates and prove nothing.
+    """
+    if container.format.name.split(",")[0] not in ("mov", "matroska", "wav", "avi") or not container.duration:
+        return
+    declared = Fraction(container.duration, av.time_base)
+    found = max(reached - _time_zero(container), Fraction(0))
+    if declared - found > SHORT_BY:
+        raise MediaError(
+            f"{path}: truncated: {float(declared):.2f} s declared, {float(found):.2f} s found; "
+            "copy or download the file again"
+        )
+
+
+def _time_zero(container: InputContainer) -> Fraction:
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def read_audio(path: Path, sample_rate: int) -> np.ndarray:
+    """A clip's sound as one channel, [N] float32, at `sample_rate` Hz.
+
+    Sample n is at n / sample_rate seconds after time zero: a stream that begins late, or has a hole, is
+    filled up with silence. Channels are averaged.
+
+    Raises:
+        MissingStream: no audio stream, or an empty one.
+        MediaError: the file cannot be used, or is damaged (see `_decode`).
+    """
+    with _open(path) as container:
+        stream = _need(path, container, "audio")
+        zero = _time_zero(container)
+        pieces: list[np.ndarray] = []
+        resampler, kind = None, None
+        clock = Fraction(0)  # where the next sample belongs
+        for frame in _decode(path, container, stream):
+            time = clock if frame.pts is None else frame.pts * frame.time_base - zero
+            gap = time - clock
+            if gap > LONGEST_GAP:
+                raise MediaError(f"{path}: the sound's time jumps by {float(gap):.0f} s; convert it again")
+            layout = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+            if layout != kind or gap > AUDIO_GAP or resampler is None:
+                pieces += _drain(resampler)
+                resampler, kind = av.AudioResampler("fltp", rate=sample_rate), layout
+                due = round(time * sample_rate) - sum(map(len, pieces))
+                pieces.append(np.zeros(max(due, 0), np.float32))
+                clock = max(time, clock)
+            pieces += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
+            clock += Fraction(frame.samples, frame.sample_rate)
+        return np.concatenate(pieces + _drain(resampler)).astype(np.float32, copy=False)
+
+
+def _drain(resampler: av.AudioResampler | None) -> list[np.ndarray]:
+    """What a resampler still holds, averaged over the channels."""
+    return [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None)] if resampler else []
+
+
+def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tuple[float, np.ndarray]]:
+    """A clip's picture, looked at `fps` times a second: (seconds, [H, W, 3] uint8 RGB, read-only).
+
+    The times are 0, 1 / fps, 2 / fps, ...; each gets the frame that a player would show then, whatever the
+    video's own rate, constant or not. While a frame stays on the screen the very same array comes again. A
+    picture that starts late gets no times before the last grid time that precedes it. Frames are upright
+    (rotation applied) and at most `max_side` pixels on the longer side.
+
+    Raises:
+        ValueError: `fps` or `max_side` is not positive.
+        MissingStream: no video stream, or an empty one.
+        MediaError: the file cannot be used, or is damaged (see `_decode`); possibly after some frames.
+    """
+    if not fps > 0 or not max_side > 0:
+        raise ValueError(f"fps and max_side must be positive, found {fps} and {max_side}")
+    step = 1 / Fraction(fps).limit_denominator(1_000_000)
+    convert = VideoReformatter()
+    with _open(path) as container:
+        stream = _need(path, container, "video")
+        number: int | None = None
+        shown: np.ndarray | None = None
+        for frame, start, end in _intervals(path, container, stream):
+            number = int(max(start, 0) / step) if number is None else number
+            shown = None
+            while number * step < end:
+                shown = _to_rgb(convert, frame, max_side) if shown is None else shown
+                yield float(number * step), shown
+                number += 1
+
+
+def _intervals(
+    path: Path, container: InputContainer, stream: Stream
+) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+    """Each frame with the time it appears and the time the next one replaces it.
+
+    Stamps are rounded to the stream's time base, so a frame may be half a tick early; but a time base as
+    coarse as the frame rate (AVI) is exact.
+    """
+    zero = _time_zero(container)
+    early = min(stream.time_base / 2, Fraction(1, 1000))
+    length = 1 / (stream.average_rate or stream.guessed_rate or FALLBACK_RATE)
+    held, start = None, Fraction(0)
+    for frame in _decode(path, container, stream):
+        expected = start + length if held is not None else Fraction(0)
+        time = expected if frame.pts is None else frame.pts * frame.time_base - zero
+        if held is not None:
+            if time - start > LONGEST_GAP:
+                raise MediaError(
+                    f"{path}: the picture's time jumps from {float(start):.0f} s to {float(time):.0f} s; "
+                    "convert it again"
+                )
+            yield held, start, time - early
+        held, start = frame, time
+        if frame.duration:
+            length = min(frame.duration * frame.time_base, LONGEST_GAP)
+    if held is not None:
+        yield held, start, start + length - early
+
+
+def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, max_side: int) -> np.ndarray:
+    scale = min(1.0, max_side / max(frame.width, frame.height))
+    width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
+    image = convert.reformat(frame, width, height, "rgb24").to_ndarray()
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
+    image = np.ascontiguousarray(np.rot90(image, turns))  # rows may have been padded as well
+    image.flags.writeable = False
+    return image

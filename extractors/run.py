@@ -1,0 +1,394 @@
+"""Extraction of one modality, clip by clip, so that a run that was stopped goes on where it was.
+
+Each clip's result is one file in a scratch folder, `<scratch>/<signature>/<key[:2]>/<key>.npz`, keyed by what
+the extractor was shown; `assemble` then streams them into the feature store. Work units run in any process:
+they take paths and plain values.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpora.files import atomic_path, sha256_of
+from corpora.manifest import Clip
+from corpora.problems import Problem
+from extractors.base import (
+    ExtractionError,
+    Extractor,
+    FeatureSequence,
+    MissingModality,
+    Source,
+    create,
+)
+from extractors.media import MediaError
+from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_sequence
+
+logger = logging.getLogger(__name__)
+
+BATCH_CLIPS = 32
+"""Clips that an extractor is given at a time, and the most that a kill can cost a work unit."""
+
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Features of clips; safe to delete.\n"
+"""Backups skip a folder with this file (https://bford.info/cachedir/), `prune` touches no other."""
+
+
+class TooManyFailures(RuntimeError):
+    """More clips failed than the parameters allow. The message sums up what failed and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """What became of one work unit.
+
+    Attributes:
+        meta: of the extractor that ran.
+        extracted: clips that were extracted now.
+        reused: clips whose result lay in scratch already.
+        missing: of both, those that have no such modality.
+        problems: one row for each clip that failed.
+    """
+
+    meta: FeatureMeta
+    extracted: int
+    reused: int
+    missing: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a feature store holds: rows (`missing` of them with T = 0), steps in all, clips that failed."""
+
+    rows: int
+    missing: int
+    steps: int
+    failed: int
+
+
+def work_units(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
+    """Split clips into units of at most `size`, of about the same duration, each in the clips' order.
+
+    The longest clips are dealt out first, each to the unit with the least to do. 50 to 200 clips a unit keep
+    the cost of starting one small beside its work.
+
+    Raises:
+        ValueError: `size` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}: a work unit holds at least 1 clip")
+    if not clips:
+        return []
+    known = [clip.duration for clip in clips if clip.duration is not None]
+    usual = sum(known) / len(known) if known else 1.0
+    seconds = [usual if clip.duration is None else clip.duration for clip in clips]
+    units: list[list[int]] = [[] for _ in range(math.ceil(len(clips) / size))]
+    load = [0.0] * len(units)
+    for index in sorted(range(len(clips)), key=lambda i: -seconds[i]):
+        free = (u for u in range(len(units)) if len(units[u]) < size)
+        unit = min(free, key=lambda u: (load[u], len(units[u])))
+        units[unit].append(index)
+        load[unit] += seconds[index]
+    return [[clips[i] for i in sorted(unit)] for unit in units if unit]
+
+
+def limit_threads(threads: int) -> None:
+    """Let this process's numeric libraries use so many threads. The initializer of a worker process.
+
+    Libraries that are loaded already are told, the others find it in the environment.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+        os.environ[name] = str(threads)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+@functools.lru_cache(maxsize=4)
+def _built(name: str, options: str) -> Extractor:
+    return create(name, json.loads(options))
+
+
+def _extractor(name: str, options: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
+    extractor = _built(name, json.dumps(dict(options), sort_keys=True))
+    names = tuple(extractor.feature_names)
+    return extractor, FeatureMeta(extractor.modality, name, dict(options), extractor.signature, names)
+
+
+def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
+    """What a store made with this extractor says of itself; the extractor is built once a process.
+
+    Raises:
+        ValueError: no such extractor or option.
+    """
+    return _extractor(extractor_name, options)[1]
+
+
+def scratch_path(scratch: Path, meta: FeatureMeta, clip: Clip, root: Path) -> Path:
+    """Where the clip's result lies in scratch: its key covers all that the extractor is shown.
+
+    Text: transcript, language, duration. Audio and vision: the media file's content, language, duration. A
+    clip without a hash in the manifest has its file hashed.
+
+    Raises:
+        ValueError: the extractor's signature cannot name a folder.
+    """
+    if Path(meta.signature).name != meta.signature:
+        raise ValueError(f"extractor {meta.extractor}: signature {meta.signature!r} is no plain file name")
+    if meta.modality == "text":
+        content = clip.text
+    elif clip.sha256 or not clip.media:
+        content = clip.sha256
+    else:
+        media = root / clip.media
+        content = sha256_of(media) if media.is_file() else "absent"
+    payload = json.dumps([content, clip.language, clip.duration])
+    key = hashlib.sha256(payload.encode()).hexdigest()
+    return scratch / meta.signature / key[:2] / f"{key}.npz"
+
+
+def _save(path: Path, sequence: FeatureSequence) -> None:
+    arrays = {name: getattr(sequence, name) for name in FeatureSequence.__dataclass_fields__}
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def _load(path: Path) -> FeatureSequence | None:
+    """The result in scratch; None where there is none, or only a damaged file, which is removed."""
+    try:
+        with np.load(path) as arrays:  # the zip container checks every array's CRC
+            return FeatureSequence(**arrays)
+    except FileNotFoundError:
+        return None
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError, ExtractionError) as error:
+        logger.warning("%s is damaged (%s) and will be made again", path, error)
+        path.unlink()
+        return None
+
+
+def _empty(meta: FeatureMeta) -> FeatureSequence:
+    """T = 0: the clip has no such modality."""
+    none, integers = np.empty(0, np.float32), np.empty(0, np.int32)
+    tokens = (integers, integers) if meta.modality == "text" else (None, None)
+    return FeatureSequence(
+        np.empty((0, len(meta.feature_names)), np.float32), none, none, none.astype(bool), *tokens
+    )
+
+
+def _source(clip: Clip, root: Path, modality: str) -> Source:
+    """What the extractor is shown. It sees no more than `scratch_path`'s key covers."""
+    if modality == "text":
+        return Source(clip.clip_id, None, clip.text, clip.language, clip.duration)
+    return Source(clip.clip_id, root / clip.media if clip.media else None, "", clip.language, clip.duration)
+
+
+def _check_media(clip: Clip, root: Path) -> None:
+    """Refuse a file that is not the one in the manifest: its features would be kept under a wrong key."""
+    if not clip.media:
+        return
+    if not (root / clip.media).is_file():
+        raise MediaError(f"{root / clip.media}: no such file; restore it, or run the prepare stage again")
+    found = sha256_of(root / clip.media)
+    if clip.sha256 and found != clip.sha256:
+        raise MediaError(
+            f"{root / clip.media}: changed since the manifest was made (SHA-256 {clip.sha256[:12]}... then, "
+            f"{found[:12]}... now); run the prepare stage again"
+        )
+
+
+def _alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
+    try:
+        results = list(extractor.extract([source]))
+        if len(results) != 1:
+            raise RuntimeError(f"the extractor gave {len(results)} results for one clip")
+        return results[0]
+    except Exception as error:  # becomes the clip's row in the problems table
+        return error
+
+
+def _results(extractor: Extractor, sources: Sequence[Source]) -> list[FeatureSequence | Exception]:
+    """One result a source, whatever the extractor does.
+
+    Where it raises instead of yielding the error, or gives another number of results, nothing tells which
+    clip they belong to: then the clips go through one by one, and only the one at fault fails.
+    """
+    try:
+        results = list(extractor.extract(sources))
+    except Exception as error:  # raised again, and then reported, for the clip at fault
+        logger.warning("%r among %d clips, going through them one by one", error, len(sources))
+    else:
+        if len(results) == len(sources):
+            return results
+        logger.warning("%d results for %d clips, going through them one by one", len(results), len(sources))
+    return [_alone(extractor, source) for source in sources]
+
+
+def _settle(clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta) -> FeatureSequence | Problem:
+    """What goes into scratch for a result, or into the problems table."""
+    if isinstance(result, MissingModality):
+        return _empty(meta)
+    if isinstance(result, FeatureSequence):
+        try:
+            check_sequence(result, meta)
+            return result
+        except ExtractionError as error:
+            result = error
+    if not isinstance(result, (ExtractionError, MediaError)):
+        logger.error("clip %s, %s: %r", clip.clip_id, meta.modality, result, exc_info=result)
+    return Problem(clip.clip_id, "extract", meta.modality, type(result).__name__, str(result) or repr(result))
+
+
+def extract_unit(
+    clips: Sequence[Clip], root: Path, extractor_name: str, options: Mapping[str, Any], scratch: Path
+) -> UnitReport:
+    """Extract one modality of the clips into scratch, except where scratch has the result already.
+
+    A clip without the modality gets an empty result. A clip that fails gets a problem and no result, so that
+    the next run tries it again; it never stops the others.
+
+    Args:
+        root: the folder that the clips' `media` start from.
+        extractor_name, options: as in the parameters; the extractor is built once a process.
+
+    Raises:
+        ValueError: no such extractor or option.
+        OSError: scratch cannot be written.
+    """
+    root, scratch = Path(root), Path(scratch)
+    extractor, meta = _extractor(extractor_name, options)
+    _tag(scratch)
+    pending: list[tuple[Clip, Path]] = []
+    missing = 0
+    for clip in clips:
+        path = scratch_path(scratch, meta, clip, root)
+        known = _load(path)
+        if known is None:
+            pending.append((clip, path))
+        else:
+            missing += not len(known)
+    problems: list[Problem] = []
+    for batch in (pending[i : i + BATCH_CLIPS] for i in range(0, len(pending), BATCH_CLIPS)):
+        for clip, path, result in _extract_batch(extractor, meta.modality, batch, root):
+            settled = _settle(clip, result, meta)
+            if isinstance(settled, Problem):
+                problems.append(settled)
+            else:
+                _save(path, settled)
+                missing += not len(settled)
+    extracted, reused = len(pending) - len(problems), len(clips) - len(pending)
+    return UnitReport(meta, extracted, reused, missing, tuple(problems))
+
+
+def _extract_batch(
+    extractor: Extractor, modality: str, batch: Sequence[tuple[Clip, Path]], root: Path
+) -> Iterator[tuple[Clip, Path, FeatureSequence | Exception]]:
+    fit = []
+    for clip, path in batch:
+        try:
+            if modality != "text":
+                _check_media(clip, root)
+            fit.append((clip, path))
+        except MediaError as error:
+            yield clip, path, error
+    if fit:
+        results = _results(extractor, [_source(clip, root, modality) for clip, _ in fit])
+        yield from ((clip, path, result) for (clip, path), result in zip(fit, results, strict=True))
+
+
+def assemble(
+    clips: Iterable[Clip],
+    root: Path,
+    meta: FeatureMeta,
+    scratch: Path,
+    out_folder: Path,
+    problems: Sequence[Problem] = (),
+) -> Summary:
+    """Stream the clips' results from scratch into the feature store `out_folder`, in the order of `clips`.
+
+    Args:
+        meta: from the units' reports, or from `describe`.
+        problems: of the units; their clips get no row.
+
+    Raises:
+        StoreError: a clip has neither a result nor a problem.
+    """
+    failed = {problem.clip_id for problem in problems}
+    rows = missing = steps = 0
+    with FeatureWriter(out_folder, meta) as writer:
+        for clip in clips:
+            if clip.clip_id in failed:
+                continue
+            path = scratch_path(Path(scratch), meta, clip, Path(root))
+            sequence = _load(path)
+            if sequence is None:
+                raise StoreError(
+                    f"clip {clip.clip_id}: no {meta.modality} result at {path}; run the extract stage again, "
+                    "only what is absent is extracted"
+                )
+            writer.write(clip.clip_id, sequence)
+            rows, missing, steps = rows + 1, missing + (len(sequence) == 0), steps + len(sequence)
+    return Summary(rows, missing, steps, len(failed))
+
+
+def check_failures(problems: Sequence[Problem], total: int, max_failed_fraction: float, table: Path) -> None:
+    """Stop where more than `max_failed_fraction` of `total` clips failed.
+
+    Args:
+        table: where the problems were written, for the message.
+
+    Raises:
+        TooManyFailures: with the counts by error, the first clips, and what to do.
+    """
+    failed = len({problem.clip_id for problem in problems})
+    if failed <= max_failed_fraction * total:
+        return
+    counts = ", ".join(
+        f"{error} {count}" for error, count in Counter(p.error for p in problems).most_common()
+    )
+    first = "\n".join(f"  {p.clip_id} ({p.modality}): {p.error}: {p.message}" for p in problems[:5])
+    raise TooManyFailures(
+        f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "
+        f"{max_failed_fraction:.1%}.\nBy error: {counts}\nThe first:\n{first}\n"
+        f"All of them are in {table}. Repair or remove these clips and run the stage again (what was "
+        "extracted is kept), or raise extract.max_failed_fraction."
+    )
+
+
+def _tag(scratch: Path) -> None:
+    if not (scratch / CACHE_TAG).exists():
+        with atomic_path(scratch / CACHE_TAG) as temporary:
+            temporary.write_text(CACHE_TAG_TEXT)
+
+
+def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
+    """Remove the results of all extractor signatures but those in `keep`: (folders removed, bytes freed).
+
+    Raises:
+        ValueError: the folder is not a scratch folder of ours.
+    """
+    scratch = Path(scratch)
+    if not scratch.exists():
+        return 0, 0
+    if not (scratch / CACHE_TAG).is_file():
+        raise ValueError(f"{scratch}: no {CACHE_TAG} here, so this is no scratch folder; nothing was removed")
+    old = sorted(path for path in scratch.iterdir() if path.is_dir() and path.name not in keep)
+    freed = sum(file.stat().st_size for folder in old for file in folder.rglob("*") if file.is_file())
+    for folder in old:
+        shutil.rmtree(folder)
+    return len(old), freed

@@ -1,0 +1,338 @@
+"""The feature store: one folder a modality, Parquet shards of one row a clip, in manifest order.
+
+`ShardWriter` writes any such folder in bounded memory and puts it in place whole; `FeatureWriter` and
+`FeatureReader` are the features of one modality. Shapes: T steps, D features.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpora.files import atomic_path
+from extractors.base import ExtractionError, FeatureSequence
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"dashfusion"
+SHARD_CLIPS = 512
+GROUP_CLIPS = 64
+
+
+class StoreError(ValueError):
+    """A store on disk cannot be used. The message names the file and the stage that makes it anew."""
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success it replaces `path`, on an exception it is removed.
+
+    A run that was killed leaves the temporary folder behind, and the next one clears it: a folder has one
+    writer at a time.
+    """
+    path = Path(path)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sequence_type(dim: int) -> pa.DataType:
+    """Arrow type of [T, dim] float32 values, without nulls."""
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
+    return pa.list_(pa.field("element", vector, nullable=False))
+
+
+def list_type(item: pa.DataType) -> pa.DataType:
+    """Arrow type of a [T] array, without nulls."""
+    return pa.list_(pa.field("element", item, nullable=False))
+
+
+def _to_arrow(items: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A column from one item a row: numpy arrays for list types, plain values otherwise."""
+    if pa.types.is_dictionary(kind):
+        return pa.array(items, kind.value_type).dictionary_encode().cast(kind)
+    if not pa.types.is_list(kind):
+        return pa.array(items, kind)
+    offsets = np.zeros(len(items) + 1, np.int32)
+    np.cumsum([len(item) for item in items], out=offsets[1:])
+    element, flat = kind.value_type, np.concatenate(items)
+    if pa.types.is_fixed_size_list(element):
+        scalars = pa.array(flat.reshape(-1)).cast(element.value_type)
+        child = pa.FixedSizeListArray.from_arrays(scalars, type=element)
+    else:
+        child = pa.array(flat).cast(element)
+    return pa.ListArray.from_arrays(pa.array(offsets), child, type=kind)
+
+
+def to_numpy(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets [rows + 1] and flat steps of a list column: row i is `flat[offsets[i]:offsets[i + 1]]`."""
+    offsets = column.offsets.to_numpy()
+    child = column.values
+    if pa.types.is_fixed_size_list(child.type):
+        flat = child.flatten().to_numpy(zero_copy_only=False)
+        return offsets, flat.reshape(len(child), child.type.list_size)
+    return offsets, child.to_numpy(zero_copy_only=False)
+
+
+class ShardWriter:
+    """Rows into `part-00000.parquet`, `part-00001.parquet`, ... of a folder, a row group at a time.
+
+    The same rows in the same order give the same bytes. No rows at all give one part with the schema alone.
+    Leaving the `with` block by an exception leaves no half part behind.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, shard_clips: int = SHARD_CLIPS) -> None:
+        self.folder, self.schema, self.shard_clips = Path(folder), schema, shard_clips
+        self.rows = 0
+        self._group: list[Mapping[str, Any]] = []
+        self._shards = 0
+        self._in_shard = 0
+        self._stack = ExitStack()
+        self._parquet: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
+        if kind is None:
+            self._flush()
+            if not self._shards:
+                self._open()
+            self._stack.close()
+        else:
+            self._stack.__exit__(kind, *details)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row: column name -> value, numpy arrays for list columns."""
+        self._group.append(row)
+        self.rows += 1
+        if len(self._group) == GROUP_CLIPS or self._in_shard + len(self._group) == self.shard_clips:
+            self._flush()
+
+    def _open(self) -> pq.ParquetWriter:
+        temporary = self._stack.enter_context(atomic_path(self.folder / f"part-{self._shards:05d}.parquet"))
+        self._parquet = self._stack.enter_context(
+            pq.ParquetWriter(temporary, self.schema, compression="zstd", use_dictionary=["extractor"])
+        )
+        self._shards += 1
+        return self._parquet
+
+    def _flush(self) -> None:
+        if not self._group:
+            return
+        columns = [_to_arrow([row[field.name] for row in self._group], field.type) for field in self.schema]
+        parquet = self._parquet or self._open()
+        parquet.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+        self._in_shard += len(self._group)
+        self._group.clear()
+        if self._in_shard == self.shard_clips:
+            self._stack.close()
+            self._parquet, self._in_shard = None, 0
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMeta:
+    """What holds for every row of a modality's store.
+
+    Attributes:
+        modality: text, audio or vision.
+        extractor: its registered name.
+        options: what it was built with.
+        signature: changes whenever the output could.
+        feature_names: D names, in the order of the values' columns.
+    """
+
+    modality: str
+    extractor: str
+    options: Mapping[str, Any]
+    signature: str
+    feature_names: tuple[str, ...]
+
+
+def feature_schema(meta: FeatureMeta) -> pa.Schema:
+    """Columns of a feature store, with `meta` and the schema version in the metadata."""
+    columns = {
+        "clip_id": pa.string(),
+        "values": sequence_type(len(meta.feature_names)),
+        "start": list_type(pa.float32()),
+        "end": list_type(pa.float32()),
+        "valid": list_type(pa.bool_()),
+        "extractor": pa.dictionary(pa.int32(), pa.string()),
+    }
+    if meta.modality == "text":
+        columns |= {"token_ids": list_type(pa.int32()), "word_index": list_type(pa.int32())}
+    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    payload = {"schema_version": SCHEMA_VERSION, **asdict(meta)}
+    return pa.schema(fields, {METADATA_KEY: json.dumps(payload, sort_keys=True).encode()})
+
+
+def check_sequence(sequence: FeatureSequence, meta: FeatureMeta) -> None:
+    """Raise ExtractionError unless `sequence` has the columns that `meta` declares."""
+    width, dim = sequence.values.shape[1], len(meta.feature_names)
+    if width != dim:
+        raise ExtractionError(f"values are {width} wide, but {meta.extractor} names {dim} features")
+    if meta.modality == "text" and (sequence.token_ids is None or sequence.word_index is None):
+        raise ExtractionError(f"{meta.extractor} gave text features without token_ids and word_index")
+
+
+class FeatureWriter(AbstractContextManager):
+    """Writes one modality's store; the folder appears, or is replaced, when the `with` block ends well."""
+
+    def __init__(self, folder: Path, meta: FeatureMeta, shard_clips: int = SHARD_CLIPS) -> None:
+        self.meta = meta
+        self._folder, self._shard_clips = Path(folder), shard_clips
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        temporary = self._stack.enter_context(atomic_folder(self._folder))
+        self._shards = self._stack.enter_context(
+            ShardWriter(temporary, feature_schema(self.meta), self._shard_clips)
+        )
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self._stack.__exit__(*details)
+
+    def write(self, clip_id: str, sequence: FeatureSequence) -> None:
+        """Add one clip's row.
+
+        Raises:
+            ExtractionError: the sequence has not the columns that the store declares.
+        """
+        check_sequence(sequence, self.meta)
+        row = {name: getattr(sequence, name) for name in ("values", "start", "end", "valid")}
+        row |= {"clip_id": clip_id, "extractor": self.meta.signature}
+        row |= {"token_ids": sequence.token_ids, "word_index": sequence.word_index}
+        self._shards.write(row)
+
+
+class FeatureReader:
+    """One modality's features, in the order they were written or by clip.
+
+    Opening reads the `clip_id` columns only; a row costs the decoding of its row group, which is kept for the
+    rows that follow.
+
+    Attributes:
+        meta: what holds for all rows.
+        clip_ids: in stored order.
+
+    Raises:
+        FileNotFoundError: there is no store here.
+        StoreError: a part is damaged, absent, of another schema version, or of another modality or signature.
+    """
+
+    def __init__(self, folder: Path, modality: str) -> None:
+        self.folder, self.modality = Path(folder), modality
+        paths = sorted(self.folder.glob("part-*.parquet"))
+        if not paths:
+            raise FileNotFoundError(f"{self.folder}: no {modality} features here; {self._remedy}")
+        if [path.name for path in paths] != [f"part-{i:05d}.parquet" for i in range(len(paths))]:
+            raise StoreError(f"{self.folder}: parts are missing before {paths[-1].name}; {self._remedy}")
+        self._files = [self._open(path) for path in paths]
+        metas = [self._read_meta(path, file) for path, file in zip(paths, self._files, strict=True)]
+        self.meta = metas[0]
+        for path, meta in zip(paths, metas, strict=True):
+            if meta != self.meta:
+                raise StoreError(
+                    f"{path}: made by {meta.signature}, but {paths[0].name} by {self.meta.signature}; "
+                    f"{self._remedy}"
+                )
+        self._paths = paths
+        self._index: dict[str, tuple[int, int, int]] = {}
+        for shard, file in enumerate(self._files):
+            for group in range(file.num_row_groups):
+                ids = self._read(shard, group, ["clip_id"]).column("clip_id").to_pylist()
+                self._index.update({clip_id: (shard, group, row) for row, clip_id in enumerate(ids)})
+        if len(self._index) != sum(file.metadata.num_rows for file in self._files):
+            raise StoreError(f"{self.folder}: a clip_id is stored twice; {self._remedy}")
+        self.clip_ids = tuple(self._index)
+        self._group = functools.lru_cache(maxsize=2)(self._decode)
+
+    @property
+    def _remedy(self) -> str:
+        return f"run the extract stage for {self.modality} again"
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(path, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{path}: not a whole Parquet file ({error}); {self._remedy}") from error
+
+    def _read_meta(self, path: Path, file: pq.ParquetFile) -> FeatureMeta:
+        raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+        if raw is None:
+            raise StoreError(f"{path}: not a feature store (no `dashfusion` metadata); {self._remedy}")
+        payload = json.loads(raw)
+        version = payload.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
+            raise StoreError(f"{path}: schema {version}, this version reads {SCHEMA_VERSION}; {self._remedy}")
+        if payload["modality"] != self.modality:
+            raise StoreError(
+                f"{path}: {payload['modality']} features where {self.modality} features are expected; "
+                f"correct the extractor under extract.{self.modality} and {self._remedy}"
+            )
+        meta = FeatureMeta(**(payload | {"feature_names": tuple(payload["feature_names"])}))
+        kind, dim = file.schema_arrow.field("values").type, len(meta.feature_names)
+        vector = kind.value_type if pa.types.is_list(kind) else kind
+        if not pa.types.is_fixed_size_list(vector) or vector.list_size != dim:
+            raise StoreError(f"{path}: values are {kind}, not lists of {dim} floats a step; {self._remedy}")
+        return meta
+
+    def _read(self, shard: int, group: int, columns: list[str] | None = None) -> pa.Table:
+        try:
+            return self._files[shard].read_row_group(group, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self._paths[shard]}: damaged ({error}); {self._remedy}") from error
+
+    def _decode(self, shard: int, group: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        table = self._read(shard, group).drop_columns(["clip_id", "extractor"])
+        return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self._index
+
+    def __iter__(self) -> Iterator[tuple[str, FeatureSequence]]:
+        return ((clip_id, self[clip_id]) for clip_id in self.clip_ids)
+
+    def __getitem__(self, clip_id: str) -> FeatureSequence:
+        """One clip's features, values as float32.
+
+        Raises:
+            KeyError: the clip has no row.
+            StoreError: a value is not finite; the message names clip, modality and feature.
+        """
+        shard, group, row = self._index[clip_id]
+        columns = self._group(shard, group)
+        arrays = {name: flat[offsets[row] : offsets[row + 1]] for name, (offsets, flat) in columns.items()}
+        arrays["values"] = arrays["values"].astype(np.float32, copy=False)
+        try:
+            return FeatureSequence(**arrays)
+        except ExtractionError as error:
+            bad = np.flatnonzero(~np.isfinite(arrays["values"]).all(axis=0))
+            names = ", ".join(self.meta.feature_names[i] for i in bad[:5])
+            raise StoreError(
+                f"{self._paths[shard]}: clip {clip_id}, {self.modality}, feature {names}: {error}; "
+                f"repair the source or {self._remedy}"
+            ) from error

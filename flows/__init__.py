@@ -1,0 +1,1 @@
+"""Prefect flows, one a stage, and the `dashfusion` command: order, retries, reporting; no computation."""

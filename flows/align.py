@@ -1,0 +1,53 @@
+"""Stage `align`: features of three modalities -> the dataset that the model reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from corpora.manifest import MODALITIES, read_manifest
+from corpora.problems import read_problems, write_problems
+from extractors.align import AlignSummary
+from extractors.align import align as align_features
+from flows import runtime
+from flows.params import Params, load_params
+from flows.runtime import console
+
+from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+
+TRUE_WORD_TIMES = "words.csv"  # beside a corpus's label table, where its words were timed
+
+
+@task
+def join(params: Params) -> AlignSummary:
+    """Join the modalities' features into the dataset."""
+    paths = params.paths
+    folders = {modality: paths.features / modality for modality in MODALITIES}
+    true_times = Path(read_manifest(paths.manifest).root) / TRUE_WORD_TIMES
+    return align_features(paths.manifest, folders, paths.dataset, params.align, true_times)
+
+
+@flow(name="align", flow_run_name="align {params_file}")
+def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
+    """Join the features by clip, time the words, and take the training split's statistics."""
+    params = load_params(params_file)
+    summary = runtime.call(join, params)
+    earlier = [params.paths.problems / "prepare.parquet"]
+    earlier += [params.paths.problems / f"extract-{modality}.parquet" for modality in MODALITIES]
+    problems = [*read_problems(earlier), *summary.problems]
+    write_problems(problems, params.paths.all_problems)
+    runtime.publish_table("problems", map(asdict, problems), "Every clip that had a problem, in any stage so far")
+    counts = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
+    console.print(f"{params.align.mode}: {counts}; {len(problems)} problems so far -> {params.paths.dataset}")
+    if "start" in summary.word_times:
+        start = summary.word_times["start"]
+        console.print(
+            f"word times ({summary.word_times['method']}): start off by {start['median']:.3f} s in the median, "
+            f"{start['p90']:.3f} s at the 90th percentile, over {summary.word_times['words']} words"
+        )
+    return {"clips": dict(summary.clips), "word_times": dict(summary.word_times)}
+
+
+if __name__ == "__main__":
+    runtime.main(align)

@@ -1,0 +1,128 @@
+"""Stage `extract`: media -> one modality's features, in worker processes, resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from corpora.manifest import Clip, read_manifest
+from corpora.problems import write_problems
+from extractors.run import (
+    UnitReport,
+    assemble,
+    check_failures,
+    extract_unit,
+    limit_threads,
+    work_units,
+)
+from flows import runtime
+from flows.params import ExtractorParams, load_params
+from flows.runtime import console, progress
+
+from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+
+UNIT_CLIPS = (16, 64)  # fewest and most clips of a work unit: one Prefect task each
+
+
+class WorkerPool:
+    """Worker processes that build an extractor once each; made anew after one of them was killed."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._lock = threading.Lock()
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPoolExecutor:
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
+        return ProcessPoolExecutor(self.workers, spawn, initializer=limit_threads, initargs=(threads,))
+
+    def run(self, *arguments: Any) -> UnitReport:
+        """`extract_unit(*arguments)` in a worker process.
+
+        Raises:
+            BrokenProcessPool: a worker died (out of memory, killed); the next call starts new ones.
+        """
+        pool = self._pool
+        try:
+            return pool.submit(extract_unit, *arguments).result()
+        except BrokenProcessPool:
+            with self._lock:
+                if self._pool is pool:
+                    self._pool = self._start()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+
+_pools: dict[str, WorkerPool] = {}  # by modality: a pool cannot travel through a task's parameters
+
+
+@task(task_run_name="{modality} unit", retries=2, retry_delay_seconds=[1, 5], persist_result=False)
+def extract_clips(
+    clips: Sequence[Clip], *, modality: str, root: Path, extractor: ExtractorParams, scratch: Path
+) -> UnitReport:
+    """One work unit. A retry helps where a worker process was killed: what it had finished is not done again."""
+    return _pools[modality].run(clips, root, extractor.extractor, extractor.options, scratch)
+
+
+def scratch_folder() -> Path:
+    """Where finished clips lie between runs: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` here."""
+    return Path(os.environ.get("DASHFUSION_SCRATCH", ".dashfusion/scratch")).absolute()
+
+
+@flow(name="extract", flow_run_name="extract {modality}")
+def extract(
+    modality: Literal["text", "audio", "vision"], params_file: Path = Path("params.yaml")
+) -> dict[str, int]:
+    """Extract one modality's features of every clip in the manifest.
+
+    Args:
+        modality: text, audio or vision; its extractor and options are in the parameters.
+        params_file: the parameters.
+    """
+    params = load_params(params_file)
+    chosen: ExtractorParams = getattr(params.extract, modality)
+    manifest = read_manifest(params.paths.manifest)
+    workers = params.extract.workers or os.cpu_count() or 1
+    size = max(UNIT_CLIPS[0], min(UNIT_CLIPS[1], -(-len(manifest.clips) // (2 * workers))))
+    units = work_units(manifest.clips, size)
+    fixed = {"modality": modality, "root": Path(manifest.root), "extractor": chosen, "scratch": scratch_folder()}
+    with WorkerPool(min(workers, len(units))) as pool, progress() as bar:
+        _pools[modality] = pool
+        row = bar.add_task(f"extract {modality}", total=len(manifest.clips), note=chosen.extractor)
+
+        def advance(report: UnitReport) -> None:
+            bar.advance(row, report.extracted + report.reused + len(report.problems))
+
+        reports = runtime.map_tasks(extract_clips, units, workers=workers, each=advance, **fixed)
+    problems = [problem for report in reports for problem in report.problems]
+    table = params.paths.problems / f"extract-{modality}.parquet"
+    write_problems(problems, table)
+    runtime.publish_table(f"extract-{modality}-problems", map(asdict, problems), f"Clips whose {modality} failed")
+    check_failures(problems, len(manifest.clips), params.extract.max_failed_fraction, table)
+    folder = params.paths.features / modality
+    summary = assemble(manifest.clips, Path(manifest.root), reports[0].meta, scratch_folder(), folder, problems)
+    reused = sum(report.reused for report in reports)
+    console.print(
+        f"{modality}: {summary.rows} clips, {summary.steps} steps x {len(reports[0].meta.feature_names)} features "
+        f"({reused} from an earlier run, {summary.missing} without {modality}, {summary.failed} failed) -> {folder}"
+    )
+    return asdict(summary)
+
+
+if __name__ == "__main__":
+    runtime.main(extract, modality=sys.argv[1])

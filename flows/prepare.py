@@ -1,0 +1,65 @@
+"""Stage `prepare`: a corpus -> the manifest. The demo's corpus is generated first, then read like any other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from corpora.demo import generate
+from corpora.manifest import SPLITS, Manifest, write_manifest
+from corpora.problems import Problem, write_problems
+from corpora.raw import read_raw
+from flows import runtime
+from flows.params import Params, PrepareParams, load_params
+from flows.runtime import console, progress
+
+from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+
+
+@task
+def generate_demo(params: PrepareParams, root: Path, workers: int) -> None:
+    """Write the demo's mp4 files and its label.csv under `root`."""
+    with progress() as bar:
+        row = bar.add_task("generate demo", total=params.demo.clips, note="")
+        generate(root, params.demo, params.language, progress=lambda n: bar.advance(row, n), workers=workers)
+
+
+@task
+def read_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Problem]]:
+    """Read and check every row of the corpus; rows that cannot be used come back as problems."""
+    return read_raw(root, corpus=params.corpus, language=params.language, label_range=params.label_range)
+
+
+@flow(name="prepare", flow_run_name="prepare {params_file}")
+def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
+    """Turn a corpus into the manifest: one checked row a clip, problems listed and never dropped in silence."""
+    params: Params = load_params(params_file)
+    media = params.paths.media
+    if params.prepare.layout == "demo":
+        runtime.call(generate_demo, params.prepare, media, params.extract.workers)
+        root = media
+    else:
+        media.mkdir(parents=True, exist_ok=True)  # DVC wants every output of a stage to be there
+        root = Path(params.prepare.root)
+    manifest, problems = runtime.call(read_corpus, params.prepare, root)
+    write_manifest(manifest, params.paths.manifest)
+    write_problems(problems, params.paths.problems / "prepare.parquet")
+    if not manifest.clips:
+        raise ValueError(f"{root}: no usable clip in this corpus; {_first(problems)}")
+    counts = Counter(clip.split for clip in manifest.clips)
+    runtime.publish_table("prepare-problems", map(asdict, problems), "Rows of the corpus that had a problem")
+    console.print(
+        f"{manifest.corpus}: {len(manifest.clips)} clips ("
+        + ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+        + f"), {len(problems)} problems -> {params.paths.manifest}"
+    )
+    return dict(counts)
+
+
+def _first(problems: list[Problem]) -> str:
+    return f"{len(problems)} problems, the first: {problems[0].message}" if problems else "its table is empty"
+
+
+if __name__ == "__main__":
+    runtime.main(prepare)

@@ -1,0 +1,148 @@
+"""Running a stage's flow with Prefect's engine where a server answers, and without it where none does.
+
+Every stage's result is safe on disk before Prefect hears of it, so the engine adds a record and never a risk.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flows import server
+
+console = Console(stderr=False, highlight=False)
+
+# Before `prefect` is imported: its settings are read then. A user's own environment wins.
+for _name, _value in server.QUIET.items():
+    os.environ.setdefault(_name, _value)
+
+PARENT_RUN = "DASHFUSION_PARENT_RUN"  # flow run of `pipeline`; a stage started by it shows itself as its child
+
+
+def engine_active() -> bool:
+    """Whether this code runs inside a Prefect flow run."""
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+def run_stage(flow: Any, **parameters: Any) -> Any:
+    """Run `flow` with the engine if a server can be had, else as the plain function that it wraps."""
+    address, said = server.find_or_start()
+    console.print(f"[dim]{said}[/dim]", soft_wrap=True)
+    if address is None:
+        return flow.fn(**parameters)
+    os.environ["PREFECT_API_URL"] = address
+    parent = os.environ.get(PARENT_RUN)
+    return _run_as_child(flow, parameters, parent) if parent else flow(**parameters)
+
+
+def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> Any:
+    """Run `flow` as a child of another process's flow run, so that the run's graph shows it.
+
+    The placeholder task run is made here, not by the parent: a stage that DVC skips leaves none behind.
+    """
+    from uuid import UUID, uuid4
+
+    from prefect import Task
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow
+    from prefect.states import Pending
+
+    with get_client(sync_client=True) as client:
+        placeholder = client.create_task_run(
+            task=Task(fn=flow.fn, name=flow.name),
+            flow_run_id=UUID(parent_run),
+            dynamic_key=uuid4().hex,
+            state=Pending(),
+            task_inputs={},
+        )
+        run = client.create_flow_run(flow, parameters=dict(parameters), parent_task_run_id=placeholder.id)
+    return run_flow(flow, flow_run=run, parameters=dict(parameters))
+
+
+def call(task: Any, *arguments: Any, **parameters: Any) -> Any:
+    """A task's result; without the engine, that of the plain function which it wraps.
+
+    A task that is called outside of a flow run would bring up an engine and a temporary server of its own.
+    """
+    return (task if engine_active() else task.fn)(*arguments, **parameters)
+
+
+def map_tasks(
+    task: Any, items: Sequence[Any], *, workers: int, each: Callable[[Any], None] | None = None, **fixed: Any
+) -> list[Any]:
+    """`task(item, **fixed)` for every item, `workers` at a time; results in the order of `items`.
+
+    `each` is called with a result as soon as it is there. The first failure is raised once the others that run
+    have ended. Without the engine the task's function is called in the same way, without retries.
+    """
+    from concurrent.futures import as_completed
+
+    if engine_active():
+        from prefect.futures import as_completed as prefect_as_completed
+        from prefect.utilities.annotations import unmapped
+
+        futures = task.map(items, **{name: unmapped(value) for name, value in fixed.items()})
+        for future in prefect_as_completed(list(futures)):
+            result = future.result()
+            if each:
+                each(result)
+        return [future.result() for future in futures]
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        plain = [pool.submit(task.fn, item, **fixed) for item in items]
+        for future in as_completed(plain):
+            result = future.result()
+            if each:
+                each(result)
+        return [future.result() for future in plain]
+
+
+def publish_table(key: str, rows: Iterable[Mapping[str, Any]], description: str) -> None:
+    """A table artifact of the current flow run; nothing without the engine (the table is on disk as well)."""
+    if engine_active():
+        from prefect.artifacts import create_table_artifact
+
+        create_table_artifact(key=key, table=[dict(row) for row in rows], description=description)
+
+
+def publish_markdown(key: str, markdown: str, description: str) -> None:
+    """A markdown artifact of the current flow run; nothing without the engine."""
+    if engine_active():
+        from prefect.artifacts import create_markdown_artifact
+
+        create_markdown_artifact(key=key, markdown=markdown, description=description)
+
+
+def progress(unit: str = "clips") -> Progress:
+    """A progress bar of the house's form, on the terminal that the stage writes to."""
+    return Progress(
+        TextColumn("[bold]{task.description:<16}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+def main(flow: Any, **parameters: Any) -> None:
+    """The body of a stage's `if __name__ == "__main__"`: run it, or print what a user can mend and exit with 1."""
+    from rich.markup import escape
+
+    try:
+        run_stage(flow, **parameters)
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        if os.environ.get("DASHFUSION_TRACEBACK"):
+            raise
+        console.print(f"[bold red]{flow.name} stopped:[/bold red] {type(error).__name__}: {escape(str(error))}")
+        console.print("[dim](DASHFUSION_TRACEBACK=1 shows where)[/dim]")
+        sys.exit(1)

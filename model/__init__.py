@@ -1,0 +1,1 @@
+"""DashFusion: network, losses, mining, batching, training, evaluation. Needs torch, pyarrow, numpy, transformers."""

@@ -1,0 +1,130 @@
+"""A trained network on disk: weights in safetensors, and a JSON with all that is needed to predict from it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
+from model.data import DatasetInfo
+from model.files import atomic_folder
+from model.network import DashFusion
+
+SCHEMA_VERSION = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "checkpoint.json"
+RECORDED_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What stands beside the weights.
+
+    Attributes:
+        model: size of the network.
+        train: how it was trained.
+        dataset: what it was trained on: extractors with signatures and feature names, statistics, label range.
+        seed: of the run.
+        epoch: after which it was saved, counted from 1.
+        metrics: of that epoch.
+        versions: of Python and the packages that it was made with.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    dataset: DatasetInfo
+    seed: int
+    epoch: int
+    metrics: Mapping[str, float]
+    versions: Mapping[str, str]
+
+    def check_compatible(self, dataset: DatasetInfo) -> None:
+        """Refuse features that the network was not trained on; modalities that it never saw do not matter.
+
+        Raises:
+            ValueError: another label range, or another extractor signature or width of a modality; the message
+                names both and the way out.
+        """
+        if dataset.label_range != self.dataset.label_range:
+            raise ValueError(
+                f"the checkpoint predicts labels in {list(self.dataset.label_range)}, the dataset has "
+                f"{list(dataset.label_range)}; train on this dataset, or evaluate on a corpus of the same range"
+            )
+        for modality in self.train.modalities:
+            trained, given = self.dataset.modalities[modality], dataset.modalities[modality]
+            if (trained.signature, trained.dim) != (given.signature, given.dim):
+                raise ValueError(
+                    f"the checkpoint was trained on {modality} features {trained.signature} ({trained.dim} wide), "
+                    f"the dataset holds {given.signature} ({given.dim} wide); train again on this dataset, or "
+                    f"extract {modality} again with {trained.extractor} and {dict(trained.options)}"
+                )
+
+
+def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
+    """Write `folder`/model.safetensors and checkpoint.json; the folder appears whole or not at all."""
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "model": asdict(network.config),
+        "train": asdict(train),
+        "dataset": network.info.to_dict(),
+        "seed": seed,
+        "epoch": epoch,
+        "metrics": dict(metrics),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with atomic_folder(Path(folder)) as temporary:
+        save_file(weights, temporary / WEIGHTS)
+        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
+        (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
+    """The network, in eval mode on `device`, and its description.
+
+    Raises:
+        FileNotFoundError: no checkpoint there; the message says which stage makes it.
+        ValueError: of another schema version.
+    """
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
+    info = _parse(json.loads(path.read_text(encoding="utf-8")), path)
+    network = DashFusion(info.model, info.dataset)
+    network.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    return network.to(device).eval(), info
+
+
+def _parse(raw: dict[str, Any], path: Path) -> CheckpointInfo:
+    if raw["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: checkpoint schema {raw['schema_version']}, this version reads {SCHEMA_VERSION}; "
+            "run the train stage again"
+        )
+    train = raw["train"]
+    config = TrainConfig(
+        **train
+        | {
+            "modalities": tuple(train["modalities"]),
+            "seeds": tuple(train["seeds"]),
+            "contrastive": ContrastiveConfig(**train["contrastive"]),
+            "mining": MiningConfig(**train["mining"]),
+        }
+    )
+    return CheckpointInfo(
+        model=ModelConfig(**raw["model"]),
+        train=config,
+        dataset=DatasetInfo.from_dict(raw["dataset"], str(path)),
+        seed=raw["seed"],
+        epoch=raw["epoch"],
+        metrics=raw["metrics"],
+        versions=raw["versions"],
+    )

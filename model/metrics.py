@@ -1,0 +1,132 @@
+"""The field's metrics of sentiment regression, as MMSA defines them.
+
+Rounding is numpy's half-to-even, as in MMSA's own code: a label of 0.5 counts as class 0 and 1.5 as class 2, so
+figures stand beside published ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+WIDE = (-3.0, 3.0)
+UNIT = (-1.0, 1.0)
+INNER_EDGES = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
+"""CH-SIMS's bins, open on the left and closed on the right: their edges inside [-1, 1]."""
+
+Metric = float | int | None
+
+
+def evaluate_metrics(
+    prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]
+) -> dict[str, Metric]:
+    """All metrics of one set of clips.
+
+    Args:
+        prediction, label: [N].
+        label_range: (-3, 3) gives n, mae, corr, acc2_nn, f1_nn, acc2_np, f1_np, acc3, acc5, acc7. (-1, 1) gives
+            n, mae, corr, acc2, f1, acc3, acc5, of values clipped to the range.
+
+    Returns:
+        Fractions between 0 and 1 (mae in label units, corr in [-1, 1]); None where undefined: no clip at all,
+        no clip with a label other than 0, a constant prediction or label.
+
+    Raises:
+        ValueError: another label range, shapes that differ, a prediction or label that is NaN or infinite.
+    """
+    _check_range(label_range)
+    prediction, label = np.asarray(prediction), np.asarray(label)
+    if prediction.shape != label.shape or prediction.ndim != 1:
+        raise ValueError(f"predictions {prediction.shape} and labels {label.shape} must be [N] both")
+    for name, values in (("prediction", prediction), ("label", label)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(
+                f"{len(bad)} of {len(values)} {name}s are NaN or infinite, the first at row {bad[0]}; "
+                "leave unlabelled clips out, and look for a diverged training"
+            )
+    wide = tuple(label_range) == WIDE
+    if not wide:
+        prediction, label = np.clip(prediction, *UNIT), np.clip(label, *UNIT)
+    error = np.abs(prediction.astype(np.float64) - label.astype(np.float64))
+    metrics: dict[str, Metric] = {
+        "n": len(label),
+        "mae": float(error.mean()) if len(error) else None,
+        "corr": correlation(prediction, label),
+    }
+    if wide:
+        metrics |= dict(zip(("acc2_nn", "f1_nn"), _binary(prediction >= 0, label >= 0), strict=True))
+        polar = label != 0
+        metrics |= dict(zip(("acc2_np", "f1_np"), _binary(prediction[polar] > 0, label[polar] > 0), strict=True))
+    else:
+        metrics |= dict(zip(("acc2", "f1"), _binary(prediction > 0, label > 0), strict=True))
+    for count in (3, 5, 7) if wide else (3, 5):
+        found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
+        metrics[f"acc{count}"] = _accuracy(found, true)
+    return metrics
+
+
+def correlation(prediction: np.ndarray, label: np.ndarray) -> float | None:
+    """Pearson's correlation; None for fewer than two clips or where either side is constant."""
+    if len(label) < 2 or np.ptp(prediction) == 0 or np.ptp(label) == 0:
+        return None
+    return float(np.corrcoef(prediction.astype(np.float64), label.astype(np.float64))[0, 1])
+
+
+def weighted_f1(prediction: np.ndarray, label: np.ndarray) -> float | None:
+    """F1 of each class weighted by its share of the labels (scikit-learn's `average="weighted"`).
+
+    A class that is never predicted has F1 0. None for no clips.
+    """
+    if not len(label):
+        return None
+    total = 0.0
+    for value in np.unique(label):
+        true_positives = np.sum((prediction == value) & (label == value))
+        support = np.sum(label == value)
+        total += support * 2 * true_positives / (np.sum(prediction == value) + support)
+    return float(total / len(label))
+
+
+def to_classes(values: np.ndarray, label_range: tuple[float, float], count: int) -> np.ndarray:
+    """Class 0 to `count` - 1 of each value.
+
+    [-3, 3], count 3, 5 or 7: clip to [-1, 1], [-2, 2] or [-3, 3] and round half to even. [-1, 1], count 2, 3
+    or 5: CH-SIMS's bins.
+    """
+    _check_range(label_range)
+    if tuple(label_range) == WIDE:
+        limit = count // 2
+        return np.round(np.clip(values, -limit, limit)).astype(np.int64) + limit
+    # In float32, the type of the labels: a label of 0.1 must not exceed the edge 0.1.
+    edges = np.asarray(INNER_EDGES[count], np.float32)
+    return np.searchsorted(edges, np.clip(values, *UNIT).astype(np.float32), side="left")
+
+
+def class_names(label_range: tuple[float, float], count: int) -> list[str]:
+    """Names of the classes of `to_classes`, for the axes of a plot: `-3` to `3`, or bins such as `(-0.1, 0.1]`."""
+    _check_range(label_range)
+    if tuple(label_range) == WIDE:
+        return [str(value) for value in range(-(count // 2), count // 2 + 1)]
+    edges = (-1, *(f"{edge:g}" for edge in INNER_EDGES[count]), 1)
+    return [f"{'[' if i == 0 else '('}{edges[i]}, {edges[i + 1]}]" for i in range(count)]
+
+
+def confusion(
+    prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float], count: int
+) -> np.ndarray:
+    """Clips by true class (rows) and predicted class (columns), [count, count] int64; classes of `to_classes`."""
+    found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
+    return np.bincount(true * count + found, minlength=count * count).reshape(count, count)
+
+
+def _binary(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None, float | None]:
+    return _accuracy(prediction, label), weighted_f1(prediction, label)
+
+
+def _accuracy(prediction: np.ndarray, label: np.ndarray) -> float | None:
+    return float(np.mean(prediction == label)) if len(label) else None
+
+
+def _check_range(label_range: tuple[float, float]) -> None:
+    if tuple(label_range) not in (WIDE, UNIT):
+        raise ValueError(f"label range {tuple(label_range)}: metrics are defined for [-3, 3] and [-1, 1] only")

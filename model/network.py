@@ -1,0 +1,101 @@
+"""DashFusion: "Dual-stream Alignment with Hierarchical Bottleneck Fusion for Multimodal Sentiment Analysis",
+Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515.
+
+Shapes: B clips, T steps, D raw features, d model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from model.alignment import TemporalAlignment
+from model.config import MODALITIES, ModelConfig
+from model.data import NORMALISED, Batch, DatasetInfo
+from model.encoders import SequenceEncoder, TextEncoder
+from model.fusion import HierarchicalBottleneckFusion
+from model.layers import masked_mean
+
+STREAMS = (*MODALITIES, "aligned")
+"""Vectors of a clip that contrastive learning compares: one a modality, and the aligned text's first token."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A clip as contrastive learning and mining see it.
+
+    Attributes:
+        streams: text, audio, vision (the masked mean of X_m) and aligned (the first token of H), each [B, d].
+        present: the same names -> [B] bool, False where the clip lacks the modality; aligned is always there.
+    """
+
+    streams: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A forward pass: the sentiment [B] in the corpus's range, and the clips' embedding."""
+
+    prediction: Tensor
+    embedding: Embedding
+
+
+class DashFusion(nn.Module):
+    """The network: modality encoders, temporal alignment, hierarchical bottleneck fusion, predictor.
+
+    Audio and vision are normalised inside by the dataset's training statistics, so that batches hold raw
+    features. A modality that a clip lacks is an empty sequence: audio and vision keep their learned [CLS],
+    text a learned stand-in.
+    """
+
+    def __init__(self, config: ModelConfig, info: DatasetInfo) -> None:
+        super().__init__()
+        self.config = config
+        self.info = info
+        encoders: dict[str, nn.Module] = {"text": TextEncoder(info.modalities["text"].dim, config)}
+        for m in NORMALISED:
+            encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
+        self.encoders = nn.ModuleDict(encoders)
+        self.alignment = TemporalAlignment(config)
+        self.fusion = HierarchicalBottleneckFusion(config)
+        self.predictor = nn.Sequential(
+            nn.Linear(4 * config.dim, 2 * config.dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(2 * config.dim, config.dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.dim, 1),
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        """Predict, and give the embedding on the way."""
+        sequences, masks = self._encode(batch)
+        aligned_BTd = self.alignment(sequences["text"], sequences, masks)
+        fused_B4d = self.fusion(aligned_BTd, sequences, masks)
+        embedding = _embedding(batch, sequences, masks, aligned_BTd)
+        return Output(self.predictor(fused_B4d).squeeze(-1), embedding)
+
+    def embed(self, batch: Batch) -> Embedding:
+        """The embedding alone: no fusion, and the alignment for the first token only."""
+        sequences, masks = self._encode(batch)
+        aligned_B1d = self.alignment(sequences["text"][:, :1], sequences, masks)
+        return _embedding(batch, sequences, masks, aligned_B1d)
+
+    def _encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        encoded = {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
+        return {m: x for m, (x, _) in encoded.items()}, {m: mask for m, (_, mask) in encoded.items()}
+
+
+def _embedding(
+    batch: Batch, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor], aligned_BTd: Tensor
+) -> Embedding:
+    streams = {m: masked_mean(sequences[m], masks[m]) for m in MODALITIES}
+    present = {m: batch.masks[m].any(dim=1) for m in MODALITIES}
+    return Embedding(
+        {**streams, "aligned": aligned_BTd[:, 0]},
+        {**present, "aligned": present["text"].new_ones(len(batch))},
+    )

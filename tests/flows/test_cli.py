@@ -1,0 +1,56 @@
+"""The command line: help that teaches, and messages that say the way out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli import app
+
+ROOT = Path(__file__).parents[2]
+runner = CliRunner()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with the project's parameters, as the working directory."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["prepare", "extract", "align", "train", "evaluate", "pipeline", "results", "use"])
+def test_every_command_says_what_it_makes(command):
+    shown = runner.invoke(app, [command, "--help"])
+    assert shown.exit_code == 0 and len(shown.output.splitlines()) > 5
+    assert command in runner.invoke(app, ["--help"]).output
+
+
+def test_results_before_an_evaluation_name_the_command_that_makes_them(project):
+    shown = runner.invoke(app, ["results"])
+    assert shown.exit_code == 1 and "dashfusion evaluate" in shown.output
+
+
+def test_results_print_the_metrics_and_the_reports_path(project):
+    (project / "metrics").mkdir()
+    (project / "metrics/test.json").write_text(json.dumps({"n": 3, "mae": 0.5, "corr": None, "acc2_np": 2 / 3}))
+    shown = runner.invoke(app, ["results"])
+    assert shown.exit_code == 0
+    assert "66.7" in shown.output and "0.500" in shown.output and "report/index.html" in shown.output
+
+
+def test_use_says_what_it_changed(project):
+    shown = runner.invoke(app, ["use", "train.epochs=3"])
+    assert shown.exit_code == 0 and "train.epochs: 30 -> 3" in shown.output
+
+
+def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
+    before = (project / "params.yaml").read_bytes()
+    shown = runner.invoke(app, ["use", "train.epochs=-3"])
+    assert shown.exit_code == 1 and "train.epochs" in shown.output
+    assert (project / "params.yaml").read_bytes() == before

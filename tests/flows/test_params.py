@@ -1,0 +1,80 @@
+"""params.yaml is checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.params import ParamsError, check_params, load_params
+from flows.presets import apply, compose
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def values() -> dict:
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_committed_parameters_are_valid(values):
+    params = check_params(values, "params.yaml")
+    assert params.train.seeds and params.prepare.corpus == "demo_en"
+    assert params.paths.manifest == Path("data/manifest.parquet")
+
+
+def test_the_committed_parameters_are_the_composed_default(values):
+    assert compose(conf=ROOT / "conf") == values
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.epoch", 3, "train.epoch: no such key; did you mean 'epochs'?"),
+        ("model.bottleneck_token", 4, "did you mean 'bottleneck_tokens'?"),
+        ("extract.vision.option", {}, "did you mean 'options'?"),
+        ("prepare.layout", "pickle", "prepare.layout"),
+        ("extract.max_failed_fraction", 2, "[0, 1]"),
+        ("prepare.label_range", [-2, 2], "[-3, 3] or [-1, 1]"),
+        ("train.epochs", "many", "train.epochs"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(values, key, value, expected):
+    place = values
+    *path, last = key.split(".")
+    for part in path:
+        place = place[part]
+    place[last] = value
+    with pytest.raises(ParamsError) as error:
+        check_params(values, "params.yaml")
+    assert expected in str(error.value)
+
+
+def test_every_complaint_is_listed_at_once(values):
+    values["train"]["epoch"] = 1
+    values["model"]["dims"] = 1
+    with pytest.raises(ParamsError) as error:
+        check_params(values, "params.yaml")
+    assert "train.epoch" in str(error.value) and "model.dims" in str(error.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="project's folder"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_use_changes_the_values_and_keeps_the_comments(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    changed = apply(["corpus=mmsa", "prepare.root=/videos/mosi"], path, ROOT / "conf")
+    assert changed["prepare.root"] == ("corpora/demo", "/videos/mosi")
+    assert load_params(path).prepare.layout == "mmsa"
+    assert "# one table a stage" in path.read_text(encoding="utf-8")
+    apply([], path, ROOT / "conf")
+    assert yaml.safe_load(path.read_text()) == yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_an_unknown_preset_is_refused_with_those_that_exist():
+    with pytest.raises(ValueError, match="demo_en"):
+        compose(["corpus=nothing"], ROOT / "conf")

@@ -1,0 +1,123 @@
+"""Stages run with Prefect's engine, and without it where no server can be had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from flows import server
+
+
+def test_prefects_server_can_be_imported_with_the_pinned_packages():
+    """Newer fastapi and SQLAlchemy break it, some of them silently."""
+    import prefect.server.api.server
+    import sqlalchemy
+
+    assert prefect.server.api.server.create_app
+    assert tuple(map(int, sqlalchemy.__version__.split(".")[:2])) < (2, 1)
+
+
+def test_a_dead_address_is_answered_by_running_without_a_server(monkeypatch):
+    monkeypatch.delenv("DASHFUSION_SERVER", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.free_port()}/api")
+    address, said = server.find_or_start()
+    assert address is None and "no Prefect server answers" in said and "PREFECT_API_URL" in said
+
+
+def test_off_means_off(monkeypatch):
+    monkeypatch.setenv("DASHFUSION_SERVER", "off")
+    assert server.find_or_start()[0] is None
+
+
+FLOW = """
+from flows import runtime
+from prefect import flow, task
+
+@task
+def double(n, *, by):
+    return n * by
+
+@task
+def one():
+    return 1
+
+@flow
+def add(items):
+    return sum(runtime.map_tasks(double, items, workers=2, by=10)) + runtime.call(one)
+
+print("result", runtime.run_stage(add, items=[1, 2, 3]))
+"""
+
+
+def run_flow(**environment: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "DASHFUSION_SERVER")}
+    done = subprocess.run(
+        [sys.executable, "-c", FLOW], env=clean | environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_without_a_server_the_same_functions_run_plainly():
+    out = run_flow(DASHFUSION_SERVER="off")
+    assert "result 61" in out and len(out.splitlines()) == 2, out
+
+
+@pytest.mark.server
+def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path):
+    out = run_flow(PREFECT_HOME=str(tmp_path), DASHFUSION_SERVER="own")
+    assert "result 61" in out and "started for this run" in out
+    assert "Traceback" not in out and len(out.splitlines()) == 2, out
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and leftovers():
+        time.sleep(0.2)
+    assert not leftovers()
+
+
+def leftovers() -> list[str]:
+    """Servers of ours whose run is over."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "flows.server" in words and not psutil.pid_exists(int(words[-1])):
+            found.append(" ".join(words))
+    return found
+
+
+@pytest.mark.server
+def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    port = server.free_port()
+    keeper = server.start(psutil.Process(), port)
+    api_url = f"http://127.0.0.1:{port}/api"
+    try:
+        assert server.wait_until_healthy(api_url, keeper), (tmp_path / ".dashfusion/server.log").read_text()
+        out = run_flow(PREFECT_API_URL=api_url)
+        assert f"reporting to the Prefect server at {api_url}" in out and "result 61" in out
+        assert count_task_runs(api_url, wanted=4) == 4
+    finally:
+        keeper.terminate()
+        keeper.wait(timeout=20)
+
+
+def count_task_runs(api_url: str, wanted: int) -> int:
+    """Task runs stored, given a few seconds: the server records them after the flow has ended."""
+    import json
+    import urllib.request
+
+    for _ in range(50):
+        request = urllib.request.Request(
+            f"{api_url}/task_runs/count", data=b"{}", headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            count = json.load(answer)
+        if count == wanted:
+            break
+        time.sleep(0.2)
+    return count

@@ -1,0 +1,111 @@
+"""Reading the dataset on disk, and padding."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model.data import ClipTable, read_info
+
+
+def test_a_batch_holds_each_clips_own_values_and_masks(dataset):
+    table = ClipTable.read(dataset, "train", 100)
+    raw = pq.read_table(dataset / "train" / "part-00000.parquet").to_pylist()
+    rows = np.array([5, 0, 11])
+    batch = table.batch(rows)
+    assert batch.clip_ids == tuple(raw[i]["clip_id"] for i in rows)
+    for m in ("text", "audio", "vision"):
+        longest = max(len(raw[i][f"{m}_values"]) for i in rows)
+        assert batch.values[m].shape[:2] == batch.masks[m].shape == (3, longest)
+        for k, i in enumerate(rows):
+            steps = len(raw[i][f"{m}_values"])
+            if steps:
+                np.testing.assert_array_equal(batch.values[m][k, :steps], np.float32(raw[i][f"{m}_values"]))
+            assert batch.masks[m][k].tolist() == raw[i][f"{m}_mask"] + [False] * (longest - steps)
+            assert not batch.values[m][k, steps:].any()
+    np.testing.assert_array_equal(batch.labels, np.float32([raw[i]["label"] for i in rows]))
+
+
+def test_a_modality_left_out_is_empty_like_a_missing_one(dataset):
+    table = ClipTable.read(dataset, "train", 100)
+    left_out = table.batch(np.array([3, 4]), ("text",))
+    assert left_out.values["audio"].shape == (2, 0, 5)
+    assert left_out.masks["vision"].shape == (2, 0)
+    missing = table.batch(np.array([1]))  # clip 1 has no audio
+    assert missing.values["audio"].shape == (1, 0, 5)
+
+
+def test_several_parts_and_row_groups_read_as_one(dataset, tmp_path):
+    whole = pq.read_table(dataset / "train" / "part-00000.parquet")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "dataset.json").write_bytes((dataset / "dataset.json").read_bytes())
+    pq.write_table(whole.slice(0, 10), tmp_path / "train" / "part-00000.parquet", row_group_size=3)
+    pq.write_table(whole.slice(10), tmp_path / "train" / "part-00001.parquet", row_group_size=4)
+    one, many = ClipTable.read(dataset, "train", 100), ClipTable.read(tmp_path, "train", 100)
+    rows = np.arange(len(one))
+    assert many.clip_ids.tolist() == one.clip_ids.tolist()
+    for m in ("text", "audio", "vision"):
+        assert (many.batch(rows).values[m] == one.batch(rows).values[m]).all()
+        assert (many.batch(rows).masks[m] == one.batch(rows).masks[m]).all()
+
+
+def test_longer_sequences_are_cut_and_counted(dataset):
+    table, whole = ClipTable.read(dataset, "train", 6), ClipTable.read(dataset, "train", 100)
+    lengths = whole.lengths()
+    assert table.lengths().max() == 6
+    assert [table.truncated[m] for m in ("text", "audio", "vision")] == (lengths > 6).sum(0).tolist()
+    assert table.truncated["audio"] > 0
+
+
+@pytest.mark.parametrize(("bad", "modality"), [(np.nan, "audio"), (-np.inf, "vision"), (np.nan, "text")])
+def test_values_that_are_not_finite_are_refused_naming_clip_and_modality(dataset_writer, tmp_path, bad, modality):
+    def spoil(split: str, table: pa.Table) -> pa.Table:
+        name = f"{modality}_values"
+        values = table[name].to_pylist()
+        values[4][2][3] = bad
+        return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+
+    root = dataset_writer(tmp_path, change=spoil)
+    with pytest.raises(ValueError, match=f"clip train/0004: {modality} holds .* at step 2, feature 3"):
+        ClipTable.read(root, "train", 100)
+
+
+def test_clips_without_a_label_are_told_apart(dataset_writer, tmp_path):
+    def unlabel(split: str, table: pa.Table) -> pa.Table:
+        labels = [None, *table["label"].to_pylist()[1:]]
+        return table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.float32()))
+
+    table = ClipTable.read(dataset_writer(tmp_path, change=unlabel), "test", 100)
+    assert table.labelled.tolist() == [False] + [True] * 7
+    assert table.select(table.labelled).clip_ids[0] == "test/0001"
+
+
+def test_what_is_missing_on_disk_is_named_with_the_stage_that_makes_it(dataset_writer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="dashfusion align"):
+        read_info(tmp_path / "nowhere")
+    root = dataset_writer(tmp_path)
+    (root / "valid" / "part-00000.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="counts 8 clips"):
+        ClipTable.read(root, "valid", 100)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(schema_version=2), "dataset schema 2, this version reads 1"),
+        (lambda d: d["modalities"].pop("vision"), "no entry for vision"),
+        (lambda d: d["statistics"]["audio"]["std"].__setitem__(0, 0.0), "positive standard deviations"),
+        (lambda d: d["modalities"]["text"].update(dim=13), "text is 12 wide, dataset.json says 13"),
+    ],
+)
+def test_a_description_that_does_not_hold_is_refused(dataset_writer, tmp_path, change, message):
+    root = dataset_writer(tmp_path)
+    description = json.loads((root / "dataset.json").read_text())
+    change(description)
+    (root / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=message):
+        ClipTable.read(root, "train", 100)
