@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpora.files import atomic_path
+from corpora.problems import Problem
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("text", "audio", "vision")
+LONGEST_ID = 200
+"""Bytes of a video's or clip's id: they become file names, which most systems end at 255."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -107,7 +111,9 @@ def read_manifest(path: Path) -> Manifest:
         ValueError: the file is not a manifest, or of another schema version.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no manifest here; `dashfusion prepare` (or `dvc repro prepare`) makes it")
+        raise FileNotFoundError(
+            f"{path}: no manifest here; `dashfusion prepare` (or `dvc repro prepare`) makes it"
+        )
     table = pq.read_table(path)
     raw = (table.schema.metadata or {}).get(b"dashfusion")
     if raw is None:
@@ -119,7 +125,9 @@ def read_manifest(path: Path) -> Manifest:
             "run the prepare stage again"
         )
     low, high = meta["label_range"]
-    return Manifest(meta["corpus"], meta["root"], (low, high), tuple(Clip(**row) for row in table.to_pylist()))
+    return Manifest(
+        meta["corpus"], meta["root"], (low, high), tuple(Clip(**row) for row in table.to_pylist())
+    )
 
 
 def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
@@ -128,3 +136,88 @@ def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
     for clip in clips:
         groups[clip.split].append(clip)
     return groups
+
+
+def unsafe_id(value: str) -> str | None:
+    """Why a video's or clip's id cannot be part of a path inside the corpus, or None where it can."""
+    if not value.strip():
+        return "is empty"
+    if value in (".", "..") or "/" in value or "\\" in value or PureWindowsPath(value).drive:
+        return "is a path, not a name"
+    if any(ord(character) < 32 for character in value):
+        return "holds a control character"
+    if len(value.encode()) > LONGEST_ID:
+        return f"is longer than {LONGEST_ID} bytes"
+    return None
+
+
+def check_clip(clip: Clip, label_range: tuple[float, float]) -> tuple[str, str] | None:
+    """What is wrong with a row of the manifest, as error class and message; None where nothing is."""
+    parts = {"video_id": clip.video_id, "clip_id": clip.clip_id.removeprefix(f"{clip.video_id}/")}
+    for name, value in parts.items():
+        reason = unsafe_id(value)
+        if reason:
+            return "UnsafeId", f"{name} {value!r} {reason}; rename it and its media"
+    if clip.split not in SPLITS:
+        return "UnknownSplit", f"mode {clip.split!r} is no split; write one of {', '.join(SPLITS)}"
+    low, high = label_range
+    for name in ("label", "label_text", "label_audio", "label_vision"):
+        value = getattr(clip, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            return (
+                "LabelOutOfRange",
+                f"{name} {value:g} is outside [{low:g}, {high:g}]; "
+                "correct it, leave it empty, or set label_range",
+            )
+    return None
+
+
+def validate(
+    located: Iterable[tuple[str, Clip]], label_range: tuple[float, float]
+) -> tuple[list[Clip], list[Problem]]:
+    """The clips that may enter a manifest, and what is wrong with the others.
+
+    Left out: unsafe ids, unknown splits, labels out of range, repeated clips (the first one stays). Kept,
+    with one problem a video: videos in more than one split (`StraddlingVideo`).
+
+    Args:
+        located: each clip with where it was read, such as `label.csv row 7`, for the messages.
+        label_range: least and greatest label.
+    """
+    clips: list[Clip] = []
+    problems: list[Problem] = []
+    first_seen: dict[str, str] = {}
+    for where, clip in located:
+        wrong = check_clip(clip, label_range)
+        if wrong is None and clip.clip_id in first_seen:
+            wrong = (
+                "DuplicateClip",
+                f"{clip.clip_id} is at {first_seen[clip.clip_id]} already; delete one of the two",
+            )
+        if wrong is not None:
+            problems.append(Problem(clip.clip_id, "prepare", "", wrong[0], f"{where}: {wrong[1]}"))
+            continue
+        first_seen[clip.clip_id] = where
+        clips.append(clip)
+    return clips, problems + straddling_videos(clips)
+
+
+def straddling_videos(clips: Iterable[Clip]) -> list[Problem]:
+    """One problem for each video with clips in more than one split."""
+    counts: dict[str, dict[str, int]] = {}
+    for clip in clips:
+        splits = counts.setdefault(clip.video_id, {})
+        splits[clip.split] = splits.get(clip.split, 0) + 1
+    return [
+        Problem(
+            video,
+            "prepare",
+            "",
+            "StraddlingVideo",
+            f"video {video} has clips in {', '.join(f'{split} ({n})' for split, n in splits.items())}; "
+            "its clips stay, but the test score may flatter: move them into one split, unless the corpus was "
+            "published so",
+        )
+        for video, splits in counts.items()
+        if len(splits) > 1
+    ]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -51,6 +51,8 @@ class AlignConfig:
         mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
         mask_invalid: modalities whose invalid steps the model does not see.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     mode: str = "unaligned"
     mask_invalid: tuple[str, ...] = ("vision",)

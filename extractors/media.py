@@ -244,7 +244,10 @@ def read_audio(path: Path, sample_rate: int) -> np.ndarray:
                 clock = max(time, clock)
             pieces += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
             clock += Fraction(frame.samples, frame.sample_rate)
-        return np.concatenate(pieces + _drain(resampler)).astype(np.float32, copy=False)
+        samples = np.concatenate(pieces + _drain(resampler)).astype(np.float32, copy=False)
+    if not len(samples):
+        raise MissingStream(f"{path}: its audio stream is empty")
+    return samples
 
 
 def _drain(resampler: av.AudioResampler | None) -> list[np.ndarray]:

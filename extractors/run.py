@@ -176,7 +176,14 @@ def _load(path: Path) -> FeatureSequence | None:
             return FeatureSequence(**arrays)
     except FileNotFoundError:
         return None
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, TypeError, ExtractionError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        EOFError,
+        TypeError,
+        ExtractionError,
+    ) as error:
         logger.warning("%s is damaged (%s) and will be made again", path, error)
         path.unlink()
         return None

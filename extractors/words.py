@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -65,8 +66,8 @@ def place_words(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
     inside = np.r_[0.0, np.cumsum(spans[:, 1] - spans[:, 0])]  # span starts
     edges = np.r_[0.0, np.cumsum(lengths)] / lengths.sum() * inside[-1]
     edges[-1] = inside[-1]
-    # An edge where one span ends and the next begins: a word that starts there starts after the pause, one that
-    # ends there ends before it. A microsecond absorbs the rounding of the sums.
+    # Where an edge falls on a pause, a word that starts there starts after it and one that ends there ends
+    # before it. A microsecond absorbs the rounding of the sums.
     opening = np.clip(np.searchsorted(inside, edges[:-1] + 1e-6, side="right") - 1, 0, len(spans) - 1)
     closing = np.clip(np.searchsorted(inside, edges[1:] - 1e-6, side="left") - 1, 0, len(spans) - 1)
     starts = spans[opening, 0] + np.maximum(edges[:-1] - inside[opening], 0)
@@ -99,11 +100,11 @@ def token_times(word_index: np.ndarray, times: np.ndarray, duration: float) -> n
     return np.vstack([times, [[0.0, duration]]])[word_index]
 
 
-def timing_error(true: np.ndarray, estimated: np.ndarray) -> dict[str, float]:
-    """How far estimated word times, [W, 2], are from the true ones, in seconds.
+def timing_error(true: np.ndarray, estimated: np.ndarray) -> dict[str, Any]:
+    """How far estimated word times, [W, 2], are from the true ones.
 
     Returns:
-        `words`, then for `start` and `end` the absolute error's `_mean`, `_median` and `_p90`, and `overlap`:
+        `words`; under `start` and `end` the absolute error's `mean`, `median` and `p90`, seconds; `overlap`,
         the fraction of words whose estimate overlaps their true interval.
 
     Raises:
@@ -112,11 +113,9 @@ def timing_error(true: np.ndarray, estimated: np.ndarray) -> dict[str, float]:
     if true.shape != estimated.shape or not len(true):
         raise ValueError(f"need the same words twice, at least one, found {len(true)} and {len(estimated)}")
     error = np.abs(estimated - true)
-    summary: dict[str, float] = {"words": len(true)}
-    for column, name in enumerate(("start", "end")):
-        summary[f"{name}_mean"] = float(error[:, column].mean())
-        summary[f"{name}_median"] = float(np.median(error[:, column]))
-        summary[f"{name}_p90"] = float(np.percentile(error[:, column], 90))
+    summary: dict[str, Any] = {"words": len(true)}
+    for column, edge in zip(error.T, ("start", "end"), strict=True):
+        p90 = float(np.percentile(column, 90))
+        summary[edge] = {"mean": float(column.mean()), "median": float(np.median(column)), "p90": p90}
     overlap = np.minimum(true[:, 1], estimated[:, 1]) > np.maximum(true[:, 0], estimated[:, 0])
-    summary["overlap"] = float(overlap.mean())
-    return summary
+    return summary | {"overlap": float(overlap.mean())}

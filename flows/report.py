@@ -75,14 +75,13 @@ CURVES = (
 
 # Matplotlib knows no CSS variables: it draws with these marker colours, `_to_svg` then puts the page's own in
 # their place, so that plots follow the reader's light or dark scheme.
-INK, MUTED, LINE, ACCENT, ON_ACCENT = "#010101", "#010102", "#010103", "#010104", "#010105"
+INK, MUTED, LINE, ACCENT = "#010101", "#010102", "#010103", "#010104"
 SERIES = ("#010111", "#010112", "#010113", "#010114")
 PAGE_COLOURS = {
     INK: "--ink",
     MUTED: "--muted",
     LINE: "--line",
     ACCENT: "--accent",
-    ON_ACCENT: "--on-accent",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)},
 }
 PLOT_STYLE = {
@@ -380,27 +379,29 @@ def _error_plots(label: np.ndarray, prediction: np.ndarray, label_range: tuple[f
     matrix = confusion(prediction, label, label_range, count)
     if not len(label):
         return []
-    with _plotting(4.4, 4.0) as (figure, axes):
+    with _plotting(4.0, 3.65) as (figure, axes):
         _draw_confusion(axes, matrix, class_names(label_range, count))
         plots = [Plot("Confusion matrix", _to_svg(figure, "Confusion matrix"))]
-    with _plotting(4.4, 4.0) as (figure, axes):
+    with _plotting(4.0, 3.65) as (figure, axes):
         _draw_scatter(axes, label, prediction, label_range)
         plots.append(Plot("Predicted against true", _to_svg(figure, "Predicted against true")))
     return plots
 
 
 def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
-    """Counts; a cell is the darker, the larger its share of the clips of its true class."""
+    """Counts; a cell's colour is the stronger, the larger its share of the clips of its true class.
+
+    Half strength at most: the page's ink stays readable on it, light or dark.
+    """
     from matplotlib.patches import Rectangle
 
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     for (row, column), count in np.ndenumerate(matrix):
         part = float(share[row, column])
-        cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=0.05 + 0.95 * part)
+        cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=0.04 + 0.51 * part)
         axes.add_patch(cell)
         if count:
-            colour = ON_ACCENT if part > 0.5 else INK
-            axes.text(column, row, f"{count}", ha="center", va="center_baseline", color=colour)
+            axes.text(column, row, f"{count}", ha="center", va="center_baseline", color=INK)
     ends = (-0.5, len(names) - 0.5)
     axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel="predicted", ylabel="true")
     ticks = [name.replace("-", "\u2212") for name in names]

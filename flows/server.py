@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def _start(owner: psutil.Process) -> tuple[str | None, str]:
 
 def keep(port: int, owner_pid: int) -> int:
     """Run the server until it ends or the owner is gone (owner 0: for ever); stop it with its children."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by default it would end us before the `finally`
     server = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         stdin=subprocess.DEVNULL,

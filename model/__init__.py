@@ -1,1 +1,1 @@
-"""DashFusion: network, losses, mining, batching, training, evaluation. Needs torch, pyarrow, numpy, transformers."""
+"""DashFusion: network, losses, mining, batching, training, evaluation. Runs on a bare GPU machine."""

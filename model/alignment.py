@@ -17,9 +17,9 @@ HEAD_DIM = 32
 
 
 class TemporalAlignment(nn.Module):
-    """`H = X_t + W_o(CA_a(X_t, X_a) + CA_v(X_t, X_v))`, text's Q shared by both (DashFusion, dual-stream alignment).
+    """`H = X_t + W_o(CA_a(X_t, X_a) + CA_v(X_t, X_v))`, text's Q shared by both.
 
-    8 heads of 32 whatever the width, no bias in Q, K and V.
+    DashFusion, section "Dual-stream alignment": 8 heads of 32 whatever the width, no bias in Q, K and V.
     """
 
     def __init__(self, config: ModelConfig) -> None:

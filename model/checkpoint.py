@@ -1,4 +1,4 @@
-"""A trained network on disk: weights in safetensors, and a JSON with all that is needed to predict from it."""
+"""A trained network on disk: weights in safetensors, and a JSON with all that it takes to predict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CheckpointInfo:
     Attributes:
         model: size of the network.
         train: how it was trained.
-        dataset: what it was trained on: extractors with signatures and feature names, statistics, label range.
+        dataset: what it was trained on: extractors, signatures, feature names, statistics, label range.
         seed: of the run.
         epoch: after which it was saved, counted from 1.
         metrics: of that epoch.
@@ -50,25 +50,28 @@ class CheckpointInfo:
         """Refuse features that the network was not trained on; modalities that it never saw do not matter.
 
         Raises:
-            ValueError: another label range, or another extractor signature or width of a modality; the message
-                names both and the way out.
+            ValueError: another label range, or another extractor signature or width of a modality; the
+                message names both and the way out.
         """
         if dataset.label_range != self.dataset.label_range:
             raise ValueError(
                 f"the checkpoint predicts labels in {list(self.dataset.label_range)}, the dataset has "
-                f"{list(dataset.label_range)}; train on this dataset, or evaluate on a corpus of the same range"
+                f"{list(dataset.label_range)}; train on this dataset, or evaluate a corpus of that range"
             )
         for modality in self.train.modalities:
             trained, given = self.dataset.modalities[modality], dataset.modalities[modality]
             if (trained.signature, trained.dim) != (given.signature, given.dim):
                 raise ValueError(
-                    f"the checkpoint was trained on {modality} features {trained.signature} ({trained.dim} wide), "
-                    f"the dataset holds {given.signature} ({given.dim} wide); train again on this dataset, or "
-                    f"extract {modality} again with {trained.extractor} and {dict(trained.options)}"
+                    f"the checkpoint was trained on {modality} features {trained.signature} "
+                    f"({trained.dim} wide), the dataset holds {given.signature} ({given.dim} wide); "
+                    f"train again on this dataset, or extract {modality} again with {trained.extractor} "
+                    f"and {dict(trained.options)}"
                 )
 
 
-def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
+def save(
+    folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping
+) -> None:
     """Write `folder`/model.safetensors and checkpoint.json; the folder appears whole or not at all."""
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -78,7 +81,8 @@ def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch
         "seed": seed,
         "epoch": epoch,
         "metrics": dict(metrics),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in RECORDED_PACKAGES},
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_folder(Path(folder)) as temporary:
@@ -96,7 +100,9 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, 
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
+        raise FileNotFoundError(
+            f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it"
+        )
     info = _parse(json.loads(path.read_text(encoding="utf-8")), path)
     network = DashFusion(info.model, info.dataset)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))

@@ -30,8 +30,8 @@ class ModelConfig:
     Attributes:
         dim: width d of every sequence after its encoder.
         heads: attention heads of the encoders and of the fusion; divides `dim`.
-        encoder_layers: Transformer layers in front of audio and of vision (2 for MOSI and CH-SIMS, 4 for MOSEI).
-        bottleneck_tokens: p, tokens of the first fusion layer; each further layer keeps half as many, 1 at least.
+        encoder_layers: Transformer layers of audio and of vision (2 for MOSI and CH-SIMS, 4 for MOSEI).
+        bottleneck_tokens: p, tokens of the first fusion layer; each further one keeps half, 1 at least.
         fusion_layers: L (2 for MOSI and CH-SIMS, 3 for MOSEI).
         dropout: probability, on the embedded sequences and on every sub-layer's output.
         max_positions: longest sequence in steps; longer ones are cut and counted.
@@ -160,7 +160,9 @@ class TrainConfig:
         check_modalities(self.modalities, "train.modalities")
         seeds = self.seeds
         _require(len(seeds) > 0, "train.seeds", seeds, "a run needs a seed", "name one, such as [0]")
-        _require(len(set(seeds)) == len(seeds), "train.seeds", seeds, "each seed is one run", "name each seed once")
+        _require(
+            len(set(seeds)) == len(seeds), "train.seeds", seeds, "each seed is one run", "name each seed once"
+        )
         _require(
             all(0 <= seed < 2**32 for seed in seeds),
             "train.seeds",
@@ -180,7 +182,11 @@ class TrainConfig:
             "lower it or train longer",
         )
         _require(
-            self.learning_rate > 0, "train.learning_rate", self.learning_rate, "it must be positive", "try 5e-4"
+            self.learning_rate > 0,
+            "train.learning_rate",
+            self.learning_rate,
+            "it must be positive",
+            "try 5e-4",
         )
         _require(
             re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) is not None,

@@ -49,7 +49,7 @@ class ModalityInfo:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Mean and standard deviation [D] of each feature over the `steps` visible steps of the training split."""
+    """Mean and standard deviation [D] of each feature over the training split's `steps` visible steps."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -90,7 +90,8 @@ class DatasetInfo:
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; run the align stage again"
+                f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; "
+                "run the align stage again"
             )
         missing = [m for m in MODALITIES if m not in raw["modalities"]]
         missing += [f"statistics of {m}" for m in NORMALISED if m not in raw["statistics"]]
@@ -115,8 +116,9 @@ class DatasetInfo:
             dim = modalities[m].dim
             if len(entry.mean) != dim or len(entry.std) != dim or not all(value > 0 for value in entry.std):
                 raise ValueError(
-                    f"{where}: the statistics of {m} must be {dim} means and {dim} positive standard deviations, "
-                    f"found {len(entry.mean)} and {len(entry.std)}, the least {min(entry.std, default=0.0)}; "
+                    f"{where}: the statistics of {m} must be {dim} means and {dim} positive standard "
+                    f"deviations, found {len(entry.mean)} and {len(entry.std)}, "
+                    f"the least {min(entry.std, default=0.0)}; "
                     "run the align stage again"
                 )
         low, high = raw["label_range"]
@@ -179,7 +181,7 @@ class Batch:
         clip_ids: B ids.
         labels: [B] float32, NaN where unlabelled.
         values: modality -> [B, T, D] float32, raw (not normalised), zeros where padded.
-        masks: modality -> [B, T] bool, True where the network may look. T is 0 where no clip has the modality.
+        masks: modality -> [B, T] bool, True where the network may look. T = 0: no clip has the modality.
     """
 
     clip_ids: tuple[str, ...]
@@ -250,8 +252,8 @@ class ClipTable:
         parts = sorted((Path(dataset) / split).glob("part-*.parquet"))
         if not parts and info.clips.get(split, 0):
             raise FileNotFoundError(
-                f"{Path(dataset) / split}: dataset.json counts {info.clips[split]} clips here, but there is no "
-                f"part-*.parquet; {_MAKES_IT}"
+                f"{Path(dataset) / split}: dataset.json counts {info.clips[split]} clips here, but there is "
+                f"no part-*.parquet; {_MAKES_IT}"
             )
         if not parts:
             return cls._empty(info, split)
@@ -297,14 +299,17 @@ class ClipTable:
     def batch(self, indices: np.ndarray, modalities: Sequence[str] = MODALITIES) -> Batch:
         """Pad the clips at `indices` to the longest among them.
 
-        Modalities that are not named come out as missing in every clip, exactly as a clip lacks one. Two clips
-        of 2 and 1 audio steps, D = 1, give values [[[.5], [.1]], [[.3], [0.]]] and mask [[1, 1], [1, 0]].
+        Modalities that are not named come out as missing in every clip, exactly as a clip lacks one. Two
+        clips of 2 and 1 audio steps, D = 1, give values [[[.5], [.1]], [[.3], [0.]]] and
+        mask [[1, 1], [1, 0]].
         """
         values, masks = {}, {}
         for modality in MODALITIES:
             sequences = self.sequences[modality]
             starts = sequences.starts[indices]
-            lengths = sequences.lengths[indices] if modality in modalities else np.zeros(len(starts), np.int64)
+            lengths = (
+                sequences.lengths[indices] if modality in modalities else np.zeros(len(starts), np.int64)
+            )
             longest = int(lengths.max(initial=0))
             real_BT = np.arange(longest) < lengths[:, None]
             rows = (starts[:, None] + np.arange(longest))[real_BT]
@@ -329,7 +334,8 @@ def _read_sequences(parts: Sequence[Path], modality: str, dim: int) -> Sequences
     found = column.type.value_type.list_size
     if found != dim:
         raise ValueError(
-            f"{parts[0].parent}: {modality} is {found} wide, dataset.json says {dim}; run the align stage again"
+            f"{parts[0].parent}: {modality} is {found} wide, dataset.json says {dim}; "
+            "run the align stage again"
         )
     offsets = column.offsets.to_numpy().astype(np.int64)
     values_SD = column.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
@@ -337,7 +343,8 @@ def _read_sequences(parts: Sequence[Path], modality: str, dim: int) -> Sequences
     visible_S = mask_column.values.to_numpy(zero_copy_only=False).astype(bool)
     if not np.array_equal(mask_column.offsets.to_numpy(), offsets):
         raise ValueError(
-            f"{parts[0].parent}: {modality}_mask and {modality}_values differ in length; run the align stage again"
+            f"{parts[0].parent}: {modality}_mask and {modality}_values differ in length; "
+            "run the align stage again"
         )
     return Sequences(values_SD, visible_S, offsets[:-1], np.diff(offsets))
 

@@ -37,8 +37,8 @@ class Evaluation:
     """One or several networks on one split.
 
     Attributes:
-        metrics: of one network as `evaluate_metrics` gives them; of several, the mean under the same keys, the
-            sample standard deviation under `<key>_std`, and their number under `seeds`.
+        metrics: of one network as `evaluate_metrics` gives them; of several, the mean under the same keys,
+            the sample standard deviation under `<key>_std`, and their number under `seeds`.
         by_seed: seed -> metrics of that network.
         predictions: `PREDICTIONS_SCHEMA`, all clips of one network after the other.
         unlabelled: clips that are predicted but not measured.
@@ -53,7 +53,9 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int = 64) -> np.ndarray:
+def predict(
+    network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int = 64
+) -> np.ndarray:
     """Sentiment [N] float32 of the table's clips, in its order, by the network in eval mode.
 
     Args:
@@ -84,8 +86,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: no dataset or no checkpoint there.
-        ValueError: the split has no clips, a checkpoint does not fit the dataset, two checkpoints have one seed,
-            or a modality is asked for that a checkpoint was trained without.
+        ValueError: the split has no clips, a checkpoint does not fit the dataset, two checkpoints have one
+            seed, or a modality is asked for that a checkpoint was trained without.
     """
     if not checkpoints:
         raise ValueError("no checkpoint to evaluate; name at least one folder that the train stage made")
@@ -144,7 +146,7 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
-    """One run as it is; several as mean, `<key>_std` and `seeds`. A metric undefined in one run stays undefined."""
+    """One run as it is; several as mean, `<key>_std` and `seeds`; undefined in one run is undefined."""
     if len(runs) == 1:
         return dict(runs[0])
     combined: dict[str, Metric] = {"n": runs[0]["n"], "seeds": len(runs)}

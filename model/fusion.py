@@ -52,13 +52,16 @@ class HierarchicalBottleneckFusion(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            FusionLayer(config, max(1, config.bottleneck_tokens >> level)) for level in range(config.fusion_layers)
+            FusionLayer(config, max(1, config.bottleneck_tokens >> level))
+            for level in range(config.fusion_layers)
         )
 
-    def forward(self, aligned_BTd: Tensor, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, aligned_BTd: Tensor, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> Tensor:
         """[B, 4d]: position 0 of the bottleneck, text, audio and vision.
 
-        The bottleneck starts as the aligned text; a clip of fewer tokens than a layer keeps, keeps what it has.
+        The bottleneck starts as the aligned text; a clip of fewer tokens than that keeps what it has.
         """
         bottleneck, mask = aligned_BTd, masks["text"]
         for layer in self.layers:

@@ -20,8 +20,10 @@ def attend(query_BTI: Tensor, key_BSI: Tensor, value_BSI: Tensor, mask_BS: Tenso
     Returns:
         [B, T, I]; zeros for a clip whose source steps are all masked.
     """
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI))
-    # Softmax over nothing is NaN in some kernels: such a clip attends to everything, and the result is dropped.
+    query, key, value = (
+        x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI)
+    )
+    # Softmax over nothing is NaN in some kernels: such a clip attends to all, and the result is dropped.
     some_B = mask_BS.any(dim=1)
     open_BS = mask_BS | ~some_B[:, None]
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=open_BS[:, None, None, :])
@@ -44,8 +46,8 @@ class FeedForward(nn.Sequential):
 class AttentionLayer(nn.Module):
     """Transformer layer, normalised after each residual: self-attention, or cross-attention to a source.
 
-    `x = LN(x + W_o Attention(x, source)); x = LN(x + FFN(x))`, no bias in Q, K and V; dropout on the output of
-    each sub-layer, as in "Attention Is All You Need", section 5.4.
+    `x = LN(x + W_o Attention(x, source)); x = LN(x + FFN(x))`, no bias in Q, K and V; dropout on each
+    sub-layer's output, as in "Attention Is All You Need", section 5.4.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -79,7 +81,9 @@ class SharedQueryAttention(nn.Module):
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
         self.key_value = nn.ModuleDict({s: nn.Linear(dim, 2 * heads * head_dim, bias=False) for s in sources})
 
-    def forward(self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> Tensor:
         """Sum over the sources [B, T, heads * head_dim]; `sources` [B, S, d] and `masks` [B, S] by name."""
         query_BTI = self.query(query_BTd)
         total = None

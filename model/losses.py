@@ -17,8 +17,8 @@ def nt_xent(
 ) -> Tensor:
     """Masked NT-Xent with cosine similarity.
 
-    With s = cos(anchor, candidate) / temperature, each positive p of an anchor stands against all the anchor's
-    negatives n, and against no other positive:
+    With s = cos(anchor, candidate) / temperature, each positive p of an anchor stands against all the
+    anchor's negatives n, and against no other positive:
 
         loss(anchor) = mean over p of  -log( exp(s_p) / (exp(s_p) + sum over n of exp(s_n)) )
                      = mean over p of  softplus( logsumexp over n of s_n  -  s_p )
@@ -66,7 +66,12 @@ def semantic_loss(embedding: Embedding, temperature: float) -> Tensor:
 
 
 def supervised_loss(
-    embedding: Embedding, anchors: int, partners_BP: Tensor, valid_BP: Tensor, positives: int, temperature: float
+    embedding: Embedding,
+    anchors: int,
+    partners_BP: Tensor,
+    valid_BP: Tensor,
+    positives: int,
+    temperature: float,
 ) -> Tensor:
     """Each stream's anchors against their mined partners (DashFusion, supervised contrastive learning).
 
@@ -90,7 +95,11 @@ def supervised_loss(
         usable_BC = present_C[:anchors, None] & present_C[None, :]
         losses.append(
             nt_xent(
-                vectors_Cd[:anchors], vectors_Cd, positive_BC & usable_BC, negative_BC & usable_BC, temperature
+                vectors_Cd[:anchors],
+                vectors_Cd,
+                positive_BC & usable_BC,
+                negative_BC & usable_BC,
+                temperature,
             )
         )
     return _mean(losses)

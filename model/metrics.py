@@ -1,7 +1,7 @@
 """The field's metrics of sentiment regression, as MMSA defines them.
 
-Rounding is numpy's half-to-even, as in MMSA's own code: a label of 0.5 counts as class 0 and 1.5 as class 2, so
-figures stand beside published ones.
+Rounding is numpy's half-to-even, as in MMSA's own code: a label of 0.5 counts as class 0 and 1.5 as class 2,
+so that figures stand beside published ones.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def evaluate_metrics(
 
     Args:
         prediction, label: [N].
-        label_range: (-3, 3) gives n, mae, corr, acc2_nn, f1_nn, acc2_np, f1_np, acc3, acc5, acc7. (-1, 1) gives
-            n, mae, corr, acc2, f1, acc3, acc5, of values clipped to the range.
+        label_range: (-3, 3) gives n, mae, corr, acc2_nn, f1_nn, acc2_np, f1_np, acc3, acc5, acc7. (-1, 1)
+            gives n, mae, corr, acc2, f1, acc3, acc5, of values clipped to the range.
 
     Returns:
         Fractions between 0 and 1 (mae in label units, corr in [-1, 1]); None where undefined: no clip at all,
@@ -56,7 +56,9 @@ def evaluate_metrics(
     if wide:
         metrics |= dict(zip(("acc2_nn", "f1_nn"), _binary(prediction >= 0, label >= 0), strict=True))
         polar = label != 0
-        metrics |= dict(zip(("acc2_np", "f1_np"), _binary(prediction[polar] > 0, label[polar] > 0), strict=True))
+        metrics |= dict(
+            zip(("acc2_np", "f1_np"), _binary(prediction[polar] > 0, label[polar] > 0), strict=True)
+        )
     else:
         metrics |= dict(zip(("acc2", "f1"), _binary(prediction > 0, label > 0), strict=True))
     for count in (3, 5, 7) if wide else (3, 5):
@@ -103,7 +105,7 @@ def to_classes(values: np.ndarray, label_range: tuple[float, float], count: int)
 
 
 def class_names(label_range: tuple[float, float], count: int) -> list[str]:
-    """Names of the classes of `to_classes`, for the axes of a plot: `-3` to `3`, or bins such as `(-0.1, 0.1]`."""
+    """Names of the classes of `to_classes`, for a plot: `-3` to `3`, or bins such as `(-0.1, 0.1]`."""
     _check_range(label_range)
     if tuple(label_range) == WIDE:
         return [str(value) for value in range(-(count // 2), count // 2 + 1)]
@@ -114,7 +116,7 @@ def class_names(label_range: tuple[float, float], count: int) -> list[str]:
 def confusion(
     prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float], count: int
 ) -> np.ndarray:
-    """Clips by true class (rows) and predicted class (columns), [count, count] int64; classes of `to_classes`."""
+    """Clips by true (rows) and predicted (columns) class of `to_classes`, [count, count] int64."""
     found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
     return np.bincount(true * count + found, minlength=count * count).reshape(count, count)
 
@@ -129,4 +131,6 @@ def _accuracy(prediction: np.ndarray, label: np.ndarray) -> float | None:
 
 def _check_range(label_range: tuple[float, float]) -> None:
     if tuple(label_range) not in (WIDE, UNIT):
-        raise ValueError(f"label range {tuple(label_range)}: metrics are defined for [-3, 3] and [-1, 1] only")
+        raise ValueError(
+            f"label range {tuple(label_range)}: metrics are defined for [-3, 3] and [-1, 1] only"
+        )

@@ -19,7 +19,7 @@ from model.fusion import HierarchicalBottleneckFusion
 from model.layers import masked_mean
 
 STREAMS = (*MODALITIES, "aligned")
-"""Vectors of a clip that contrastive learning compares: one a modality, and the aligned text's first token."""
+"""A clip's vectors that contrastive learning compares: one a modality, and the aligned text's first token."""
 
 
 @dataclass(frozen=True)

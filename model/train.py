@@ -31,7 +31,7 @@ from model.network import DashFusion, Embedding
 
 GRADIENT_NORM = 1.0
 EMBED_BATCH = 32
-"""Partners are embedded in batches of at most this size, sorted by length: less padding than one batch of all."""
+"""Partners are embedded in batches of at most this size, sorted by length, which pads less than one batch."""
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class TrainResult:
         last: checkpoint of the last epoch.
         best_epoch: counted from 1.
         history: metrics of each epoch: train_loss and its parts train_regression, train_semantic and
-            train_supervised; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive for [-3, 3]; a
-            metric is absent in an epoch where it is undefined); learning_rate at the epoch's end; seconds, and
-            clips_per_second of its training part; short_of_partners, clips that cannot draw as many as asked.
+            train_supervised; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive for [-3, 3];
+            absent in an epoch where it is undefined); learning_rate at the epoch's end; seconds, and
+            clips_per_second of its training part; short_of_partners, clips that draw fewer than asked.
         unlabelled: training clips left out for want of a label.
         truncated: modality -> training clips that were cut to model.max_positions.
         device: it ran on.
@@ -88,7 +88,12 @@ class Losses:
 
 
 def train(
-    dataset: Path, out: Path, model: ModelConfig, config: TrainConfig, seed: int, observer: Observer | None = None
+    dataset: Path,
+    out: Path,
+    model: ModelConfig,
+    config: TrainConfig,
+    seed: int,
+    observer: Observer | None = None,
 ) -> TrainResult:
     """Train one network and keep its best and last checkpoint in `out`/best and `out`/last.
 
@@ -191,7 +196,7 @@ def _losses(
     rng: np.random.Generator,
     config: TrainConfig,
 ) -> Losses:
-    """Forward pass of the clips at `rows` and, where `partners` are given, of the distinct clips they draw."""
+    """Forward pass of the clips at `rows` and, given `partners`, of the distinct clips that they draw."""
     device = next(network.parameters()).device
     batch = clips.batch(rows, config.modalities).to(device)
     output = network(batch)
@@ -253,7 +258,9 @@ def _mine(network: DashFusion, clips: ClipTable, classes: np.ndarray, config: Tr
         embeddings_Nd[torch.from_numpy(rows).to(device)] = torch.cat([streams[m] for m in MODALITIES], dim=1)
     partners = mine(embeddings_Nd, classes, config.mining)
     if partners.short:
-        log.info("%d of %d clips have fewer partners than asked for: small classes", partners.short, len(clips))
+        log.info(
+            "%d of %d clips have fewer partners than asked for: small classes", partners.short, len(clips)
+        )
     return partners
 
 

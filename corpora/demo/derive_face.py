@@ -1,15 +1,13 @@
 """How `face.npz` was made: a neutral, left-right symmetric face geometry of nobody in particular.
 
-Run by hand (`python -m corpora.demo.derive_face`, needs scikit-image and scipy), never by the generator. mediapipe's
-FaceMesh gives 468 points on NASA's portrait of Eileen Collins, which is in the public domain and comes with
-scikit-image as `data.astronaut()`. The points are turned upright, averaged with their mirror image, and the smile is
-taken out of the mouth, so that what remains is proportions, not a likeness. The triangles are those of mediapipe's
-mesh topology (Apache-2.0).
+Run by hand (`python -m corpora.demo.derive_face`, needs scikit-image and scipy), never by the generator.
+mediapipe's FaceMesh gives 468 points on NASA's portrait of Eileen Collins, which is in the public domain and
+comes with scikit-image as `data.astronaut()`. The points are turned upright, averaged with their mirror
+image, and the smile is taken out of the mouth, so that what remains is proportions, not a likeness. The
+triangles are those of mediapipe's mesh topology (Apache-2.0).
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +22,7 @@ LOWER_LIP, UPPER_LIP, CUPID_BOW = 0.050, 0.040, 0.007
 
 
 def triangles_from_edges(edges: frozenset[tuple[int, int]]) -> np.ndarray:
-    """Triangles [N, 3] of a mesh given as its edges, in either direction: every three points that are all joined."""
+    """Triangles [N, 3] of a mesh given as its edges: every three points that are all joined."""
     joined: dict[int, set[int]] = {}
     for a, b in edges:
         joined.setdefault(a, set()).add(b)
@@ -68,7 +66,12 @@ def without_smile(points: np.ndarray) -> np.ndarray:
     middle = corners[:, 1].mean() + MOUTH_CORNER_DROP
     for inner, outer, sign, thickness in (
         (INNER_LIP[:11], OUTER_LIP[:11], 1, LOWER_LIP),
-        ([INNER_LIP[0], *INNER_LIP[:10:-1], INNER_LIP[10]], [OUTER_LIP[0], *OUTER_LIP[:10:-1], OUTER_LIP[10]], -1, UPPER_LIP),
+        (
+            [INNER_LIP[0], *INNER_LIP[:10:-1], INNER_LIP[10]],
+            [OUTER_LIP[0], *OUTER_LIP[:10:-1], OUTER_LIP[10]],
+            -1,
+            UPPER_LIP,
+        ),
     ):
         across = np.linspace(-1, 1, 11)
         points[inner, 1] = middle
@@ -89,7 +92,8 @@ def main() -> None:
     points = without_smile(symmetric(upright(points)))
     triangles = triangles_from_edges(mediapipe.solutions.face_mesh.FACEMESH_TESSELATION)
     np.savez_compressed(FACE_PATH, points=points.astype(np.float32), triangles=triangles)
-    print(f"{FACE_PATH}: {len(points)} points, {len(triangles)} triangles, {Path(FACE_PATH).stat().st_size} bytes")
+    size = FACE_PATH.stat().st_size
+    print(f"{FACE_PATH}: {len(points)} points, {len(triangles)} triangles, {size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""A talking avatar, drawn: 468 face points that move, shaded triangles, and eyes, brows, lips and hair on top.
+"""A talking avatar, drawn: 468 face points that move, shaded triangles, and eyes, brows, lips and hair on
+top.
 
-Shapes: F frames, P = 468 points, T triangles, H = W = `SIZE`. Face coordinates: one unit from forehead to chin, x to
-the viewer's right, y down, z away from the camera. Colours are BGR, 0 to 255, as OpenCV draws them.
+Shapes: F frames, P = 468 points, T triangles, H = W = `SIZE`. Face coordinates: one unit from forehead to
+chin, x to the viewer's right, y down, z away from the camera. Colours are BGR, 0 to 255, as OpenCV draws
+them.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ class Motion:
 
 @functools.cache
 def neutral() -> tuple[np.ndarray, np.ndarray]:
-    """The stored geometry: points [P, 3] float32 and triangles [T, 3]; `derive_face.py` says where it is from."""
+    """The stored geometry, see `derive_face.py`: points [P, 3] float32 and triangles [T, 3]."""
     with np.load(FACE_PATH) as stored:
         return stored["points"], stored["triangles"].astype(np.int32)
 
@@ -183,7 +185,7 @@ def projected(points: np.ndarray) -> np.ndarray:
 
 
 def _shades(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Brightness factor [F, T] of every triangle: Lambert's law on smoothed normals, with some light from all sides."""
+    """Brightness factor [F, T]: Lambert's law on smoothed normals, and some light from all sides."""
     a, b, c = (points[:, triangles[:, i]] for i in range(3))
     normals = np.cross(b - a, c - a)
     normals *= np.where(normals[..., 2:3] > 0, -1, 1)  # the edge list does not say which side is out
@@ -212,16 +214,24 @@ def _tint(colour: tuple[float, float, float], factor: float) -> tuple[float, flo
     return tuple(float(np.clip(channel * factor, 0, 255)) for channel in colour)
 
 
-def _smooth(polygon: np.ndarray, steps: int = 3) -> np.ndarray:
-    """A closed polygon with its corners cut (Chaikin), for outlines that should not look like a mesh."""
+@functools.cache
+def _corner_cutting(points: int, steps: int) -> np.ndarray:
+    """Matrix [points * 2^steps, points] that cuts a closed polygon's corners `steps` times (Chaikin 1974)."""
+    matrix = np.eye(points)
     for _ in range(steps):
-        following = np.roll(polygon, -1, axis=0)
-        polygon = np.stack([0.75 * polygon + 0.25 * following, 0.25 * polygon + 0.75 * following], 1).reshape(-1, 2)
-    return polygon
+        following = np.roll(matrix, -1, axis=0)
+        cut = np.stack([0.75 * matrix + 0.25 * following, 0.25 * matrix + 0.75 * following], axis=1)
+        matrix = cut.reshape(-1, points)
+    return matrix
+
+
+def _smooth(polygon: np.ndarray, steps: int = 3) -> np.ndarray:
+    """A closed polygon [N, 2] with its corners cut, for outlines that should not look like a mesh."""
+    return _corner_cutting(len(polygon), steps) @ polygon
 
 
 def backdrop(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """Picture [H, W, 3] of what does not move, a soft background and shoulders, and the mask [H, W] of the shoulders."""
+    """What does not move: picture [H, W, 3] of background and shoulders, mask [H, W] of the shoulders."""
     ramp = np.linspace(0, 1, SIZE)
     weight = ((ramp[:, None] + ramp[None]) / 2)[..., None]
     picture = np.array(look.background[0]) * (1 - weight) + np.array(look.background[1]) * weight
@@ -239,7 +249,7 @@ def backdrop(look: Look) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _dome(oval: np.ndarray, margin: float, height: float) -> np.ndarray:
-    """The face's oval [36, 2] grown by `margin` and arched upwards by `height` of the face: the skull's outline."""
+    """The skull's outline: the face's oval [36, 2] grown by `margin`, arched upwards by `height`."""
     centre, up = oval.mean(axis=0), oval[0] - oval[18]
     along = (oval - centre) @ up / (up @ up)
     arch = np.clip(along * 2, 0, 1)[:, None] ** 2
@@ -283,9 +293,13 @@ def _draw_neck(canvas: np.ndarray, look: Look, oval: np.ndarray) -> None:
     half, bottom = 0.195 * FACE_HEIGHT, CENTRE[1] + 0.80 * FACE_HEIGHT
     chin = oval[18]
     corners = [(chin[0] - half, chin[1] - 35), (chin[0] + half, chin[1] - 35)]
-    corners += [(CENTRE[0] + half * 1.2, bottom), (CENTRE[0], bottom + 0.1 * FACE_HEIGHT), (CENTRE[0] - half * 1.2, bottom)]
+    corners += [
+        (CENTRE[0] + half * 1.2, bottom),
+        (CENTRE[0], bottom + 0.1 * FACE_HEIGHT),
+        (CENTRE[0] - half * 1.2, bottom),
+    ]
     _fill(canvas, np.array(corners), _tint(look.skin, 0.72))
-    shadow = oval[12:25] + [0, 0.07 * FACE_HEIGHT]
+    shadow = oval[12:25] + np.array([0, 0.07 * FACE_HEIGHT])
     shadow[:, 0] = shadow[:, 0].clip(chin[0] - half * 1.02, chin[0] + half * 1.02)
     _fill(canvas, shadow, _tint(look.skin, 0.58))
 
@@ -296,17 +310,20 @@ def _draw_skin(
     """Paint the face's triangles, farthest first, then smooth away their edges within the oval."""
     skin = np.array(look.skin)
     triangles = neutral()[1]
-    layer = np.empty_like(canvas)
+    (left, top), (right, bottom) = pixels.min(axis=0).astype(int) - 9, pixels.max(axis=0).astype(int) + 10
+    left, top = max(left, 0), max(top, 0)
+    window = canvas[top:bottom, left:right]
+    layer = np.empty_like(window)
     layer[:] = np.clip(skin * 0.86, 0, 255)
-    corners = _fixed(pixels)[triangles[order]]
+    corners = _fixed(pixels - [left, top])[triangles[order]]
     colours = np.clip(shades[order, None] * skin, 0, 255).tolist()
     for polygon, colour in zip(corners, colours, strict=True):
         cv2.fillConvexPoly(layer, polygon, colour, cv2.LINE_8, SUBPIXEL)
     layer = cv2.GaussianBlur(layer, (0, 0), 2.2)
-    mask = np.zeros(canvas.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [_fixed(_smooth(pixels[OVAL], 2))], 255, cv2.LINE_AA, SUBPIXEL)
+    mask = np.zeros(window.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [_fixed(_smooth(pixels[OVAL] - [left, top], 2))], 255, cv2.LINE_AA, SUBPIXEL)
     weight = cv2.GaussianBlur(mask, (3, 3), 0).astype(np.float32) / 255
-    canvas[:] = cv2.blendLinear(layer, canvas, weight, 1 - weight)
+    window[:] = cv2.blendLinear(layer, np.ascontiguousarray(window), weight, 1 - weight)
 
 
 def _draw_eye(canvas: np.ndarray, look: Look, contour: np.ndarray) -> None:
@@ -359,7 +376,7 @@ def _draw_frame(
     depth: np.ndarray,
     shades: np.ndarray,
 ) -> np.ndarray:
-    """One picture [H, W, 3] from pixels [P, 2], triangle depths [T] and shades [T]; `base` is from `backdrop`."""
+    """One picture [H, W, 3] from pixels [P, 2], triangles' depths and shades [T], and `backdrop`'s pair."""
     picture, shoulders = base
     canvas = picture.copy()
     oval = pixels[OVAL]
@@ -377,7 +394,9 @@ def _draw_frame(
     for contour in (RIGHT_BROW, LEFT_BROW):
         brow = pixels[contour]
         spine = (brow[:5] + brow[:4:-1]) / 2
-        brow = np.concatenate([spine + (brow[:5] - spine) * look.brow, (spine + (brow[:4:-1] - spine) * look.brow)[::-1]])
+        brow = np.concatenate(
+            [spine + (brow[:5] - spine) * look.brow, (spine + (brow[:4:-1] - spine) * look.brow)[::-1]]
+        )
         _fill(canvas, _smooth(brow, 2), _tint(look.hair, 0.75))
     for nostril in NOSTRILS:
         at = tuple(int(v) for v in _fixed(pixels[nostril] * [1, 1]))

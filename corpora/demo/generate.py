@@ -1,4 +1,4 @@
-"""Writing the demo corpus: talking avatars as mp4 files, `label.csv`, and the true word times in `words.csv`."""
+"""Writing the demo corpus: talking avatars as mp4 files, `label.csv`, true word times in `words.csv`."""
 
 from __future__ import annotations
 
@@ -48,14 +48,15 @@ def generate(
 ) -> None:
     """Write the corpus under `root`: `Raw/<video_id>/<clip_id>.mp4`, `words.csv`, `label.csv`.
 
-    The same seed gives the same labels, sentences and word times everywhere, and the same media on the same version
-    of the encoder, whatever the number of workers. `label.csv` is written last: where it lies, the corpus is whole.
+    The same seed gives the same labels, sentences and word times everywhere, and the same media on the same
+    version of the encoder, whatever the number of workers. `label.csv` is written last: where it lies, the
+    corpus is whole.
 
     Args:
         root: the folder; made when missing.
         config: how much of it, and the seed.
         language: one that has a script.
-        progress: called with the number of clips finished so far.
+        progress: called with 1 for each clip that is finished.
         workers: processes; 0 = one a core; 1 = this process.
 
     Raises:
@@ -67,11 +68,15 @@ def generate(
     splits = split_of_speakers(config)
     plans = [plan_clip(config, index, script, splits) for index in range(config.clips)]
     words: list[Word] = []
-    for done, spoken in enumerate(_made(partial(make_clip, root, config, language), config.clips, workers), start=1):
+    make = partial(make_clip, root, config, language)
+    for spoken in _made(make, config.clips, workers):
         words += spoken
         if progress is not None:
-            progress(done)
-    with atomic_path(root / "words.csv") as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
+            progress(1)
+    with (
+        atomic_path(root / "words.csv") as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as out,
+    ):
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(WORD_COLUMNS)
         for clip_id, index, word, start, end in sorted(words):
@@ -120,7 +125,9 @@ def make_clip(root: Path, config: DemoConfig, language: str, index: int) -> list
     clip_id = f"{plan.video_id}/{plan.clip_id}"
     return [
         (clip_id, i, word, SPEECH_START + start, SPEECH_START + end)
-        for i, (word, start, end) in enumerate(zip(plan.sentence.words, speech.starts, speech.ends, strict=True))
+        for i, (word, start, end) in enumerate(
+            zip(plan.sentence.words, speech.starts, speech.ends, strict=True)
+        )
     ]
 
 
@@ -135,7 +142,10 @@ def write_mp4(path: Path, pictures: np.ndarray, samples: np.ndarray, sample_rate
     """
     import av
 
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with (
+        atomic_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
+    ):
         video = container.add_stream("libx264", rate=FPS, options=X264_OPTIONS)
         video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
         audio = container.add_stream("aac", rate=sample_rate, layout="mono")

@@ -1,4 +1,5 @@
-"""Indices into the 468 points of mediapipe's face mesh: contours in drawing order, and the stored geometry's path.
+"""Indices into the 468 points of mediapipe's face mesh: contours in drawing order, and the stored geometry's
+path.
 
 Left and right are the person's own, so `RIGHT_EYE` is on the viewer's left.
 """

@@ -1,6 +1,7 @@
 """What each clip of the demo shows: who speaks, the latent sentiment, and how each modality shows it.
 
-Everything follows from the seed and an index (of a clip or a speaker), so that any clip can be made anywhere alone.
+Everything follows from the seed and an index (of a clip or a speaker), so that any clip can be made anywhere
+alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from corpora.demo.config import SPLIT_SHARES, DemoConfig
 from corpora.demo.face import HAIR_STYLES, Look, Motion
 from corpora.demo.script import Script, Sentence, compose
 from corpora.demo.voice import Prosody, Speech, loudness
@@ -21,15 +23,17 @@ LIMIT = 3.0
 LABEL_STEP = 0.2
 NEUTRAL_SHARE, FAINT_SHARE = 0.03, 0.07
 """Share of clips with sentiment 0, and of those with one between 0 and `CLEAR`."""
-CLEAR = 0.6
-OFF_SHARE = 0.20
-"""Chance, for each modality, of being the one that does not show the clip's sentiment; never two in one clip."""
-MISLEADING_SHARE = 0.70
+CLEAR = 0.8
+OFF_CYCLE = 5
+"""In each run of this many clips of a speaker, each modality is once the one that does not show the clip's
+sentiment, in an order of the speaker's own; never two in one clip. In turn and not by chance, so that small
+splits are alike."""
+MISLEADING_SHARE = 0.65
 """Of the modalities that are off, how many show the opposite; the others show nothing."""
-INTENSITY_NOISE = {"text": 0.35, "audio": 0.45, "vision": 0.45}
+MISLEADING_STRENGTH = 0.7
+"""How strongly the opposite is shown, against the latent sentiment."""
+INTENSITY_NOISE = {"text": 0.25, "audio": 0.35, "vision": 0.35}
 """Standard deviation of what a modality shows about the latent sentiment."""
-
-SPLIT_SHARES = {"train": 0.60, "valid": 0.15, "test": 0.25}
 
 FPS = 25
 SPEECH_START, SPEECH_TAIL = 0.20, 0.30
@@ -42,45 +46,25 @@ PITCH_EFFECT, RANGE, RANGE_EFFECT = 18, 50, 44
 GAIN, GAIN_EFFECT_DB = 0.5, 5.0
 
 SMILE_NOISE, BROW_NOISE = 0.08, 0.35
-SKINS = ((165, 195, 236), (150, 180, 226), (140, 168, 212), (110, 145, 195), (90, 120, 172), (70, 92, 138), (58, 78, 116))
-HAIRS = ((18, 18, 22), (28, 36, 52), (36, 58, 92), (62, 104, 160), (96, 160, 210), (40, 62, 150), (150, 152, 156))
+SKINS = (
+    (165, 195, 236),
+    (150, 180, 226),
+    (140, 168, 212),
+    (110, 145, 195),
+    (90, 120, 172),
+    (70, 92, 138),
+    (58, 78, 116),
+)
+HAIRS = (
+    (18, 18, 22),
+    (28, 36, 52),
+    (36, 58, 92),
+    (62, 104, 160),
+    (96, 160, 210),
+    (40, 62, 150),
+    (150, 152, 156),
+)
 IRISES = ((40, 60, 90), (30, 40, 60), (130, 100, 60), (90, 120, 70), (120, 110, 100))
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """The generated corpus.
-
-    Attributes:
-        clips: how many; at least one a speaker.
-        speakers: how many; one video each, none in two splits.
-        seed: everything random follows from it.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    clips: int = 320
-    speakers: int = 40
-    seed: int = 7
-
-    def __post_init__(self) -> None:
-        for name in ("clips", "speakers", "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"prepare.demo.{name} must be a whole number, found {value!r}")
-        if self.speakers < len(SPLIT_SHARES):
-            raise ValueError(
-                f"prepare.demo.speakers must be at least {len(SPLIT_SHARES)}, one for each split, found "
-                f"{self.speakers}; raise it"
-            )
-        if self.clips < self.speakers:
-            raise ValueError(
-                f"prepare.demo.clips must be at least prepare.demo.speakers ({self.speakers}), found {self.clips}; "
-                "raise it or lower speakers"
-            )
-        if self.seed < 0:
-            raise ValueError(f"prepare.demo.seed must not be negative, found {self.seed}; use 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +110,7 @@ def plan_speaker(seed: int, index: int) -> Speaker:
         return options[int(rng.integers(len(options)))]
 
     skin = np.clip(np.array(choose(SKINS)) + rng.normal(0, 5), 30, 245)
-    top = rng.uniform(110, 215, 3)
+    top = rng.uniform(120, 205) + rng.uniform(-30, 30, 3)
     lips = np.clip(skin * [0.68, 0.58, 0.82] + [12, 8, 18], 0, 235)
     voice = choose(tuple(VOICES))
     styles = HAIR_STYLES if voice.startswith("m") else HAIR_STYLES[:3]
@@ -156,20 +140,29 @@ def plan_speaker(seed: int, index: int) -> Speaker:
     )
 
 
-def draw_sentiments(rng: np.random.Generator) -> tuple[float, dict[str, float]]:
-    """A latent sentiment, and what each modality shows of it."""
+def modality_off(seed: int, speaker: int, number: int) -> str | None:
+    """The modality that does not show the sentiment in a speaker's clip with this number, or None."""
+    turn = int(np.random.default_rng((seed, 4, speaker)).permutation(OFF_CYCLE)[number % OFF_CYCLE])
+    return MODALITIES[turn] if turn < len(MODALITIES) else None
+
+
+def draw_sentiments(off: str | None, rng: np.random.Generator) -> tuple[float, dict[str, float]]:
+    """A latent sentiment, and what each modality shows of it when `off` does not show it."""
     draw = rng.random()
     if draw < NEUTRAL_SHARE:
         latent = 0.0
     else:
-        size = rng.uniform(LABEL_STEP, CLEAR) if draw < NEUTRAL_SHARE + FAINT_SHARE else rng.uniform(CLEAR, LIMIT)
+        size = (
+            rng.uniform(LABEL_STEP, CLEAR)
+            if draw < NEUTRAL_SHARE + FAINT_SHARE
+            else rng.uniform(CLEAR, LIMIT)
+        )
         latent = float(size * rng.choice([-1, 1]))
-    off = int(rng.random() / OFF_SHARE)  # 0, 1, 2: that modality; more: none
     shown = {}
-    for index, modality in enumerate(MODALITIES):
+    for modality in MODALITIES:
         value = latent
-        if index == off:
-            value = -latent if rng.random() < MISLEADING_SHARE else 0.0
+        if modality == off:
+            value = -MISLEADING_STRENGTH * latent if rng.random() < MISLEADING_SHARE else 0.0
         shown[modality] = float(np.clip(value + rng.normal(0, INTENSITY_NOISE[modality]), -LIMIT, LIMIT))
     return latent, shown
 
@@ -177,12 +170,12 @@ def draw_sentiments(rng: np.random.Generator) -> tuple[float, dict[str, float]]:
 def plan_clip(config: DemoConfig, index: int, script: Script, splits: Sequence[str]) -> ClipPlan:
     """The clip with this index; `splits` is from `split_of_speakers`."""
     rng = np.random.default_rng((config.seed, 2, index))
-    number = index % config.speakers
-    latent, shown = draw_sentiments(rng)
+    number, turn = index % config.speakers, index // config.speakers
+    latent, shown = draw_sentiments(modality_off(config.seed, number, turn), rng)
     sentence = compose(script, shown["text"], rng)
     return ClipPlan(
         video_id=f"speaker_{number:03d}",
-        clip_id=f"{index // config.speakers + 1:04d}",
+        clip_id=f"{turn + 1:04d}",
         split=splits[number],
         speaker=plan_speaker(config.seed, number),
         latent=latent,
@@ -206,11 +199,15 @@ def prosody_of(speaker: Speaker, shown: float, rng: np.random.Generator) -> Pros
 
 def _wander(rng: np.random.Generator, times: np.ndarray, size: float) -> np.ndarray:
     """A slow, smooth random curve [F] of about this size."""
-    waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.7) * times + rng.random())) * rng.normal() for _ in range(3)]
+    waves = [
+        np.sin(2 * np.pi * (rng.uniform(0.15, 0.7) * times + rng.random())) * rng.normal() for _ in range(3)
+    ]
     return size * np.sum(waves, axis=0) / 2
 
 
-def motion_of(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
+def motion_of(
+    speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator
+) -> Motion:
     """What the face does while it says `speech`, showing a sentiment; frames at `FPS`, [F] each."""
     times = np.arange(frames) / FPS
     x = shown / LIMIT
@@ -242,7 +239,17 @@ def _rounded(value: float) -> str:
     return f"{round(value / LABEL_STEP) * LABEL_STEP + 0.0:.1f}".replace("-0.0", "0.0")
 
 
-LABEL_COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
+LABEL_COLUMNS = (
+    "video_id",
+    "clip_id",
+    "text",
+    "label",
+    "label_T",
+    "label_A",
+    "label_V",
+    "annotation",
+    "mode",
+)
 
 
 def label_csv(plans: Sequence[ClipPlan]) -> str:
@@ -257,5 +264,3 @@ def label_csv(plans: Sequence[ClipPlan]) -> str:
         annotation = "Positive" if polarity > 0 else "Negative" if polarity < 0 else "Neutral"
         writer.writerow([plan.video_id, plan.clip_id, plan.text, label, *shown, annotation, plan.split])
     return out.getvalue()
-
-

@@ -92,7 +92,7 @@ def _attach_commas(words: list[str], emphasised: list[int]) -> tuple[list[str], 
     attached: list[str] = []
     moved: list[int] = []
     for index, word in enumerate(words):
-        if word in (",", "，"):
+        if word in (",", "\uff0c"):
             attached[-1] += word
             continue
         if index in emphasised:

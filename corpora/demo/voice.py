@@ -88,9 +88,9 @@ _Callback = ctypes.CFUNCTYPE(
 class _Library:
     """espeak-ng, loaded for one utterance and unloaded again.
 
-    Its generators (oscillator phases, flutter, random noise) live in the library's static memory, run on from one
-    utterance to the next and survive `espeak_Terminate`. Loading it anew (0.6 ms) is what makes an utterance depend
-    on nothing but its own text and settings.
+    Its generators (oscillator phases, flutter, random noise) live in the library's static memory, run on from
+    one utterance to the next and survive `espeak_Terminate`. Loading it anew (0.6 ms) is what makes an
+    utterance depend on nothing but its own text and settings.
     """
 
     def __init__(self) -> None:
@@ -101,8 +101,8 @@ class _Library:
         self.sample_rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DO_NOT_EXIT)
         if self.sample_rate <= 0:
             raise RuntimeError(
-                f"espeak-ng cannot read its voices at {data} ({len(data)} characters; its limit is about 150): "
-                "install the package espeakng-loader again, in a folder with a shorter path if need be"
+                f"espeak-ng cannot read its voices at {data} ({len(data)} characters; about 150 is its "
+                "limit): install espeakng-loader again, if need be in a folder with a shorter path"
             )
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(RANDOM_SEED))
         self.blocks: list[bytes] = []
@@ -153,15 +153,19 @@ def say(
 
 
 def word_times(
-    words: Sequence[str], joiner: int, events: Sequence[tuple[int, int]], samples: np.ndarray, sample_rate: int
+    words: Sequence[str],
+    joiner: int,
+    events: Sequence[tuple[int, int]],
+    samples: np.ndarray,
+    sample_rate: int,
 ) -> tuple[list[float], list[float]]:
     """Start and end, in seconds, of each word from espeak's word events.
 
     Args:
         words: in order.
         joiner: characters between two words.
-        events: (character position in the text, sample) of each word event. espeak says some short words as one
-            (`of the`): those share its time by their length.
+        events: (character position in the text, sample) of each word event. espeak says some short words as
+            one (`of the`): those share its time by their length.
         samples: [N], to end a word where its sound ends and not after the pause that follows.
         sample_rate: Hz.
     """
@@ -179,14 +183,21 @@ def word_times(
         if len(sounding):
             stop = begin + int(sounding[-1]) + 1
         lengths = np.array([len(word) for word in words[owner:following]], dtype=float)
-        edges = (begin + np.concatenate([[0], np.cumsum(lengths)]) / lengths.sum() * (stop - begin)) / sample_rate
+        edges = (
+            begin + np.concatenate([[0], np.cumsum(lengths)]) / lengths.sum() * (stop - begin)
+        ) / sample_rate
         starts[owner:following] = edges[:-1].tolist()
         ends[owner:following] = edges[1:].tolist()
     return starts, ends
 
 
 def _emphasis(
-    starts: Sequence[float], ends: Sequence[float], emphasised: Sequence[int], factor: float, count: int, rate: int
+    starts: Sequence[float],
+    ends: Sequence[float],
+    emphasised: Sequence[int],
+    factor: float,
+    count: int,
+    rate: int,
 ) -> np.ndarray:
     """Amplitude factor [count]: `factor` on the emphasised words, 1 elsewhere, with soft edges of 40 ms."""
     gain = np.ones(count, dtype=np.float32)

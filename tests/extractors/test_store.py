@@ -144,11 +144,9 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path):
 
 
 def test_a_sequence_of_another_width_is_refused(tmp_path):
-    with (
-        pytest.raises(ExtractionError, match="2 wide, but fake.audio names 3"),
-        FeatureWriter(tmp_path / "f", AUDIO) as w,
-    ):
-        w.write("a/1", sequence(4, TEXT))
+    refusal = pytest.raises(ExtractionError, match=r"2 wide, but fake\.audio names 3")
+    with refusal, FeatureWriter(tmp_path / "f", AUDIO) as writer:
+        writer.write("a/1", sequence(4, TEXT))
     assert not (tmp_path / "f").exists()
 
 

@@ -107,10 +107,10 @@ def test_timing_error_by_hand():
     estimated = np.array([[0.1, 1.0], [1.0, 2.3], [3.0, 3.5]])
     error = timing_error(true, estimated)
     assert error["words"] == 3
-    assert error["start_mean"] == pytest.approx(1.1 / 3)
-    assert error["start_median"] == pytest.approx(0.1)
-    assert error["start_p90"] == pytest.approx(0.82)
-    assert error["end_mean"] == pytest.approx(0.8 / 3)
+    assert error["start"]["mean"] == pytest.approx(1.1 / 3)
+    assert error["start"]["median"] == pytest.approx(0.1)
+    assert error["start"]["p90"] == pytest.approx(0.82)
+    assert error["end"]["mean"] == pytest.approx(0.8 / 3)
     assert error["overlap"] == pytest.approx(2 / 3)
 
 

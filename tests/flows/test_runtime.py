@@ -104,6 +104,7 @@ def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch)
     finally:
         keeper.terminate()
         keeper.wait(timeout=20)
+    assert not server.healthy(api_url), "the server outlived its keeper"
 
 
 def count_task_runs(api_url: str, wanted: int) -> int:

@@ -34,9 +34,15 @@ def list_column(arrays: list[np.ndarray], inner: pa.DataType) -> pa.ListArray:
 
 
 def make_split(
-    rng: np.random.Generator, split: str, count: int, dims: dict, lengths: dict, label_range: tuple, missing: bool
+    rng: np.random.Generator,
+    split: str,
+    count: int,
+    dims: dict,
+    lengths: dict,
+    label_range: tuple,
+    missing: bool,
 ) -> tuple[pa.Table, dict[str, list[np.ndarray]]]:
-    """One split's table, and its values by modality. With `missing`, clip i lacks modality i % 7 (0, 1 or 2)."""
+    """One split's table, and its values by modality; `missing`: clip i lacks modality i % 7 (0, 1 or 2)."""
     labels = np.round(rng.uniform(*label_range, count), 1).astype(np.float32)
     direction = {m: np.random.default_rng(5).normal(size=d) for m, d in dims.items()}
     columns: dict[str, pa.Array] = {
@@ -49,7 +55,8 @@ def make_split(
     values = {}
     for k, (m, dim) in enumerate(dims.items()):
         steps = [
-            0 if missing and i % 7 == k else int(rng.integers(*lengths[m], endpoint=True)) for i in range(count)
+            0 if missing and i % 7 == k else int(rng.integers(*lengths[m], endpoint=True))
+            for i in range(count)
         ]
         values[m] = [
             rng.normal(size=(t, dim)) + label * direction[m] for t, label in zip(steps, labels, strict=True)

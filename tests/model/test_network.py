@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.alignment import TemporalAlignment
 from model.config import ModelConfig
 from model.data import ClipTable
 from model.fusion import HierarchicalBottleneckFusion
@@ -86,7 +87,9 @@ def test_gradient_reaches_every_parameter(clips):
     assert dead == []
 
 
-@pytest.mark.parametrize(("tokens", "layers", "kept"), [(8, 3, [8, 4, 2]), (4, 4, [4, 2, 1, 1]), (32, 2, [12, 12])])
+@pytest.mark.parametrize(
+    ("tokens", "layers", "kept"), [(8, 3, [8, 4, 2]), (4, 4, [4, 2, 1, 1]), (32, 2, [12, 12])]
+)
 def test_each_fusion_layer_keeps_half_the_bottleneck_tokens(tokens, layers, kept):
     config = replace(SMALL, bottleneck_tokens=tokens, fusion_layers=layers)
     fusion = HierarchicalBottleneckFusion(config).eval()
@@ -101,10 +104,8 @@ def test_each_fusion_layer_keeps_half_the_bottleneck_tokens(tokens, layers, kept
 
 
 def test_the_cost_stands_where_the_paper_puts_it():
-    """CH-SIMS shapes: the paper states 145 M multiply-adds for HBF; 41.6 M were measured for the alignment."""
+    """CH-SIMS shapes: 145 M multiply-adds for HBF as the paper states, 41.6 M for the temporal alignment."""
     config = ModelConfig()
-    from model.alignment import TemporalAlignment
-
     steps = {"text": 39, "audio": 400, "vision": 55}
     sequences = {m: torch.randn(1, t, 128) for m, t in steps.items()}
     masks = {m: torch.ones(1, t, dtype=torch.bool) for m, t in steps.items()}
@@ -153,7 +154,18 @@ def test_audio_is_normalised_by_the_training_statistics(clips, network):
     network.embed(batch)
     visible = seen[0][batch.masks["audio"]]
     assert visible.mean(0).abs().max() < 1e-4 and (visible.std(0, correction=0) - 1).abs().max() < 1e-3
+    assert not seen[0][~batch.masks["audio"]].any()
     assert not any("mean" in name or "std" in name for name in network.state_dict())
+
+
+@torch.inference_mode()
+def test_a_clip_without_text_is_anchored_by_the_stand_in(clips, network):
+    embedding = network.embed(clips.batch(np.arange(2)))  # clip 0 has no text
+    stand_in = network.encoders["text"].stand_in
+    assert torch.allclose(embedding.streams["text"][0], stand_in)
+    assert not torch.allclose(embedding.streams["text"][1], stand_in)
+    alone = network.embed(clips.batch(np.arange(1)))
+    assert torch.allclose(alone.streams["text"][0], stand_in)
 
 
 def test_a_sequence_longer_than_the_positions_is_refused(clips):

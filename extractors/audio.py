@@ -1,0 +1,158 @@
+"""Audio features with librosa: the set that CH-SIMS uses (log F0, 20 MFCC, 12 CQT), 33 in all.
+
+T steps, W samples a window, N samples a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
+from extractors.media import read_audio
+from extractors.per_clip import extract_each
+
+VERSION = 1
+
+SAMPLE_RATE = 22_050
+WINDOW = 2048
+"""Samples, 93 ms: more than two periods of the lowest F0."""
+
+F0_FLOOR, F0_CEILING = 60.0, 500.0
+"""Hz. Speech of adults and children; a wider range finds more octaves than voices."""
+
+MFCC_COUNT = 20
+
+CQT_FLOOR, CQT_OCTAVES, CQT_BINS = 65.406, 6, 12
+"""Hz of C2, and how far up: six octaves of twelve bins, folded to twelve pitch classes.
+
+librosa's own default starts an octave lower with three times the bins. Its lowest filters last 1.5 s, against
+0.26 s here, which is too long for syllables, and it takes two and a half times as long.
+"""
+CQT_SHORTEST = 1024 << (CQT_OCTAVES - 1)
+"""Samples that fill the lowest octave's window after its halvings of the rate; shorter clips are padded."""
+
+HOP_UNIT = 1 << (CQT_OCTAVES - 1)
+"""Samples. Each octave halves rate and hop, so a hop must be a multiple of this to stay whole."""
+
+VOICED_CORRELATION = 0.6
+"""Least correlation of a stretch with the next period of itself."""
+VOICED_LEVEL = 0.05
+"""Least level relative to the clip's loud parts (their 95th percentile), -26 dB."""
+SILENCE = 1e-4
+"""Level, -80 dB of full scale, below which nothing is voiced however quiet the clip."""
+
+
+class LibrosaAudio:
+    """`audio.librosa`: 33 features of a clip's sound, resampled to 22,050 Hz and mixed to one channel.
+
+    - `log_f0`: natural log of the fundamental frequency in Hz (YIN, de Cheveigné and Kawahara 2002), between
+      60 and 500 Hz. Interpolated in time where the step is not voiced; in a clip without any voiced step the
+      middle of that range.
+    - `mfcc_0` to `mfcc_19`: mel cepstrum of 93 ms windows.
+    - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, the strongest of a step being 1.
+
+    A step is valid where it is voiced: loud enough against the clip's loud parts, and alike enough to itself
+    one period later. Unvoiced steps are measured too. Step t is centred on t hops and reaches half a hop to
+    either side, within the clip.
+
+    Args:
+        hop_seconds: distance of the steps; made a multiple of 32 samples (1.5 ms).
+
+    Raises:
+        ValueError: `hop_seconds` is outside 0.005 to 1.
+    """
+
+    modality = "audio"
+    feature_names = (
+        "log_f0",
+        *(f"mfcc_{i}" for i in range(MFCC_COUNT)),
+        *(f"cqt_{i}" for i in range(CQT_BINS)),
+    )
+
+    def __init__(self, hop_seconds: float = 0.046) -> None:
+        if isinstance(hop_seconds, bool) or not isinstance(hop_seconds, int | float):
+            raise ValueError(f"hop_seconds must be a number of seconds, found {hop_seconds!r}")
+        if not 0.005 <= hop_seconds <= 1:
+            raise ValueError(f"hop_seconds must be between 0.005 and 1, found {hop_seconds}")
+        self.hop = HOP_UNIT * round(hop_seconds * SAMPLE_RATE / HOP_UNIT)
+        options = {"hop_seconds": float(hop_seconds)}
+        self.signature = make_signature("audio.librosa", VERSION, options, f"librosa {version('librosa')}")
+
+    def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
+        """One result a source, in order."""
+        return extract_each(sources, self._extract)
+
+    def _extract(self, media: Path) -> FeatureSequence:
+        samples = read_audio(media, SAMPLE_RATE)
+        if not np.isfinite(samples).all():
+            raise ExtractionError(f"{media}: its sound holds NaN or infinite samples; convert it again")
+        values, voiced = self._measure(samples)
+        centre = np.arange(len(values)) * self.hop
+        start, end = np.maximum(centre - self.hop / 2, 0), np.minimum(centre + self.hop / 2, len(samples))
+        return FeatureSequence(
+            values=values,
+            start=(start / SAMPLE_RATE).astype(np.float32),
+            end=(end / SAMPLE_RATE).astype(np.float32),
+            valid=voiced,
+        )
+
+    def _measure(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Features [T, 33] and voicing [T] of samples [N]; T = 1 + (N - 1) // hop: every step has a width."""
+        import librosa
+
+        steps = 1 + (len(samples) - 1) // self.hop
+        padded = librosa.util.fix_length(samples, size=max(len(samples), WINDOW))
+        common = {"y": padded, "sr": SAMPLE_RATE, "hop_length": self.hop}
+        f0 = librosa.yin(fmin=F0_FLOOR, fmax=F0_CEILING, frame_length=WINDOW, **common)[:steps]
+        mfcc = librosa.feature.mfcc(n_mfcc=MFCC_COUNT, n_fft=WINDOW, **common)[:, :steps]
+        cqt = librosa.feature.chroma_cqt(
+            y=librosa.util.fix_length(samples, size=max(len(samples), CQT_SHORTEST)),
+            sr=SAMPLE_RATE,
+            hop_length=self.hop,
+            fmin=CQT_FLOOR,
+            n_octaves=CQT_OCTAVES,
+            bins_per_octave=CQT_BINS,
+            tuning=0.0,  # speech is in no key: a tuning estimated per clip would only move the bins about
+        )[:, :steps]
+        windows = librosa.util.frame(np.pad(padded, WINDOW // 2), frame_length=WINDOW, hop_length=self.hop)
+        voiced = find_voiced(windows.T[:steps], f0)
+        return np.vstack([fill_log_f0(f0, voiced), mfcc, cqt]).T.astype(np.float32), voiced
+
+
+def find_voiced(windows: np.ndarray, f0: np.ndarray) -> np.ndarray:
+    """[T] whether each window [T, W] is voiced, given its F0 in Hz [T].
+
+    YIN answers for every window, noise and silence included. A voice repeats itself: half the window is
+    compared with what comes one period later, both around the window's centre, by normalised correlation. An
+    F0 at the end of the range is no dip of YIN's, but where the search stopped: hum and rumble look so.
+    """
+    width = windows.shape[1] // 2
+    lag = np.rint(SAMPLE_RATE / f0).astype(int)
+    first = (windows.shape[1] - width - lag) // 2
+    at = first[:, None] + np.arange(width)
+    here = np.take_along_axis(windows, at, axis=1)
+    later = np.take_along_axis(windows, at + lag[:, None], axis=1)
+    power_here, power_later = (np.einsum("tw,tw->t", part, part) for part in (here, later))
+    level = np.sqrt(power_here / width)
+    shared = np.einsum("tw,tw->t", here, later)
+    norm = np.sqrt(power_here * power_later)
+    correlation = np.divide(shared, norm, out=np.zeros_like(norm), where=norm > 0)
+    loud = level >= max(SILENCE, VOICED_LEVEL * np.percentile(level, 95))
+    inside = (f0 > F0_FLOOR * 1.01) & (f0 < F0_CEILING / 1.01)
+    return (correlation >= VOICED_CORRELATION) & loud & inside
+
+
+def fill_log_f0(f0: np.ndarray, voiced: np.ndarray) -> np.ndarray:
+    """[T] natural log of F0 in Hz; across unvoiced steps a straight line, at the ends the nearest voiced one.
+
+    Without any voiced step it is the middle of the range.
+    """
+    if not voiced.any():
+        return np.full(len(f0), math.log(F0_FLOOR * F0_CEILING) / 2)
+    known = np.flatnonzero(voiced)
+    return np.interp(np.arange(len(f0)), known, np.log(f0[known]))

@@ -1,0 +1,53 @@
+"""Fixtures of the corpora's tests: one small generated corpus, and a builder of corpora in MMSA's layout."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from corpora.demo import DemoConfig, generate
+
+COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
+TINY = DemoConfig(clips=5, speakers=4, seed=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> DemoConfig:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a generated corpus of five clips."""
+    root = tmp_path_factory.mktemp("demo")
+    generate(root, TINY, workers=1)
+    return root
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, demo: Path) -> Callable[..., Path]:
+    """A function that writes a corpus from rows (dicts over good defaults) and gives its root.
+
+    Each row gets media, a copy of a generated clip, unless `media=False`.
+    """
+    source = demo / "Raw" / "speaker_000" / "0001.mp4"
+
+    def write(*rows: dict, table: str = "label.csv", encoding: str = "utf-8") -> Path:
+        root = tmp_path / "corpus"
+        root.mkdir(exist_ok=True)
+        with open(root / table, "w", encoding=encoding, newline="") as out:
+            writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", restval="")
+            writer.writeheader()
+            for row in rows:
+                row = {"video_id": "v", "clip_id": "1", "text": "fine", "label": "1.0", "mode": "train"} | row
+                writer.writerow(row)
+                path = root / "Raw" / row["video_id"] / f"{row['clip_id']}.mp4"
+                if row.get("media", True):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(source.read_bytes())
+        return root
+
+    return write

@@ -1,0 +1,72 @@
+"""The whole way, as `dvc repro` and as `dashfusion pipeline`, on a small demo corpus."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+ALL = ["prepare", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def first_run(project) -> list[str]:
+    return project.repro()
+
+
+def test_raw_videos_become_metrics_predictions_and_a_report(project, first_run):
+    assert sorted(first_run) == sorted(ALL)
+    metrics = json.loads((project.folder / "metrics/test.json").read_text())
+    assert {"n", "mae", "corr", "acc2_nn", "f1_nn", "acc2_np", "f1_np", "acc3", "acc5", "acc7"} <= set(metrics)
+    predictions = pq.read_table(project.folder / "predictions.parquet")
+    assert predictions.num_rows == metrics["n"]
+    page = (project.folder / "report/index.html").read_text(encoding="utf-8")
+    assert predictions["clip_id"][0].as_py() in page
+    assert pq.read_table(project.folder / "data/problems.parquet").num_rows == 0
+
+
+def test_the_demos_true_word_times_measure_the_aligner(project, first_run):
+    dataset = json.loads((project.folder / "data/dataset/dataset.json").read_text())
+    assert dataset["word_times"]["words"] > 24
+    assert 0 < dataset["word_times"]["start"]["median"] < 1
+
+
+def test_a_second_repro_runs_nothing(project, first_run):
+    assert project.repro() == []
+
+
+def test_dvc_knows_the_metrics_and_plots(project, first_run):
+    shown = project.run(sys.executable, "-m", "dvc", "metrics", "show", "--json")
+    assert "acc2_np" in shown.stdout, shown.stderr
+    plots = project.run(sys.executable, "-m", "dvc", "plots", "show", "--json")
+    assert plots.returncode == 0, plots.stderr
+    for name in ("confusion", "scatter", "train_loss"):
+        assert name in plots.stdout
+
+
+def test_a_changed_vision_setting_leaves_text_and_audio_alone(project, first_run):
+    project.set("extract.vision.options.fps", 10)
+    assert sorted(project.repro()) == ["align", "evaluate", "extract@vision", "train"]
+
+
+def test_the_pipeline_command_agrees_with_dvc_on_what_is_up_to_date(project, first_run):
+    project.repro()
+    done = project.run(sys.executable, "-m", "flows.cli", "pipeline", DASHFUSION_SERVER="off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ALL:
+        assert any(line.split()[:2] == [stage, "cached"] for line in done.stdout.splitlines()), done.stdout
+
+
+def test_a_stage_that_fails_says_why_in_the_pipelines_own_error(project, first_run):
+    before = (project.folder / "params.yaml").read_text()
+    project.set("extract.audio.extractor", "audio.librosaa")
+    try:
+        done = project.run(sys.executable, "-m", "flows.cli", "extract", "audio", DASHFUSION_SERVER="off")
+    finally:
+        (project.folder / "params.yaml").write_text(before)
+    assert done.returncode == 1
+    assert "stage extract@audio failed" in done.stdout and "did you mean 'audio.librosa'?" in done.stdout

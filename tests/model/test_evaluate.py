@@ -1,0 +1,144 @@
+"""Checkpoints, predictions and what is written about them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from model import checkpoint
+from model.config import MODALITIES, ModelConfig, TrainConfig
+from model.data import ClipTable, read_info
+from model.evaluate import evaluate, predict, write_metrics, write_predictions
+from model.metrics import evaluate_metrics
+from model.network import DashFusion
+
+SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
+
+
+def untrained(dataset, folder, seed, **options):
+    torch.manual_seed(seed)
+    network = DashFusion(SMALL, read_info(dataset)).eval()
+    checkpoint.save(folder, network, TrainConfig(**options), seed, epoch=1, metrics={"valid_mae": 1.5})
+    return network
+
+
+def test_a_checkpoint_gives_back_identical_predictions(dataset, tmp_path):
+    network = untrained(dataset, tmp_path / "best", seed=0)
+    untrained(dataset, tmp_path / "best", seed=5)
+    untrained(dataset, tmp_path / "best", seed=0)  # replaces a checkpoint whole
+    loaded, info = checkpoint.load(tmp_path / "best")
+    table = ClipTable.read(dataset, "test", 32)
+    assert np.array_equal(predict(network, table, MODALITIES), predict(loaded, table, MODALITIES))
+    assert (info.seed, info.epoch, info.metrics) == (0, 1, {"valid_mae": 1.5})
+    assert info.dataset == read_info(dataset) and info.train == TrainConfig() and info.model == SMALL
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == ["checkpoint.json", "model.safetensors"]
+
+
+def test_features_of_another_signature_are_refused_naming_both(dataset, tmp_path):
+    untrained(dataset, tmp_path / "all", seed=0)
+    untrained(dataset, tmp_path / "text", seed=0, modalities=("text",))
+    info = read_info(dataset)
+    vision = replace(info.modalities["vision"], signature="vision.other-v2-111111111111")
+    other = replace(info, modalities={**info.modalities, "vision": vision})
+    with pytest.raises(ValueError, match=r"vision\.synthetic-v1-0+ .*vision\.other-v2-1+ .*train again"):
+        checkpoint.load(tmp_path / "all")[1].check_compatible(other)
+    checkpoint.load(tmp_path / "text")[1].check_compatible(other)
+    with pytest.raises(ValueError, match="predicts labels in"):
+        checkpoint.load(tmp_path / "all")[1].check_compatible(replace(info, label_range=(-1.0, 1.0)))
+
+
+def test_a_missing_or_foreign_checkpoint_is_refused(dataset, tmp_path):
+    with pytest.raises(FileNotFoundError, match="dashfusion train"):
+        checkpoint.load(tmp_path / "nowhere")
+    untrained(dataset, tmp_path / "best", seed=0)
+    path = tmp_path / "best" / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
+    with pytest.raises(ValueError, match="checkpoint schema 9, this version reads 1"):
+        checkpoint.load(tmp_path / "best")
+
+
+def test_predictions_do_not_depend_on_the_batch_size(dataset, tmp_path):
+    network = untrained(dataset, tmp_path / "best", seed=0).train()
+    table = ClipTable.read(dataset, "train", 32)
+    one, many = predict(network, table, MODALITIES, 1), predict(network, table, MODALITIES, 64)
+    assert np.abs(one - many).max() < 1e-5
+    assert network.training, "the network's mode must be left as it was"
+
+
+def test_one_checkpoint_is_measured_plainly(dataset, tmp_path):
+    network = untrained(dataset, tmp_path / "best", seed=0)
+    found = evaluate(dataset, [tmp_path / "best"], "test", device="cpu")
+    table = ClipTable.read(dataset, "test", 32)
+    expected = predict(network, table, MODALITIES)
+    assert found.metrics == evaluate_metrics(expected, table.labels, (-3, 3))
+    assert found.predictions.column_names == ["clip_id", "split", "seed", "label", "prediction"]
+    assert found.predictions["clip_id"].to_pylist() == table.clip_ids.tolist()
+    assert found.predictions["prediction"].to_pylist() == expected.tolist()
+    assert set(found.predictions["split"].to_pylist()) == {"test"}
+
+
+def test_several_seeds_give_mean_and_deviation(dataset, tmp_path):
+    folders = [tmp_path / str(seed) for seed in (0, 1, 2)]
+    for seed, folder in enumerate(folders):
+        untrained(dataset, folder, seed)
+    found = evaluate(dataset, folders, "test", device="cpu")
+    singles = [evaluate(dataset, [folder], "test", device="cpu").metrics for folder in folders]
+    assert found.metrics["mae"] == pytest.approx(statistics.fmean(m["mae"] for m in singles))
+    assert found.metrics["mae_std"] == pytest.approx(statistics.stdev(m["mae"] for m in singles))
+    assert (found.metrics["n"], found.metrics["seeds"]) == (8, 3)
+    assert found.by_seed[1] == singles[1]
+    assert found.predictions["seed"].to_pylist() == [0] * 8 + [1] * 8 + [2] * 8
+    with pytest.raises(ValueError, match="second checkpoint of seed 0"):
+        evaluate(dataset, [folders[0], folders[0]], "test")
+
+
+def test_unlabelled_clips_are_predicted_but_not_measured(dataset_writer, tmp_path):
+    def unlabel(split: str, table: pa.Table) -> pa.Table:
+        labels = [None, *table["label"].to_pylist()[1:]]
+        return table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.float32()))
+
+    root = dataset_writer(tmp_path / "data", change=unlabel)
+    untrained(root, tmp_path / "best", seed=0)
+    found = evaluate(root, [tmp_path / "best"], "test", device="cpu")
+    assert (found.metrics["n"], found.unlabelled) == (7, 1)
+    assert found.predictions["label"].to_pylist()[0] is None
+    assert found.predictions["prediction"].null_count == 0 and len(found.predictions) == 8
+
+
+def test_modalities_shown_follow_the_checkpoint_or_the_caller(dataset, tmp_path):
+    untrained(dataset, tmp_path / "all", seed=0)
+    untrained(dataset, tmp_path / "two", seed=0, modalities=("text", "audio"))
+    whole = evaluate(dataset, [tmp_path / "all"], "test", device="cpu")
+    left_out = evaluate(dataset, [tmp_path / "all"], "test", modalities=("text", "audio"), device="cpu")
+    two = evaluate(dataset, [tmp_path / "two"], "test", device="cpu")
+    assert left_out.predictions["prediction"].to_pylist() == two.predictions["prediction"].to_pylist()
+    assert whole.predictions["prediction"].to_pylist() != two.predictions["prediction"].to_pylist()
+    with pytest.raises(ValueError, match="trained with text, audio only"):
+        evaluate(dataset, [tmp_path / "two"], "test", modalities=("vision",))
+
+
+def test_an_empty_split_is_refused(dataset_writer, tmp_path):
+    root = dataset_writer(tmp_path / "data", clips={"train": 8, "valid": 4, "test": 0})
+    untrained(root, tmp_path / "best", seed=0)
+    with pytest.raises(ValueError, match="the test split has no clips"):
+        evaluate(root, [tmp_path / "best"], "test")
+
+
+def test_what_is_written_reads_back(dataset, tmp_path):
+    untrained(dataset, tmp_path / "best", seed=0)
+    found = evaluate(dataset, [tmp_path / "best"], "test", device="cpu")
+    write_metrics({**found.metrics, "corr": None}, tmp_path / "metrics" / "test.json")
+    write_predictions(found.predictions, tmp_path / "predictions.parquet")
+    assert json.loads((tmp_path / "metrics" / "test.json").read_text()) == {**found.metrics, "corr": None}
+    assert pq.read_table(tmp_path / "predictions.parquet").equals(found.predictions)
+    with pytest.raises(ValueError):
+        write_metrics({"mae": float("nan")}, tmp_path / "metrics" / "test.json")
+    assert json.loads((tmp_path / "metrics" / "test.json").read_text())["n"] == 8
