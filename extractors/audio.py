@@ -56,9 +56,9 @@ class LibrosaAudio:
     - `mfcc_0` to `mfcc_19`: mel cepstrum of 93 ms windows.
     - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, the strongest of a step being 1.
 
-    A step is valid where it is voiced: loud enough against the clip's loud parts, and alike enough to itself
+    A step is valid where it is voiced (see `find_voiced`): loud against the clip's loud parts, and like itself
     one period later. Unvoiced steps are measured too. Step t is centred on t hops and reaches half a hop to
-    either side, within the clip.
+    either side; the first begins and the last ends with the clip.
 
     Args:
         hop_seconds: distance of the steps; made a multiple of 32 samples (1.5 ms).
@@ -93,7 +93,8 @@ class LibrosaAudio:
             raise ExtractionError(f"{media}: its sound holds NaN or infinite samples; convert it again")
         values, voiced = self._measure(samples)
         centre = np.arange(len(values)) * self.hop
-        start, end = np.maximum(centre - self.hop / 2, 0), np.minimum(centre + self.hop / 2, len(samples))
+        start, end = np.maximum(centre - self.hop / 2, 0), centre + self.hop / 2
+        end[-1] = len(samples)
         return FeatureSequence(
             values=values,
             start=(start / SAMPLE_RATE).astype(np.float32),
@@ -127,24 +128,30 @@ class LibrosaAudio:
 def find_voiced(windows: np.ndarray, f0: np.ndarray) -> np.ndarray:
     """[T] whether each window [T, W] is voiced, given its F0 in Hz [T].
 
-    YIN answers for every window, noise and silence included. A voice repeats itself: half the window is
-    compared with what comes one period later, both around the window's centre, by normalised correlation. An
-    F0 at the end of the range is no dip of YIN's, but where the search stopped: hum and rumble look so.
+    YIN answers for every window, noise and silence included. A voice is loud, and repeats itself after one
+    period, more than after half of one: rumble, which changes slowly, is most like itself at the shortest lag.
+    An F0 at the end of the range is no dip of YIN's, but where the search stopped.
+    """
+    period = np.rint(SAMPLE_RATE / f0).astype(int)
+    correlation, level = correlate(windows, period)
+    halfway, _ = correlate(windows, period // 2)
+    loud = level >= max(SILENCE, VOICED_LEVEL * np.percentile(level, 95))
+    inside = (f0 > F0_FLOOR * 1.01) & (f0 < F0_CEILING / 1.01)
+    return (correlation >= VOICED_CORRELATION) & (correlation > halfway) & loud & inside
+
+
+def correlate(windows: np.ndarray, lag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised correlation [T] of half of each window [T, W] with what comes `lag` [T] samples later.
+
+    Both halves lie around the window's centre. The second result is the level (root mean square) of the first.
     """
     width = windows.shape[1] // 2
-    lag = np.rint(SAMPLE_RATE / f0).astype(int)
-    first = (windows.shape[1] - width - lag) // 2
-    at = first[:, None] + np.arange(width)
+    at = ((windows.shape[1] - width - lag) // 2)[:, None] + np.arange(width)
     here = np.take_along_axis(windows, at, axis=1)
     later = np.take_along_axis(windows, at + lag[:, None], axis=1)
     power_here, power_later = (np.einsum("tw,tw->t", part, part) for part in (here, later))
-    level = np.sqrt(power_here / width)
-    shared = np.einsum("tw,tw->t", here, later)
-    norm = np.sqrt(power_here * power_later)
-    correlation = np.divide(shared, norm, out=np.zeros_like(norm), where=norm > 0)
-    loud = level >= max(SILENCE, VOICED_LEVEL * np.percentile(level, 95))
-    inside = (f0 > F0_FLOOR * 1.01) & (f0 < F0_CEILING / 1.01)
-    return (correlation >= VOICED_CORRELATION) & loud & inside
+    shared, norm = np.einsum("tw,tw->t", here, later), np.sqrt(power_here * power_later)
+    return np.divide(shared, norm, out=np.zeros_like(norm), where=norm > 0), np.sqrt(power_here / width)
 
 
 def fill_log_f0(f0: np.ndarray, voiced: np.ndarray) -> np.ndarray:

@@ -180,7 +180,7 @@ def _decode(path: Path, container: InputContainer, stream: Stream) -> Iterator[a
         except FFmpegError as error:
             failure = error if frames else None
             continue
-        if decoded and failure is not None:
+        if decoded and packet.size and failure is not None:
             raise MediaError(
                 f"{path}: damaged at {float(reached[stream.index]):.2f} s of its {stream.type} stream "
                 f"({_reason(failure)}); copy it again, or convert it with a current ffmpeg"
@@ -197,9 +197,9 @@ def _decode(path: Path, container: InputContainer, stream: Stream) -> Iterator[a
 def _check_end(path: Path, container: InputContainer, reached: Fraction) -> None:
     """Raise MediaError where a container that writes its duration down ends well before it.
 
-    Other containers' durations are guessed from bit rates and prove nothing.
+    Other containers' durations are guessed from the file's size or last time stamp and prove nothing.
     """
-    if container.format.name.split(",")[0] not in ("mov", "matroska", "wav", "avi") or not container.duration:
+    if container.format.name.split(",")[0] not in ("mov", "matroska", "wav") or not container.duration:
         return
     declared = Fraction(container.duration, av.time_base)
     found = max(reached - _time_zero(container), Fraction(0))
@@ -224,35 +224,53 @@ def read_audio(path: Path, sample_rate: int) -> np.ndarray:
         MissingStream: no audio stream, or an empty one.
         MediaError: the file cannot be used, or is damaged (see `_decode`).
     """
+    runs = [(start, rate, np.concatenate(pieces)) for start, rate, pieces in _sound_runs(path)]
+    end = max((start + Fraction(len(samples), rate) for start, rate, samples in runs), default=Fraction(0))
+    whole = np.zeros(max(round(end * sample_rate), 0), np.float32)
+    for start, rate, samples in runs:
+        first = round(start * sample_rate)
+        samples = _resample(samples, rate, sample_rate)[max(-first, 0) :]
+        place = whole[max(first, 0) :][: len(samples)]
+        place[:] = samples[: len(place)]
+    if not len(whole):
+        raise MissingStream(f"{path}: its audio stream is empty")
+    return whole
+
+
+def _sound_runs(path: Path) -> list[tuple[Fraction, int, list[np.ndarray]]]:
+    """Stretches without a hole or a change of rate: start in seconds, rate in Hz, pieces of samples."""
+    runs: list[tuple[Fraction, int, list[np.ndarray]]] = []
+    clock, kind = Fraction(0), None
     with _open(path) as container:
         stream = _need(path, container, "audio")
         zero = _time_zero(container)
-        pieces: list[np.ndarray] = []
-        resampler, kind = None, None
-        clock = Fraction(0)  # where the next sample belongs
         for frame in _decode(path, container, stream):
             time = clock if frame.pts is None else frame.pts * frame.time_base - zero
-            gap = time - clock
-            if gap > LONGEST_GAP:
-                raise MediaError(f"{path}: the sound's time jumps by {float(gap):.0f} s; convert it again")
-            layout = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
-            if layout != kind or gap > AUDIO_GAP or resampler is None:
-                pieces += _drain(resampler)
-                resampler, kind = av.AudioResampler("fltp", rate=sample_rate), layout
-                due = round(time * sample_rate) - sum(map(len, pieces))
-                pieces.append(np.zeros(max(due, 0), np.float32))
-                clock = max(time, clock)
-            pieces += [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame)]
+            if time - clock > LONGEST_GAP:
+                raise MediaError(
+                    f"{path}: the sound's time jumps by {float(time - clock):.0f} s; convert it again"
+                )
+            if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+                kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+                to_float = av.AudioResampler("fltp")
+            if not runs or runs[-1][1] != frame.sample_rate or time - clock > AUDIO_GAP:
+                runs.append((time, frame.sample_rate, []))
+                clock = time
             clock += Fraction(frame.samples, frame.sample_rate)
-        samples = np.concatenate(pieces + _drain(resampler)).astype(np.float32, copy=False)
-    if not len(samples):
-        raise MissingStream(f"{path}: its audio stream is empty")
-    return samples
+            runs[-1][2].extend(piece.to_ndarray().mean(axis=0) for piece in to_float.resample(frame))
+    return runs
 
 
-def _drain(resampler: av.AudioResampler | None) -> list[np.ndarray]:
-    """What a resampler still holds, averaged over the channels."""
-    return [piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None)] if resampler else []
+def _resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Samples [N] at another rate; exactly N * wanted / rate of them, rounded."""
+    if rate == wanted:
+        return samples
+    behind = np.zeros(rate // 10, np.float32)  # the filter keeps back its last taps: let it keep silence
+    frame = av.AudioFrame.from_ndarray(np.concatenate([samples, behind])[None], "fltp", "mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler("fltp", "mono", wanted)
+    pieces = [piece.to_ndarray()[0] for piece in [*resampler.resample(frame), *resampler.resample(None)]]
+    return np.concatenate(pieces)[: round(len(samples) * wanted / rate)]
 
 
 def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tuple[float, np.ndarray]]:

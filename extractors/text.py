@@ -39,8 +39,8 @@ class TransformerText:
     """`text.transformer`: the last layer's hidden states of a Hugging Face encoder, in float32.
 
     Each token's `word_index` is its word's place in `extractors.words.split_words(text)`, -1 for special
-    tokens. The words are timed later: every step spans the whole clip here, [0, duration), or [0, 0) where the
-    duration is unknown. The weights are loaded at the first transcript, onto a GPU where there is one.
+    tokens. The words are timed later: here every step spans the whole clip, [0, duration), or [0, 0) where
+    that is unknown. The weights are loaded at the first transcript, onto a GPU where there is one.
 
     Args:
         model: `minilm` (installed with the package), a folder with a Hugging Face model, or an id on its hub.

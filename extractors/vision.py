@@ -25,7 +25,7 @@ from extractors.per_clip import extract_each
 VERSION = 1
 
 # Points that hardly move with the expression, in a face that looks at the camera; the unit is the distance of
-# the eyes' centres and the origin lies between them. Measured with FaceMesh: the mean of four people, superposed
+# the eyes' centres, the origin lies between them. Measured with FaceMesh: the mean of four people, superposed
 # and averaged with its mirror image; pitch 0 is that of two who read to a camera at the height of their eyes.
 _MIDLINE = {
     10: (0.929, 0.244),
@@ -201,7 +201,7 @@ _NOISE = (
 def _without_noise() -> Iterator[None]:
     """Keep the lines that mediapipe's C++ always writes to standard error from it; pass all others on.
 
-    No setting turns them off. They come when a graph starts and at the first face, and tell nothing of a clip.
+    No setting turns them off. They come when a graph starts and at the first face, and tell nothing of it.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -224,7 +224,7 @@ class FaceMeshVision:
 
     `feature_names` begins with the head: `head_pitch`, `head_yaw`, `head_roll` in radians; `head_x`, `head_y`
     (from the picture's centre) and `head_scale` (the eyes' distance) in parts of the picture's longer side.
-    Then come gaze and expression (see `face_measures`), then `landmark_<index>_x` and `_y` for `LANDMARKS`, in
+    Then come gaze and expression (see `face_measures`) and `landmark_<index>_x` and `_y` for `LANDMARKS`, in
     units of the eyes' distance. Both are measured after the head's rotation, scale and place are taken out.
 
     A frame without a face is a step of zeros that is not valid. Each clip is tracked from its own beginning.

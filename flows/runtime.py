@@ -18,8 +18,9 @@ from flows import server
 
 console = Console(stderr=False, highlight=False)
 
-# Before `prefect` is imported: its settings are read then. A user's own environment wins.
-for _name, _value in server.QUIET.items():
+# Before `prefect` and `torch` are imported: they read these then. A user's own environment wins. Threads of OpenMP that
+# spin while they wait take the cores from the others: on a busy machine an epoch lasts many times longer.
+for _name, _value in (server.QUIET | {"OMP_WAIT_POLICY": "PASSIVE"}).items():
     os.environ.setdefault(_name, _value)
 
 PARENT_RUN = "DASHFUSION_PARENT_RUN"  # flow run of `pipeline`; a stage started by it shows itself as its child

@@ -46,7 +46,7 @@ def test_results_print_the_metrics_and_the_reports_path(project):
 
 def test_use_says_what_it_changed(project):
     shown = runner.invoke(app, ["use", "train.epochs=3"])
-    assert shown.exit_code == 0 and "train.epochs: 30 -> 3" in shown.output
+    assert shown.exit_code == 0 and "train.epochs: 16 -> 3" in shown.output
 
 
 def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):

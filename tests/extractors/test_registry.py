@@ -1,0 +1,94 @@
+"""Finding extractors by name: ours, those of other packages, and what is said when there is none."""
+
+from __future__ import annotations
+
+import sys
+import types
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from extractors import base
+from extractors.base import BUILT_IN, ENTRY_POINT_GROUP, Extractor, available, create
+
+VARIANTS = {
+    "text.transformer": [{}, {"max_tokens": 64}],
+    "audio.librosa": [{}, {"hop_seconds": 0.023}],
+    "vision.face_mesh": [{}, {"fps": 12.5}, {"min_confidence": 0.7}, {"fps": 12.5, "min_confidence": 0.7}],
+}
+
+
+def test_every_built_in_extractor_keeps_the_protocol():
+    for name in BUILT_IN:
+        extractor = create(name, {})
+        assert isinstance(extractor, Extractor)
+        assert extractor.modality == name.partition(".")[0]
+        assert len(set(extractor.feature_names)) == len(extractor.feature_names) > 30
+        assert extractor.signature.startswith(f"{name}-v")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_signature_changes_with_each_option_and_not_otherwise(name):
+    signatures = [create(name, options).signature for options in VARIANTS[name]]
+    assert len(set(signatures)) == len(signatures)
+    assert [create(name, options).signature for options in VARIANTS[name]] == signatures
+
+
+def test_writing_a_default_out_keeps_the_signature():
+    assert create("vision.face_mesh", {"fps": 25}).signature == create("vision.face_mesh", {}).signature
+    assert create("audio.librosa", {"hop_seconds": 0.046}).signature == create("audio.librosa", {}).signature
+    assert (
+        create("text.transformer", {"model": "minilm"}).signature == create("text.transformer", {}).signature
+    )
+
+
+@pytest.mark.parametrize("name", ["audio.librosa", "vision.face_mesh"])
+def test_signature_changes_with_the_library_that_measures(name, monkeypatch):
+    import extractors.audio
+    import extractors.vision
+
+    before = create(name, {}).signature
+    for module in (extractors.audio, extractors.vision):
+        monkeypatch.setattr(module, "version", lambda package: "99.0")
+    assert create(name, {}).signature != before
+
+
+def test_an_unknown_name_lists_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"'vision\.facemesh'; did you mean 'vision\.face_mesh'\? Known: audio"
+    ):
+        create("vision.facemesh", {})
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_an_option_that_an_extractor_does_not_take_is_named(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*'colour'"):
+        create(name, {"colour": 1})
+
+
+@pytest.fixture
+def other_package(monkeypatch):
+    """A package that registers `audio.loudness`, as its metadata would."""
+
+    class Loudness:
+        modality, feature_names = "audio", ("loudness",)
+
+        def __init__(self, window: float = 0.1) -> None:
+            self.signature = f"audio.loudness-v1-{window}"
+
+        def extract(self, sources):
+            return iter(())
+
+    module = types.ModuleType("loudness_package")
+    module.Loudness = Loudness
+    monkeypatch.setitem(sys.modules, "loudness_package", module)
+    points = [EntryPoint("audio.loudness", "loudness_package:Loudness", ENTRY_POINT_GROUP)]
+    monkeypatch.setattr(base, "entry_points", lambda group: points if group == ENTRY_POINT_GROUP else [])
+
+
+def test_another_packages_extractor_is_found_and_built(other_package):
+    assert available()["audio.loudness"] == "loudness_package:Loudness"
+    assert set(BUILT_IN) < set(available())
+    extractor = create("audio.loudness", {"window": 0.2})
+    assert isinstance(extractor, Extractor)
+    assert extractor.signature == "audio.loudness-v1-0.2"
