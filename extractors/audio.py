@@ -56,7 +56,7 @@ class LibrosaAudio:
     - `mfcc_0` to `mfcc_19`: mel cepstrum of 93 ms windows.
     - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, the strongest of a step being 1.
 
-    A step is valid where it is voiced (see `find_voiced`): loud against the clip's loud parts, and like itself
+    A step is valid where it is voiced (see `find_voiced`): loud against the clip's loud parts, like itself
     one period later. Unvoiced steps are measured too. Step t is centred on t hops and reaches half a hop to
     either side; the first begins and the last ends with the clip.
 
@@ -129,7 +129,7 @@ def find_voiced(windows: np.ndarray, f0: np.ndarray) -> np.ndarray:
     """[T] whether each window [T, W] is voiced, given its F0 in Hz [T].
 
     YIN answers for every window, noise and silence included. A voice is loud, and repeats itself after one
-    period, more than after half of one: rumble, which changes slowly, is most like itself at the shortest lag.
+    period, more than after half of one: rumble, which changes slowly, is most like itself at short lags.
     An F0 at the end of the range is no dip of YIN's, but where the search stopped.
     """
     period = np.rint(SAMPLE_RATE / f0).astype(int)
@@ -143,7 +143,7 @@ def find_voiced(windows: np.ndarray, f0: np.ndarray) -> np.ndarray:
 def correlate(windows: np.ndarray, lag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Normalised correlation [T] of half of each window [T, W] with what comes `lag` [T] samples later.
 
-    Both halves lie around the window's centre. The second result is the level (root mean square) of the first.
+    Both halves lie around the window's centre. The second result is the level, root mean square, of one.
     """
     width = windows.shape[1] // 2
     at = ((windows.shape[1] - width - lag) // 2)[:, None] + np.arange(width)

@@ -90,7 +90,9 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     """Measure the trained model on a split it has not seen, and write the report."""
     params = load_params(params_file)
     result = runtime.call(measure, params)
-    path = runtime.call(report, params, result, yaml.safe_load(Path(params_file).read_text(encoding="utf-8")))
+    settings = yaml.safe_load(Path(params_file).read_text(encoding="utf-8"))
+    del settings["paths"]  # where things lie on a disk says nothing of how they were made
+    path = runtime.call(report, params, result, settings)
     rows = metrics_rows(result.metrics)
     markdown = "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     runtime.publish_markdown("metrics", markdown, f"{params.prepare.corpus}, {params.evaluate.split} split")

@@ -131,8 +131,8 @@ def make_report(**changes: object) -> ReportInput:
             "words": 1234,
             "clips_with_other_words": 7,
             "overlap": 0.934,
-            **dict.fromkeys(("start_mean", "start_median", "start_p90"), 0.0712),
-            **dict.fromkeys(("end_mean", "end_median", "end_p90"), 0.1),
+            "start": {"mean": 0.0712, "median": 0.0642, "p90": 0.2},
+            "end": {"mean": 0.1, "median": 0.1, "p90": 0.1},
         },
         settings={
             "extract": {"workers": 0, "text": {"options": {"model": "minilm"}}},
@@ -365,7 +365,7 @@ def test_settings_are_listed_by_stage_with_dotted_keys(render):
 
 def test_word_times_show_their_error_where_it_is_known(render):
     _, page = render()
-    assert ["Word's start", "0.071", "0.071", "0.071"] in page.rows
+    assert ["Word's start", "0.071", "0.064", "0.200"] in page.rows
     assert "1,234 words; 93.4% of the estimates" in page.words
     assert "than the true times: 7 clips." in page.words
     assert "True times are not known" in render(word_times={"method": "proportional"})[1].words
