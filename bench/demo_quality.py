@@ -40,7 +40,9 @@ def main() -> None:
                 train(params.paths.dataset, folder, params.model, config, seed)
             metrics = evaluate(params.paths.dataset, [folder / "best" for folder in folders], "test").metrics
             figures |= {
-                f"{name}_{key}": metrics[key] for key in (*_with_std("acc2_np"), *_with_std("mae"), "corr") if key in metrics
+                f"{name}_{key}": metrics[key]
+                for key in (*_with_std("acc2_np"), *_with_std("mae"), "corr")
+                if key in metrics
             }
             std = metrics.get("acc2_np_std", 0.0)
             print(

@@ -111,9 +111,7 @@ def read_manifest(path: Path) -> Manifest:
         ValueError: the file is not a manifest, or of another schema version.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"{path}: no manifest here; `dashfusion prepare` (or `dvc repro prepare`) makes it"
-        )
+        raise FileNotFoundError(f"{path}: no manifest here; `dashfusion prepare` (or `dvc repro prepare`) makes it")
     table = pq.read_table(path)
     raw = (table.schema.metadata or {}).get(b"dashfusion")
     if raw is None:
@@ -125,9 +123,7 @@ def read_manifest(path: Path) -> Manifest:
             "run the prepare stage again"
         )
     low, high = meta["label_range"]
-    return Manifest(
-        meta["corpus"], meta["root"], (low, high), tuple(Clip(**row) for row in table.to_pylist())
-    )
+    return Manifest(meta["corpus"], meta["root"], (low, high), tuple(Clip(**row) for row in table.to_pylist()))
 
 
 def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
@@ -166,15 +162,12 @@ def check_clip(clip: Clip, label_range: tuple[float, float]) -> tuple[str, str] 
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             return (
                 "LabelOutOfRange",
-                f"{name} {value:g} is outside [{low:g}, {high:g}]; "
-                "correct it, leave it empty, or set label_range",
+                f"{name} {value:g} is outside [{low:g}, {high:g}]; correct it, leave it empty, or set label_range",
             )
     return None
 
 
-def validate(
-    located: Iterable[tuple[str, Clip]], label_range: tuple[float, float]
-) -> tuple[list[Clip], list[Problem]]:
+def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, float]) -> tuple[list[Clip], list[Problem]]:
     """The clips that may enter a manifest, and what is wrong with the others.
 
     Left out: unsafe ids, unknown splits, labels out of range, repeated clips (the first one stays). Kept,

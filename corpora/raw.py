@@ -90,9 +90,7 @@ def find_table(root: Path) -> Path:
         FileNotFoundError: no folder, or neither `label.csv` nor `meta.csv` in it.
     """
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"{root}: no such folder; set prepare.root to the folder that holds label.csv and Raw/"
-        )
+        raise FileNotFoundError(f"{root}: no such folder; set prepare.root to the folder that holds label.csv and Raw/")
     for name in TABLES:
         if (root / name).is_file():
             return root / name
@@ -206,8 +204,6 @@ def _with_media(clip: Clip, root: Path, where: str) -> tuple[Clip | None, Proble
         clip = replace(clip, sha256=sha256_of(media))
         return replace(clip, duration=probe(media).duration), None
     except OSError as error:
-        return clip, problem(
-            "UnreadableMedia", f"{relative}: {error.strerror}; check the file and its permissions"
-        )
+        return clip, problem("UnreadableMedia", f"{relative}: {error.strerror}; check the file and its permissions")
     except MediaError as error:
         return clip, problem("UnreadableMedia", str(error))

@@ -296,9 +296,7 @@ def align(
     """
     absent = [m for m in MODALITIES if m not in feature_folders]
     if absent:
-        raise ValueError(
-            f"no feature folder is given for {', '.join(absent)}; align needs all three modalities"
-        )
+        raise ValueError(f"no feature folder is given for {', '.join(absent)}; align needs all three modalities")
     manifest = read_manifest(manifest_path)
     readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
     metas = {m: readers[m].meta for m in MODALITIES}
@@ -334,9 +332,7 @@ def align(
     return AlignSummary(clips, counts, hidden, words.to_json(), tuple(problems))
 
 
-def _token_times(
-    clip: Clip, found: Mapping[str, FeatureSequence], words: _WordTimes, duration: float
-) -> np.ndarray:
+def _token_times(clip: Clip, found: Mapping[str, FeatureSequence], words: _WordTimes, duration: float) -> np.ndarray:
     """[K, 2] times of the clip's tokens; K = 0 where it has no text."""
     text = found["text"]
     if not len(text):
@@ -345,16 +341,13 @@ def _token_times(
         return token_times(text.word_index, words.of(clip, found["audio"], duration), duration)
     except ValueError as error:
         raise ValueError(
-            f"clip {clip.clip_id}, text: {error}; features and manifest disagree, run the extract stage for "
-            "text again"
+            f"clip {clip.clip_id}, text: {error}; features and manifest disagree, run the extract stage for text again"
         ) from error
 
 
 def _nothing_left(clip: Clip, readers: Mapping[str, FeatureReader]) -> Problem:
     states = ", ".join(f"{m} {'empty' if clip.clip_id in r else 'not extracted'}" for m, r in readers.items())
-    message = (
-        f"no modality is left ({states}): the clip is not in the dataset; see its rows of the extract stage"
-    )
+    message = f"no modality is left ({states}): the clip is not in the dataset; see its rows of the extract stage"
     return Problem(clip.clip_id, "align", "", "NoModality", message)
 
 

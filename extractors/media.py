@@ -247,9 +247,7 @@ def _sound_runs(path: Path) -> list[tuple[Fraction, int, list[np.ndarray]]]:
         for frame in _decode(path, container, stream):
             time = clock if frame.pts is None else frame.pts * frame.time_base - zero
             if time - clock > LONGEST_GAP:
-                raise MediaError(
-                    f"{path}: the sound's time jumps by {float(time - clock):.0f} s; convert it again"
-                )
+                raise MediaError(f"{path}: the sound's time jumps by {float(time - clock):.0f} s; convert it again")
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 kind = (frame.format.name, frame.layout.name, frame.sample_rate)
                 to_float = av.AudioResampler("fltp")

@@ -193,9 +193,7 @@ def _empty(meta: FeatureMeta) -> FeatureSequence:
     """T = 0: the clip has no such modality."""
     none, integers = np.empty(0, np.float32), np.empty(0, np.int32)
     tokens = (integers, integers) if meta.modality == "text" else (None, None)
-    return FeatureSequence(
-        np.empty((0, len(meta.feature_names)), np.float32), none, none, none.astype(bool), *tokens
-    )
+    return FeatureSequence(np.empty((0, len(meta.feature_names)), np.float32), none, none, none.astype(bool), *tokens)
 
 
 def _source(clip: Clip, root: Path, modality: str) -> Source:
@@ -365,9 +363,7 @@ def check_failures(problems: Sequence[Problem], total: int, max_failed_fraction:
     failed = len({problem.clip_id for problem in problems})
     if failed <= max_failed_fraction * total:
         return
-    counts = ", ".join(
-        f"{error} {count}" for error, count in Counter(p.error for p in problems).most_common()
-    )
+    counts = ", ".join(f"{error} {count}" for error, count in Counter(p.error for p in problems).most_common())
     first = "\n".join(f"  {p.clip_id} ({p.modality}): {p.error}: {p.message}" for p in problems[:5])
     raise TooManyFailures(
         f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "

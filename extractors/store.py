@@ -204,9 +204,7 @@ class FeatureWriter(AbstractContextManager):
 
     def __enter__(self) -> Self:
         temporary = self._stack.enter_context(atomic_folder(self._folder))
-        self._shards = self._stack.enter_context(
-            ShardWriter(temporary, feature_schema(self.meta), self._shard_clips)
-        )
+        self._shards = self._stack.enter_context(ShardWriter(temporary, feature_schema(self.meta), self._shard_clips))
         return self
 
     def __exit__(self, *details: Any) -> None:
@@ -253,8 +251,7 @@ class FeatureReader:
         for path, meta in zip(paths, metas, strict=True):
             if meta != self.meta:
                 raise StoreError(
-                    f"{path}: made by {meta.signature}, but {paths[0].name} by {self.meta.signature}; "
-                    f"{self._remedy}"
+                    f"{path}: made by {meta.signature}, but {paths[0].name} by {self.meta.signature}; {self._remedy}"
                 )
         self._paths = paths
         self._index: dict[str, tuple[int, int, int]] = {}

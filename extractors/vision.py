@@ -247,9 +247,7 @@ class FaceMeshVision:
                 raise ValueError(f"{name} must be a number between {low} and {high}, found {value!r}")
         self.fps, self.min_confidence = float(fps), float(min_confidence)
         options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
-        self.signature = make_signature(
-            "vision.face_mesh", VERSION, options, f"mediapipe {version('mediapipe')}"
-        )
+        self.signature = make_signature("vision.face_mesh", VERSION, options, f"mediapipe {version('mediapipe')}")
         self._mesh: Any = None
         self._met_a_face = False
 

@@ -94,9 +94,7 @@ def token_times(word_index: np.ndarray, times: np.ndarray, duration: float) -> n
         ValueError: a token belongs to a word that the transcript has not.
     """
     if len(word_index) and word_index.max() >= len(times):
-        raise ValueError(
-            f"a token belongs to word {word_index.max()}, but the transcript has {len(times)} words"
-        )
+        raise ValueError(f"a token belongs to word {word_index.max()}, but the transcript has {len(times)} words")
     return np.vstack([times, [[0.0, duration]]])[word_index]
 
 

@@ -64,7 +64,9 @@ class WorkerPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
 
@@ -85,9 +87,7 @@ def scratch_folder() -> Path:
 
 
 @flow(name="extract", flow_run_name="extract {modality}")
-def extract(
-    modality: Literal["text", "audio", "vision"], params_file: Path = Path("params.yaml")
-) -> dict[str, int]:
+def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Extract one modality's features of every clip in the manifest.
 
     Args:
@@ -100,7 +100,12 @@ def extract(
     workers = params.extract.workers or os.cpu_count() or 1
     size = max(UNIT_CLIPS[0], min(UNIT_CLIPS[1], -(-len(manifest.clips) // (2 * workers))))
     units = work_units(manifest.clips, size)
-    fixed = {"modality": modality, "root": Path(manifest.root), "extractor": chosen, "scratch": scratch_folder()}
+    fixed = {
+        "modality": modality,
+        "root": Path(manifest.root),
+        "extractor": chosen,
+        "scratch": scratch_folder(),
+    }
     with WorkerPool(min(workers, len(units))) as pool, progress() as bar:
         _pools[modality] = pool
         row = bar.add_task(f"extract {modality}", total=len(manifest.clips), note=chosen.extractor)

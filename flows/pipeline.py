@@ -94,7 +94,13 @@ def run_stage_through_dvc(stage: str, force: bool = False) -> StageResult:
 
 def _worth_showing(line: str) -> bool:
     """DVC's advice after every stage (`git add`, `dvc push`) is for its own command line, not for a pipeline's."""
-    noise = ("To track the changes", "git add", "To enable auto staging", "dvc config core.autostage", "Use `dvc push`")
+    noise = (
+        "To track the changes",
+        "git add",
+        "To enable auto staging",
+        "dvc config core.autostage",
+        "Use `dvc push`",
+    )
     return bool(line.strip()) and not any(words in line for words in noise)
 
 

@@ -271,8 +271,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, value, spread and meaning of the few metrics that stand large on top."""
     shown = [key for key in HEADLINE if key in metrics][:CARDS]
     return [
-        (METRICS[key].label, *_metric_value(key, metrics).partition(" ± ")[::2], METRICS[key].meaning)
-        for key in shown
+        (METRICS[key].label, *_metric_value(key, metrics).partition(" ± ")[::2], METRICS[key].meaning) for key in shown
     ]
 
 
@@ -282,8 +281,7 @@ def _worst_clips(
     """The clips with the largest absolute error, the worst first."""
     order = np.argsort(-np.abs(prediction - label), kind="stable")[:WORST_CLIPS]
     return [
-        WorstClip(clip_ids[i], clips.get(clip_ids[i]), float(label[i]), float(prediction[i]))
-        for i in order.tolist()
+        WorstClip(clip_ids[i], clips.get(clip_ids[i]), float(label[i]), float(prediction[i])) for i in order.tolist()
     ]
 
 
@@ -413,9 +411,7 @@ def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> Non
     axes.grid(visible=False)
 
 
-def _draw_scatter(
-    axes: Axes, label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]
-) -> None:
+def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> None:
     """A point a clip, at most at twice the label range; the diagonal is a perfect prediction."""
     from matplotlib.ticker import MultipleLocator
 

@@ -58,9 +58,7 @@ def start(owner: psutil.Process | None, port: int) -> subprocess.Popen[bytes]:
     STATE.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "flows.server", str(port), str(owner.pid if owner else 0)]
     with open(STATE / "server.log", "ab") as log:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_until_healthy(api_url: str, keeper: subprocess.Popen[bytes], limit: float = START_LIMIT) -> bool:

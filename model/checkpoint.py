@@ -69,9 +69,7 @@ class CheckpointInfo:
                 )
 
 
-def save(
-    folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping
-) -> None:
+def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
     """Write `folder`/model.safetensors and checkpoint.json; the folder appears whole or not at all."""
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -81,8 +79,7 @@ def save(
         "seed": seed,
         "epoch": epoch,
         "metrics": dict(metrics),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in RECORDED_PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_folder(Path(folder)) as temporary:
@@ -100,9 +97,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, 
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it"
-        )
+        raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
     info = _parse(json.loads(path.read_text(encoding="utf-8")), path)
     network = DashFusion(info.model, info.dataset)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))

@@ -160,9 +160,7 @@ class TrainConfig:
         check_modalities(self.modalities, "train.modalities")
         seeds = self.seeds
         _require(len(seeds) > 0, "train.seeds", seeds, "a run needs a seed", "name one, such as [0]")
-        _require(
-            len(set(seeds)) == len(seeds), "train.seeds", seeds, "each seed is one run", "name each seed once"
-        )
+        _require(len(set(seeds)) == len(seeds), "train.seeds", seeds, "each seed is one run", "name each seed once")
         _require(
             all(0 <= seed < 2**32 for seed in seeds),
             "train.seeds",

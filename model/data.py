@@ -90,8 +90,7 @@ class DatasetInfo:
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(
-                f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; "
-                "run the align stage again"
+                f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; run the align stage again"
             )
         missing = [m for m in MODALITIES if m not in raw["modalities"]]
         missing += [f"statistics of {m}" for m in NORMALISED if m not in raw["statistics"]]
@@ -291,9 +290,7 @@ class ClipTable:
 
     def select(self, rows: np.ndarray) -> ClipTable:
         """The clips at `rows` (indices or a bool mask [N]); the values are shared, not copied."""
-        sequences = {
-            m: replace(s, starts=s.starts[rows], lengths=s.lengths[rows]) for m, s in self.sequences.items()
-        }
+        sequences = {m: replace(s, starts=s.starts[rows], lengths=s.lengths[rows]) for m, s in self.sequences.items()}
         return replace(self, clip_ids=self.clip_ids[rows], labels=self.labels[rows], sequences=sequences)
 
     def batch(self, indices: np.ndarray, modalities: Sequence[str] = MODALITIES) -> Batch:
@@ -307,9 +304,7 @@ class ClipTable:
         for modality in MODALITIES:
             sequences = self.sequences[modality]
             starts = sequences.starts[indices]
-            lengths = (
-                sequences.lengths[indices] if modality in modalities else np.zeros(len(starts), np.int64)
-            )
+            lengths = sequences.lengths[indices] if modality in modalities else np.zeros(len(starts), np.int64)
             longest = int(lengths.max(initial=0))
             real_BT = np.arange(longest) < lengths[:, None]
             rows = (starts[:, None] + np.arange(longest))[real_BT]
@@ -334,8 +329,7 @@ def _read_sequences(parts: Sequence[Path], modality: str, dim: int) -> Sequences
     found = column.type.value_type.list_size
     if found != dim:
         raise ValueError(
-            f"{parts[0].parent}: {modality} is {found} wide, dataset.json says {dim}; "
-            "run the align stage again"
+            f"{parts[0].parent}: {modality} is {found} wide, dataset.json says {dim}; run the align stage again"
         )
     offsets = column.offsets.to_numpy().astype(np.int64)
     values_SD = column.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
@@ -343,8 +337,7 @@ def _read_sequences(parts: Sequence[Path], modality: str, dim: int) -> Sequences
     visible_S = mask_column.values.to_numpy(zero_copy_only=False).astype(bool)
     if not np.array_equal(mask_column.offsets.to_numpy(), offsets):
         raise ValueError(
-            f"{parts[0].parent}: {modality}_mask and {modality}_values differ in length; "
-            "run the align stage again"
+            f"{parts[0].parent}: {modality}_mask and {modality}_values differ in length; run the align stage again"
         )
     return Sequences(values_SD, visible_S, offsets[:-1], np.diff(offsets))
 

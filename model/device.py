@@ -22,7 +22,5 @@ def resolve_device(name: str) -> torch.device:
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
     }
     if not there.get(device.type, False):
-        raise ValueError(
-            f"train.device is {name!r}, but torch {torch.__version__} finds none here; use auto or cpu"
-        )
+        raise ValueError(f"train.device is {name!r}, but torch {torch.__version__} finds none here; use auto or cpu")
     return device

@@ -53,9 +53,7 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(
-    network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int = 64
-) -> np.ndarray:
+def predict(network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int = 64) -> np.ndarray:
     """Sentiment [N] float32 of the table's clips, in its order, by the network in eval mode.
 
     Args:

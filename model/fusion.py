@@ -26,9 +26,7 @@ class FusionLayer(nn.Module):
         self.feed_forward = FeedForward(config.dim)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.spread = nn.ModuleDict(
-            {m: AttentionLayer(config.dim, config.heads, config.dropout) for m in MODALITIES}
-        )
+        self.spread = nn.ModuleDict({m: AttentionLayer(config.dim, config.heads, config.dropout) for m in MODALITIES})
 
     def forward(
         self,
@@ -52,13 +50,10 @@ class HierarchicalBottleneckFusion(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            FusionLayer(config, max(1, config.bottleneck_tokens >> level))
-            for level in range(config.fusion_layers)
+            FusionLayer(config, max(1, config.bottleneck_tokens >> level)) for level in range(config.fusion_layers)
         )
 
-    def forward(
-        self, aligned_BTd: Tensor, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, aligned_BTd: Tensor, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """[B, 4d]: position 0 of the bottleneck, text, audio and vision.
 
         The bottleneck starts as the aligned text; a clip of fewer tokens than that keeps what it has.

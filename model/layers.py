@@ -20,9 +20,7 @@ def attend(query_BTI: Tensor, key_BSI: Tensor, value_BSI: Tensor, mask_BS: Tenso
     Returns:
         [B, T, I]; zeros for a clip whose source steps are all masked.
     """
-    query, key, value = (
-        x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI)
-    )
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI))
     # Softmax over nothing is NaN in some kernels: such a clip attends to all, and the result is dropped.
     some_B = mask_BS.any(dim=1)
     open_BS = mask_BS | ~some_B[:, None]
@@ -81,9 +79,7 @@ class SharedQueryAttention(nn.Module):
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
         self.key_value = nn.ModuleDict({s: nn.Linear(dim, 2 * heads * head_dim, bias=False) for s in sources})
 
-    def forward(
-        self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> Tensor:
+    def forward(self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Sum over the sources [B, T, heads * head_dim]; `sources` [B, S, d] and `masks` [B, S] by name."""
         query_BTI = self.query(query_BTd)
         total = None

@@ -16,9 +16,7 @@ INNER_EDGES = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
 Metric = float | int | None
 
 
-def evaluate_metrics(
-    prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]
-) -> dict[str, Metric]:
+def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> dict[str, Metric]:
     """All metrics of one set of clips.
 
     Args:
@@ -56,9 +54,7 @@ def evaluate_metrics(
     if wide:
         metrics |= dict(zip(("acc2_nn", "f1_nn"), _binary(prediction >= 0, label >= 0), strict=True))
         polar = label != 0
-        metrics |= dict(
-            zip(("acc2_np", "f1_np"), _binary(prediction[polar] > 0, label[polar] > 0), strict=True)
-        )
+        metrics |= dict(zip(("acc2_np", "f1_np"), _binary(prediction[polar] > 0, label[polar] > 0), strict=True))
     else:
         metrics |= dict(zip(("acc2", "f1"), _binary(prediction > 0, label > 0), strict=True))
     for count in (3, 5, 7) if wide else (3, 5):
@@ -113,9 +109,7 @@ def class_names(label_range: tuple[float, float], count: int) -> list[str]:
     return [f"{'[' if i == 0 else '('}{edges[i]}, {edges[i + 1]}]" for i in range(count)]
 
 
-def confusion(
-    prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float], count: int
-) -> np.ndarray:
+def confusion(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float], count: int) -> np.ndarray:
     """Clips by true (rows) and predicted (columns) class of `to_classes`, [count, count] int64."""
     found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
     return np.bincount(true * count + found, minlength=count * count).reshape(count, count)
@@ -131,6 +125,4 @@ def _accuracy(prediction: np.ndarray, label: np.ndarray) -> float | None:
 
 def _check_range(label_range: tuple[float, float]) -> None:
     if tuple(label_range) not in (WIDE, UNIT):
-        raise ValueError(
-            f"label range {tuple(label_range)}: metrics are defined for [-3, 3] and [-1, 1] only"
-        )
+        raise ValueError(f"label range {tuple(label_range)}: metrics are defined for [-3, 3] and [-1, 1] only")

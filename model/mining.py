@@ -28,9 +28,7 @@ def label_classes(labels_N: np.ndarray, label_range: tuple[float, float]) -> np.
     """
     steps = {(-3.0, 3.0): 1.0, (-1.0, 1.0): 0.2}
     if tuple(label_range) not in steps:
-        raise ValueError(
-            f"label range {tuple(label_range)}: classes are defined for [-3, 3] and [-1, 1] only"
-        )
+        raise ValueError(f"label range {tuple(label_range)}: classes are defined for [-3, 3] and [-1, 1] only")
     # Five decimals absorb float32, in which 0.2 * 0.5 is not exactly a half step.
     scaled = np.round(labels_N.astype(np.float64) / steps[tuple(label_range)], 5)
     return (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)

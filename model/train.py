@@ -258,9 +258,7 @@ def _mine(network: DashFusion, clips: ClipTable, classes: np.ndarray, config: Tr
         embeddings_Nd[torch.from_numpy(rows).to(device)] = torch.cat([streams[m] for m in MODALITIES], dim=1)
     partners = mine(embeddings_Nd, classes, config.mining)
     if partners.short:
-        log.info(
-            "%d of %d clips have fewer partners than asked for: small classes", partners.short, len(clips)
-        )
+        log.info("%d of %d clips have fewer partners than asked for: small classes", partners.short, len(clips))
     return partners
 
 

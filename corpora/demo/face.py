@@ -304,9 +304,7 @@ def _draw_neck(canvas: np.ndarray, look: Look, oval: np.ndarray) -> None:
     _fill(canvas, shadow, _tint(look.skin, 0.58))
 
 
-def _draw_skin(
-    canvas: np.ndarray, look: Look, pixels: np.ndarray, order: np.ndarray, shades: np.ndarray
-) -> None:
+def _draw_skin(canvas: np.ndarray, look: Look, pixels: np.ndarray, order: np.ndarray, shades: np.ndarray) -> None:
     """Paint the face's triangles, farthest first, then smooth away their edges within the oval."""
     skin = np.array(look.skin)
     triangles = neutral()[1]

@@ -125,9 +125,7 @@ def make_clip(root: Path, config: DemoConfig, language: str, index: int) -> list
     clip_id = f"{plan.video_id}/{plan.clip_id}"
     return [
         (clip_id, i, word, SPEECH_START + start, SPEECH_START + end)
-        for i, (word, start, end) in enumerate(
-            zip(plan.sentence.words, speech.starts, speech.ends, strict=True)
-        )
+        for i, (word, start, end) in enumerate(zip(plan.sentence.words, speech.starts, speech.ends, strict=True))
     ]
 
 

@@ -152,11 +152,7 @@ def draw_sentiments(off: str | None, rng: np.random.Generator) -> tuple[float, d
     if draw < NEUTRAL_SHARE:
         latent = 0.0
     else:
-        size = (
-            rng.uniform(LABEL_STEP, CLEAR)
-            if draw < NEUTRAL_SHARE + FAINT_SHARE
-            else rng.uniform(CLEAR, LIMIT)
-        )
+        size = rng.uniform(LABEL_STEP, CLEAR) if draw < NEUTRAL_SHARE + FAINT_SHARE else rng.uniform(CLEAR, LIMIT)
         latent = float(size * rng.choice([-1, 1]))
     shown = {}
     for modality in MODALITIES:
@@ -199,15 +195,11 @@ def prosody_of(speaker: Speaker, shown: float, rng: np.random.Generator) -> Pros
 
 def _wander(rng: np.random.Generator, times: np.ndarray, size: float) -> np.ndarray:
     """A slow, smooth random curve [F] of about this size."""
-    waves = [
-        np.sin(2 * np.pi * (rng.uniform(0.15, 0.7) * times + rng.random())) * rng.normal() for _ in range(3)
-    ]
+    waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.7) * times + rng.random())) * rng.normal() for _ in range(3)]
     return size * np.sum(waves, axis=0) / 2
 
 
-def motion_of(
-    speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator
-) -> Motion:
+def motion_of(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
     """What the face does while it says `speech`, showing a sentiment; frames at `FPS`, [F] each."""
     times = np.arange(frames) / FPS
     x = shown / LIMIT

@@ -80,9 +80,7 @@ class _Event(ctypes.Structure):
     )
 
 
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
 
 
 class _Library:
@@ -183,9 +181,7 @@ def word_times(
         if len(sounding):
             stop = begin + int(sounding[-1]) + 1
         lengths = np.array([len(word) for word in words[owner:following]], dtype=float)
-        edges = (
-            begin + np.concatenate([[0], np.cumsum(lengths)]) / lengths.sum() * (stop - begin)
-        ) / sample_rate
+        edges = (begin + np.concatenate([[0], np.cumsum(lengths)]) / lengths.sum() * (stop - begin)) / sample_rate
         starts[owner:following] = edges[:-1].tolist()
         ends[owner:following] = edges[1:].tolist()
     return starts, ends

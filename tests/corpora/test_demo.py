@@ -44,9 +44,7 @@ def test_every_clip_plays_with_picture_and_sound(demo: Path) -> None:
         assert np.sqrt(np.mean(sound**2)) > 0.01
 
 
-def test_same_seed_gives_the_same_bytes_in_any_process(
-    demo: Path, tiny_config: DemoConfig, tmp_path: Path
-) -> None:
+def test_same_seed_gives_the_same_bytes_in_any_process(demo: Path, tiny_config: DemoConfig, tmp_path: Path) -> None:
     counted: list[int] = []
     generate(tmp_path, tiny_config, progress=counted.append, workers=2)
     assert sum(counted) == tiny_config.clips

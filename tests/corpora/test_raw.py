@@ -60,9 +60,7 @@ def test_ids_stay_strings(corpus: MakeCorpus, video_id: str) -> None:
     assert manifest.clips[0].clip_id == f"{video_id}/0007"
 
 
-@pytest.mark.parametrize(
-    "text", ['He said "no", twice', "我觉得,这部电影\u201c很好\u201d。", "two\nlines", "NA"]
-)
+@pytest.mark.parametrize("text", ['He said "no", twice', "我觉得,这部电影\u201c很好\u201d。", "two\nlines", "NA"])
 def test_text_survives_commas_quotes_lines_and_chinese(corpus: MakeCorpus, text: str) -> None:
     manifest, problems = read(corpus({"text": text}))
     assert problems == []
@@ -162,9 +160,7 @@ def test_video_in_two_splits_is_reported_once_and_kept(corpus: MakeCorpus) -> No
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     (tmp_path / "label.csv").write_text("video_id,clip,text,label\n")
-    with pytest.raises(
-        ValueError, match=r"label\.csv: no column clip_id, mode; found video_id, clip, text, label"
-    ):
+    with pytest.raises(ValueError, match=r"label\.csv: no column clip_id, mode; found video_id, clip, text, label"):
         read(tmp_path)
 
 

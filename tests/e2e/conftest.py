@@ -25,7 +25,12 @@ class Project:
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a command there; `environment` comes on top of ours."""
         return subprocess.run(
-            command, cwd=self.folder, env=os.environ | environment, capture_output=True, text=True, timeout=900
+            command,
+            cwd=self.folder,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
         )
 
     def repro(self) -> list[str]:

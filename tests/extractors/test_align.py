@@ -39,9 +39,7 @@ def sequence(modality: str, steps: int, seed: int, duration: float = 2.0) -> Fea
 class Corpus:
     """A manifest and three feature stores on disk, and what is in them."""
 
-    def __init__(
-        self, root: Path, clips: list[Clip], rows: Mapping[str, Mapping[str, FeatureSequence]]
-    ) -> None:
+    def __init__(self, root: Path, clips: list[Clip], rows: Mapping[str, Mapping[str, FeatureSequence]]) -> None:
         self.clips, self.rows, self.root = clips, rows, root
         self.manifest = root / "manifest.parquet"
         self.folders = {m: root / "features" / m for m in MODALITIES}
@@ -61,9 +59,7 @@ class Corpus:
         return {row["clip_id"]: row for row in pq.read_table(self.root / out / split).to_pylist()}
 
 
-def make(
-    root: Path, clips: int = 20, leave_out: Mapping[str, list[str]] | None = None, **steps: int
-) -> Corpus:
+def make(root: Path, clips: int = 20, leave_out: Mapping[str, list[str]] | None = None, **steps: int) -> Corpus:
     """Clips whose splits alternate; text of 5 tokens (3 words), audio and vision of varying lengths."""
     listed = [
         Clip(f"v{i}/c", f"v{i}", SPLITS[i % 3], "en", f"{i}.mp4", TRANSCRIPT, label=i / 10, duration=2.0)
@@ -238,9 +234,7 @@ def test_a_table_of_word_times_must_be_whole(tmp_path):
 
 def test_text_of_other_words_than_the_manifest_is_refused(tmp_path):
     corpus = make(tmp_path, clips=2, text=7)
-    with pytest.raises(
-        ValueError, match=r"clip v0/c, text: a token belongs to word 4, .*run the extract stage"
-    ):
+    with pytest.raises(ValueError, match=r"clip v0/c, text: a token belongs to word 4, .*run the extract stage"):
         corpus.align()
     assert not (tmp_path / "dataset").exists()
 
@@ -271,9 +265,7 @@ def test_a_store_of_another_modality_or_none_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="run the extract stage for audio"):
         align(corpus.manifest, corpus.folders | {"audio": tmp_path / "none"}, tmp_path / "d", AlignConfig())
     with pytest.raises(ValueError, match="no feature folder is given for vision"):
-        align(
-            corpus.manifest, {m: corpus.folders[m] for m in ("text", "audio")}, tmp_path / "d", AlignConfig()
-        )
+        align(corpus.manifest, {m: corpus.folders[m] for m in ("text", "audio")}, tmp_path / "d", AlignConfig())
 
 
 @pytest.mark.parametrize("options", [{"mode": "pooled"}, {"mask_invalid": ("video",)}])
@@ -332,9 +324,7 @@ def test_aligned_modalities_have_one_step_a_token(tmp_path):
     without_text = rows["v9/c"]
     assert without_text["text_values"] == [] and without_text["vision_end"] == [2.0]
     vision = corpus.rows["vision"]["v9/c"]
-    np.testing.assert_allclose(
-        without_text["vision_values"][0], vision.values[vision.valid].mean(axis=0), rtol=1e-5
-    )
+    np.testing.assert_allclose(without_text["vision_values"][0], vision.values[vision.valid].mean(axis=0), rtol=1e-5)
     special = corpus.rows["audio"]["v0/c"].values.mean(axis=0)
     np.testing.assert_allclose(rows["v0/c"]["audio_values"][0], special, rtol=1e-5)
     steps = sum(len(row["audio_mask"]) for row in rows.values())

@@ -53,9 +53,7 @@ def test_grid_sampling_takes_the_frame_that_is_shown(tmp_path, make_clip, frame_
 
 
 def test_times_rounded_to_milliseconds_do_not_shift_the_grid(tmp_path, make_clip, frame_number):
-    path = make_clip(
-        tmp_path / "clip.mkv", "v", fps=30, codecs=("libx264", "flac")
-    )  # matroska counts in 1 ms
+    path = make_clip(tmp_path / "clip.mkv", "v", fps=30, codecs=("libx264", "flac"))  # matroska counts in 1 ms
     assert [n for _, n in numbers(path, 30, frame_number)] == list(range(60))
 
 
@@ -182,9 +180,7 @@ def test_missing_file_and_folder(tmp_path):
         probe(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("a.mp4", {"movflags": "faststart"}), ("a.mp4", {}), ("a.mkv", {})]
-)
+@pytest.mark.parametrize(("name", "options"), [("a.mp4", {"movflags": "faststart"}), ("a.mp4", {}), ("a.mkv", {})])
 @pytest.mark.parametrize("part", [0.3, 0.6])
 def test_truncated_files_are_refused(tmp_path, make_clip, name, options, part):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)

@@ -37,9 +37,7 @@ def test_signature_changes_with_each_option_and_not_otherwise(name):
 def test_writing_a_default_out_keeps_the_signature():
     assert create("vision.face_mesh", {"fps": 25}).signature == create("vision.face_mesh", {}).signature
     assert create("audio.librosa", {"hop_seconds": 0.046}).signature == create("audio.librosa", {}).signature
-    assert (
-        create("text.transformer", {"model": "minilm"}).signature == create("text.transformer", {}).signature
-    )
+    assert create("text.transformer", {"model": "minilm"}).signature == create("text.transformer", {}).signature
 
 
 @pytest.mark.parametrize("name", ["audio.librosa", "vision.face_mesh"])
@@ -54,9 +52,7 @@ def test_signature_changes_with_the_library_that_measures(name, monkeypatch):
 
 
 def test_an_unknown_name_lists_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"'vision\.facemesh'; did you mean 'vision\.face_mesh'\? Known: audio"
-    ):
+    with pytest.raises(ValueError, match=r"'vision\.facemesh'; did you mean 'vision\.face_mesh'\? Known: audio"):
         create("vision.facemesh", {})
 
 

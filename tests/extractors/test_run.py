@@ -87,9 +87,7 @@ def corpus(root: Path, *contents: str) -> list[Clip]:
         path = root / f"{i}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-        clips.append(
-            Clip(f"v/{i}", "v", "train", "en", path.name, content, duration=2.0, sha256=sha256_of(path))
-        )
+        clips.append(Clip(f"v/{i}", "v", "train", "en", path.name, content, duration=2.0, sha256=sha256_of(path)))
     return clips
 
 
@@ -97,9 +95,7 @@ def extract(clips: Sequence[Clip], tmp_path: Path, name: str = NAME, **options: 
     return run.extract_unit(clips, tmp_path / "raw", name, options, tmp_path / "scratch")
 
 
-def assembled(
-    clips: Sequence[Clip], tmp_path: Path, report: run.UnitReport
-) -> tuple[run.Summary, FeatureReader]:
+def assembled(clips: Sequence[Clip], tmp_path: Path, report: run.UnitReport) -> tuple[run.Summary, FeatureReader]:
     out = tmp_path / "out"
     summary = run.assemble(clips, tmp_path / "raw", report.meta, tmp_path / "scratch", out, report.problems)
     return summary, FeatureReader(out, report.meta.modality)
@@ -150,9 +146,7 @@ def test_a_stop_inside_a_unit_keeps_the_batches_before_it(tmp_path, monkeypatch)
     assert (report.extracted, report.reused) == (3, 2)
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no zip"]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no zip"])
 def test_a_damaged_result_is_made_again(tmp_path, damage):
     clips = corpus(tmp_path / "raw", "one", "two")
     report = extract(clips, tmp_path)
@@ -277,9 +271,7 @@ def test_an_unexpected_error_is_logged_with_its_traceback(tmp_path, caplog):
 def test_an_extractor_that_leaves_clips_out_shifts_nothing(tmp_path):
     clips = corpus(tmp_path / "raw", "one", "unusable", "three")
     report = extract(clips, tmp_path, name="fake.forgetful")
-    assert [p.clip_id for p in report.problems] == ["v/1"] and "0 results for one clip" in report.problems[
-        0
-    ].message
+    assert [p.clip_id for p in report.problems] == ["v/1"] and "0 results for one clip" in report.problems[0].message
     np.testing.assert_array_equal(assembled(clips, tmp_path, report)[1]["v/2"].values[:, 0], list(b"three"))
 
 
@@ -318,9 +310,7 @@ def test_work_units_hold_each_clip_once_within_the_size_and_in_order():
 
 
 def test_work_units_are_balanced_by_duration():
-    clips = [
-        Clip(f"v/{i}", "v", "train", "en", "m", "", duration=d) for i, d in enumerate([100.0, *[10.0] * 10])
-    ]
+    clips = [Clip(f"v/{i}", "v", "train", "en", "m", "", duration=d) for i, d in enumerate([100.0, *[10.0] * 10])]
     totals = [sum(clip.duration for clip in unit) for unit in run.work_units(clips, 10)]
     assert totals == [100.0, 100.0]
 

@@ -34,9 +34,7 @@ def sequence(steps: int, meta: FeatureMeta = AUDIO, seed: int = 0) -> FeatureSeq
     return FeatureSequence(values, start, start + np.float32(0.5), rng.random(steps) > 0.5, *tokens)
 
 
-def fill(
-    folder: Path, meta: FeatureMeta = AUDIO, clips: int = 150, **options: int
-) -> dict[str, FeatureSequence]:
+def fill(folder: Path, meta: FeatureMeta = AUDIO, clips: int = 150, **options: int) -> dict[str, FeatureSequence]:
     written = {f"v{i // 10}/{i:04d}": sequence(i % 7, meta, seed=i) for i in range(clips)}
     with FeatureWriter(folder, meta, **options) as writer:
         for clip_id, one in written.items():
@@ -155,9 +153,7 @@ def test_float16_values_are_read_as_float32(tmp_path):
     rewrite(tmp_path / "f", values=lambda column: column.cast(pa.list_(pa.list_(pa.float16(), 3))))
     for clip_id, found in FeatureReader(tmp_path / "f", "audio"):
         assert found.values.dtype == np.float32
-        np.testing.assert_array_equal(
-            found.values, written[clip_id].values.astype(np.float16).astype(np.float32)
-        )
+        np.testing.assert_array_equal(found.values, written[clip_id].values.astype(np.float16).astype(np.float32))
 
 
 def rewrite(folder: Path, metadata: dict | None = None, **columns) -> None:
@@ -180,9 +176,7 @@ def test_another_schema_version_is_refused(tmp_path):
     fill(tmp_path / "f", clips=2)
     payload = json.loads(feature_schema(AUDIO).metadata[METADATA_KEY]) | {"schema_version": 99}
     rewrite(tmp_path / "f", {METADATA_KEY: json.dumps(payload)})
-    with pytest.raises(
-        StoreError, match=r"part-00000.parquet: schema 99, .* run the extract stage for audio"
-    ):
+    with pytest.raises(StoreError, match=r"part-00000.parquet: schema 99, .* run the extract stage for audio"):
         FeatureReader(tmp_path / "f", "audio")
 
 
@@ -242,9 +236,7 @@ def test_parts_of_two_extractors_are_refused(tmp_path):
     with FeatureWriter(tmp_path / "g", other) as writer:
         writer.write("z/1", sequence(1))
     (tmp_path / "g" / "part-00000.parquet").rename(tmp_path / "f" / "part-00001.parquet")
-    with pytest.raises(
-        StoreError, match=r"made by fake.audio-v1-def, but part-00000.parquet by fake.audio-v1-abc"
-    ):
+    with pytest.raises(StoreError, match=r"made by fake.audio-v1-def, but part-00000.parquet by fake.audio-v1-abc"):
         FeatureReader(tmp_path / "f", "audio")
 
 

@@ -29,14 +29,10 @@ def tiny_model(tmp_path_factory):
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"])
-    )
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]))
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     config.max_position_embeddings = 32
     BertModel(config).save_pretrained(folder)
     return folder
@@ -115,9 +111,7 @@ def test_every_token_belongs_to_the_word_it_is_cut_from():
 
 
 def test_long_transcripts_are_cut_and_said_so(tiny_model, caplog):
-    (result,) = TransformerText(model=str(tiny_model), max_tokens=6).extract(
-        [source("good film " * 5, "long")]
-    )
+    (result,) = TransformerText(model=str(tiny_model), max_tokens=6).extract([source("good film " * 5, "long")])
     assert len(result) == 6
     assert result.word_index.tolist() == [-1, 0, 1, 2, 3, -1]
     assert "long: the transcript is longer than 6 tokens, its last 6 words are cut off" in caplog.text
@@ -163,9 +157,7 @@ def test_a_damaged_minilm_is_refused(tmp_path, monkeypatch):
 
 
 def test_an_id_that_cannot_be_had_names_the_ways_out():
-    with pytest.raises(
-        ValueError, match=r"'nobody-here/no-such-model'.*hub could not be reached.*folder.*'minilm'"
-    ):
+    with pytest.raises(ValueError, match=r"'nobody-here/no-such-model'.*hub could not be reached.*folder.*'minilm'"):
         TransformerText(model="nobody-here/no-such-model")
 
 

@@ -22,9 +22,7 @@ def audio_with(valid: str, hop: float = 0.1) -> FeatureSequence:
     steps = len(valid)
     start = (np.arange(steps) * hop).astype(np.float32)
     end = (np.arange(1, steps + 1) * hop).astype(np.float32)
-    return FeatureSequence(
-        np.zeros((steps, 1), np.float32), start, end, np.array([c == "#" for c in valid], bool)
-    )
+    return FeatureSequence(np.zeros((steps, 1), np.float32), start, end, np.array([c == "#" for c in valid], bool))
 
 
 def test_words_are_split_at_white_space_and_keep_their_punctuation():

@@ -280,9 +280,7 @@ def test_plots_and_tables_use_the_mean_over_seeds(render):
     assert ids == list(clips)
     np.testing.assert_allclose(prediction - label, 0.2, atol=1e-6)
     _, page = render(predictions=predictions)
-    worst = [
-        row for row in page.rows if row[0].startswith("v") and len(row) == 5 and row[4] == "It was fine."
-    ]
+    worst = [row for row in page.rows if row[0].startswith("v") and len(row) == 5 and row[4] == "It was fine."]
     assert len(worst) == 12
     assert {row[3] for row in worst} == {"+0.200"}
 

@@ -54,13 +54,8 @@ def make_split(
     columns |= {f"label_{m}": pa.nulls(count, pa.float32()) for m in dims}
     values = {}
     for k, (m, dim) in enumerate(dims.items()):
-        steps = [
-            0 if missing and i % 7 == k else int(rng.integers(*lengths[m], endpoint=True))
-            for i in range(count)
-        ]
-        values[m] = [
-            rng.normal(size=(t, dim)) + label * direction[m] for t, label in zip(steps, labels, strict=True)
-        ]
+        steps = [0 if missing and i % 7 == k else int(rng.integers(*lengths[m], endpoint=True)) for i in range(count)]
+        values[m] = [rng.normal(size=(t, dim)) + label * direction[m] for t, label in zip(steps, labels, strict=True)]
         kind = pa.float16() if m == "text" else pa.float32()
         columns[f"{m}_values"] = list_column(values[m], pa.list_(kind, dim))
         columns[f"{m}_start"] = list_column([np.arange(t) * 0.1 for t in steps], pa.float32())

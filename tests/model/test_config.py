@@ -31,9 +31,7 @@ def test_a_wrong_option_is_named_with_its_rule(build, option):
 
 def test_yaml_values_fill_the_config_and_unknown_keys_are_refused():
     adapter = TypeAdapter(TrainConfig)
-    config = adapter.validate_python(
-        {"modalities": ["text"], "seeds": [0, 1], "mining": {"refresh_epochs": 3}}
-    )
+    config = adapter.validate_python({"modalities": ["text"], "seeds": [0, 1], "mining": {"refresh_epochs": 3}})
     assert config == TrainConfig(modalities=("text",), seeds=(0, 1), mining=MiningConfig(refresh_epochs=3))
     with pytest.raises(ValidationError, match="learning_rat"):
         adapter.validate_python({"learning_rat": 0.1})

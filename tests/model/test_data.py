@@ -62,16 +62,12 @@ def test_longer_sequences_are_cut_and_counted(dataset):
 
 
 @pytest.mark.parametrize(("bad", "modality"), [(np.nan, "audio"), (-np.inf, "vision"), (np.nan, "text")])
-def test_values_that_are_not_finite_are_refused_naming_clip_and_modality(
-    dataset_writer, tmp_path, bad, modality
-):
+def test_values_that_are_not_finite_are_refused_naming_clip_and_modality(dataset_writer, tmp_path, bad, modality):
     def spoil(split: str, table: pa.Table) -> pa.Table:
         name = f"{modality}_values"
         values = table[name].to_pylist()
         values[4][2][3] = bad
-        return table.set_column(
-            table.column_names.index(name), name, pa.array(values, table.schema.field(name).type)
-        )
+        return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
 
     root = dataset_writer(tmp_path, change=spoil)
     with pytest.raises(ValueError, match=f"clip train/0004: {modality} holds .* at step 2, feature 3"):

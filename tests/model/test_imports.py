@@ -14,9 +14,7 @@ FORBIDDEN = {
 
 def test_importing_the_model_pulls_in_nothing_foreign():
     root = Path(__file__).parents[2]
-    modules = [
-        f"model.{path.stem}" for path in sorted((root / "model").glob("*.py")) if path.stem != "__init__"
-    ]
+    modules = [f"model.{path.stem}" for path in sorted((root / "model").glob("*.py")) if path.stem != "__init__"]
     assert "model.train" in modules
     code = f"import sys, {', '.join(modules)}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

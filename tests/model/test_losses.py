@@ -44,16 +44,12 @@ def test_nt_xent_has_the_right_gradient():
     anchors = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     candidates = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     kind = torch.tensor([[1, 1, 2, 0, 2], [0, 0, 0, 0, 0], [2, 0, 1, 2, 0]])
-    assert torch.autograd.gradcheck(
-        lambda a, c: nt_xent(a, c, kind == 1, kind == 2, 0.5), (anchors, candidates)
-    )
+    assert torch.autograd.gradcheck(lambda a, c: nt_xent(a, c, kind == 1, kind == 2, 0.5), (anchors, candidates))
 
 
 def embedding(clips: int, **absent: list[int]) -> Embedding:
     present = {s: torch.tensor([i not in absent.get(s, []) for i in range(clips)]) for s in STREAMS}
-    return Embedding(
-        {s: torch.randn(clips, 4, dtype=torch.float64, requires_grad=True) for s in STREAMS}, present
-    )
+    return Embedding({s: torch.randn(clips, 4, dtype=torch.float64, requires_grad=True) for s in STREAMS}, present)
 
 
 def test_semantic_negatives_are_the_other_clips_audio_and_vision():

@@ -24,9 +24,7 @@ def test_partners_of_a_toy_set_with_a_known_answer():
     angles = np.radians([0, 10, 20, 90, 5, 45, 180])
     classes = np.array([0, 0, 0, 0, 1, 1, 1])
     vectors = torch.tensor(np.stack([np.cos(angles), np.sin(angles)], 1)).float() * 3
-    partners = mine(
-        vectors, classes, MiningConfig(candidates=2, positives=2, hard_negatives=1, easy_negatives=1)
-    )
+    partners = mine(vectors, classes, MiningConfig(candidates=2, positives=2, hard_negatives=1, easy_negatives=1))
     assert partners.positives[0].tolist() == [1, 2]
     assert partners.hard[0].tolist() == [4, 5]
     assert partners.easy[0].tolist() == [6, 5]
@@ -44,9 +42,7 @@ def test_blocks_equal_brute_force(block):
     for i in range(150):
         order = sorted(range(150), key=lambda j: -float(unit[i] @ unit[j]))
         other = [j for j in order if classes[j] != classes[i]]
-        assert (
-            partners.positives[i].tolist() == [j for j in order if classes[j] == classes[i] and j != i][:10]
-        )
+        assert partners.positives[i].tolist() == [j for j in order if classes[j] == classes[i] and j != i][:10]
         assert partners.hard[i].tolist() == other[:10]
         assert partners.easy[i].tolist() == other[::-1][:10]
 
@@ -59,16 +55,12 @@ def test_draws_come_from_the_candidates_without_repetition_and_by_seed():
     drawn, valid = partners.draw(np.random.default_rng(1), anchors)
     assert drawn.shape == (18, 6) and valid.all()
     for anchor, row in zip(anchors, drawn, strict=True):
-        for kind, of_kind in zip(
-            (partners.positives, partners.hard, partners.easy), np.split(row, 3), strict=True
-        ):
+        for kind, of_kind in zip((partners.positives, partners.hard, partners.easy), np.split(row, 3), strict=True):
             assert set(of_kind) <= set(kind[anchor]) and len(set(of_kind)) == 2
     again, _ = partners.draw(np.random.default_rng(1), anchors)
     other, _ = partners.draw(np.random.default_rng(2), anchors)
     assert (drawn == again).all() and (drawn != other).any()
-    everything = {
-        int(c) for s in range(60) for c in partners.draw(np.random.default_rng(s), np.array([0]))[0][0, :2]
-    }
+    everything = {int(c) for s in range(60) for c in partners.draw(np.random.default_rng(s), np.array([0]))[0][0, :2]}
     assert everything == set(partners.positives[0].tolist())
 
 

@@ -87,9 +87,7 @@ def test_gradient_reaches_every_parameter(clips):
     assert dead == []
 
 
-@pytest.mark.parametrize(
-    ("tokens", "layers", "kept"), [(8, 3, [8, 4, 2]), (4, 4, [4, 2, 1, 1]), (32, 2, [12, 12])]
-)
+@pytest.mark.parametrize(("tokens", "layers", "kept"), [(8, 3, [8, 4, 2]), (4, 4, [4, 2, 1, 1]), (32, 2, [12, 12])])
 def test_each_fusion_layer_keeps_half_the_bottleneck_tokens(tokens, layers, kept):
     config = replace(SMALL, bottleneck_tokens=tokens, fusion_layers=layers)
     fusion = HierarchicalBottleneckFusion(config).eval()

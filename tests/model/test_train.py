@@ -19,9 +19,7 @@ from model.network import DashFusion
 from model.train import _losses, train
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
-SHORT = TrainConfig(
-    epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1)
-)
+SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))
 
 
 class Watcher:
@@ -112,9 +110,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(dataset, tmp
 
 
 def test_training_stops_when_patience_is_spent(dataset, tmp_path):
-    config = replace(
-        SHORT, epochs=40, patience=2, learning_rate=0.05, contrastive=ContrastiveConfig(weight=0)
-    )
+    config = replace(SHORT, epochs=40, patience=2, learning_rate=0.05, contrastive=ContrastiveConfig(weight=0))
     result = train(dataset, tmp_path, SMALL, config, seed=0)
     assert len(result.history) == result.best_epoch + 2 < 40
 
