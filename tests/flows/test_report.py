@@ -413,3 +413,40 @@ def test_importing_the_module_loads_no_heavy_package():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium of the system; the tests skip where there is none."""
+    import shutil
+
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on PATH; install it (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_shows_the_page_whole_without_errors_or_requests(render, tmp_path, browser, width, scheme):
+    clips = make_clips(text="<script>document.title = 'taken'</script> \"quoted\" " + "long" * 40)
+    render(clips=clips, predictions=make_predictions(clips, {0: 0.5}))
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    trouble, requests = [], []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((tmp_path / "report" / "index.html").as_uri())
+    assert trouble == [] and len(requests) == 1
+    assert page.title() != "taken" and "document.title = 'taken'" in page.inner_text("body")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    luminance = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)[0]")
+    assert (luminance < 80) == (scheme == "dark")
+    page.close()

@@ -1,0 +1,131 @@
+"""A corpus with broken clips goes from raw files to a dataset: what can be used is, the rest is listed with its reason."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from corpora.demo import DemoConfig, generate
+from corpora.manifest import read_manifest
+from corpora.problems import read_problems
+from extractors.run import TooManyFailures
+from extractors.store import FeatureReader
+from flows.align import align
+from flows.extract import extract
+from flows.prepare import prepare
+
+ROOT = Path(__file__).parents[2]
+BROKEN = ("truncated", "empty", "text")
+
+
+def write_corpus(root: Path, silent_clip: Path) -> None:
+    """Six generated clips; then copies that are truncated, empty, a text file, without transcript, without sound."""
+    generate(root, DemoConfig(clips=6, speakers=4, seed=5), workers=1)
+    with open(root / "label.csv", encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    good = (root / "Raw" / rows[0]["video_id"] / f"{rows[0]['clip_id']}.mp4").read_bytes()
+    folder = root / "Raw" / "odd"
+    folder.mkdir()
+    (folder / "truncated.mp4").write_bytes(good[: len(good) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("this is no video\n" * 100)
+    (folder / "wordless.mp4").write_bytes(good)
+    shutil.copy(silent_clip, folder / "silent.mp4")
+    for name in (*BROKEN, "wordless", "silent"):
+        text = "" if name == "wordless" else "Fine words."
+        rows.append({"video_id": "odd", "clip_id": name, "text": text, "label": "1.0", "mode": "train"})
+    with open(root / "label.csv", "w", encoding="utf-8", newline="") as table:
+        writer = csv.DictWriter(table, rows[0], restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_silent_clip(path: Path) -> Path:
+    """One second of video without a sound stream."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for shade in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 5 * shade, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with params.yaml for the broken corpus."""
+    folder = tmp_path_factory.mktemp("broken")
+    write_corpus(folder / "corpus", write_silent_clip(folder / "silent.mp4"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["prepare"] |= {"corpus": "broken", "layout": "mmsa", "root": "corpus"}
+    params["extract"] |= {"workers": 1, "max_failed_fraction": 0.5}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def here(project, monkeypatch) -> Path:
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
+    return project
+
+
+def test_unreadable_media_stay_in_the_manifest_and_are_listed(here):
+    prepare.fn()
+    clips = {clip.clip_id: clip for clip in read_manifest(Path("data/manifest.parquet")).clips}
+    problems = read_problems([Path("data/problems/prepare.parquet")])
+    assert len(clips) == 11 and clips["odd/empty"].duration is None
+    unreadable = {problem.clip_id for problem in problems if problem.error == "UnreadableMedia"}
+    assert {"odd/empty", "odd/text"} <= unreadable <= {f"odd/{name}" for name in BROKEN}
+
+
+@pytest.mark.parametrize("modality", ["audio", "vision", "text"])
+def test_a_broken_file_fails_alone(here, modality):
+    extract.fn(modality)
+    reader = FeatureReader(Path("data/features") / modality, modality)
+    failed = {p.clip_id for p in read_problems([Path(f"data/problems/extract-{modality}.parquet")])}
+    assert failed == (set() if modality == "text" else {f"odd/{name}" for name in BROKEN})
+    assert len(reader) == 11 - len(failed)
+    missing = {clip_id for clip_id, sequence in reader if not len(sequence)}
+    assert missing == {"audio": {"odd/silent"}, "vision": set(), "text": {"odd/wordless"}}[modality]
+
+
+def test_a_second_extraction_takes_what_is_done_and_tries_the_broken_again(here, capfd):
+    before = {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()}
+    shutil.rmtree("data/features/audio")  # as `dvc repro` does before it runs a stage
+    extract.fn("audio")
+    assert "8 from an earlier run" in " ".join(capfd.readouterr().out.split())
+    assert {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()} == before
+
+
+def test_too_many_failures_stop_the_stage_and_name_the_clips(here):
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["extract"]["max_failed_fraction"] = 0.02
+    Path("strict.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(TooManyFailures) as error:
+        extract.fn("audio", Path("strict.yaml"))
+    message = str(error.value)
+    assert "3 of 11 clips failed" in message and "odd/truncated" in message and "max_failed_fraction" in message
+
+
+def test_a_clip_keeps_the_modalities_that_are_whole(here):
+    extract.fn("audio")
+    align.fn()
+    rows = {row["clip_id"]: row for row in pq.read_table("data/dataset/train").to_pylist()}
+    assert not rows["odd/silent"]["audio_values"] and rows["odd/silent"]["vision_values"]
+    assert not rows["odd/wordless"]["text_values"] and rows["odd/wordless"]["audio_values"]
+    assert rows["odd/empty"]["text_values"] and not rows["odd/empty"]["vision_values"]
+    assert json.loads(Path("data/dataset/dataset.json").read_text())["clips"]["train"] == len(rows)
+    stages = {(p.stage, p.modality) for p in read_problems([Path("data/problems.parquet")])}
+    assert {("prepare", ""), ("extract", "audio"), ("extract", "vision")} <= stages
