@@ -31,8 +31,11 @@ def _run(targets: list[str], force: bool) -> None:
 
     try:
         results = runtime.run_stage(pipeline, targets=targets, force=force)
-    except (StageFailed, ValueError, OSError) as error:
-        runtime.console.print(f"[bold red]stopped:[/bold red] {error}")
+    except StageFailed as error:
+        runtime.console.print(str(error).splitlines()[0], style="bold red")  # the rest has been on the screen already
+        raise typer.Exit(1) from error
+    except (ValueError, OSError) as error:
+        runtime.console.print(str(error), style="bold red", markup=False)
         raise typer.Exit(1) from error
     for result in results:
         runtime.console.print(f"{result.stage:<16} {result.state:<7} {result.seconds:6.1f} s")
@@ -98,7 +101,7 @@ def results() -> None:
         console.print(f"no {path} yet: `dashfusion evaluate` (or `dvc repro`) makes it")
         raise typer.Exit(1)
     console.print(metrics_table(params, json.loads(path.read_text(encoding="utf-8"))))
-    console.print(f"report: {(params.paths.report / 'index.html').resolve()}", soft_wrap=True)
+    console.print(f"report: {(params.paths.report / 'index.html').resolve()}")
 
 
 @app.command()

@@ -97,7 +97,7 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     markdown = "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
     runtime.publish_markdown("metrics", markdown, f"{params.prepare.corpus}, {params.evaluate.split} split")
     console.print(metrics_table(params, dict(result.metrics)))
-    console.print(f"report: {path.resolve()}", soft_wrap=True)
+    console.print(f"report: {path.resolve()}")
     return dict(result.metrics)
 
 

@@ -20,6 +20,7 @@ from extractors.run import (
     UnitReport,
     assemble,
     check_failures,
+    describe,
     extract_unit,
     limit_threads,
     work_units,
@@ -73,7 +74,13 @@ class WorkerPool:
 _pools: dict[str, WorkerPool] = {}  # by modality: a pool cannot travel through a task's parameters
 
 
-@task(task_run_name="{modality} unit", retries=2, retry_delay_seconds=[1, 5], persist_result=False)
+def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
+    """A worker that was killed, or a disk or network that failed, may do better the next time; wrong options never."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BrokenProcessPool | OSError)
+
+
+@task(task_run_name="{modality} unit", retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=worth_a_retry)
 def extract_clips(
     clips: Sequence[Clip], *, modality: str, root: Path, extractor: ExtractorParams, scratch: Path
 ) -> UnitReport:
@@ -96,6 +103,7 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     """
     params = load_params(params_file)
     chosen: ExtractorParams = getattr(params.extract, modality)
+    meta = describe(chosen.extractor, chosen.options)  # refuses a wrong name or option before any worker starts
     manifest = read_manifest(params.paths.manifest)
     workers = params.extract.workers or os.cpu_count() or 1
     size = max(UNIT_CLIPS[0], min(UNIT_CLIPS[1], -(-len(manifest.clips) // (2 * workers))))
@@ -120,10 +128,10 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     runtime.publish_table(f"extract-{modality}-problems", map(asdict, problems), f"Clips whose {modality} failed")
     check_failures(problems, len(manifest.clips), params.extract.max_failed_fraction, table)
     folder = params.paths.features / modality
-    summary = assemble(manifest.clips, Path(manifest.root), reports[0].meta, scratch_folder(), folder, problems)
+    summary = assemble(manifest.clips, Path(manifest.root), meta, scratch_folder(), folder, problems)
     reused = sum(report.reused for report in reports)
     console.print(
-        f"{modality}: {summary.rows} clips, {summary.steps} steps x {len(reports[0].meta.feature_names)} features "
+        f"{modality}: {summary.rows} clips, {summary.steps} steps x {len(meta.feature_names)} features "
         f"({reused} from an earlier run, {summary.missing} without {modality}, {summary.failed} failed) -> {folder}"
     )
     return asdict(summary)

@@ -100,6 +100,7 @@ def _worth_showing(line: str) -> bool:
         "To enable auto staging",
         "dvc config core.autostage",
         "Use `dvc push`",
+        "Data and pipelines are up to date",
     )
     return bool(line.strip()) and not any(words in line for words in noise)
 

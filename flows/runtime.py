@@ -23,7 +23,7 @@ from rich.progress import (
 
 from flows import server
 
-console = Console(stderr=False, highlight=False)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 # Before `prefect` and `torch` are imported: they read these then. A user's own environment wins. Threads of OpenMP that
 # spin while they wait take the cores from the others: on a busy machine an epoch lasts many times longer.
@@ -43,11 +43,12 @@ def engine_active() -> bool:
 def run_stage(flow: Any, **parameters: Any) -> Any:
     """Run `flow` with the engine if a server can be had, else as the plain function that it wraps."""
     address, said = server.find_or_start()
-    console.print(f"[dim]{said}[/dim]", soft_wrap=True)
+    parent = os.environ.get(PARENT_RUN)
+    if not parent:
+        console.print(f"[dim]{said}[/dim]")
     if address is None:
         return flow.fn(**parameters)
     os.environ["PREFECT_API_URL"] = address
-    parent = os.environ.get(PARENT_RUN)
     return _run_as_child(flow, parameters, parent) if parent else flow(**parameters)
 
 
@@ -144,13 +145,12 @@ def progress(unit: str = "clips") -> Progress:
 
 def main(flow: Any, **parameters: Any) -> None:
     """The body of a stage's `if __name__ == "__main__"`: run it, or print what a user can mend and exit with 1."""
-    from rich.markup import escape
-
     try:
         run_stage(flow, **parameters)
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("DASHFUSION_TRACEBACK"):
             raise
-        console.print(f"[bold red]{flow.name} stopped:[/bold red] {type(error).__name__}: {escape(str(error))}")
+        console.print(f"{flow.name} stopped:", style="bold red", end=" ")
+        console.print(f"{type(error).__name__}: {error}", markup=False)
         console.print("[dim](DASHFUSION_TRACEBACK=1 shows where)[/dim]")
         sys.exit(1)

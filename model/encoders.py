@@ -16,8 +16,8 @@ from model.layers import AttentionLayer
 class TextEncoder(nn.Module):
     """Projects an encoder's hidden states: Linear, GELU, Linear, GELU, LayerNorm.
 
-    A clip without text gets one learned stand-in vector at position 0, so that the anchor of the alignment
-    always exists.
+    Where position 0 is hidden, as in a clip without text, it holds a learned stand-in vector, so that the
+    anchor of the alignment and of the prediction always exists.
     """
 
     def __init__(self, dim_in: int, config: ModelConfig) -> None:
@@ -32,12 +32,12 @@ class TextEncoder(nn.Module):
         self.stand_in = nn.Parameter(torch.randn(config.dim) * 0.02)
 
     def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence [B, max(T, 1), d] and its mask, True at position 0 of a clip without text."""
+        """Sequence [B, max(T, 1), d] and its mask, True at position 0."""
         if values_BTD.shape[1] == 0:
             values_BTD = values_BTD.new_zeros(len(values_BTD), 1, values_BTD.shape[2])
             mask_BT = mask_BT.new_zeros(len(mask_BT), 1)
-        first_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
-        stand_in_BT = first_BT & ~mask_BT.any(dim=1, keepdim=True)
+        first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
+        stand_in_BT = first_T & ~mask_BT
         text_BTd = torch.where(stand_in_BT[:, :, None], self.stand_in, self.project(values_BTD))
         return text_BTd, mask_BT | stand_in_BT
 

@@ -15,6 +15,7 @@ import torch
 
 from model import checkpoint
 from model.batching import sorted_batches
+from model.config import check_modalities
 from model.data import ClipTable
 from model.device import resolve_device
 from model.files import atomic_file
@@ -87,6 +88,8 @@ def evaluate(
         ValueError: the split has no clips, a checkpoint does not fit the dataset, two checkpoints have one
             seed, or a modality is asked for that a checkpoint was trained without.
     """
+    if modalities is not None:
+        check_modalities(tuple(modalities), "modalities")
     if not checkpoints:
         raise ValueError("no checkpoint to evaluate; name at least one folder that the train stage made")
     by_seed: dict[int, Mapping[str, Metric]] = {}

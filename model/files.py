@@ -36,6 +36,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(folder, old)
         os.rename(temporary, folder)
         shutil.rmtree(old, ignore_errors=True)

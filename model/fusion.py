@@ -15,11 +15,15 @@ from model.layers import AttentionLayer, FeedForward, SharedQueryAttention
 
 
 class FusionLayer(nn.Module):
-    """One layer: the bottleneck shortens, reads the modalities, and the modalities read the bottleneck."""
+    """One layer: the bottleneck shortens, reads the modalities, and the modalities read the bottleneck.
 
-    def __init__(self, config: ModelConfig, keep: int) -> None:
+    In the `last` layer only position 0 of each modality reads the bottleneck: nothing looks at the others.
+    """
+
+    def __init__(self, config: ModelConfig, keep: int, last: bool) -> None:
         super().__init__()
         self.keep = keep
+        self.readers = 1 if last else None
         self.encode = AttentionLayer(config.dim, config.heads, config.dropout)
         self.read = SharedQueryAttention(config.dim, config.heads, config.dim // config.heads, MODALITIES)
         self.read_norm = nn.LayerNorm(config.dim)
@@ -36,11 +40,14 @@ class FusionLayer(nn.Module):
         masks: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The bottleneck of at most `keep` tokens, its mask, and the new sequences."""
-        bottleneck = self.encode(bottleneck_BKd, bottleneck_BKd, bottleneck_mask_BK)[:, : self.keep]
+        # A token's row depends on no other query: those that would be dropped need not be asked.
+        bottleneck = self.encode(bottleneck_BKd[:, : self.keep], bottleneck_BKd, bottleneck_mask_BK)
         mask = bottleneck_mask_BK[:, : self.keep]
         bottleneck = self.read_norm(bottleneck + self.dropout(self.read(bottleneck, sequences, masks)))
         bottleneck = self.feed_forward_norm(bottleneck + self.dropout(self.feed_forward(bottleneck)))
-        sequences = {m: layer(sequences[m], bottleneck, mask) for m, layer in self.spread.items()}
+        sequences = {
+            m: layer(sequences[m][:, : self.readers], bottleneck, mask) for m, layer in self.spread.items()
+        }
         return bottleneck, mask, sequences
 
 
@@ -50,7 +57,8 @@ class HierarchicalBottleneckFusion(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            FusionLayer(config, max(1, config.bottleneck_tokens >> level)) for level in range(config.fusion_layers)
+            FusionLayer(config, max(1, config.bottleneck_tokens >> level), last=level == config.fusion_layers - 1)
+            for level in range(config.fusion_layers)
         )
 
     def forward(self, aligned_BTd: Tensor, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:

@@ -1,7 +1,8 @@
 """The field's metrics of sentiment regression, as MMSA defines them.
 
 Rounding is numpy's half-to-even, as in MMSA's own code: a label of 0.5 counts as class 0 and 1.5 as class 2,
-so that figures stand beside published ones.
+so that figures stand beside published ones. F1 is weighted by the true classes, as the field defines it; MMSA's
+code swaps the two sides and so weights by the predicted ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ WIDE = (-3.0, 3.0)
 UNIT = (-1.0, 1.0)
 INNER_EDGES = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
 """CH-SIMS's bins, open on the left and closed on the right: their edges inside [-1, 1]."""
+
+ROUNDING = 1e-5
+"""Predictions this close may differ by nothing but what their clips were padded with."""
 
 Metric = float | int | None
 
@@ -64,8 +68,8 @@ def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tup
 
 
 def correlation(prediction: np.ndarray, label: np.ndarray) -> float | None:
-    """Pearson's correlation; None for fewer than two clips or where either side is constant."""
-    if len(label) < 2 or np.ptp(prediction) == 0 or np.ptp(label) == 0:
+    """Pearson's correlation; None for fewer than two clips or where either side is constant up to rounding."""
+    if len(label) < 2 or np.ptp(prediction) < ROUNDING or np.ptp(label) < ROUNDING:
         return None
     return float(np.corrcoef(prediction.astype(np.float64), label.astype(np.float64))[0, 1])
 

@@ -6,7 +6,6 @@ The loop hands numbers to an observer and state to `checkpoint`, and knows the b
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def train(
         FloatingPointError: the loss or its gradient is not finite; the message names the batch's clips.
     """
     began = time.perf_counter()
-    _seed_everything(seed)
+    torch.manual_seed(seed)
     device = resolve_device(config.device)
     clips, unlabelled = _read_labelled(dataset, "train", model)
     valid, _ = _read_labelled(dataset, "valid", model)
@@ -116,7 +115,8 @@ def train(
     steps = -(-len(clips) // config.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(network, config), lr=config.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _warmup_then_linear(steps, config))
-    partners, partner_rng = None, np.random.default_rng((seed, config.epochs))
+    # Epochs count from 1: the partners draw from no stream that shuffles an epoch's batches.
+    partners, partner_rng = None, np.random.default_rng((seed, 0))
     best_mae, best_epoch = float("inf"), 0
     history: list[dict[str, float]] = []
 
@@ -292,8 +292,3 @@ def _warmup_then_linear(steps: int, config: TrainConfig) -> Callable[[int], floa
 
     return factor
 
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
