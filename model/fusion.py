@@ -45,9 +45,7 @@ class FusionLayer(nn.Module):
         mask = bottleneck_mask_BK[:, : self.keep]
         bottleneck = self.read_norm(bottleneck + self.dropout(self.read(bottleneck, sequences, masks)))
         bottleneck = self.feed_forward_norm(bottleneck + self.dropout(self.feed_forward(bottleneck)))
-        sequences = {
-            m: layer(sequences[m][:, : self.readers], bottleneck, mask) for m, layer in self.spread.items()
-        }
+        sequences = {m: layer(sequences[m][:, : self.readers], bottleneck, mask) for m, layer in self.spread.items()}
         return bottleneck, mask, sequences
 
 

@@ -73,7 +73,7 @@ class DashFusion(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Predict, and give the embedding on the way."""
-        sequences, masks = self._encode(batch)
+        sequences, masks = self.encode(batch)
         aligned_BTd = self.alignment(sequences["text"], sequences, masks)
         fused_B4d = self.fusion(aligned_BTd, sequences, masks)
         embedding = _embedding(batch, sequences, masks, aligned_BTd)
@@ -81,11 +81,12 @@ class DashFusion(nn.Module):
 
     def embed(self, batch: Batch) -> Embedding:
         """The embedding alone: no fusion, and the alignment for the first token only."""
-        sequences, masks = self._encode(batch)
+        sequences, masks = self.encode(batch)
         aligned_B1d = self.alignment(sequences["text"][:, :1], sequences, masks)
         return _embedding(batch, sequences, masks, aligned_B1d)
 
-    def _encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Modality -> X_m [B, T_m, d] and its mask [B, T_m]; audio and vision begin with their [CLS]."""
         encoded = {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
         return {m: x for m, (x, _) in encoded.items()}, {m: mask for m, (_, mask) in encoded.items()}
 

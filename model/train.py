@@ -291,4 +291,3 @@ def _warmup_then_linear(steps: int, config: TrainConfig) -> Callable[[int], floa
         return (total - step) / max(1, total - warmup)
 
     return factor
-

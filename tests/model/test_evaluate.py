@@ -123,6 +123,8 @@ def test_modalities_shown_follow_the_checkpoint_or_the_caller(dataset, tmp_path)
     assert whole.predictions["prediction"].to_pylist() != two.predictions["prediction"].to_pylist()
     with pytest.raises(ValueError, match="trained with text, audio only"):
         evaluate(dataset, [tmp_path / "two"], "test", modalities=("vision",))
+    with pytest.raises(ValueError, match="must name at least one of text, audio, vision"):
+        evaluate(dataset, [tmp_path / "all"], "test", modalities=())
 
 
 def test_an_empty_split_is_refused(dataset_writer, tmp_path):

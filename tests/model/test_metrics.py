@@ -64,6 +64,13 @@ def test_a_constant_prediction_has_no_correlation():
     assert evaluate_metrics(np.array([0.1, 0.2]), np.array([1.0, 1.0]), WIDE)["corr"] is None
 
 
+def test_rounding_noise_of_a_constant_prediction_has_no_correlation():
+    """A network that sees nothing gives clips of different batches values that differ in the last bits."""
+    label = np.float32([-1, 0, 1, 2])
+    assert evaluate_metrics(np.float32([0.1, 0.1, 0.1 + 5e-8, 0.1 + 5e-8]), label, WIDE)["corr"] is None
+    assert evaluate_metrics(np.float32([0.1, 0.1, 0.101, 0.101]), label, WIDE)["corr"] > 0.8
+
+
 def test_what_is_undefined_is_none():
     nothing = evaluate_metrics(np.zeros(0), np.zeros(0), WIDE)
     assert nothing.pop("n") == 0 and set(nothing.values()) == {None}

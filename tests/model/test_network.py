@@ -59,6 +59,19 @@ def test_values_under_the_mask_never_reach_the_output(clips, network):
 
 
 @torch.inference_mode()
+def test_a_hidden_first_token_never_reaches_the_output(clips, network):
+    """Position 0 is what the prediction and the aligned stream read, so a mask over it needs a stand-in."""
+    batch = clips.batch(np.arange(1, 5))
+    mask, value = batch.masks["text"].clone(), batch.values["text"].clone()
+    mask[:, 0] = False
+    hidden = replace(batch, masks={**batch.masks, "text": mask})
+    value[:, 0] = 100
+    spoilt = replace(hidden, values={**batch.values, "text": value})
+    assert torch.equal(every_vector(network(hidden)), every_vector(network(spoilt)))
+    assert hidden.masks["text"].any(dim=1).all(), "the clips must have further tokens"
+
+
+@torch.inference_mode()
 def test_a_modality_left_out_equals_a_missing_one(clips, network):
     batch = clips.batch(np.arange(4))
     masked = replace(batch, masks={**batch.masks, "text": torch.zeros_like(batch.masks["text"])})
@@ -101,19 +114,51 @@ def test_each_fusion_layer_keeps_half_the_bottleneck_tokens(tokens, layers, kept
     assert seen == kept
 
 
-def test_the_cost_stands_where_the_paper_puts_it():
-    """CH-SIMS shapes: 145 M multiply-adds for HBF as the paper states, 41.6 M for the temporal alignment."""
+def plain_fusion(fusion, bottleneck, sequences, masks):
+    """HBF as the paper writes it: every token asks in every layer, and then most are dropped."""
+    mask = masks["text"]
+    for layer in fusion.layers:
+        bottleneck = layer.encode(bottleneck, bottleneck, mask)[:, : layer.keep]
+        mask = mask[:, : layer.keep]
+        bottleneck = layer.read_norm(bottleneck + layer.read(bottleneck, sequences, masks))
+        bottleneck = layer.feed_forward_norm(bottleneck + layer.feed_forward(bottleneck))
+        sequences = {m: layer.spread[m](x, bottleneck, mask) for m, x in sequences.items()}
+    return torch.cat([bottleneck[:, 0], *(x[:, 0] for x in sequences.values())], dim=1)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@torch.inference_mode()
+def test_fusion_equals_its_plain_twin(layers):
+    torch.manual_seed(layers)
+    fusion = HierarchicalBottleneckFusion(replace(SMALL, fusion_layers=layers)).eval()
+    steps = {"text": 12, "audio": 20, "vision": 15}
+    sequences = {m: torch.randn(6, t, 32) for m, t in steps.items()}
+    masks = {m: torch.arange(t) < torch.randint(1, t + 1, (6, 1)) for m, t in steps.items()}
+    aligned = torch.randn(6, 12, 32)
+    fused, plain = fusion(aligned, sequences, masks), plain_fusion(fusion, aligned, sequences, masks)
+    assert (fused - plain).abs().max() < 1e-5
+    assert plain.std(dim=0).min() > 0.1, "clips must differ, or the comparison says nothing"
+
+
+def multiply_adds(function, *args):
+    # The counter knows matrix products, not every fused attention kernel.
+    unfused = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with unfused, torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        function(*args)
+    return counter.get_total_flops() / 2
+
+
+def test_the_cost_at_the_shapes_of_ch_sims():
+    """The paper states 145 M multiply-adds for HBF; the published temporal alignment takes 41.6 M."""
     config = ModelConfig()
-    steps = {"text": 39, "audio": 400, "vision": 55}
+    steps = {"text": 39, "audio": 400 + 1, "vision": 55 + 1}  # [CLS] in front of audio and vision
     sequences = {m: torch.randn(1, t, 128) for m, t in steps.items()}
     masks = {m: torch.ones(1, t, dtype=torch.bool) for m, t in steps.items()}
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.inference_mode():
-        with FlopCounterMode(display=False) as alignment:
-            TemporalAlignment(config).eval()(sequences["text"], sequences, masks)
-        with FlopCounterMode(display=False) as fusion:
-            HierarchicalBottleneckFusion(config).eval()(sequences["text"], sequences, masks)
-    assert alignment.get_total_flops() / 2 == pytest.approx(41.6e6, rel=0.01)
-    assert fusion.get_total_flops() / 2 == pytest.approx(145e6, rel=0.03)
+    alignment, fusion = TemporalAlignment(config).eval(), HierarchicalBottleneckFusion(config).eval()
+    inputs = (sequences["text"], sequences, masks)
+    assert multiply_adds(alignment, *inputs) == pytest.approx(41.6e6, rel=0.01)
+    assert multiply_adds(plain_fusion, fusion, *inputs) == pytest.approx(145e6, rel=0.03)
+    assert multiply_adds(fusion, *inputs) == pytest.approx(89.1e6, rel=0.01)
 
 
 def test_attention_to_nothing_gives_zeros_and_no_nan():

@@ -16,7 +16,7 @@ from model.evaluate import predict
 from model.losses import supervised_loss
 from model.mining import label_classes, mine
 from model.network import DashFusion
-from model.train import _losses, train
+from model.train import _losses, _parameter_groups, _warmup_then_linear, train
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))
@@ -45,6 +45,40 @@ def test_the_same_seed_gives_the_same_metrics_and_another_does_not(dataset, tmp_
     assert without_times(first.history) == without_times(second.history)
     assert without_times(first.history) != without_times(other.history)
     assert len(first.history) == 2
+
+
+def test_the_first_epoch_does_not_depend_on_how_many_follow(dataset, tmp_path):
+    short = train(dataset, tmp_path / "a", SMALL, SHORT, seed=0)
+    longer = train(dataset, tmp_path / "b", SMALL, replace(SHORT, epochs=3), seed=0)
+    assert without_times(short.history)[0] == without_times(longer.history)[0]
+
+
+def test_the_learning_rate_rises_over_the_warm_up_epochs_and_falls_to_zero():
+    factor = _warmup_then_linear(steps=5, config=replace(SHORT, epochs=6, warmup_epochs=2))
+    rates = [factor(step) for step in range(31)]
+    assert rates[:10] == pytest.approx(np.linspace(0.1, 1, 10))
+    assert rates[10:] == pytest.approx(np.linspace(1, 0, 21))
+    assert _warmup_then_linear(5, replace(SHORT, warmup_epochs=0))(0) == 1
+
+
+def test_biases_norms_and_learned_vectors_do_not_decay(dataset):
+    network = DashFusion(SMALL, ClipTable.read(dataset, "train", 32).info)
+    decayed, spared = _parameter_groups(network, SHORT)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-3, 0)
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    kinds = {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]}
+    assert kinds == {"weight", "positions"}
+    norms = [m.weight for m in network.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert {id(p) for p in norms} <= {id(p) for p in spared["params"]}
+
+
+def test_partners_are_mined_anew_every_so_many_epochs(dataset, tmp_path, monkeypatch):
+    watcher, mined = Watcher(), []
+    monkeypatch.setattr("model.train.mine", lambda *args: mined.append(len(watcher.epochs) + 1) or mine(*args))
+    config = replace(SHORT, epochs=5, patience=5, mining=MiningConfig(refresh_epochs=2))
+    train(dataset, tmp_path, SMALL, config, 0, watcher)
+    assert mined == [1, 3, 5]
 
 
 def test_the_observer_sees_every_batch_and_epoch(dataset, tmp_path):
