@@ -1,4 +1,4 @@
-"""A corpus with broken clips goes from raw files to a dataset: what can be used is, the rest is listed with its reason."""
+"""A corpus with broken clips on its way to a dataset: what can be used is, the rest is listed with its reason."""
 
 from __future__ import annotations
 
