@@ -29,7 +29,7 @@ def timed_repro() -> dict[str, float]:
     if process.wait():
         raise SystemExit("dvc repro failed")
     total = time.monotonic() - began
-    ends = [start for _, start in starts[1:]] + [total]
+    ends = [*(start for _, start in starts), total][1:]
     return {name: end - start for (name, start), end in zip(starts, ends, strict=True)} | {"total": total}
 
 

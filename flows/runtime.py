@@ -25,9 +25,10 @@ from flows import server
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
-# Before `prefect` and `torch` are imported: they read these then. A user's own environment wins. Threads of OpenMP that
-# spin while they wait take the cores from the others: on a busy machine an epoch lasts many times longer.
-for _name, _value in (server.QUIET | {"OMP_WAIT_POLICY": "PASSIVE"}).items():
+# Before `prefect` and `torch` are imported: they read these then. A user's own environment wins. OpenMP's threads spin
+# while they wait for each other; on a machine with other work that takes the cores from those that have some to do (an
+# epoch took twice as long beside two busy processes), and a short spin costs nothing on an idle one.
+for _name, _value in (server.QUIET | {"GOMP_SPINCOUNT": "1000"}).items():
     os.environ.setdefault(_name, _value)
 
 PARENT_RUN = "DASHFUSION_PARENT_RUN"  # flow run of `pipeline`; a stage started by it shows itself as its child

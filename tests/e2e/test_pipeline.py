@@ -49,7 +49,7 @@ def test_dvc_knows_the_metrics_and_plots(project, first_run):
 
 
 def test_a_changed_vision_setting_leaves_text_and_audio_alone(project, first_run):
-    project.set("extract.vision.options.fps", 10)
+    project.set("extract.vision.options.fps", 8)
     assert sorted(project.repro()) == ["align", "evaluate", "extract@vision", "train"]
 
 
