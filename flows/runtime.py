@@ -49,8 +49,11 @@ def run_stage(flow: Any, **parameters: Any) -> Any:
         console.print(f"[dim]{said}[/dim]")
     if address is None:
         return flow.fn(**parameters)
-    os.environ["PREFECT_API_URL"] = address
-    return _run_as_child(flow, parameters, parent) if parent else flow(**parameters)
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    os.environ["PREFECT_API_URL"] = address  # for the processes that we start; Prefect read ours at its import
+    with temporary_settings({PREFECT_API_URL: address}):
+        return _run_as_child(flow, parameters, parent) if parent else flow(**parameters)
 
 
 def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> Any:

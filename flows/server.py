@@ -22,6 +22,7 @@ import psutil
 STATE = Path(".dashfusion")
 RECORD = STATE / "server.json"
 START_LIMIT = 60.0  # seconds; a new database takes about 8, a known one 3
+GRACE = 5.0  # seconds that the server has after its run to store the last task runs, which it does not write at once
 
 
 def healthy(api_url: str, timeout: float = 2.0) -> bool:
@@ -79,8 +80,10 @@ def free_port() -> int:
 
 
 def _recorded() -> str | None:
+    """Address of the server of the run that we are part of; one whose run is over is about to stop."""
     try:
-        return json.loads(RECORD.read_text(encoding="utf-8"))["api_url"]
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+        return record["api_url"] if psutil.pid_exists(record["owner"]) else None
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
 
@@ -105,7 +108,7 @@ def _start(owner: psutil.Process) -> tuple[str | None, str]:
     if not wait_until_healthy(api_url, keeper):
         keeper.terminate()
         return None, f"no Prefect server could be started (see {STATE / 'server.log'}): running without one"
-    RECORD.write_text(json.dumps({"api_url": api_url, "keeper": keeper.pid}), encoding="utf-8")
+    RECORD.write_text(json.dumps({"api_url": api_url, "owner": owner.pid}), encoding="utf-8")
     return api_url, f"reporting to Prefect at {api_url}, started for this run"
 
 
@@ -120,6 +123,8 @@ def keep(port: int, owner_pid: int) -> int:
     try:
         while server.poll() is None and (owner_pid == 0 or psutil.pid_exists(owner_pid)):
             time.sleep(0.3)
+        if server.poll() is None:
+            time.sleep(GRACE)
     finally:
         children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
         server.terminate()
@@ -137,6 +142,7 @@ def keep(port: int, owner_pid: int) -> int:
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # a server that loses task runs; an error is better
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a stage prints its own errors; the pages keep the traces

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -34,6 +38,15 @@ def test_off_means_off(monkeypatch):
     assert server.find_or_start()[0] is None
 
 
+def test_the_server_of_a_run_that_is_over_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server, "healthy", lambda address: True)
+    server.STATE.mkdir()
+    for owner, found in ((os.getpid(), "http://127.0.0.1:1/api"), (2**22 + 1, None)):
+        server.RECORD.write_text(json.dumps({"api_url": "http://127.0.0.1:1/api", "owner": owner}))
+        assert server._recorded() == found
+
+
 FLOW = """
 from flows import runtime
 from prefect import flow, task
@@ -56,8 +69,13 @@ print("result", runtime.run_stage(add, items=[1, 2, 3]))
 
 def run_flow(**environment: str) -> str:
     clean = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "DASHFUSION_SERVER")}
+    path = os.pathsep.join([str(Path(server.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-c", FLOW], env=clean | environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FLOW],
+        env=clean | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -69,7 +87,8 @@ def test_without_a_server_the_same_functions_run_plainly():
 
 
 @pytest.mark.server
-def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path):
+def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     out = run_flow(PREFECT_HOME=str(tmp_path), DASHFUSION_SERVER="own")
     assert "result 61" in out and "started for this run" in out
     assert "Traceback" not in out and len(out.splitlines()) == 2, out
@@ -77,6 +96,9 @@ def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path):
     while time.monotonic() < deadline and leftovers():
         time.sleep(0.2)
     assert not leftovers()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with running_server() as api_url:
+        assert count_task_runs(api_url, wanted=4) == 4, "task runs were lost"
 
 
 def leftovers() -> list[str]:
@@ -93,23 +115,29 @@ def leftovers() -> list[str]:
 def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    with running_server() as api_url:
+        out = run_flow(PREFECT_API_URL=api_url)
+        assert f"reporting to the Prefect server at {api_url}" in out and "result 61" in out
+        assert count_task_runs(api_url, wanted=4) == 4
+    assert not server.healthy(api_url), "the server outlived its keeper"
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """Address of a server that runs as long as the block."""
     port = server.free_port()
     keeper = server.start(psutil.Process(), port)
     api_url = f"http://127.0.0.1:{port}/api"
     try:
-        assert server.wait_until_healthy(api_url, keeper), (tmp_path / ".dashfusion/server.log").read_text()
-        out = run_flow(PREFECT_API_URL=api_url)
-        assert f"reporting to the Prefect server at {api_url}" in out and "result 61" in out
-        assert count_task_runs(api_url, wanted=4) == 4
+        assert server.wait_until_healthy(api_url, keeper), (server.STATE / "server.log").read_text()
+        yield api_url
     finally:
         keeper.terminate()
         keeper.wait(timeout=20)
-    assert not server.healthy(api_url), "the server outlived its keeper"
 
 
 def count_task_runs(api_url: str, wanted: int) -> int:
     """Task runs stored, given a few seconds: the server records them after the flow has ended."""
-    import json
     import urllib.request
 
     for _ in range(50):
