@@ -28,7 +28,7 @@ def join(params: Params) -> AlignSummary:
     return align_features(paths.manifest, folders, paths.dataset, params.align, true_times)
 
 
-@flow(name="align", flow_run_name="align {params_file}")
+@flow(name="align", flow_run_name=runtime.run_name)
 def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     """Join the features by clip, time the words, and take the training split's statistics."""
     params = load_params(params_file)

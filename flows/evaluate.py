@@ -85,7 +85,7 @@ def metrics_table(params: Params, metrics: dict[str, Any]) -> Table:
     return table
 
 
-@flow(name="evaluate", flow_run_name="evaluate {params_file}")
+@flow(name="evaluate", flow_run_name=runtime.run_name)
 def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     """Measure the trained model on a split it has not seen, and write the report."""
     params = load_params(params_file)

@@ -93,7 +93,7 @@ def scratch_folder() -> Path:
     return Path(os.environ.get("DASHFUSION_SCRATCH", ".dashfusion/scratch")).absolute()
 
 
-@flow(name="extract", flow_run_name="extract {modality}")
+@flow(name="extract", flow_run_name=runtime.run_name)
 def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Extract one modality's features of every clip in the manifest.
 

@@ -128,7 +128,7 @@ def _stop_group(process: subprocess.Popen[str]) -> None:
             continue
 
 
-@flow(name="pipeline", flow_run_name="pipeline {targets}")
+@flow(name="pipeline", flow_run_name=runtime.run_name)
 def pipeline(targets: Sequence[str] = (), force: bool = False) -> list[StageResult]:
     """Bring stages up to date: raw videos to features, dataset, model, metrics and report.
 

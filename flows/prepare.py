@@ -31,7 +31,7 @@ def read_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Probl
     return read_raw(root, corpus=params.corpus, language=params.language, label_range=params.label_range)
 
 
-@flow(name="prepare", flow_run_name="prepare {params_file}")
+@flow(name="prepare", flow_run_name=runtime.run_name)
 def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Turn a corpus into the manifest: one checked row a clip, problems listed and never dropped in silence."""
     params: Params = load_params(params_file)

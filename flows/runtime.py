@@ -80,6 +80,17 @@ def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> 
     return run_flow(flow, flow_run=run, parameters=dict(parameters))
 
 
+def run_name() -> str:
+    """Name of the current flow run: its flow, modality and corpus."""
+    from prefect.runtime import flow_run
+
+    from flows.params import load_params
+
+    given = flow_run.parameters
+    corpus = load_params(given.get("params_file", "params.yaml")).prepare.corpus
+    return " ".join(filter(None, (flow_run.flow_name, given.get("modality"), corpus)))
+
+
 def call(task: Any, *arguments: Any, **parameters: Any) -> Any:
     """A task's result; without the engine, that of the plain function which it wraps.
 

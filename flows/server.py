@@ -118,7 +118,7 @@ def keep(port: int, owner_pid: int) -> int:
     server = subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
         stdin=subprocess.DEVNULL,
-        env=os.environ | QUIET,
+        env=os.environ | QUIET | {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"},  # what its pages ask
     )
     try:
         while server.poll() is None and (owner_pid == 0 or psutil.pid_exists(owner_pid)):

@@ -61,7 +61,7 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     return {"seed": seed, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 1), **best}
 
 
-@flow(name="train", flow_run_name="train {params_file}")
+@flow(name="train", flow_run_name=runtime.run_name)
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE."""
     params = load_params(params_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pyarrow.parquet as pq
@@ -70,3 +71,11 @@ def test_a_stage_that_fails_says_why_in_the_pipelines_own_error(project, first_r
         (project.folder / "params.yaml").write_text(before)
     assert done.returncode == 1
     assert "stage extract@audio failed" in done.stdout and "did you mean 'audio.librosa'?" in done.stdout
+
+
+def test_the_page_about_one_clip_runs_as_written(project, first_run):
+    page = (project.folder / "docs/one_clip.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    done = project.run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "H (2," in done.stdout and "same to 1e-5: True" in done.stdout
