@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -25,18 +27,30 @@ app = typer.Typer(
 Force = Annotated[bool, typer.Option("--force", "-f", help="Run also what has not changed.")]
 
 
-def _run(targets: list[str], force: bool) -> None:
-    from flows import runtime
-    from flows.pipeline import StageFailed, pipeline
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Print what a user can mend as a line and end with exit code 1; a traceback is for mistakes of ours."""
+    from flows.runtime import console
 
     try:
-        results = runtime.run_stage(pipeline, targets=targets, force=force)
-    except StageFailed as error:
-        runtime.console.print(str(error).splitlines()[0], style="bold red")  # the rest has been on the screen already
-        raise typer.Exit(1) from error
+        yield
     except (ValueError, OSError) as error:
-        runtime.console.print(str(error), style="bold red", markup=False)
+        console.print(str(error), style="bold red", markup=False)
         raise typer.Exit(1) from error
+
+
+def _run(targets: list[str], force: bool) -> None:
+    from flows import runtime
+    from flows.params import load_params
+    from flows.pipeline import StageFailed, pipeline
+
+    with _plain_errors():
+        load_params()  # all of it is checked before the first stage runs
+        try:
+            results = runtime.run_stage(pipeline, targets=targets, force=force)
+        except StageFailed as error:
+            runtime.console.print(str(error).splitlines()[0], style="bold red")  # the rest was on the screen already
+            raise typer.Exit(1) from error
     for result in results:
         runtime.console.print(f"{result.stage:<16} {result.state:<7} {result.seconds:6.1f} s")
 
@@ -95,7 +109,8 @@ def results() -> None:
     from flows.params import load_params
     from flows.runtime import console
 
-    params = load_params()
+    with _plain_errors():
+        params = load_params()
     path = params.paths.metrics / f"{params.evaluate.split}.json"
     if not path.is_file():
         console.print(f"no {path} yet: `dashfusion evaluate` (or `dvc repro`) makes it")
@@ -112,14 +127,10 @@ def use(
 
     For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi
     """
-    from flows.params import ParamsError
     from flows.presets import apply
 
-    try:
+    with _plain_errors():
         changed = apply(choices)
-    except (ParamsError, ValueError) as error:
-        typer.secho(str(error), fg="red", err=True)
-        raise typer.Exit(1) from error
     for key, (before, after) in changed.items():
         typer.echo(f"{key}: {before} -> {after}")
     typer.echo(f"params.yaml: {len(changed)} values changed")

@@ -70,7 +70,7 @@ class ExtractorParams:
 
 @dataclass(frozen=True)
 class ExtractParams:
-    """How features are extracted: processes, the limit of failures, one extractor a modality."""
+    """How features are extracted: processes, the limits of failures and of time, one extractor a modality."""
 
     __pydantic_config__: ClassVar = STRICT
     text: ExtractorParams
@@ -78,12 +78,15 @@ class ExtractParams:
     vision: ExtractorParams
     workers: int = 0
     max_failed_fraction: float = 0.02
+    clip_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one a core) or more, found {self.workers}")
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction must lie in [0, 1], found {self.max_failed_fraction}")
+        if not self.clip_timeout > 0:
+            raise ValueError(f"clip_timeout must be more than 0 seconds a clip, found {self.clip_timeout}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,11 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raise FileNotFoundError(
             f"no {path} in {Path.cwd()}: run from the project's folder, where dvc.yaml and params.yaml are"
         )
-    return check_params(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: no YAML: {error}") from error
+    return check_params(values, str(path))
 
 
 def check_params(values: Mapping[str, Any], source: str) -> Params:

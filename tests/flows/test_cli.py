@@ -54,3 +54,11 @@ def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
     shown = runner.invoke(app, ["use", "train.epochs=-3"])
     assert shown.exit_code == 1 and "train.epochs" in shown.output
     assert (project / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["pipeline", "results", "train"])
+def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    shown = runner.invoke(app, [command])
+    assert shown.exit_code == 1 and "run from the project's folder" in " ".join(shown.output.split())
+    assert "Traceback" not in shown.output

@@ -64,6 +64,12 @@ def test_a_missing_file_says_where_to_run(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
+def test_broken_yaml_is_told_with_its_place(tmp_path):
+    (tmp_path / "params.yaml").write_text("train: [1, 2\nmodel: 3\n")
+    with pytest.raises(ParamsError, match="line 2"):
+        load_params(tmp_path / "params.yaml")
+
+
 def test_use_changes_the_values_and_keeps_the_comments(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
