@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -288,17 +287,6 @@ def test_a_clip_without_result_or_problem_stops_the_assembly(tmp_path):
     with pytest.raises(StoreError, match="clip v/1: no audio result"):
         assembled(clips, tmp_path, report)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_unit_runs_in_another_process(tmp_path):
-    import multiprocessing
-
-    clips = corpus(tmp_path / "raw", "one", "two")
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), run.limit_threads, (1,)) as pool:
-        args = (clips, tmp_path / "raw", NAME, {}, tmp_path / "scratch")
-        report = pool.submit(run.extract_unit, *args).result(timeout=60)
-    assert report.extracted == 2
-    assert extract(clips, tmp_path).reused == 2
 
 
 def test_work_units_hold_each_clip_once_within_the_size_and_in_order():
