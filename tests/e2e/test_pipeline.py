@@ -74,6 +74,7 @@ def test_a_stage_that_fails_says_why_in_the_pipelines_own_error(project, first_r
 
 
 def test_the_page_about_one_clip_runs_as_written(project, first_run):
+    project.repro()  # the test before has left a failed stage behind
     page = (project.folder / "docs/one_clip.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     done = project.run(sys.executable, "-c", code)
