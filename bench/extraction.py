@@ -1,0 +1,138 @@
+"""How fast and how large extraction is: real-time factor on one core, two workers against one, memory by clip length.
+
+Run:  python -m bench.extraction CLIPS_FOLDER     (a folder with a few real videos of faces, with sound)
+Real-time factor = seconds of work a second of video, for audio.librosa and vision.face_mesh together, warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from bench.results import write_result
+from corpora.demo import DemoConfig, generate
+from corpora.manifest import Clip
+from corpora.raw import read_raw
+from extractors.base import Source, create
+from extractors.media import probe
+from extractors.run import extract_unit, limit_threads, work_units
+
+AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
+SCALING_CLIPS = 96
+
+
+def sources(folder: Path) -> list[Source]:
+    """The folder's videos that have both a picture and sound."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        info = probe(path)
+        if info.has_audio and info.has_video:
+            found.append(Source(path.name, path, "", "en", info.duration))
+    return found
+
+
+def in_new_process(task: Callable[..., float], *arguments: object) -> float:
+    """Run in a process of its own, so that memory and warm-up of one figure do not touch another."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), limit_threads, (1,)) as pool:
+        return pool.submit(task, *arguments).result()
+
+
+def real_time_factor(clips: list[Source], fps: float, passes: int = 3) -> float:
+    """Seconds of work a second of video on one core; the median of `passes` after one that is not counted."""
+    os.sched_setaffinity(0, {0})
+    extractors = [create(*AUDIO), create("vision.face_mesh", {"fps": fps})]
+    seconds = []
+    for _ in range(passes + 1):
+        began = time.perf_counter()
+        for extractor in extractors:
+            list(extractor.extract(clips))
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[passes // 2] / sum(clip.duration or 0 for clip in clips)
+
+
+def wall_seconds(clips: list[Clip], root: Path, workers: int) -> float:
+    """Vision at 10 frames a second over the clips, in processes that are warm."""
+    units = work_units(clips, len(clips) // 4)
+    options = {"fps": 10.0}
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), limit_threads, (1,)) as pool,
+    ):
+        warm = [
+            (clips[i : i + 1], root, "vision.face_mesh", options, Path(scratch) / f"warm{i}") for i in range(workers)
+        ]
+        list(pool.map(extract_unit, *zip(*warm, strict=True)))
+        began = time.perf_counter()
+        work = [(unit, root, "vision.face_mesh", options, Path(scratch) / "work") for unit in units]
+        list(pool.map(extract_unit, *zip(*work, strict=True)))
+        return time.perf_counter() - began
+
+
+def write_long_clip(source: Path, seconds: float, path: Path) -> Path:
+    """The source's picture and sound again and again, as H.264 and AAC."""
+    import av
+
+    with av.open(str(source)) as reader:
+        frames = [frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)]
+    with av.open(str(source)) as reader:
+        sound = [frame.to_ndarray() for frame in reader.decode(audio=0)]
+        layout, rate = reader.streams.audio[0].layout.name, reader.streams.audio[0].rate
+        form = reader.streams.audio[0].format.name
+    with av.open(str(path), "w") as writer:
+        video = writer.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        video.height, video.width = frames[0].shape[:2]
+        video.pix_fmt = "yuv420p"
+        audio = writer.add_stream("aac", rate=rate, layout=layout)
+        for number in range(int(seconds * 25)):
+            writer.mux(video.encode(av.VideoFrame.from_ndarray(frames[number % len(frames)], format="rgb24")))
+        done = 0
+        while done < seconds * rate:
+            frame = av.AudioFrame.from_ndarray(sound[(done // sound[0].shape[-1]) % len(sound)], form, layout)
+            frame.sample_rate, frame.pts = rate, done
+            done += frame.samples
+            writer.mux(audio.encode(frame))
+        writer.mux(video.encode())
+        writer.mux(audio.encode())
+    return path
+
+
+def peak_megabytes(name: str, options: dict[str, float], clip: Path) -> float:
+    """Peak resident memory of a process that extracts one clip."""
+    outcome = next(iter(create(name, options).extract([Source("long", clip, "", "en", None)])))
+    if isinstance(outcome, Exception):
+        raise outcome
+    status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one as well
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
+def main() -> None:
+    """Measure, print, write bench/results/extraction.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("clips", type=Path)
+    clips = sources(parser.parse_args().clips)
+    figures = {f"real_time_factor_{fps}fps": in_new_process(real_time_factor, clips, fps) for fps in (25, 10)}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "corpus"
+        generate(root, DemoConfig(clips=SCALING_CLIPS, speakers=12, seed=1))
+        manifest, _ = read_raw(root, corpus="demo", language="en", label_range=(-3, 3))
+        seconds = {workers: wall_seconds(list(manifest.clips), root, workers) for workers in (1, 2)}
+        figures["two_workers_over_one"] = seconds[1] / seconds[2]
+        for minutes in (1, 10):
+            long = write_long_clip(clips[0].media, 60 * minutes, Path(folder) / f"{minutes}.mp4")
+            for name, options in (AUDIO, ("vision.face_mesh", {"fps": 10.0})):
+                key = f"peak_megabytes_{name.split('.')[0]}_{minutes}_minutes"
+                figures[key] = in_new_process(peak_megabytes, name, options, long)
+    for name, value in figures.items():
+        print(f"{name:<36} {value:10.3f}")
+    write_result("extraction", figures)
+
+
+if __name__ == "__main__":
+    main()
