@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def compose(choices: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
         with initialize_config_dir(str(conf.resolve()), version_base=None):
             composed = hydra_compose("config", overrides=list(choices))
     except HydraException as error:
-        raise ValueError(f"conf/: {error}") from error
+        raise ValueError(_unknown_key(choices, conf) or f"conf/: {error}") from error
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     check_params(values, "conf/ with " + (" ".join(choices) or "no choices"))
     return values
@@ -50,6 +51,18 @@ def apply(choices: Sequence[str], path: Path = Path("params.yaml"), conf: Path =
     return changed
 
 
+def _unknown_key(choices: Sequence[str], conf: Path) -> str | None:
+    """What to say of the first choice that names neither a group nor a key; None where all do."""
+    keys = [key for key, _ in _differences({}, compose((), conf))] if choices else []
+    groups = [folder.name for folder in conf.iterdir() if folder.is_dir()]
+    for choice in choices:
+        name = choice.partition("=")[0].lstrip("+~")
+        if name not in groups and name not in keys:
+            near = difflib.get_close_matches(name, [*groups, *keys], n=1)
+            return f"{name}: no such key or group; " + (f"did you mean {near[0]!r}?" if near else f"groups: {groups}")
+    return None
+
+
 def _merge(target: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
     """Make `target` equal to `values`, touching only what differs, so that its comments survive."""
     for key in [key for key in target if key not in values]:
@@ -58,11 +71,21 @@ def _merge(target: MutableMapping[str, Any], values: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(target.get(key), MutableMapping):
             _merge(target[key], value)
         elif key not in target or target[key] != value:
-            target[key] = value
+            target[key] = _in_one_line(value) if isinstance(value, list) else value
+
+
+def _in_one_line(values: list[Any]) -> Any:
+    """The list as YAML's `[a, b]`, as params.yaml writes them."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    sequence = CommentedSeq(values)
+    sequence.fa.set_flow_style()
+    return sequence
 
 
 def _differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, tuple[Any, Any]]]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
+    if isinstance(after, Mapping) and isinstance(before or {}, Mapping):
+        before = before or {}
         keys = [*before, *(key for key in after if key not in before)]
         return [
             item

@@ -84,3 +84,17 @@ def test_use_changes_the_values_and_keeps_the_comments(tmp_path):
 def test_an_unknown_preset_is_refused_with_those_that_exist():
     with pytest.raises(ValueError, match="demo_en"):
         compose(["corpus=nothing"], ROOT / "conf")
+
+
+def test_an_unknown_key_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"train.epoch: no such key or group; did you mean 'train.epochs'\?"):
+        compose(["train.epoch=3"], ROOT / "conf")
+
+
+def test_going_to_a_preset_and_back_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path.write_text(before, encoding="utf-8")
+    apply(["corpus=mmsa", "prepare.label_range=[-1,1]", "align.mask_invalid=[]"], path, ROOT / "conf")
+    apply([], path, ROOT / "conf")
+    assert path.read_text(encoding="utf-8") == before
