@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.media import read_audio
-from extractors.per_clip import extract_each
+from extractors.per_clip import extract_each, read_sound
+from extractors.recipe import Feature, Recipe, numbered
 
 VERSION = 1
 
@@ -68,11 +68,34 @@ class LibrosaAudio:
     """
 
     modality = "audio"
-    feature_names = (
-        "log_f0",
-        *(f"mfcc_{i}" for i in range(MFCC_COUNT)),
-        *(f"cqt_{i}" for i in range(CQT_BINS)),
+    recipe = Recipe(
+        source="librosa: `yin`, `feature.mfcc`, `feature.chroma_cqt`, of the sound at "
+        f"{SAMPLE_RATE:,} Hz, channels averaged (the set of CH-SIMS)",
+        rate="1 / `hop_seconds`, the hop made a multiple of 32 samples; step t is centred on t hops",
+        window=f"F0 and MFCC: {WINDOW} samples ({WINDOW / SAMPLE_RATE * 1000:.0f} ms); CQT: from 0.26 s at C2 "
+        "downwards, halving with every octave",
+        valid="where voiced: loud against the clip's loud parts, and like itself one period later",
+        features=(
+            Feature(
+                ("log_f0",),
+                f"natural log of the fundamental frequency (YIN), {F0_FLOOR:.0f} to {F0_CEILING:.0f} Hz; interpolated "
+                "in time where unvoiced, the middle of the range in a clip without voice",
+                "ln Hz",
+            ),
+            Feature(
+                numbered("mfcc_", MFCC_COUNT),
+                "mel cepstrum: DCT-II, orthonormal, of the 128-band mel spectrum in dB; the first is the level",
+                "dB",
+            ),
+            Feature(
+                numbered("cqt_", CQT_BINS),
+                f"constant-Q energy by pitch class from C to B, {CQT_OCTAVES} octaves up from {CQT_FLOOR:.1f} Hz, "
+                "the strongest of a step being 1",
+                "1",
+            ),
+        ),
     )
+    feature_names = tuple(name for feature in recipe.features for name in feature.names)
 
     def __init__(self, hop_seconds: float = 0.046) -> None:
         if isinstance(hop_seconds, bool) or not isinstance(hop_seconds, int | float):
@@ -88,9 +111,7 @@ class LibrosaAudio:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        samples = read_audio(media, SAMPLE_RATE)
-        if not np.isfinite(samples).all():
-            raise ExtractionError(f"{media}: its sound holds NaN or infinite samples; convert it again")
+        samples = read_sound(media, SAMPLE_RATE)
         values, voiced = self._measure(samples)
         centre = np.arange(len(values)) * self.hop
         start, end = np.maximum(centre - self.hop / 2, 0), centre + self.hop / 2

@@ -17,7 +17,11 @@ ENTRY_POINT_GROUP = "dashfusion.extractors"
 BUILT_IN = {
     "text.transformer": "extractors.text:TransformerText",
     "audio.librosa": "extractors.audio:LibrosaAudio",
+    "audio.opensmile": "extractors.audio_opensmile:OpenSmileAudio",
+    "audio.transformer": "extractors.audio_transformer:TransformerAudio",
     "vision.face_mesh": "extractors.vision:FaceMeshVision",
+    "vision.face_landmarker": "extractors.face_landmarker:FaceLandmarkerVision",
+    "vision.transformer": "extractors.vision_transformer:TransformerVision",
 }
 
 

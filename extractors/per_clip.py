@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source
-from extractors.media import MediaError, MissingStream
+from extractors.media import MediaError, MissingStream, read_audio
 
 
 def extract_each(
@@ -30,3 +32,16 @@ def extract_each(
         except ExtractionError as error:
             result = error
         yield result
+
+
+def read_sound(media: Path, sample_rate: int) -> np.ndarray:
+    """`extractors.media.read_audio`, of a clip that can be measured.
+
+    Raises:
+        ExtractionError: a sample is NaN or infinite.
+        MediaError: as `read_audio`.
+    """
+    samples = read_audio(media, sample_rate)
+    if not np.isfinite(samples).all():
+        raise ExtractionError(f"{media}: its sound holds NaN or infinite samples; convert it again")
+    return samples

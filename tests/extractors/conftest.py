@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -125,3 +126,56 @@ def face_mesh():
     from extractors.vision import FaceMeshVision
 
     return FaceMeshVision()
+
+
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="session")
+def speech_models(tmp_path_factory) -> Path:
+    """A folder each with a wav2vec2, hubert, wavlm and whisper of random weights; five layers, 16 wide.
+
+    Whisper's window is two seconds instead of thirty.
+    """
+    import torch
+    import transformers as hf
+
+    root = tmp_path_factory.mktemp("speech")
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    sizes = {**SMALL, "num_hidden_layers": 5, **convolutions}
+    hf.Wav2Vec2Model(hf.Wav2Vec2Config(**sizes)).save_pretrained(root / "wav2vec2")
+    hf.HubertModel(hf.HubertConfig(**sizes)).save_pretrained(root / "hubert")
+    hf.WavLMModel(hf.WavLMConfig(**sizes)).save_pretrained(root / "wavlm")
+    for name in ("wav2vec2", "hubert", "wavlm"):
+        hf.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(root / name)
+    sizes = {"encoder_layers": 5, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    window = {"num_mel_bins": 8, "max_source_positions": 100, "max_target_positions": 8}
+    hf.WhisperModel(hf.WhisperConfig(d_model=16, **sizes, **ids, **window)).save_pretrained(root / "whisper")
+    hf.WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(root / "whisper")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_models(tmp_path_factory) -> Path:
+    """A folder each with a vit, dinov2, clip and clip_vision_model of random weights; 16 wide, 32 pixels in."""
+    import torch
+    import transformers as hf
+
+    root = tmp_path_factory.mktemp("images")
+    torch.manual_seed(0)
+    words = {**SMALL, "num_hidden_layers": 2, "vocab_size": 20, "max_position_embeddings": 8}
+    words |= {"bos_token_id": 1, "eos_token_id": 2}
+    sizes = {**SMALL, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
+    made = {
+        "vit": hf.ViTModel(hf.ViTConfig(**sizes)),
+        "dinov2": hf.Dinov2Model(hf.Dinov2Config(**{**sizes, "image_size": 64})),  # other than it is given, as usual
+        "clip": hf.CLIPModel(hf.CLIPConfig(text_config=words, vision_config=sizes, projection_dim=8)),
+        "clip_vision_model": hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes)),
+    }
+    said = {"crop_size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+    for name, model in made.items():
+        model.save_pretrained(root / name)
+        (root / name / "preprocessor_config.json").write_text(json.dumps(said))
+    return root

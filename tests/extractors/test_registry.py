@@ -4,27 +4,73 @@ from __future__ import annotations
 
 import sys
 import types
+import zipfile
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from extractors import base
+from corpora.files import sha256_of
+from corpora.manifest import Clip
+from extractors import base, run
 from extractors.base import BUILT_IN, ENTRY_POINT_GROUP, Extractor, available, create
+from extractors.store import FeatureReader
 
 VARIANTS = {
-    "text.transformer": [{}, {"max_tokens": 64}],
+    "text.transformer": [{}, {"max_tokens": 64}, {"layer": -2}, {"layer": "last_four"}, {"pooling": "words"}],
     "audio.librosa": [{}, {"hop_seconds": 0.023}],
     "vision.face_mesh": [{}, {"fps": 12.5}, {"min_confidence": 0.7}, {"fps": 12.5, "min_confidence": 0.7}],
 }
 
 
-def test_every_built_in_extractor_keeps_the_protocol():
-    for name in BUILT_IN:
-        extractor = create(name, {})
-        assert isinstance(extractor, Extractor)
-        assert extractor.modality == name.partition(".")[0]
-        assert len(set(extractor.feature_names)) == len(extractor.feature_names) > 30
-        assert extractor.signature.startswith(f"{name}-v")
+@pytest.fixture(scope="session")
+def models(speech_models, image_models, tmp_path_factory):
+    """A model for each extractor that has none of its own."""
+    bundle = tmp_path_factory.mktemp("task") / "face_landmarker.task"
+    with zipfile.ZipFile(bundle, "w") as archive:
+        archive.writestr("face_blendshapes.tflite", b"")
+    return {
+        "audio.transformer": str(speech_models / "hubert"),
+        "vision.transformer": str(image_models / "vit"),
+        "vision.face_landmarker": str(bundle),
+    }
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_extractor_keeps_the_protocol(name, models):
+    if name == "audio.opensmile":
+        pytest.importorskip("opensmile", reason="opensmile, an optional extra, is not installed")
+    extractor = create(name, {"model": models[name]} if name in models else {})
+    assert isinstance(extractor, Extractor)
+    assert extractor.modality == name.partition(".")[0]
+    assert len(set(extractor.feature_names)) == len(extractor.feature_names) > 15
+    assert extractor.signature.startswith(f"{name}-v")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("text.transformer", {"pooling": "words", "layer": "last_four"}),
+        ("audio.transformer", {"layer": 2}),
+        ("vision.transformer", {"fps": 5}),
+    ],
+)
+def test_another_extractor_fills_the_store_by_name_and_options_alone(name, options, models, make_clip, tmp_path):
+    path = make_clip(tmp_path / "clip.mp4", seconds=1.0)
+    clip = Clip("v/1", "v", "train", "en", path.name, "not so good a film", duration=1.0, sha256=sha256_of(path))
+    options = options | ({"model": models[name]} if name in models else {})
+    report = run.extract_unit([clip], tmp_path, name, options, tmp_path / "scratch")
+    assert report.problems == ()
+    run.assemble([clip], tmp_path, report.meta, tmp_path / "scratch", tmp_path / "features")
+    sequence = FeatureReader(tmp_path / "features", report.meta.modality)["v/1"]
+    steps = {"text": 5, "audio": 49, "vision": 5}[report.meta.modality]
+    assert len(sequence) == pytest.approx(steps, abs=report.meta.modality == "audio")  # AAC ends late
+    assert (sequence.word_index is not None) == (report.meta.modality == "text")
+
+
+@pytest.mark.parametrize("name", ["audio.transformer", "vision.transformer", "vision.face_landmarker"])
+def test_an_extractor_without_weights_of_its_own_asks_for_a_model(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*'model'"):
+        create(name, {})
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -110,6 +110,60 @@ def test_every_token_belongs_to_the_word_it_is_cut_from():
     assert token_words(text, offsets).tolist() == [-1, 0, 0, 1, 2, 2, 3, 4, 5, 5, -1]
 
 
+def test_a_step_a_word_is_the_mean_of_its_tokens(tiny, tiny_model):
+    text = "films, not so good 这部"
+    (tokens,) = tiny.extract([source(text)])
+    (words,) = TransformerText(model=str(tiny_model), pooling="words").extract([source(text)])
+    assert tokens.word_index.tolist() == [-1, 0, 0, 0, 1, 2, 3, 4, 5, -1]
+    assert words.word_index.tolist() == [0, 1, 2, 3, 4, 5]
+    assert words.token_ids.tolist() == tokens.token_ids[[1, 4, 5, 6, 7, 8]].tolist()
+    assert words.token_ids.dtype == words.word_index.dtype == np.int32
+    assert words.values[0] == pytest.approx(tokens.values[1:4].mean(axis=0), abs=1e-6)
+    assert words.values[1:] == pytest.approx(tokens.values[4:-1])
+    assert words.valid.all()
+    assert (words.end == 2.5).all()
+
+
+@pytest.mark.parametrize("pooling", ["tokens", "words"])
+def test_no_token_of_a_word_is_a_missing_modality_for_words_alone(tiny_model, pooling):
+    invisible = "\u200b"  # white space to the tokenizer, not to `split_words`
+    (result,) = TransformerText(model=str(tiny_model), pooling=pooling).extract([source(invisible)])
+    assert isinstance(result, MissingModality) == (pooling == "words")
+
+
+def test_layers_are_the_models_own(tiny_model, tmp_path):
+    import torch
+    from transformers import AutoModel, BertConfig, BertModel
+
+    shutil.copytree(tiny_model, tmp_path / "deep")
+    config = BertConfig.from_pretrained(tiny_model)
+    config.num_hidden_layers = 5
+    BertModel(config).save_pretrained(tmp_path / "deep")
+    made = {layer: TransformerText(str(tmp_path / "deep"), layer=layer) for layer in (-1, 0, 2, -2, 5, "last_four")}
+    found = {layer: next(extractor.extract([source("good film")])) for layer, extractor in made.items()}
+    with torch.inference_mode():
+        ids = torch.from_numpy(found[-1].token_ids.astype(np.int64))[None]
+        output = AutoModel.from_pretrained(tmp_path / "deep").eval()(ids, output_hidden_states=True)
+    states = [state[0].numpy() for state in output.hidden_states]
+    expected = {
+        -1: states[5],
+        0: states[0],
+        2: states[2],
+        -2: states[4],
+        5: states[5],
+        "last_four": sum(states[2:]) / 4,
+    }
+    for layer, values in expected.items():
+        assert found[layer].values == pytest.approx(values, abs=1e-5), layer
+    assert len({extractor.signature for extractor in made.values()}) == 5  # 5 and -1 are one
+
+
+@pytest.mark.parametrize("layer", [3, -4, "last_four", 1.0, True, None])
+def test_a_layer_that_the_model_has_not_is_refused(tiny_model, layer):
+    with pytest.raises(ValueError, match=r"layer must be a whole number \(-1, or between -3 and 2 here\)"):
+        TransformerText(model=str(tiny_model), layer=layer)
+
+
 def test_long_transcripts_are_cut_and_said_so(tiny_model, caplog):
     (result,) = TransformerText(model=str(tiny_model), max_tokens=6).extract([source("good film " * 5, "long")])
     assert len(result) == 6
@@ -167,7 +221,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"model": ""}, {"model": None}, {"max_tokens": 2}, {"max_tokens": 1.5}, {"max_tokens": True}]
+    "options",
+    [
+        {"model": ""},
+        {"model": None},
+        {"max_tokens": 2},
+        {"max_tokens": 1.5},
+        {"max_tokens": True},
+        {"pooling": "mean"},
+        {"layer": 7},
+    ],
 )
 def test_options_are_validated(options):
     (name,) = options
@@ -177,7 +240,7 @@ def test_options_are_validated(options):
 
 def test_importing_the_module_does_not_import_torch():
     code = (
-        "import sys, extractors.text, extractors.audio, extractors.vision; "
+        "import sys, extractors.describe; extractors.describe.features_page(); "  # imports every extractor
         "print({'torch', 'transformers', 'librosa', 'mediapipe', 'cv2'} & {*sys.modules})"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from extractors.base import ExtractionError, MissingModality, Source
+from extractors.faces import without_noise
 from extractors.vision import (
     _AT,
     FEATURE_NAMES,
@@ -15,7 +16,6 @@ from extractors.vision import (
     RIGID,
     USED,
     FaceMeshVision,
-    _without_noise,
     face_features,
     face_measures,
     head_angles,
@@ -138,7 +138,7 @@ def test_what_is_missing_and_what_fails(tmp_path, make_clip, face_mesh):
 
 
 def test_only_known_noise_is_kept_from_standard_error(capfd):
-    with _without_noise():
+    with without_noise():
         os.write(2, b"W0000 inference_feedback_manager.cc:114] Feedback manager\nsomething real\n")
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == "something real\nafterwards\n"
