@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,16 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
 
-    The temporary name carries the process id, so that two writers of one path never share it. The folder is
-    made when it is missing.
+    The temporary name carries machine and process id, so that two writers of one path never share it, and what a
+    killed writer left behind is known and removed by the next one. The folder is made when it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writers = f".{path.name}.{platform.node()[:32]}."
+    for entry in [entry for entry in os.listdir(path.parent) if entry.startswith(writers)]:
+        if not _running(entry.removeprefix(writers).removesuffix(".tmp")):
+            path.with_name(entry).unlink(missing_ok=True)
+    temporary = path.with_name(f"{writers}{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as handle:
@@ -26,6 +31,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _running(pid: str) -> bool:
+    """Whether a process of this machine has that id. What cannot be told, or is no id, counts as one that has."""
+    if os.name != "posix":  # elsewhere signal 0 is not the harmless question that it is here
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        return True
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -32,6 +32,9 @@ LONGEST_GAP = 60.0
 AUDIO_GAP = 0.05
 """Seconds. A longer hole between audio packets becomes silence, so that what follows keeps its time."""
 
+LOWEST_RATE = 2000
+"""Hz. Sound of a lower rate holds no speech: its header is wrong, and seconds would be stretched to hours."""
+
 FALLBACK_RATE = Fraction(25)
 """Frames a second, where neither the time stamps nor the header know better."""
 
@@ -248,6 +251,10 @@ def _sound_runs(path: Path) -> list[tuple[Fraction, int, list[np.ndarray]]]:
             time = clock if frame.pts is None else frame.pts * frame.time_base - zero
             if time - clock > LONGEST_GAP:
                 raise MediaError(f"{path}: the sound's time jumps by {float(time - clock):.0f} s; convert it again")
+            if frame.sample_rate < LOWEST_RATE:
+                raise MediaError(
+                    f"{path}: sound at {frame.sample_rate} Hz, expected {LOWEST_RATE} or more; convert it again"
+                )
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 kind = (frame.format.name, frame.layout.name, frame.sample_rate)
                 to_float = av.AudioResampler("fltp")

@@ -35,7 +35,11 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 """Of the 90,868,376 bytes of `model.safetensors`: all-MiniLM-L6-v2, 22.7 million parameters, 384 wide."""
 
 BATCH_TOKENS = 4096
-"""Most tokens a batch, padding included: clips times the longest of them."""
+"""Most tokens a batch on a GPU, padding included: clips times the longest of them.
+
+On a CPU each transcript goes alone: that takes a sixth longer, and its values, in their last bits too, do not hang
+on which others happen to be left to do.
+"""
 
 POOLINGS = ("tokens", "words")
 
@@ -96,7 +100,8 @@ class TransformerText:
                 tokens[index] = self._tokenize(source)
             else:
                 results[index] = MissingModality(f"{source.clip_id}: the transcript is empty")
-        for batch in make_batches({index: len(ids) for index, (ids, _) in tokens.items()}):
+        limit = BATCH_TOKENS if tokens and self._load()[1].device.type != "cpu" else 0
+        for batch in make_batches({index: len(ids) for index, (ids, _) in tokens.items()}, limit):
             hidden = self._encode([tokens[index][0] for index in batch])
             for index, values in zip(batch, hidden, strict=True):
                 try:
@@ -160,11 +165,11 @@ class TransformerText:
         return [hidden_BTD[row, : len(ids)].copy() for row, ids in enumerate(batch)]
 
 
-def make_batches(lengths: dict[int, int]) -> list[list[int]]:
-    """Keys of `lengths` in batches of like length, none over BATCH_TOKENS once padded, except one alone."""
+def make_batches(lengths: dict[int, int], limit: int) -> list[list[int]]:
+    """Keys of `lengths` in batches of like length, none over `limit` tokens once padded, except one alone."""
     batches: list[list[int]] = []
     for key in sorted(lengths, key=lambda key: lengths[key]):
-        if batches and (len(batches[-1]) + 1) * lengths[key] <= BATCH_TOKENS:
+        if batches and (len(batches[-1]) + 1) * lengths[key] <= limit:
             batches[-1].append(key)
         else:
             batches.append([key])

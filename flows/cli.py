@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -120,10 +121,29 @@ def results() -> None:
 
 
 @app.command()
+def doctor(
+    corpus: Annotated[Path, typer.Argument(help="Folder with label.csv and Raw/<video_id>/<clip_id>.mp4.")],
+    sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
+) -> None:
+    """Look at a corpus before hours are spent on it: clips, durations, formats, labels, problems, estimated time.
+
+    Language, label range and extractors are those of [bold]params.yaml[/bold]. Nothing is written. The exit status is
+    1 where more rows than [bold]extract.max_failed_fraction[/bold] cannot be used.
+    """
+    from flows.doctor import doctor as examine
+    from flows.params import load_params
+
+    with _plain_errors():
+        fit = examine(corpus, load_params(), sample=sample)
+    if not fit:
+        raise typer.Exit(1)
+
+
+@app.command()
 def use(
     choices: Annotated[list[str], typer.Argument(help="group=preset or key=value, such as corpus=mmsa.")],
 ) -> None:
-    """Compose [bold]params.yaml[/bold] from the presets in conf/.
+    """Compose [bold]params.yaml[/bold] from the presets in conf/: what is not named goes back to the default.
 
     For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi
     """

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from corpora.manifest import Clip, read_manifest
 from corpora.problems import write_problems
-from extractors.run import (
-    UnitReport,
-    assemble,
-    check_failures,
-    describe,
-    extract_unit,
-    limit_threads,
-    work_units,
-)
+from extractors.run import UnitReport, assemble, check_failures, describe, work_units
+from extractors.workers import WorkerLost, WorkerPool
 from flows import runtime
 from flows.params import ExtractorParams, load_params
 from flows.runtime import console, progress
@@ -34,57 +22,20 @@ from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's swi
 UNIT_CLIPS = (16, 64)  # fewest and most clips of a work unit: one Prefect task each
 
 
-class WorkerPool:
-    """Worker processes that build an extractor once each; made anew after one of them was killed."""
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._lock = threading.Lock()
-        self._pool = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
-        return ProcessPoolExecutor(self.workers, spawn, initializer=limit_threads, initargs=(threads,))
-
-    def run(self, *arguments: Any) -> UnitReport:
-        """`extract_unit(*arguments)` in a worker process.
-
-        Raises:
-            BrokenProcessPool: a worker died (out of memory, killed); the next call starts new ones.
-        """
-        pool = self._pool
-        try:
-            return pool.submit(extract_unit, *arguments).result()
-        except BrokenProcessPool:
-            with self._lock:
-                if self._pool is pool:
-                    self._pool = self._start()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
-
-
 _pools: dict[str, WorkerPool] = {}  # by modality: a pool cannot travel through a task's parameters
 
 
 def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
-    """A worker that was killed, or a disk or network that failed, may do better the next time; wrong options never."""
+    """A worker that did not come up, or a disk that failed, may do better the next time; wrong options never."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, BrokenProcessPool | OSError)
+    return isinstance(error, WorkerLost | OSError)
 
 
 @task(task_run_name="{modality} unit", retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=worth_a_retry)
 def extract_clips(
     clips: Sequence[Clip], *, modality: str, root: Path, extractor: ExtractorParams, scratch: Path
 ) -> UnitReport:
-    """One work unit. A retry helps where a worker process was killed: what it had finished is not done again."""
+    """One work unit. A retry does not do again what was finished."""
     return _pools[modality].run(clips, root, extractor.extractor, extractor.options, scratch)
 
 
@@ -114,7 +65,7 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
         "extractor": chosen,
         "scratch": scratch_folder(),
     }
-    with WorkerPool(min(workers, len(units))) as pool, progress() as bar:
+    with WorkerPool(min(workers, len(units)), params.extract.clip_timeout) as pool, progress() as bar:
         _pools[modality] = pool
         row = bar.add_task(f"extract {modality}", total=len(manifest.clips), note=chosen.extractor)
 

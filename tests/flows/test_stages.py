@@ -56,6 +56,7 @@ AFTER_EXTRACTION = {"align", "train", "evaluate"}
         ("model.bottleneck_tokens", {"train", "evaluate"}),
         ("evaluate.split", {"evaluate"}),
         ("extract.workers", set()),
+        ("extract.clip_timeout", set()),
     ],
 )
 def test_a_changed_parameter_reruns_what_hangs_on_it_and_nothing_else(repository, key, stages):

@@ -1,0 +1,217 @@
+"""Worker processes that survive what a media file can do to them: a decoder that hangs, or takes its process down.
+
+A worker gets a few clips a call. Where it gives no answer in time, or dies, it is replaced and the clips go through
+one by one; a clip that fails so by itself becomes a row in the problems table, and the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from corpora.manifest import Clip
+from corpora.problems import Problem
+from extractors.run import BATCH_CLIPS, UnitReport, describe, extract_unit, limit_threads
+from extractors.store import FeatureMeta
+
+logger = logging.getLogger(__name__)
+
+Job = tuple[Path, str, Mapping[str, Any], Path]  # what `extract_unit` takes beside the clips
+
+MEDIA_CLIPS = 8
+"""Clips of sound or picture a call: the most that a kill can cost a worker. Text is batched by length, and quick."""
+
+GRACE = 10.0
+"""Seconds that an idle worker has to end by itself."""
+
+
+class WorkerLost(RuntimeError):
+    """A worker process ended, or was killed, before it gave its answer. `error` is the problem's class."""
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(message)
+        self.error = error
+
+    def __reduce__(self) -> tuple[type[WorkerLost], tuple[str, str]]:
+        return type(self), (self.error, str(self))
+
+
+def _serve(calls: Connection, threads: int) -> None:
+    """The life of a worker process: calls from its parent, one by one, until either of them ends."""
+    limit_threads(threads)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        while True:
+            function, arguments = calls.recv()
+            try:
+                answer = function(*arguments), None
+            except (Exception, KeyboardInterrupt) as error:  # raised again where the call came from
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = None, error
+            calls.send(answer)
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return
+
+
+class Worker:
+    """One worker process; it is started by the first call, and again by the first one after it was lost."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._calls: Connection | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the next call finds the process of the last one."""
+        return self._process is not None
+
+    def _start(self) -> Connection:
+        spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
+        self._calls, theirs = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(theirs, self._threads), daemon=True)
+        self._process.start()
+        theirs.close()  # the worker's end is then the only one, and its death an end of file
+        return self._calls
+
+    def call(self, timeout: float | None, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)` in the process.
+
+        Args:
+            timeout: seconds that it may take; None: any time.
+
+        Raises:
+            WorkerLost: the process died (`WorkerDied`), or was killed at the time limit (`Timeout`).
+            Exception: whatever the function raises.
+        """
+        calls = self._calls or self._start()
+        try:
+            calls.send((function, arguments))
+            if not calls.poll(timeout):
+                self.close(grace=0)
+                raise WorkerLost("Timeout", f"no result after {timeout:g} s, and the worker was killed")
+            result, error = calls.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as gone:
+            code = self.close()
+            raise WorkerLost("WorkerDied", f"the worker process died ({_death(code)})") from gone
+        if error is not None:
+            raise error
+        return result
+
+    def close(self, grace: float = GRACE) -> int | None:
+        """End the process, by force after `grace` seconds; its exit code."""
+        process, calls = self._process, self._calls
+        self._process = self._calls = None
+        if process is None or calls is None:
+            return None
+        if grace:
+            calls.close()  # which ends an idle worker
+            process.join(grace)
+        process.kill()
+        process.join()
+        calls.close()
+        return process.exitcode
+
+
+def _death(code: int | None) -> str:
+    """An exit code in words; killed by signal 9 it was most likely for the memory that it took."""
+    if code is None or code >= 0:
+        return f"exit status {code}"
+    return f"signal {-code}" + (", perhaps for want of memory" if code == -9 else "")
+
+
+class WorkerPool:
+    """Worker processes for `extract_unit`, each with its own extractor, built once.
+
+    Args:
+        workers: processes.
+        clip_timeout: seconds that one clip may take.
+    """
+
+    def __init__(self, workers: int, clip_timeout: float) -> None:
+        self.clip_timeout = clip_timeout
+        self._closed = False
+        self._workers = [Worker(max(1, (os.cpu_count() or 1) // workers)) for _ in range(workers)]
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def run(
+        self, clips: Sequence[Clip], root: Path, extractor: str, options: Mapping[str, Any], scratch: Path
+    ) -> UnitReport:
+        """`extract_unit` in the next free worker process. To be called from several threads at a time.
+
+        Raises:
+            ValueError: no such extractor or option.
+            OSError: scratch cannot be written.
+            WorkerLost: a worker does not come up at all.
+        """
+        worker = self._idle.get()
+        job = (root, extractor, options, scratch)
+        try:
+            meta: FeatureMeta = worker.call(None, describe, extractor, options)
+            size = BATCH_CLIPS if meta.modality == "text" else MEDIA_CLIPS
+            batches = [clips[i : i + size] for i in range(0, len(clips), size)]
+            return _joined(meta, [report for batch in batches for report in self._batch(worker, meta, batch, job)])
+        except KeyboardInterrupt:  # of the terminal, which reaches the workers first
+            self._closed = True
+            raise
+        finally:
+            self._idle.put(worker)
+
+    def _batch(self, worker: Worker, meta: FeatureMeta, clips: Sequence[Clip], job: Job) -> list[UnitReport]:
+        """Reports on the clips: one, or after a loss one a clip, since nothing tells which of them it was."""
+        if self._closed:
+            raise RuntimeError("extraction was stopped")
+        if not worker.running:
+            worker.call(None, describe, *job[1:3])  # building the extractor is no clip's time
+        try:
+            return [worker.call(self.clip_timeout, extract_unit, clips, *job)]
+        except WorkerLost as lost:
+            if len(clips) == 1:
+                return [_lost(meta, clips[0], lost)]
+            logger.warning("%s among %d clips, going through them one by one", lost, len(clips))
+        return [report for clip in clips for report in self._batch(worker, meta, [clip], job)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        for worker in self._workers:
+            worker.close(GRACE if kind is None else 0)
+
+
+def _lost(meta: FeatureMeta, clip: Clip, lost: WorkerLost) -> UnitReport:
+    advice = "raise extract.clip_timeout if the clip is long" if lost.error == "Timeout" else "try it again"
+    message = f"{clip.media or clip.clip_id}: {lost}; convert the file with a current ffmpeg, or {advice}"
+    problem = Problem(clip.clip_id, "extract", meta.modality, lost.error, message)
+    return UnitReport(meta, 0, 0, 0, (problem,))
+
+
+def _joined(meta: FeatureMeta, reports: Sequence[UnitReport]) -> UnitReport:
+    """One report of several on different clips."""
+    return UnitReport(
+        meta,
+        sum(report.extracted for report in reports),
+        sum(report.reused for report in reports),
+        sum(report.missing for report in reports),
+        tuple(problem for report in reports for problem in report.problems),
+    )
