@@ -162,6 +162,9 @@ def main(flow: Any, **parameters: Any) -> None:
     """The body of a stage's `if __name__ == "__main__"`: run it, or print what a user can mend and exit with 1."""
     try:
         run_stage(flow, **parameters)
+    except KeyboardInterrupt:
+        console.print(f"{flow.name} interrupted: what was finished is kept, and the next run goes on from there")
+        sys.exit(130)
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         if os.environ.get("DASHFUSION_TRACEBACK"):
             raise

@@ -174,3 +174,17 @@ def test_of_200_clips_the_five_broken_ones_are_listed_and_195_have_features(tmp_
     reader = FeatureReader(place.folder / "data/features/audio", "audio")
     assert len(reader) == 195 and not found.keys() & set(reader.clip_ids)
     assert all(len(sequence) for _, sequence in reader)
+
+
+def test_ctrl_c_says_in_a_line_that_nothing_is_lost(tmp_path, corpus):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else a process that a script put aside ignores it
+    place = workplace(tmp_path / "place", corpus, SLOW_HOP)
+    process = place.start()
+    deadline = time.monotonic() + PATIENCE
+    while not place.results():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
+    assert process.wait(PATIENCE) == 130
+    said = (place.folder / "log.txt").read_text(encoding="utf-8")
+    assert "extract interrupted: what was finished is kept" in said and "Traceback" not in said
