@@ -178,7 +178,7 @@ def _load(path: Path) -> FeatureSequence | None:
         return None
     except (
         zipfile.BadZipFile,
-        NotImplementedError,
+        NotImplementedError,  # zipfile's word for a compression that it does not know: a header with wrong bytes
         ValueError,
         EOFError,
         TypeError,

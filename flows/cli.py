@@ -139,6 +139,26 @@ def doctor(
         raise typer.Exit(1)
 
 
+cache = typer.Typer(no_args_is_help=True, help="What extraction keeps between runs, in .dashfusion/scratch.")
+app.add_typer(cache, name="cache")
+
+
+@cache.command()
+def prune() -> None:
+    """Remove the results of extractors and settings other than those of [bold]params.yaml[/bold]."""
+    from corpora.manifest import MODALITIES
+    from extractors import run
+    from flows.extract import scratch_folder
+    from flows.params import load_params
+
+    with _plain_errors():
+        params = load_params()
+        chosen = [getattr(params.extract, modality) for modality in MODALITIES]
+        keep = {run.describe(item.extractor, item.options).signature for item in chosen}
+        folders, freed = run.prune(scratch_folder(), keep)
+    typer.echo(f"{folders} folders removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
+
+
 @app.command()
 def use(
     choices: Annotated[list[str], typer.Argument(help="group=preset or key=value, such as corpus=mmsa.")],

@@ -13,12 +13,11 @@ import numpy as np
 from rich.table import Table
 
 from corpora.doctor import Examination, examine, label_histogram
-from corpora.manifest import Clip
+from corpora.manifest import MODALITIES, Clip
 from extractors.run import extract_unit, limit_threads
 from flows.params import Params
 from flows.runtime import console
 
-MODALITIES = ("text", "audio", "vision")
 SHOWN = 5  # of a long list: the rest is counted
 BAR = 24  # characters of a histogram's longest bar
 

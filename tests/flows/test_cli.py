@@ -62,3 +62,17 @@ def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, co
     shown = runner.invoke(app, [command])
     assert shown.exit_code == 1 and "run from the project's folder" in " ".join(shown.output.split())
     assert "Traceback" not in shown.output
+
+
+def test_cache_prune_keeps_what_the_parameters_name(project, monkeypatch):
+    from extractors import run
+
+    monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
+    kept = run.describe("audio.librosa", {"hop_seconds": 0.064}).signature
+    scratch = project / ".dashfusion/scratch"
+    for name in (kept, "audio.librosa-v0-old"):
+        (scratch / name).mkdir(parents=True)
+    (scratch / run.CACHE_TAG).write_text(run.CACHE_TAG_TEXT)
+    shown = runner.invoke(app, ["cache", "prune"])
+    assert shown.exit_code == 0 and "1 folders removed" in shown.output
+    assert (scratch / kept).is_dir() and not (scratch / "audio.librosa-v0-old").exists()
