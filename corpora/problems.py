@@ -18,6 +18,7 @@ PROBLEMS_SCHEMA = pa.schema(
         ("modality", pa.string()),
         ("error", pa.string()),
         ("message", pa.string()),
+        ("traceback", pa.string()),
     ]
 )
 
@@ -26,8 +27,10 @@ PROBLEMS_SCHEMA = pa.schema(
 class Problem:
     """One thing that went wrong with one clip.
 
-    `stage` is prepare, extract or align; `modality` is text, audio, vision or empty where the whole clip is
-    meant; `error` a short class such as `MissingMedia`; `message` says what was found and what to do.
+    `stage` is prepare, transcribe, extract or align; `modality` is text, audio, vision or empty where the whole clip is
+    meant; `error` a short class such as `MissingMedia`; `message` says what was found and what to do. `traceback`
+    is the name, without its ending, of the file with the error's full trace (`extractors.run.traceback_path`);
+    empty where there is none.
     """
 
     clip_id: str
@@ -35,6 +38,7 @@ class Problem:
     modality: str
     error: str
     message: str
+    traceback: str = ""
 
 
 def write_problems(problems: Iterable[Problem], path: Path) -> None:
@@ -45,5 +49,8 @@ def write_problems(problems: Iterable[Problem], path: Path) -> None:
 
 
 def read_problems(paths: Sequence[Path]) -> list[Problem]:
-    """Rows of several problem tables, in the order of `paths`."""
-    return [Problem(**row) for path in paths for row in pq.read_table(path, schema=PROBLEMS_SCHEMA).to_pylist()]
+    """Rows of several problem tables, in the order of `paths`; a column that a table of old lacks is empty there."""
+    tables = (pq.read_table(path, schema=PROBLEMS_SCHEMA) for path in paths)
+    return [
+        Problem(**{name: value or "" for name, value in row.items()}) for table in tables for row in table.to_pylist()
+    ]

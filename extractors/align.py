@@ -1,4 +1,4 @@
-"""The align stage: manifest and features of three modalities into the dataset that the model reads.
+"""The align stage: manifest, transcripts and features of three modalities into the dataset that the model reads.
 
 `unaligned` keeps each modality's own rate; `aligned` pools audio and vision onto the times of the text's
 tokens. Values stay raw: the training split's statistics go beside them, into dataset.json. One pass, a few
@@ -7,12 +7,11 @@ row groups of each modality in memory at a time. Shapes: T steps, D features, K 
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +31,9 @@ from extractors.store import (
     list_type,
     sequence_type,
 )
-from extractors.words import split_words, timing_error, token_times, word_times
+from extractors.transcripts import PROPORTIONAL, Transcript, read_transcripts, with_transcripts
+from extractors.word_files import read_word_table
+from extractors.words import match_words, timing_error, token_times, word_times
 
 SCHEMA_VERSION = 1
 MODES = ("unaligned", "aligned")
@@ -74,7 +75,8 @@ class AlignSummary:
         clips: clips in each split.
         missing: by modality, clips of the dataset without it.
         hidden: by modality, the fraction of steps that the mask hides.
-        word_times: method and, where true times are known, its error: as in dataset.json.
+        word_times: by method, the clips and words that it timed and, where true times are known, its error: as in
+            dataset.json.
         problems: one row for each clip that was dropped.
     """
 
@@ -184,58 +186,55 @@ def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
         fields += [pa.field(f"{m}_{name}", kind, nullable=False) for name, kind in kinds.items()]
     for name in ("text_token_ids", "text_word_index"):
         fields.append(pa.field(name, list_type(pa.int32()), nullable=False))
+    fields.append(pa.field("word_times_method", pa.string(), nullable=False))
     return pa.schema(fields, {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION}).encode()})
 
 
-class _WordTimes:
-    """Times of words, estimated, and how far off they are where the true ones are known."""
+@dataclass(slots=True)
+class _Method:
+    """What one method timed: clips, words, and both times of the words whose true ones are known."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._known = read_word_times(path) if path is not None and Path(path).exists() else {}
-        self._true: list[np.ndarray] = []
-        self._estimated: list[np.ndarray] = []
-        self._differing = 0
-
-    def of(self, clip: Clip, audio: FeatureSequence, duration: float) -> np.ndarray:
-        """[W, 2] estimated times of the transcript's words."""
-        estimated = word_times(split_words(clip.text), audio, duration)
-        true = self._known.get(clip.clip_id)
-        if true is not None and len(true) == len(estimated) > 0:
-            self._true.append(true)
-            self._estimated.append(estimated)
-        elif true is not None:
-            self._differing += 1
-        return estimated
+    clips: int = 0
+    words: int = 0
+    differing: int = 0
+    true: list[np.ndarray] = field(default_factory=list)
+    estimated: list[np.ndarray] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        summary: dict[str, Any] = {"method": "proportional"}
-        if self._true:
-            error = timing_error(np.concatenate(self._true), np.concatenate(self._estimated))
-            summary |= {"clips": len(self._true), "clips_with_other_words": self._differing, **error}
+        summary: dict[str, Any] = {"clips": self.clips, "words": self.words}
+        if self.true:
+            error = timing_error(np.concatenate(self.true), np.concatenate(self.estimated))
+            summary["error"] = {"clips": len(self.true), "clips_with_other_words": self.differing, **error}
         return summary
 
 
-def read_word_times(path: Path) -> dict[str, np.ndarray]:
-    """True word times [W, 2] by clip_id, from CSV columns clip_id, index, word, start, end (seconds).
+class _WordTimes:
+    """Times of words by the method that timed each clip, and how far off they are where the true ones are known."""
 
-    Raises:
-        ValueError: a column is absent, or the words of a clip are not numbered 0, 1, 2, ...
-    """
-    clips: dict[str, list[tuple[float, float]]] = {}
-    with open(path, encoding="utf-8-sig", newline="") as handle:
-        rows = csv.DictReader(handle)
-        absent = {"clip_id", "index", "start", "end"} - set(rows.fieldnames or ())
-        if absent:
-            raise ValueError(f"{path}: no column {', '.join(sorted(absent))}; has {rows.fieldnames}")
-        for row in rows:
-            words = clips.setdefault(row["clip_id"], [])
-            if int(row["index"]) != len(words):
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: clip {row['clip_id']} has word {row['index']} where word "
-                    f"{len(words)} is due"
-                )
-            words.append((float(row["start"]), float(row["end"])))
-    return {clip_id: np.array(words) for clip_id, words in clips.items()}
+    def __init__(self, path: Path | None) -> None:
+        self._known = read_word_table(path) if path is not None and Path(path).exists() else {}
+        self._methods: dict[str, _Method] = {}
+
+    def of(self, transcript: Transcript, audio: FeatureSequence, duration: float) -> tuple[np.ndarray, str]:
+        """[W, 2] times of the transcript's words, and the method: the transcript's own, or in proportion."""
+        if transcript.times_method:
+            times, name = np.column_stack([transcript.start, transcript.end]).astype(float), transcript.times_method
+        else:
+            times, name = word_times(transcript.words, audio, duration), PROPORTIONAL
+        method = self._methods.setdefault(name, _Method())
+        method.clips += 1
+        method.words += len(times)
+        if transcript.clip_id in self._known:
+            true = match_words(transcript.words, self._known[transcript.clip_id])
+            if true is None:
+                method.differing += 1
+            else:
+                method.true.append(true)
+                method.estimated.append(times)
+        return times, name
+
+    def to_json(self) -> dict[str, Any]:
+        return {"methods": {name: method.to_json() for name, method in sorted(self._methods.items())}}
 
 
 def _missing(dim: int) -> FeatureSequence:
@@ -264,16 +263,18 @@ def _steps(
     return steps
 
 
-def _row(clip: Clip, steps: Mapping[str, Steps], text: FeatureSequence) -> dict[str, Any]:
+def _row(clip: Clip, steps: Mapping[str, Steps], text: FeatureSequence, method: str) -> dict[str, Any]:
     labels = ("label", *(f"label_{m}" for m in MODALITIES))
     row = {name: getattr(clip, name) for name in ("clip_id", "video_id", "text", *labels)}
     for m, one in steps.items():
         row |= {f"{m}_{name}": getattr(one, name) for name in Steps.__dataclass_fields__}
-    return row | {"text_token_ids": text.token_ids, "text_word_index": text.word_index}
+    tokens = {"text_token_ids": text.token_ids, "text_word_index": text.word_index}
+    return row | tokens | {"word_times_method": method}
 
 
 def align(
     manifest_path: Path,
+    transcripts_path: Path,
     feature_folders: Mapping[str, Path],
     out: Path,
     config: AlignConfig,
@@ -285,19 +286,21 @@ def align(
     problem. The same inputs give the same bytes.
 
     Args:
+        transcripts_path: the clips' texts, and times of their words; words without times are placed in proportion.
         feature_folders: modality -> its feature store, all three.
         out: appears, or is replaced, whole.
-        word_times_path: true word times (`read_word_times`) to measure the estimated ones by, if it exists.
+        word_times_path: true word times (`read_word_table`) to measure the others by, if it exists.
 
     Raises:
-        FileNotFoundError: no manifest, or no features of a modality.
+        FileNotFoundError: no manifest, no transcripts, or no features of a modality.
         ValueError: a damaged or foreign store (StoreError), a value that is not finite, tokens of words that
             the transcript has not, steps out of time order. The message names file or clip.
     """
     absent = [m for m in MODALITIES if m not in feature_folders]
     if absent:
         raise ValueError(f"no feature folder is given for {', '.join(absent)}; align needs all three modalities")
-    manifest = read_manifest(manifest_path)
+    transcripts = read_transcripts(transcripts_path)
+    manifest = with_transcripts(read_manifest(manifest_path), transcripts)
     readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
     metas = {m: readers[m].meta for m in MODALITIES}
     statistics = {m: RunningStatistics(len(metas[m].feature_names)) for m in NORMALISED}
@@ -316,8 +319,9 @@ def align(
                 problems.append(_nothing_left(clip, readers))
                 continue
             duration = clip.duration or max(float(s.end.max(initial=0.0)) for s in found.values())
-            steps = _steps(clip, found, _token_times(clip, found, words, duration), duration, config)
-            writers[clip.split].write(_row(clip, steps, found["text"]))
+            times, method = _token_times(transcripts[clip.clip_id], found, words, duration)
+            steps = _steps(clip, found, times, duration, config)
+            writers[clip.split].write(_row(clip, steps, found["text"], method))
             clips[clip.split] += 1
             for m, one in steps.items():
                 missing[m] += not len(one.mask)
@@ -332,16 +336,20 @@ def align(
     return AlignSummary(clips, counts, hidden, words.to_json(), tuple(problems))
 
 
-def _token_times(clip: Clip, found: Mapping[str, FeatureSequence], words: _WordTimes, duration: float) -> np.ndarray:
-    """[K, 2] times of the clip's tokens; K = 0 where it has no text."""
+def _token_times(
+    transcript: Transcript, found: Mapping[str, FeatureSequence], words: _WordTimes, duration: float
+) -> tuple[np.ndarray, str]:
+    """[K, 2] times of the clip's tokens, and the method that timed its words; K = 0 where it has no text."""
     text = found["text"]
     if not len(text):
-        return np.empty((0, 2))
+        return np.empty((0, 2)), ""
+    times, method = words.of(transcript, found["audio"], duration)
     try:
-        return token_times(text.word_index, words.of(clip, found["audio"], duration), duration)
+        return token_times(text.word_index, times, duration), method
     except ValueError as error:
         raise ValueError(
-            f"clip {clip.clip_id}, text: {error}; features and manifest disagree, run the extract stage for text again"
+            f"clip {transcript.clip_id}, text: {error}; features and transcripts disagree, run the extract stage for "
+            "text again"
         ) from error
 
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.per_clip import extract_each, read_sound
+from extractors.per_clip import cut_overlapping, extract_each, read_sound_blocks
 from extractors.recipe import Feature, Recipe, numbered
 
-VERSION = 1
+VERSION = 2
 
 SAMPLE_RATE = 22_050
 WINDOW = 2048
@@ -36,6 +38,17 @@ librosa's own default starts an octave lower with three times the bins. Its lowe
 CQT_SHORTEST = 1024 << (CQT_OCTAVES - 1)
 """Samples that fill the lowest octave's window after its halvings of the rate; shorter clips are padded."""
 
+BLOCK_STEPS = 1024
+"""Steps that are measured at once, within `BLOCK_SECONDS`: what bounds the memory, whatever the clip's length."""
+BLOCK_SECONDS = (10.0, 60.0)
+CONTEXT_SECONDS = 0.5
+"""What a block sees on either side beyond its steps: the lowest octave's window reaches 0.19 s, and then there are
+the tails of the filters that halve the rate."""
+
+CQT_SILENCE = 1e-5
+"""Energy, of a tone at about -110 dB of full scale, below which a step is left near 0: digital silence holds but the
+rounding errors of its neighbours, which say nothing when they are scaled up to 1."""
+
 HOP_UNIT = 1 << (CQT_OCTAVES - 1)
 """Samples. Each octave halves rate and hop, so a hop must be a multiple of this to stay whole."""
 
@@ -46,6 +59,28 @@ VOICED_LEVEL = 0.05
 SILENCE = 1e-4
 """Level, -80 dB of full scale, below which nothing is voiced however quiet the clip."""
 
+MEL_RANGE = 80.0
+"""dB below the clip's strongest mel band, at which the weaker ones end; librosa's `power_to_db` has the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one block of a clip says alone, before the whole clip's level is known.
+
+    Attributes:
+        f0: [T] Hz.
+        periodic: [T] bool, like itself one period later (see `find_periodic`).
+        level: [T] root mean square.
+        mel: [128, T] float32 dB.
+        chroma: [12, T] float32.
+    """
+
+    f0: np.ndarray
+    periodic: np.ndarray
+    level: np.ndarray
+    mel: np.ndarray
+    chroma: np.ndarray
+
 
 class LibrosaAudio:
     """`audio.librosa`: 33 features of a clip's sound, resampled to 22,050 Hz and mixed to one channel.
@@ -54,11 +89,15 @@ class LibrosaAudio:
       60 and 500 Hz. Interpolated in time where the step is not voiced; in a clip without any voiced step the
       middle of that range.
     - `mfcc_0` to `mfcc_19`: mel cepstrum of 93 ms windows.
-    - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, the strongest of a step being 1.
+    - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, the strongest of a step being 1; near 0
+      in digital silence.
 
-    A step is valid where it is voiced (see `find_voiced`): loud against the clip's loud parts, like itself
-    one period later. Unvoiced steps are measured too. Step t is centred on t hops and reaches half a hop to
+    A step is valid where it is voiced: loud against the clip's loud parts, like itself one period later (see
+    `find_periodic`). Unvoiced steps are measured too. Step t is centred on t hops and reaches half a hop to
     either side; the first begins and the last ends with the clip.
+
+    A clip longer than a block (48 s with the usual hop) is measured block by block, with the same result to
+    float32's precision; of the whole only about 150 numbers a step are kept.
 
     Args:
         hop_seconds: distance of the steps; made a multiple of 32 samples (1.5 ms).
@@ -90,7 +129,7 @@ class LibrosaAudio:
             Feature(
                 numbered("cqt_", CQT_BINS),
                 f"constant-Q energy by pitch class from C to B, {CQT_OCTAVES} octaves up from {CQT_FLOOR:.1f} Hz, "
-                "the strongest of a step being 1",
+                "the strongest of a step being 1; near 0 in digital silence",
                 "1",
             ),
         ),
@@ -111,11 +150,17 @@ class LibrosaAudio:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        samples = read_sound(media, SAMPLE_RATE)
-        values, voiced = self._measure(samples)
+        shortest, longest = (round(seconds * SAMPLE_RATE) for seconds in BLOCK_SECONDS)
+        block = min(max(BLOCK_STEPS * self.hop, shortest), longest) // self.hop * self.hop
+        context = math.ceil(CONTEXT_SECONDS * SAMPLE_RATE / self.hop) * self.hop
+        measured, count = [], 0
+        for samples, inside in cut_overlapping(read_sound_blocks(media, SAMPLE_RATE), block, context):
+            measured.append(self._measure(samples, inside))
+            count += inside.stop - inside.start
+        values, voiced = combine(measured)
         centre = np.arange(len(values)) * self.hop
         start, end = np.maximum(centre - self.hop / 2, 0), centre + self.hop / 2
-        end[-1] = len(samples)
+        end[-1] = count
         return FeatureSequence(
             values=values,
             start=(start / SAMPLE_RATE).astype(np.float32),
@@ -123,42 +168,87 @@ class LibrosaAudio:
             valid=voiced,
         )
 
-    def _measure(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features [T, 33] and voicing [T] of samples [N]; T = 1 + (N - 1) // hop: every step has a width."""
+    def _measure(self, samples: np.ndarray, inside: slice) -> Measured:
+        """The steps that lie in a part of the samples [N]; in n samples 1 + (n - 1) // hop: each has a width."""
         import librosa
 
-        steps = 1 + (len(samples) - 1) // self.hop
+        steps = slice(inside.start // self.hop, 1 + (inside.stop - 1) // self.hop)
         padded = librosa.util.fix_length(samples, size=max(len(samples), WINDOW))
         common = {"y": padded, "sr": SAMPLE_RATE, "hop_length": self.hop}
-        f0 = librosa.yin(fmin=F0_FLOOR, fmax=F0_CEILING, frame_length=WINDOW, **common)[:steps]
-        mfcc = librosa.feature.mfcc(n_mfcc=MFCC_COUNT, n_fft=WINDOW, **common)[:, :steps]
-        cqt = librosa.feature.chroma_cqt(
-            y=librosa.util.fix_length(samples, size=max(len(samples), CQT_SHORTEST)),
-            sr=SAMPLE_RATE,
-            hop_length=self.hop,
-            fmin=CQT_FLOOR,
-            n_octaves=CQT_OCTAVES,
-            bins_per_octave=CQT_BINS,
-            tuning=0.0,  # speech is in no key: a tuning estimated per clip would only move the bins about
-        )[:, :steps]
+        f0 = librosa.yin(fmin=F0_FLOOR, fmax=F0_CEILING, frame_length=WINDOW, **common)[steps]
+        mel = librosa.power_to_db(librosa.feature.melspectrogram(n_fft=WINDOW, **common)[:, steps], top_db=None)
+        shortest = 0 if inside.start else CQT_SHORTEST  # a clip's last block is long enough and must end where it ends
+        chroma = fold_octaves(librosa.util.fix_length(samples, size=max(len(samples), shortest)), self.hop)
         windows = librosa.util.frame(np.pad(padded, WINDOW // 2), frame_length=WINDOW, hop_length=self.hop)
-        voiced = find_voiced(windows.T[:steps], f0)
-        return np.vstack([fill_log_f0(f0, voiced), mfcc, cqt]).T.astype(np.float32), voiced
+        periodic, level = find_periodic(windows.T[steps], f0)
+        return Measured(f0, periodic, level, mel, chroma[:, steps])
 
 
-def find_voiced(windows: np.ndarray, f0: np.ndarray) -> np.ndarray:
-    """[T] whether each window [T, W] is voiced, given its F0 in Hz [T].
+def combine(measured: Sequence[Measured]) -> tuple[np.ndarray, np.ndarray]:
+    """Features [T, 33] and voicing [T] of the clip whose blocks these are: here its level and its range count."""
+    import librosa
 
-    YIN answers for every window, noise and silence included. A voice is loud, and repeats itself after one
-    period, more than after half of one: rumble, which changes slowly, is most like itself at short lags.
-    An F0 at the end of the range is no dip of YIN's, but where the search stopped.
+    level, f0 = (np.concatenate([getattr(block, name) for block in measured]) for name in ("level", "f0"))
+    loud = level >= max(SILENCE, VOICED_LEVEL * np.percentile(level, 95))
+    voiced = np.concatenate([block.periodic for block in measured]) & loud
+    floor = max(block.mel.max() for block in measured) - MEL_RANGE
+    spectral = [
+        np.vstack([librosa.feature.mfcc(S=np.maximum(block.mel, floor), n_mfcc=MFCC_COUNT), block.chroma])
+        for block in measured
+    ]
+    return np.vstack([fill_log_f0(f0, voiced), np.hstack(spectral)]).T.astype(np.float32), voiced
+
+
+@cache
+def make_octave() -> tuple[np.ndarray, int]:
+    """Filters of one octave of the constant-Q transform, as spectra [12, 1 + W // 2], and their window W, in samples.
+
+    As the rate halves from octave to octave like the frequencies, every octave's are the same; librosa's
+    `chroma_cqt` makes each anew for each clip, which costs more than the transform of a short one.
+    """
+    import librosa
+    import scipy.fft
+
+    top = CQT_FLOOR * 2.0 ** (CQT_OCTAVES - 1 + np.arange(CQT_BINS) / CQT_BINS)
+    filters, lengths = librosa.filters.wavelet(freqs=top, sr=SAMPLE_RATE)
+    window = filters.shape[1]
+    filters *= np.sqrt(lengths)[:, None] / window
+    spectra = scipy.fft.fft(filters)[:, : 1 + window // 2]
+    return librosa.util.sparsify_rows(spectra, quantile=0.01), window
+
+
+def fold_octaves(samples: np.ndarray, hop: int) -> np.ndarray:
+    """Constant-Q energy [12, T] by pitch class from C to B of samples [N], the strongest of a step being 1, or 0.
+
+    Schörkhuber and Klapuri 2010 (Constant-Q transform toolbox for music processing): one octave's filters, and
+    the signal at half the rate for the octave below. The values are those of librosa's `chroma_cqt`, but in silence.
+    """
+    import librosa
+
+    filters, window = make_octave()
+    folded = 0.0
+    for octave in range(CQT_OCTAVES):
+        if octave:
+            samples = librosa.resample(samples, orig_sr=2, target_sr=1, res_type="soxr_hq", scale=True)
+        spectra = librosa.stft(samples, n_fft=window, hop_length=hop >> octave, window="ones", pad_mode="constant")
+        energy = np.abs(filters @ spectra)
+        steps = energy.shape[1] if not octave else min(folded.shape[1], energy.shape[1])
+        folded = energy if not octave else folded[:, :steps] + energy[:, :steps]
+    return librosa.util.normalize(folded, axis=0, threshold=CQT_SILENCE)
+
+
+def find_periodic(windows: np.ndarray, f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[T] whether each window [T, W] repeats itself, given its F0 in Hz [T]; and its level [T].
+
+    YIN answers for every window, noise and silence included. A voice repeats itself after one period, more
+    than after half of one: rumble, which changes slowly, is most like itself at short lags. An F0 at the end
+    of the range is no dip of YIN's, but where the search stopped.
     """
     period = np.rint(SAMPLE_RATE / f0).astype(int)
     correlation, level = correlate(windows, period)
     halfway, _ = correlate(windows, period // 2)
-    loud = level >= max(SILENCE, VOICED_LEVEL * np.percentile(level, 95))
     inside = (f0 > F0_FLOOR * 1.01) & (f0 < F0_CEILING / 1.01)
-    return (correlation >= VOICED_CORRELATION) & (correlation > halfway) & loud & inside
+    return (correlation >= VOICED_CORRELATION) & (correlation > halfway) & inside, level
 
 
 def correlate(windows: np.ndarray, lag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

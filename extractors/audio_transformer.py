@@ -9,25 +9,29 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.per_clip import extract_each, read_sound
+from extractors.per_clip import cut_overlapping, extract_each, read_sound_blocks
 from extractors.pretrained import (
+    batch_limit,
     choose_layers,
     find_model,
     fingerprint,
     hidden_names,
     hidden_states,
     load_model,
+    make_batches,
     read_config,
 )
 from extractors.recipe import Feature, Recipe
 
-VERSION = 1
+VERSION = 2
 
 SAMPLE_RATE = 16_000
 
@@ -39,8 +43,36 @@ CHUNK_SECONDS = 30.0
 CONTEXT_SECONDS = 2.0
 """What a chunk sees on either side beyond the steps that are kept of it."""
 
+BATCH_SECONDS, WAITING_SECONDS = 120.0, 480.0
+"""On a GPU: most sound a batch, padding included, and how much is read before it is sorted into batches."""
+
 WHISPER_HOP, WHISPER_STRIDE = 160, 2
 """Samples between the spectra that Whisper reads, and spectra a step: its second convolution's stride."""
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """A part of a clip that is encoded at once.
+
+    Attributes:
+        sound: tensor that the model takes, until it is encoded.
+        length: samples that it costs.
+        steps: which of its steps are kept.
+        hidden: [T, D] these, once encoded.
+    """
+
+    sound: Any
+    length: int
+    steps: slice
+    hidden: np.ndarray | None = None
+
+
+@dataclass(slots=True)
+class _Clip:
+    """A clip's chunks, in order, and its length in samples."""
+
+    chunks: list[_Chunk]
+    samples: int
 
 
 class TransformerAudio:
@@ -51,9 +83,14 @@ class TransformerAudio:
     that its convolutions see, one of Whisper's on its spectra, and steps touch; the first begins and the last
     ends with the clip.
 
-    Clips are encoded one at a time, so that none depends on the padding of another; over 30 s (or Whisper's
-    window) they are cut into chunks of equal length that see up to 2 s of each other. The weights are loaded
-    at the first clip, onto a GPU where there is one.
+    Clips over 30 s (or Whisper's window) are cut into chunks of that length that see up to 2 s of each other, and
+    are read chunk by chunk; where their sound is normalised, its mean and deviation take a second reading.
+
+    The weights are loaded at the first clip, onto a GPU where there is one. There clips and chunks of like length
+    are encoded together, the shorter ones padded under a mask; models that normalise their first convolution
+    over time, padding included (`feat_extract_norm` is `group`), take none of another length along. The result
+    is that of one at a time to float32's precision, but its last bits hang on what a batch holds, and so on what
+    was left to do. On a CPU each is encoded alone, to the same bytes every time.
 
     Args:
         model: a folder with a Hugging Face model, or an id on its hub.
@@ -93,13 +130,31 @@ class TransformerAudio:
             self._longest = min(self._longest, config["max_source_positions"] * self.stride)
         else:
             self.stride, self._receptive = receptive_field(config["conv_kernel"], config["conv_stride"])
+        self._padded = config.get("feat_extract_norm") == "layer"
+        self._context = min(round(CONTEXT_SECONDS * SAMPLE_RATE), self._longest // 8) // self.stride * self.stride
+        self._longest -= self._longest % self.stride
         options = {"model": model, "layers": self._layers}
         self.signature = make_signature("audio.transformer", VERSION, options, fingerprint(self.folder))
         self._loaded: tuple[Any, Any] | None = None
 
+    @property
+    def batched(self) -> bool:
+        """Whether clips are encoded together: on a GPU."""
+        import torch
+
+        return torch.cuda.is_available()
+
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order."""
-        return extract_each(sources, self._extract)
+        """One result a source, in order; see the class for what is encoded together."""
+        chunks: list[_Chunk] = []  # not yet encoded
+        clips: list[_Clip | ExtractionError] = []  # not yet given
+        for clip in extract_each(sources, partial(self._read, chunks=chunks)):
+            clips.append(clip)
+            if not chunks:
+                yield from map(self._sequence, clips)
+                clips.clear()
+        self._encode(chunks)
+        yield from map(self._sequence, clips)
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -109,52 +164,94 @@ class TransformerAudio:
             self._loaded = prepare, load_model(self.folder)
         return self._loaded
 
-    def _extract(self, media: Path) -> FeatureSequence:
-        samples = read_sound(media, SAMPLE_RATE)
-        if self._whisper:
-            values, centre = self._encode_spectra(samples), 0.0
-        else:
-            values, centre = self._encode_wave(samples), self._receptive / 2
-        middle = centre + np.arange(len(values)) * self.stride
-        start, end = middle - self.stride / 2, middle + self.stride / 2
-        start[0], end[-1] = 0, len(samples)
-        return FeatureSequence(
-            values=values,
-            start=(start / SAMPLE_RATE).astype(np.float32),
-            end=(end / SAMPLE_RATE).astype(np.float32),
-            valid=np.ones(len(values), bool),
-        )
+    def _read(self, media: Path, chunks: list[_Chunk]) -> _Clip:
+        """A clip whose chunks are added to `chunks`; these are encoded and taken off whenever they are enough."""
+        limit = batch_limit(self._load()[1], round(WAITING_SECONDS * SAMPLE_RATE))
+        clip = _Clip([], 0)
+        scale: tuple[float, float] | None = None
+        for samples, inside in cut_overlapping(read_sound_blocks(media, SAMPLE_RATE), self._longest, self._context):
+            if inside.stop < len(samples) and scale is None:
+                scale = self._find_scale(media)
+            steps = slice(inside.start // self.stride, math.ceil(inside.stop / self.stride))
+            sound = self._prepare(samples, scale)
+            chunk = _Chunk(sound, self._longest if self._whisper else len(sound), steps)
+            clip.chunks.append(chunk)
+            clip.samples += inside.stop - inside.start
+            chunks.append(chunk)
+            if sum(chunk.length for chunk in chunks) > limit:
+                self._encode(chunks)
+        return clip
 
-    def _encode_wave(self, samples: np.ndarray) -> np.ndarray:
-        """[T, D] for samples [N]: as many steps as fit the convolutions, one at least."""
+    def _find_scale(self, media: Path) -> tuple[float, float]:
+        """Mean and deviation of a whole clip that its chunks are normalised with; 0 and 1 where they are not."""
+        if self._whisper or not self._load()[0].do_normalize:
+            return 0.0, 1.0
+        count, total, squares = 0, 0.0, 0.0
+        for samples in read_sound_blocks(media, SAMPLE_RATE):
+            count += len(samples)
+            total += samples.sum(dtype=np.float64)
+            squares += np.square(samples, dtype=np.float64).sum()
+        mean = total / count
+        return mean, math.sqrt(max(squares / count - mean**2, 0.0) + 1e-7)
+
+    def _prepare(self, samples: np.ndarray, scale: tuple[float, float] | None) -> Any:
+        """What the model takes for samples [N]: a wave [N], at least one step long, or Whisper's spectra [M, S].
+
+        Args:
+            scale: mean and deviation, where the samples are not the whole clip.
+        """
         import torch
 
-        prepare, model = self._load()
+        prepare, _ = self._load()
+        if self._whisper:
+            return prepare(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
         samples = np.pad(samples, (0, max(self._receptive - len(samples), 0)))
-        wave = prepare(samples, sampling_rate=SAMPLE_RATE, return_tensors="np").input_values[0]
-        steps = (len(wave) - self._receptive) // self.stride + 1
-        hidden = []
-        for chunk, kept in make_chunks(steps, self._longest // self.stride, self._context()):
-            stop = (chunk.stop - 1) * self.stride + self._receptive
-            part = wave[chunk.start * self.stride : stop if chunk.stop < steps else None]  # some models norm over all
-            values = hidden_states(model, self._layers, input_values=torch.from_numpy(part[None]))
-            hidden.append(values[0, kept])
-        return np.concatenate(hidden)
+        if scale is not None:
+            mean, deviation = scale
+            return torch.from_numpy(((samples - mean) / deviation).astype(np.float32))
+        return prepare(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values[0]
 
-    def _encode_spectra(self, samples: np.ndarray) -> np.ndarray:
-        """[T, D] for samples [N]: steps centred on every 320th sample, the padding of Whisper's window left out."""
-        prepare, model = self._load()
-        steps = 1 + (len(samples) - 1) // self.stride
-        hidden = []
-        for chunk, kept in make_chunks(steps, self._longest // self.stride, self._context()):
-            part = samples[chunk.start * self.stride : chunk.stop * self.stride]
-            spectra = prepare(part, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-            hidden.append(hidden_states(model, self._layers, input_features=spectra)[0, kept])
-        return np.concatenate(hidden)
+    def _encode(self, chunks: list[_Chunk]) -> None:
+        """Fill in the chunks' hidden states, in batches of like length where the model is on a GPU; empty the list."""
+        import torch
 
-    def _context(self) -> int:
-        """Steps; never so many that little is left of a short window."""
-        return min(round(CONTEXT_SECONDS * SAMPLE_RATE), self._longest // 8) // self.stride
+        if not chunks:
+            return
+        _, model = self._load()
+        lengths = {i: chunk.length for i, chunk in enumerate(chunks)}
+        limit = batch_limit(model, round(BATCH_SECONDS * SAMPLE_RATE))
+        for batch in make_batches(lengths, limit, only_equal=not self._padded):
+            inputs = [chunks[i].sound for i in batch]
+            if self._whisper:
+                arguments = {"input_features": torch.stack(inputs)}
+            else:
+                arguments = {"input_values": torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)}
+                if lengths[batch[0]] < lengths[batch[-1]]:
+                    real = torch.tensor([lengths[i] for i in batch])
+                    arguments["attention_mask"] = (torch.arange(lengths[batch[-1]]) < real[:, None]).long()
+            hidden_BTD = hidden_states(model, self._layers, **arguments)
+            for row, i in enumerate(batch):
+                stop = hidden_BTD.shape[1] if self._whisper else (lengths[i] - self._receptive) // self.stride + 1
+                chunks[i].hidden = hidden_BTD[row, :stop][chunks[i].steps].copy()
+                chunks[i].sound = None
+        chunks.clear()
+
+    def _sequence(self, clip: _Clip | ExtractionError) -> FeatureSequence | ExtractionError:
+        if isinstance(clip, ExtractionError):
+            return clip
+        values = np.concatenate([chunk.hidden for chunk in clip.chunks])
+        middle = (0.0 if self._whisper else self._receptive / 2) + np.arange(len(values)) * self.stride
+        start, end = middle - self.stride / 2, middle + self.stride / 2
+        start[0], end[-1] = 0, clip.samples
+        try:
+            return FeatureSequence(
+                values=values,
+                start=(start / SAMPLE_RATE).astype(np.float32),
+                end=(end / SAMPLE_RATE).astype(np.float32),
+                valid=np.ones(len(values), bool),
+            )
+        except ExtractionError as error:  # the weights overflow on this clip
+            return error
 
 
 def check_preprocessor(folder: Path) -> None:

@@ -16,6 +16,7 @@ ENTRY_POINT_GROUP = "dashfusion.extractors"
 
 BUILT_IN = {
     "text.transformer": "extractors.text:TransformerText",
+    "text.words": "extractors.text_words:WordsText",
     "audio.librosa": "extractors.audio:LibrosaAudio",
     "audio.opensmile": "extractors.audio_opensmile:OpenSmileAudio",
     "audio.transformer": "extractors.audio_transformer:TransformerAudio",
@@ -77,8 +78,9 @@ class FeatureSequence:
             array = getattr(self, name)
             if array is not None and array.shape != (steps,):
                 raise ExtractionError(f"{name} must be [{steps}] like values, found shape {array.shape}")
-        bad = np.argwhere(~np.isfinite(self.values))
-        if len(bad):
+        finite = np.isfinite(self.values)
+        if not finite.all():
+            bad = np.argwhere(~finite)
             step, dim = bad[0]
             raise ExtractionError(
                 f"{len(bad)} values are NaN or infinite, the first at step {step} "
@@ -97,6 +99,8 @@ class Extractor(Protocol):
         modality: text, audio or vision.
         feature_names: D names, in the order of the values' columns.
         signature: changes whenever the output could: name, version, options, and what the weights are.
+
+    One that is faster with several clips at a time says so by an attribute `batched`; the others get them one by one.
     """
 
     modality: str

@@ -13,13 +13,13 @@ import numpy as np
 
 from corpora.files import sha256_of
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.faces import check_face_options, frame_steps, without_noise
-from extractors.media import MAX_SIDE, read_frames
+from extractors.faces import FaceChooser, Seen, check_face_options, frame_steps, without_noise
+from extractors.media import MAX_SIDE
 from extractors.per_clip import extract_each
 from extractors.recipe import Feature, Recipe
 from extractors.vision import head_angles
 
-VERSION = 1
+VERSION = 2
 
 BUNDLED = "face_blendshapes.tflite"
 """In every face landmarker bundle, in none of another task."""
@@ -61,7 +61,7 @@ BLENDSHAPES = tuple(f"{stem}_{end}" if end else stem for stem, *ends in _BLENDSH
 
 
 class FaceLandmarkerVision:
-    """`vision.face_landmarker`: 52 blendshapes and the pose of the one face that MediaPipe's task tracks.
+    """`vision.face_landmarker`: 52 blendshapes and the pose of one face, see `extractors.faces.FaceChooser`.
 
     Blendshapes are the task's scores, 0 to 1. The pose is the task's transformation of a canonical face into the
     camera's space, x to the right of the picture, y up, z towards the camera; angles have the signs of
@@ -79,8 +79,8 @@ class FaceLandmarkerVision:
 
     modality = "vision"
     recipe = Recipe(
-        source="mediapipe's face landmarker task (one face, video mode), of frames scaled down to at most "
-        f"{MAX_SIDE} pixels",
+        source="mediapipe's face landmarker task (video mode; of several faces the largest that is there "
+        f"consistently), of frames scaled down to at most {MAX_SIDE} pixels",
         rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
         window="one frame; the task follows the face from frame to frame",
         valid="where a face is found; zeros elsewhere",
@@ -103,6 +103,7 @@ class FaceLandmarkerVision:
         check_face_options(fps=fps, min_confidence=min_confidence)
         self._bundle = check_bundle(model)
         self.fps, self.min_confidence = float(fps), float(min_confidence)
+        self._chooser = FaceChooser(self.min_confidence)
         options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
         weights = f"{sha256_of(self._bundle)} mediapipe {version('mediapipe')}"
         self.signature = make_signature("vision.face_landmarker", VERSION, options, weights)
@@ -112,14 +113,17 @@ class FaceLandmarkerVision:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
+        return self._chooser.watch(media, self.fps, self._collect)
+
+    def _collect(self, seen: Iterator[Seen]) -> FeatureSequence:
         times: list[float] = []
         faces: list[np.ndarray | None] = []
         image = face = None
         try:
             with without_noise(), self._open() as landmarker:
-                for time, shown in read_frames(media, self.fps):
+                for time, shown, view in seen:
                     if shown is not image:  # the same frame again, where the video has fewer than fps
-                        image, face = shown, self._look(landmarker, shown, time)
+                        image, face = shown, self._look(landmarker, view, time)
                     times.append(time)
                     faces.append(face)
         except RuntimeError as error:

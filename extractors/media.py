@@ -6,10 +6,11 @@ another keeps its distance. H, W are a frame's height and width, N counts sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.reformatter import VideoReformatter
 
@@ -149,8 +151,10 @@ def _info(container: InputContainer, video: Stream | None, audio: Stream | None)
     )
 
 
-def _decode(path: Path, container: InputContainer, stream: Stream) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    """Every frame of a stream, in order of presentation.
+def _decode(
+    path: Path, container: InputContainer, stream: Stream, unseen: Callable[[Packet], bool] | None = None
+) -> Iterator[av.VideoFrame | av.AudioFrame]:
+    """Every frame of a stream, in order of presentation; of those that are `unseen`, only what others are made of.
 
     A packet that does not decode is allowed before the first frame (a recording that was cut inside a group
     of pictures) and after the last one (its torn end); between two frames it fails the file.
@@ -178,6 +182,8 @@ def _decode(path: Path, container: InputContainer, stream: Stream) -> Iterator[a
         if packet.stream.index != stream.index:
             continue
         packets += bool(packet.size)
+        if unseen is not None:
+            stream.codec_context.skip_frame = "NONREF" if unseen(packet) else "DEFAULT"
         try:
             decoded = packet.decode()
         except FFmpegError as error:
@@ -227,55 +233,98 @@ def read_audio(path: Path, sample_rate: int) -> np.ndarray:
         MissingStream: no audio stream, or an empty one.
         MediaError: the file cannot be used, or is damaged (see `_decode`).
     """
-    runs = [(start, rate, np.concatenate(pieces)) for start, rate, pieces in _sound_runs(path)]
-    end = max((start + Fraction(len(samples), rate) for start, rate, samples in runs), default=Fraction(0))
-    whole = np.zeros(max(round(end * sample_rate), 0), np.float32)
-    for start, rate, samples in runs:
-        first = round(start * sample_rate)
-        samples = _resample(samples, rate, sample_rate)[max(-first, 0) :]
-        place = whole[max(first, 0) :][: len(samples)]
-        place[:] = samples[: len(place)]
-    if not len(whole):
+    return np.concatenate(list(read_audio_blocks(path, sample_rate)))
+
+
+def read_audio_blocks(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
+    """What `read_audio` gives, in blocks of about a second, one after the other: an hour need not fit the memory.
+
+    Raises:
+        MissingStream, MediaError: as `read_audio`; possibly after some blocks.
+    """
+    given = 0
+    for (start, rate), run in groupby(_sound_pieces(path), key=lambda piece: piece[:2]):
+        skip = given - round(start * sample_rate)  # what lies before time zero, or in what was given already
+        if skip < 0:
+            yield np.zeros(-skip, np.float32)
+            given, skip = given - skip, 0
+        for samples in _resample((samples for *_, samples in run), start, rate, sample_rate):
+            if len(samples) > skip:
+                yield samples[skip:]
+                given += len(samples) - skip
+            skip = max(skip - len(samples), 0)
+    if not given:
         raise MissingStream(f"{path}: its audio stream is empty")
-    return whole
 
 
-def _sound_runs(path: Path) -> list[tuple[Fraction, int, list[np.ndarray]]]:
-    """Stretches without a hole or a change of rate: start in seconds, rate in Hz, pieces of samples."""
-    runs: list[tuple[Fraction, int, list[np.ndarray]]] = []
-    clock, kind = Fraction(0), None
+def _sound_pieces(path: Path) -> Iterator[tuple[Fraction, int, np.ndarray]]:
+    """Samples as they are decoded, channels averaged, each with its run's start in seconds and rate in Hz.
+
+    A run is a stretch without a hole or a change of rate.
+    """
+    start, rate, clock, kind = Fraction(0), 0, 0.0, None
     with _open(path) as container:
         stream = _need(path, container, "audio")
         zero = _time_zero(container)
+        offset = float(zero)
         for frame in _decode(path, container, stream):
-            time = clock if frame.pts is None else frame.pts * frame.time_base - zero
+            time = clock if frame.pts is None else frame.time - offset
             if time - clock > LONGEST_GAP:
-                raise MediaError(f"{path}: the sound's time jumps by {float(time - clock):.0f} s; convert it again")
+                raise MediaError(f"{path}: the sound's time jumps by {time - clock:.0f} s; convert it again")
             if frame.sample_rate < LOWEST_RATE:
                 raise MediaError(
                     f"{path}: sound at {frame.sample_rate} Hz, expected {LOWEST_RATE} or more; convert it again"
                 )
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-                to_float = av.AudioResampler("fltp")
-            if not runs or runs[-1][1] != frame.sample_rate or time - clock > AUDIO_GAP:
-                runs.append((time, frame.sample_rate, []))
-                clock = time
-            clock += Fraction(frame.samples, frame.sample_rate)
-            runs[-1][2].extend(piece.to_ndarray().mean(axis=0) for piece in to_float.resample(frame))
-    return runs
+                to_float = None if frame.format.name == "fltp" else av.AudioResampler("fltp")
+            if rate != frame.sample_rate or time - clock > AUDIO_GAP:
+                start = Fraction(clock) if frame.pts is None else frame.pts * frame.time_base - zero
+                rate, clock = frame.sample_rate, time
+            clock += frame.samples / rate
+            for piece in to_float.resample(frame) if to_float else [frame]:
+                channels = piece.to_ndarray()
+                yield start, rate, channels[0] if len(channels) == 1 else channels.sum(axis=0) / len(channels)
 
 
-def _resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """Samples [N] at another rate; exactly N * wanted / rate of them, rounded."""
-    if rate == wanted:
-        return samples
-    behind = np.zeros(rate // 10, np.float32)  # the filter keeps back its last taps: let it keep silence
-    frame = av.AudioFrame.from_ndarray(np.concatenate([samples, behind])[None], "fltp", "mono")
-    frame.sample_rate = rate
+def _resample(pieces: Iterable[np.ndarray], start: Fraction, rate: int, wanted: int) -> Iterator[np.ndarray]:
+    """A run's samples at another rate, in blocks of about a second; as many as lie between its rounded ends."""
     resampler = av.AudioResampler("fltp", "mono", wanted)
-    pieces = [piece.to_ndarray()[0] for piece in [*resampler.resample(frame), *resampler.resample(None)]]
-    return np.concatenate(pieces)[: round(len(samples) * wanted / rate)]
+
+    def convert(samples: np.ndarray) -> list[np.ndarray]:
+        if rate == wanted:
+            return [samples]
+        frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        frame.sample_rate = rate
+        return [piece.to_ndarray()[0] for piece in resampler.resample(frame)]
+
+    taken = given = 0
+    held = np.empty(0, np.float32)
+    for samples in _gather(pieces, rate):
+        yield held
+        given += len(held)
+        taken += len(samples)
+        held = np.concatenate([np.empty(0, np.float32), *convert(samples)])
+    behind = []
+    if rate != wanted:  # the filter keeps back its last taps: let it keep silence
+        behind = [*convert(np.zeros(rate // 10, np.float32)), *(p.to_ndarray()[0] for p in resampler.resample(None))]
+    held = np.concatenate([held, *behind])[: round(taken * wanted / rate) - given]
+    end = round((start + Fraction(taken, rate)) * wanted) - round(start * wanted)
+    yield np.pad(held, (0, max(end - given - len(held), 0)))[: end - given]
+
+
+def _gather(pieces: Iterable[np.ndarray], least: int) -> Iterator[np.ndarray]:
+    """The same samples in pieces of at least so many, but for the last."""
+    waiting: list[np.ndarray] = []
+    count = 0
+    for piece in pieces:
+        waiting.append(piece)
+        count += len(piece)
+        if count >= least:
+            yield np.concatenate(waiting)
+            waiting, count = [], 0
+    if count:
+        yield np.concatenate(waiting)
 
 
 def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tuple[float, np.ndarray]]:
@@ -294,33 +343,43 @@ def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tu
     if not fps > 0 or not max_side > 0:
         raise ValueError(f"fps and max_side must be positive, found {fps} and {max_side}")
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
-    convert = VideoReformatter()
+    shrink, convert = VideoReformatter(), VideoReformatter()  # each keeps what it set up for the last frame
     with _open(path) as container:
         stream = _need(path, container, "video")
         number: int | None = None
         shown: np.ndarray | None = None
-        for frame, start, end in _intervals(path, container, stream):
+        for frame, start, end in _intervals(path, container, stream, step):
             number = int(max(start, 0) / step) if number is None else number
             shown = None
             while number * step < end:
-                shown = _to_rgb(convert, frame, max_side) if shown is None else shown
+                shown = _to_rgb(shrink, convert, frame, max_side) if shown is None else shown
                 yield float(number * step), shown
                 number += 1
 
 
 def _intervals(
-    path: Path, container: InputContainer, stream: Stream
+    path: Path, container: InputContainer, stream: Stream, step: Fraction
 ) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Each frame with the time it appears and the time the next one replaces it.
 
     Stamps are rounded to the stream's time base, so a frame may be half a tick early; but a time base as
-    coarse as the frame rate (AVI) is exact.
+    coarse as the frame rate (AVI) is exact. A frame that is not on the screen at any multiple of `step`, and that no
+    other is made of, may be left out: the one before it then lasts longer.
     """
     zero = _time_zero(container)
     early = min(stream.time_base / 2, Fraction(1, 1000))
+
+    def unseen(packet: Packet) -> bool:
+        if packet.pts is None or not packet.duration:
+            return False
+        start = packet.pts * packet.time_base - zero
+        # two ticks on either side: stamps and durations are rounded
+        first, last = start - 2 * packet.time_base, start + (packet.duration + 2) * packet.time_base
+        return first > 0 and last // step == first // step and first % step != 0
+
     length = 1 / (stream.average_rate or stream.guessed_rate or FALLBACK_RATE)
     held, start = None, Fraction(0)
-    for frame in _decode(path, container, stream):
+    for frame in _decode(path, container, stream, unseen):
         expected = start + length if held is not None else Fraction(0)
         time = expected if frame.pts is None else frame.pts * frame.time_base - zero
         if held is not None:
@@ -337,11 +396,13 @@ def _intervals(
         yield held, start, start + length - early
 
 
-def _to_rgb(convert: VideoReformatter, frame: av.VideoFrame, max_side: int) -> np.ndarray:
+def _to_rgb(shrink: VideoReformatter, convert: VideoReformatter, frame: av.VideoFrame, max_side: int) -> np.ndarray:
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
     scale = min(1.0, max_side / max(frame.width, frame.height))
     width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
-    image = convert.reformat(frame, width, height, "rgb24").to_ndarray()
-    turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
+    if scale < 1 and frame.format.name == "yuv420p":  # swscale is faster at one thing at a time
+        frame = shrink.reformat(frame, width, height, interpolation="AREA", threads=1)
+    image = convert.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
     image = np.ascontiguousarray(np.rot90(image, turns))  # rows may have been padded as well
     image.flags.writeable = False
     return image

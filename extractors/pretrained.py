@@ -139,3 +139,27 @@ def hidden_states(model: Any, layers: Sequence[int], **inputs: Any) -> Any:
         if only_last:
             return output.last_hidden_state.cpu().numpy()
         return torch.stack([output.hidden_states[layer] for layer in layers]).mean(dim=0).cpu().numpy()
+
+
+def batch_limit(model: Any, limit: int) -> int:
+    """`limit` where the model is on a GPU; 0 on a CPU, where batches save little and cost what they are padded with.
+
+    What is encoded alone has the same bytes whatever is left to do; on a GPU the last bits hang on its batch.
+    """
+    return 0 if model.device.type == "cpu" else limit
+
+
+def make_batches(lengths: Mapping[int, int], limit: int, only_equal: bool = False) -> list[list[int]]:
+    """Keys of `lengths` in batches of like length, none over `limit` in sum once padded, except one alone.
+
+    Args:
+        only_equal: nothing may be padded, so that a batch holds one length.
+    """
+    batches: list[list[int]] = []
+    for key in sorted(lengths, key=lambda key: lengths[key]):
+        fits = batches and (len(batches[-1]) + 1) * lengths[key] <= limit
+        if fits and not (only_equal and lengths[batches[-1][0]] != lengths[key]):
+            batches[-1].append(key)
+        else:
+            batches.append([key])
+    return batches

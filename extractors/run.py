@@ -1,8 +1,8 @@
 """Extraction of one modality, clip by clip, so that a run that was stopped goes on where it was.
 
 Each clip's result is one file in a scratch folder, `<scratch>/<signature>/<key[:2]>/<key>.npz`, keyed by what
-the extractor was shown; `assemble` then streams them into the feature store. Work units run in any process:
-they take paths and plain values.
+the extractor was shown; `assemble` then streams them into the feature store. What a clip failed with lies beside
+them, `<scratch>/tracebacks/<reference>.txt`. Work units run in any process: they take paths and plain values.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import sys
+import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -41,11 +42,16 @@ from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_seque
 logger = logging.getLogger(__name__)
 
 BATCH_CLIPS = 32
-"""Clips that an extractor is given at a time, and the most that a kill can cost a work unit."""
+"""Clips that an extractor which is `batched` is given at a time, and the most that a kill can cost a work unit."""
 
 CACHE_TAG = "CACHEDIR.TAG"
 CACHE_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Features of clips; safe to delete.\n"
 """Backups skip a folder with this file (https://bford.info/cachedir/), `prune` touches no other."""
+
+TRACEBACKS = "tracebacks"
+
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+"""Where the numeric libraries look for the number of their threads, each as it is loaded."""
 
 
 class TooManyFailures(RuntimeError):
@@ -62,6 +68,7 @@ class UnitReport:
         reused: clips whose result lay in scratch already.
         missing: of both, those that have no such modality.
         problems: one row for each clip that failed.
+        seconds: of media that were extracted now, by the clips' durations.
     """
 
     meta: FeatureMeta
@@ -69,6 +76,7 @@ class UnitReport:
     reused: int
     missing: int
     problems: tuple[Problem, ...]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +120,7 @@ def limit_threads(threads: int) -> None:
 
     Libraries that are loaded already are told, the others find it in the environment.
     """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
-        os.environ[name] = str(threads)
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(threads)
     if "torch" in sys.modules:
@@ -138,6 +145,15 @@ def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
         ValueError: no such extractor or option.
     """
     return _extractor(extractor_name, options)[1]
+
+
+def clips_at_a_time(extractor_name: str, options: Mapping[str, Any]) -> int:
+    """How many clips the extractor should be given: one, so that a kill costs no more, unless it gains from several.
+
+    Raises:
+        ValueError: no such extractor or option.
+    """
+    return BATCH_CLIPS if getattr(_extractor(extractor_name, options)[0], "batched", False) else 1
 
 
 def scratch_path(scratch: Path, meta: FeatureMeta, clip: Clip, root: Path) -> Path:
@@ -203,8 +219,12 @@ def _source(clip: Clip, root: Path, modality: str) -> Source:
     return Source(clip.clip_id, root / clip.media if clip.media else None, "", clip.language, clip.duration)
 
 
-def _check_media(clip: Clip, root: Path) -> None:
-    """Refuse a file that is not the one in the manifest: its features would be kept under a wrong key."""
+def check_media(clip: Clip, root: Path) -> None:
+    """Refuse a file that is not the one in the manifest: what comes of it would be kept under a wrong key.
+
+    Raises:
+        MediaError: no such file, or another one than when the manifest was made.
+    """
     if not clip.media:
         return
     if not (root / clip.media).is_file():
@@ -244,7 +264,33 @@ def _results(extractor: Extractor, sources: Sequence[Source]) -> list[FeatureSeq
     return [_alone(extractor, source) for source in sources]
 
 
-def _settle(clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta) -> FeatureSequence | Problem:
+def traceback_path(scratch: Path, reference: str) -> Path:
+    """Where the full trace of a problem lies, by the reference in its row."""
+    return scratch / TRACEBACKS / f"{reference}.txt"
+
+
+def keep_traceback(error: Exception, clip: Clip, signature: str, key: str, scratch: Path) -> str:
+    """Write the error's trace, with its causes and notes, into scratch: its reference, empty where it has no trace.
+
+    The reference covers what failed and how, and nothing of the machine: neither folders nor line numbers, so that
+    the same failures give the same problems table everywhere. The latest trace is the one that is kept.
+
+    Args:
+        signature, key: the names of the folder and of the file that the result would have had in scratch.
+    """
+    if error.__traceback__ is None and error.__cause__ is None:
+        return ""
+    payload = json.dumps([signature, key, clip.clip_id, type(error).__name__])
+    reference = hashlib.sha256(payload.encode()).hexdigest()[:12]
+    with atomic_path(traceback_path(scratch, reference)) as temporary:
+        head = f"{clip.clip_id}, {signature}\n"
+        temporary.write_text(head + "".join(traceback.format_exception(error)), encoding="utf-8")
+    return reference
+
+
+def _settle(
+    clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta, key: str, scratch: Path
+) -> FeatureSequence | Problem:
     """What goes into scratch for a result, or into the problems table."""
     if isinstance(result, MissingModality):
         return _empty(meta)
@@ -256,7 +302,9 @@ def _settle(clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta) 
             result = error
     if not isinstance(result, (ExtractionError, MediaError)):
         logger.error("clip %s, %s: %r", clip.clip_id, meta.modality, result, exc_info=result)
-    return Problem(clip.clip_id, "extract", meta.modality, type(result).__name__, str(result) or repr(result))
+    reference = keep_traceback(result, clip, meta.signature, key, scratch)
+    message = str(result) or repr(result)
+    return Problem(clip.clip_id, "extract", meta.modality, type(result).__name__, message, reference)
 
 
 def extract_unit(
@@ -277,7 +325,7 @@ def extract_unit(
     """
     root, scratch = Path(root), Path(scratch)
     extractor, meta = _extractor(extractor_name, options)
-    _tag(scratch)
+    tag_scratch(scratch)
     pending: list[tuple[Clip, Path]] = []
     missing = 0
     for clip in clips:
@@ -288,16 +336,18 @@ def extract_unit(
         else:
             missing += not len(known)
     problems: list[Problem] = []
+    seconds = 0.0
     for batch in (pending[i : i + BATCH_CLIPS] for i in range(0, len(pending), BATCH_CLIPS)):
         for clip, path, result in _extract_batch(extractor, meta.modality, batch, root):
-            settled = _settle(clip, result, meta)
+            settled = _settle(clip, result, meta, path.stem, scratch)
             if isinstance(settled, Problem):
                 problems.append(settled)
             else:
                 _save(path, settled)
                 missing += not len(settled)
+                seconds += clip.duration or 0.0
     extracted, reused = len(pending) - len(problems), len(clips) - len(pending)
-    return UnitReport(meta, extracted, reused, missing, tuple(problems))
+    return UnitReport(meta, extracted, reused, missing, tuple(problems), seconds)
 
 
 def _extract_batch(
@@ -307,7 +357,7 @@ def _extract_batch(
     for clip, path in batch:
         try:
             if modality != "text":
-                _check_media(clip, root)
+                check_media(clip, root)
             fit.append((clip, path))
         except MediaError as error:
             yield clip, path, error
@@ -351,11 +401,13 @@ def assemble(
     return Summary(rows, missing, steps, len(failed))
 
 
-def check_failures(problems: Sequence[Problem], total: int, max_failed_fraction: float, table: Path) -> None:
+def check_failures(
+    problems: Sequence[Problem], total: int, max_failed_fraction: float, table: Path, scratch: Path
+) -> None:
     """Stop where more than `max_failed_fraction` of `total` clips failed.
 
     Args:
-        table: where the problems were written, for the message.
+        table, scratch: where the problems and their tracebacks were written, for the message.
 
     Raises:
         TooManyFailures: with the counts by error, the first clips, and what to do.
@@ -368,12 +420,14 @@ def check_failures(problems: Sequence[Problem], total: int, max_failed_fraction:
     raise TooManyFailures(
         f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "
         f"{max_failed_fraction:.1%}.\nBy error: {counts}\nThe first:\n{first}\n"
-        f"All of them are in {table}. Repair or remove these clips and run the stage again (what was "
-        "extracted is kept), or raise extract.max_failed_fraction."
+        f"All of them are in {table}; its column `traceback` names the files in {scratch / TRACEBACKS}, one a trace. "
+        "Repair or remove these clips and run the stage again (what was extracted is kept), or raise "
+        "extract.max_failed_fraction."
     )
 
 
-def _tag(scratch: Path) -> None:
+def tag_scratch(scratch: Path) -> None:
+    """Mark a folder as one of ours, which backups skip and `prune` may clean."""
     if not (scratch / CACHE_TAG).exists():
         with atomic_path(scratch / CACHE_TAG) as temporary:
             temporary.write_text(CACHE_TAG_TEXT)
@@ -381,6 +435,8 @@ def _tag(scratch: Path) -> None:
 
 def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
     """Remove the results of all extractor signatures but those in `keep`: (folders removed, bytes freed).
+
+    So are the tracebacks, but those whose reference is in `keep`.
 
     Raises:
         ValueError: the folder is not a scratch folder of ours.
@@ -390,8 +446,12 @@ def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
         return 0, 0
     if not (scratch / CACHE_TAG).is_file():
         raise ValueError(f"{scratch}: no {CACHE_TAG} here, so this is no scratch folder; nothing was removed")
-    old = sorted(path for path in scratch.iterdir() if path.is_dir() and path.name not in keep)
-    freed = sum(file.stat().st_size for folder in old for file in folder.rglob("*") if file.is_file())
+    old = sorted(path for path in scratch.iterdir() if path.is_dir() and path.name not in {*keep, TRACEBACKS})
+    traces = [path for path in (scratch / TRACEBACKS).glob("*.txt") if path.stem not in keep]
+    results = [path for folder in old for path in folder.rglob("*") if path.is_file()]
+    freed = sum(path.stat().st_size for path in (*results, *traces))
     for folder in old:
         shutil.rmtree(folder)
+    for path in traces:
+        path.unlink()
     return len(old), freed

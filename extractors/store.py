@@ -26,7 +26,9 @@ from extractors.base import ExtractionError, FeatureSequence
 SCHEMA_VERSION = 1
 METADATA_KEY = b"dashfusion"
 SHARD_CLIPS = 512
-GROUP_CLIPS = 64
+
+GROUP_CLIPS, GROUP_BYTES = 64, 1 << 19
+"""A row group ends at either: reading one clip decodes its whole group, so that groups are small in bytes."""
 
 
 class StoreError(ValueError):
@@ -64,6 +66,11 @@ def sequence_type(dim: int) -> pa.DataType:
 def list_type(item: pa.DataType) -> pa.DataType:
     """Arrow type of a [T] array, without nulls."""
     return pa.list_(pa.field("element", item, nullable=False))
+
+
+def _is_sequence(kind: pa.DataType) -> bool:
+    """Whether it is a `sequence_type`, of any float width."""
+    return pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type)
 
 
 def _to_arrow(items: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -104,6 +111,7 @@ class ShardWriter:
         self.folder, self.schema, self.shard_clips = Path(folder), schema, shard_clips
         self.rows = 0
         self._group: list[Mapping[str, Any]] = []
+        self._group_bytes = 0
         self._shards = 0
         self._in_shard = 0
         self._stack = ExitStack()
@@ -125,13 +133,23 @@ class ShardWriter:
         """Add a row: column name -> value, numpy arrays for list columns."""
         self._group.append(row)
         self.rows += 1
-        if len(self._group) == GROUP_CLIPS or self._in_shard + len(self._group) == self.shard_clips:
+        self._group_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
+        full = len(self._group) == GROUP_CLIPS or self._group_bytes >= GROUP_BYTES
+        if full or self._in_shard + len(self._group) == self.shard_clips:
             self._flush()
 
     def _open(self) -> pq.ParquetWriter:
         temporary = self._stack.enter_context(atomic_path(self.folder / f"part-{self._shards:05d}.parquet"))
+        # floats compress and decode better with their bytes taken apart: a tenth smaller, read half as fast again
+        split = [f"{field.name}.list.element.list.element" for field in self.schema if _is_sequence(field.type)]
         self._parquet = self._stack.enter_context(
-            pq.ParquetWriter(temporary, self.schema, compression="zstd", use_dictionary=["extractor"])
+            pq.ParquetWriter(
+                temporary,
+                self.schema,
+                compression="zstd",
+                use_dictionary=["extractor"],
+                column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+            )
         )
         self._shards += 1
         return self._parquet
@@ -144,6 +162,7 @@ class ShardWriter:
         parquet.write_table(pa.Table.from_arrays(columns, schema=self.schema))
         self._in_shard += len(self._group)
         self._group.clear()
+        self._group_bytes = 0
         if self._in_shard == self.shard_clips:
             self._stack.close()
             self._parquet, self._in_shard = None, 0
@@ -245,21 +264,22 @@ class FeatureReader:
             raise FileNotFoundError(f"{self.folder}: no {modality} features here; {self._remedy}")
         if [path.name for path in paths] != [f"part-{i:05d}.parquet" for i in range(len(paths))]:
             raise StoreError(f"{self.folder}: parts are missing before {paths[-1].name}; {self._remedy}")
-        self._files = [self._open(path) for path in paths]
-        metas = [self._read_meta(path, file) for path, file in zip(paths, self._files, strict=True)]
+        self._paths = paths
+        self._footers: list[pq.FileMetaData] = []
+        metas = [self._read_footer(path) for path in paths]
         self.meta = metas[0]
         for path, meta in zip(paths, metas, strict=True):
             if meta != self.meta:
                 raise StoreError(
                     f"{path}: made by {meta.signature}, but {paths[0].name} by {self.meta.signature}; {self._remedy}"
                 )
-        self._paths = paths
         self._index: dict[str, tuple[int, int, int]] = {}
-        for shard, file in enumerate(self._files):
-            for group in range(file.num_row_groups):
-                ids = self._read(shard, group, ["clip_id"]).column("clip_id").to_pylist()
-                self._index.update({clip_id: (shard, group, row) for row, clip_id in enumerate(ids)})
-        if len(self._index) != sum(file.metadata.num_rows for file in self._files):
+        for shard, footer in enumerate(self._footers):
+            ids = iter(self._read(shard, range(footer.num_row_groups), ["clip_id"]).column("clip_id").to_pylist())
+            for group in range(footer.num_row_groups):
+                rows = range(footer.row_group(group).num_rows)
+                self._index.update({clip_id: (shard, group, row) for row, clip_id in zip(rows, ids, strict=False)})
+        if len(self._index) != sum(footer.num_rows for footer in self._footers):
             raise StoreError(f"{self.folder}: a clip_id is stored twice; {self._remedy}")
         self.clip_ids = tuple(self._index)
         self._group = functools.lru_cache(maxsize=2)(self._decode)
@@ -268,14 +288,14 @@ class FeatureReader:
     def _remedy(self) -> str:
         return f"run the extract stage for {self.modality} again"
 
-    def _open(self, path: Path) -> pq.ParquetFile:
+    def _read_footer(self, path: Path) -> FeatureMeta:
         try:
-            return pq.ParquetFile(path, memory_map=True)
+            footer = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path}: not a whole Parquet file ({error}); {self._remedy}") from error
-
-    def _read_meta(self, path: Path, file: pq.ParquetFile) -> FeatureMeta:
-        raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+        self._footers.append(footer)
+        schema = footer.schema.to_arrow_schema()
+        raw = (schema.metadata or {}).get(METADATA_KEY)
         if raw is None:
             raise StoreError(f"{path}: not a feature store (no `dashfusion` metadata); {self._remedy}")
         payload = json.loads(raw)
@@ -288,20 +308,22 @@ class FeatureReader:
                 f"correct the extractor under extract.{self.modality} and {self._remedy}"
             )
         meta = FeatureMeta(**(payload | {"feature_names": tuple(payload["feature_names"])}))
-        kind, dim = file.schema_arrow.field("values").type, len(meta.feature_names)
+        kind, dim = schema.field("values").type, len(meta.feature_names)
         vector = kind.value_type if pa.types.is_list(kind) else kind
         if not pa.types.is_fixed_size_list(vector) or vector.list_size != dim:
             raise StoreError(f"{path}: values are {kind}, not lists of {dim} floats a step; {self._remedy}")
         return meta
 
-    def _read(self, shard: int, group: int, columns: list[str] | None = None) -> pa.Table:
-        try:
-            return self._files[shard].read_row_group(group, columns=columns)
+    def _read(self, shard: int, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
+        path = self._paths[shard]
+        try:  # opened for each read: a large store has more parts than a process may hold open
+            with pq.ParquetFile(path, metadata=self._footers[shard]) as file:
+                return file.read_row_groups(groups, columns=columns)
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{self._paths[shard]}: damaged ({error}); {self._remedy}") from error
+            raise StoreError(f"{path}: damaged ({error}); {self._remedy}") from error
 
     def _decode(self, shard: int, group: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        table = self._read(shard, group).drop_columns(["clip_id", "extractor"])
+        table = self._read(shard, [group]).drop_columns(["clip_id", "extractor"])
         return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
 
     def __len__(self) -> int:

@@ -16,12 +16,14 @@ import numpy as np
 from corpora.files import sha256_of
 from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source, make_signature
 from extractors.pretrained import (
+    batch_limit,
     choose_layers,
     find_model,
     fingerprint,
     hidden_names,
     hidden_states,
     load_model,
+    make_batches,
     read_config,
 )
 from extractors.recipe import Feature, Recipe
@@ -65,6 +67,7 @@ class TransformerText:
     """
 
     modality = "text"
+    batched = True
     recipe = Recipe(
         source="transformers: an encoder, of the transcript as the model's own tokenizer cuts it; "
         "`minilm` is all-MiniLM-L6-v2, 384 wide",
@@ -100,7 +103,7 @@ class TransformerText:
                 tokens[index] = self._tokenize(source)
             else:
                 results[index] = MissingModality(f"{source.clip_id}: the transcript is empty")
-        limit = BATCH_TOKENS if tokens and self._load()[1].device.type != "cpu" else 0
+        limit = batch_limit(self._load()[1], BATCH_TOKENS) if tokens else 0
         for batch in make_batches({index: len(ids) for index, (ids, _) in tokens.items()}, limit):
             hidden = self._encode([tokens[index][0] for index in batch])
             for index, values in zip(batch, hidden, strict=True):
@@ -163,17 +166,6 @@ class TransformerText:
             mask_BT[row, : len(ids)] = 1
         hidden_BTD = hidden_states(model, self._layers, input_ids=ids_BT, attention_mask=mask_BT)
         return [hidden_BTD[row, : len(ids)].copy() for row, ids in enumerate(batch)]
-
-
-def make_batches(lengths: dict[int, int], limit: int) -> list[list[int]]:
-    """Keys of `lengths` in batches of like length, none over `limit` tokens once padded, except one alone."""
-    batches: list[list[int]] = []
-    for key in sorted(lengths, key=lambda key: lengths[key]):
-        if batches and (len(batches[-1]) + 1) * lengths[key] <= limit:
-            batches[-1].append(key)
-        else:
-            batches.append([key])
-    return batches
 
 
 def pool_words(values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.faces import FaceTracker, check_face_options, frame_steps, to_pixels
+from extractors.faces import FaceTracker, Found, check_face_options, frame_steps, to_pixels
 from extractors.media import MAX_SIDE
 from extractors.per_clip import extract_each
 from extractors.recipe import Feature, Recipe
 
-VERSION = 1
+VERSION = 2
+
+BATCH_FRAMES = 512
+"""Faces that are measured at once."""
 
 # Points that hardly move with the expression, in a face that looks at the camera; the unit is the distance of
 # the eyes' centres, the origin lies between them. Measured with FaceMesh: the mean of four people, superposed
@@ -310,7 +313,7 @@ _FEATURES = (
 
 
 class FaceMeshVision:
-    """`vision.face_mesh`: pose, gaze, expression and landmarks of the one face that mediapipe tracks.
+    """`vision.face_mesh`: pose, gaze, expression and landmarks of one face, see `extractors.faces.FaceChooser`.
 
     `feature_names` begins with the head: `head_pitch`, `head_yaw`, `head_roll` in radians; `head_x`, `head_y`
     (from the picture's centre) and `head_scale` (the eyes' distance) in parts of the picture's longer side.
@@ -331,9 +334,9 @@ class FaceMeshVision:
     modality = "vision"
     feature_names = FEATURE_NAMES
     recipe = Recipe(
-        source="mediapipe's FaceMesh (`refine_landmarks`, one face), of frames scaled down to at most "
-        f"{MAX_SIDE} pixels; pose by a similarity transform onto a reference face. Of gaze, expression and landmarks, "
-        "pose and scale are taken out; left and right are the person's own",
+        source="mediapipe's FaceMesh (`refine_landmarks`, of several faces the largest that is there consistently), of "
+        f"frames scaled down to at most {MAX_SIDE} pixels; pose by a similarity transform onto a reference face. Of "
+        "gaze, expression and landmarks, pose and scale are taken out; left and right are the person's own",
         rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
         window="one frame; FaceMesh follows the face from frame to frame",
         valid="where a face is found; zeros elsewhere",
@@ -352,14 +355,32 @@ class FaceMeshVision:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        times, faces, sizes = [], [], []
-        for time, image, landmarks in self._tracker.follow(media, self.fps):
+        return self._tracker.follow(media, self.fps, self._collect)
+
+    def _collect(self, found: Iterator[Found]) -> FeatureSequence:
+        times: list[float] = []
+        valid: list[bool] = []
+        rows: list[np.ndarray] = []
+        points: list[np.ndarray] = []
+        sizes: list[tuple[int, int]] = []
+
+        def measure() -> None:  # not of all frames at once: landmarks take more memory than features
+            features = face_features(np.stack(points), np.array(sizes))
+            rows.append(np.column_stack([*features.values()]).astype(np.float32))
+            points.clear()
+            sizes.clear()
+
+        for time, image, landmarks in found:
             times.append(time)
-            faces.append(None if landmarks is None else to_pixels(landmarks, USED, image))
-            sizes.append((image.shape[1], image.shape[0]))
-        valid = np.array([face is not None for face in faces])
+            valid.append(landmarks is not None)
+            if landmarks is not None:
+                points.append(to_pixels(landmarks, USED, image))
+                sizes.append((image.shape[1], image.shape[0]))
+            if len(points) == BATCH_FRAMES:
+                measure()
+        if points:
+            measure()
         values = np.zeros((len(times), len(FEATURE_NAMES)), np.float32)
-        if valid.any():
-            points = np.stack([face for face in faces if face is not None])
-            values[valid] = np.column_stack([*face_features(points, np.array(sizes)[valid]).values()])
-        return frame_steps(values, times, valid, self.fps)
+        if rows:
+            values[valid] = np.concatenate(rows)
+        return frame_steps(values, times, np.array(valid), self.fps)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence, Source, make_signature
-from extractors.faces import FaceTracker, check_face_options, frame_steps, to_pixels
+from extractors.faces import FaceTracker, Found, check_face_options, frame_steps, to_pixels
 from extractors.media import MAX_SIDE
 from extractors.per_clip import extract_each
 from extractors.pretrained import find_model, fingerprint, hidden_names, load_model, read_config
 from extractors.recipe import Feature, Recipe
 
-VERSION = 1
+VERSION = 2
 
 KINDS = ("vit", "dinov2", "clip", "clip_vision_model")
 
@@ -58,7 +58,8 @@ class TransformerVision:
 
     modality = "vision"
     recipe = Recipe(
-        source="transformers: CLIP's image encoder, DINOv2 or ViT, of the face that mediapipe's FaceMesh finds in "
+        source="transformers: CLIP's image encoder, DINOv2 or ViT, of the face that mediapipe's FaceMesh finds (of "
+        "several the largest that is there consistently) in "
         f"frames scaled down to at most {MAX_SIDE} pixels: its square box widened by `margin`, scaled to the model's "
         "input, normalised with the mean and deviation of the model's `preprocessor_config.json`",
         rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
@@ -97,12 +98,15 @@ class TransformerVision:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
+        return self._tracker.follow(media, self.fps, self._collect)
+
+    def _collect(self, followed: Iterator[Found]) -> FeatureSequence:
         times: list[float] = []
         rows: list[int] = []  # of each step its vector's, -1 without a face
         vectors: list[np.ndarray] = []
         crops: list[np.ndarray] = []
         image, found = None, 0
-        for time, shown, landmarks in self._tracker.follow(media, self.fps):
+        for time, shown, landmarks in followed:
             if shown is not image:  # a frame that repeats is encoded once
                 image = shown
                 if landmarks is not None:

@@ -1,12 +1,16 @@
-"""Word times without a recogniser: the transcript laid over the voiced part of the clip, in proportion.
+"""Words of a transcript and their times: taken from words that were timed elsewhere, or, without any, the
+transcript laid over the voiced part of the clip, in proportion.
 
 Times are seconds from the clip's start, half-open. W words, T tokens, S spans.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,15 @@ _IDEOGRAPH = re.compile(rf"[{_CHARACTER}]")
 # A spoken Chinese syllable, and a spoken digit, take about as long as so many letters of an English word.
 LETTERS_AN_IDEOGRAPH = 3
 LETTERS_A_DIGIT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A spoken word and when: seconds from the clip's start, half-open."""
+
+    text: str
+    start: float
+    end: float
 
 
 def split_words(text: str) -> list[str]:
@@ -73,6 +86,46 @@ def place_words(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
     starts = spans[opening, 0] + np.maximum(edges[:-1] - inside[opening], 0)
     ends = np.minimum(spans[closing, 0] + edges[1:] - inside[closing], spans[closing, 1])
     return np.column_stack([starts, np.maximum(starts, ends)])
+
+
+def match_words(words: Sequence[str], timed: Sequence[Word]) -> np.ndarray | None:
+    """[W, 2] start and end of each word of a transcript, from the same words with times; None where they differ.
+
+    Case and punctuation do not matter, nor where the words are cut (`don't` or `do n't`, a Chinese phrase or its
+    characters): within a timed word, time is shared out evenly. Where only the spelling differs (`2`, `two`), words
+    are taken one for one, if there are as many and at least half of them agree. Punctuation alone takes no time.
+    """
+    wanted, given = [_spoken(word) for word in words], [_spoken(word.text) for word in timed]
+    if not any(wanted):
+        return None
+    if "".join(wanted) == "".join(given):
+        lengths = [len(spoken) for spoken in wanted]
+        units = [unit for word, spoken in zip(timed, given, strict=True) for unit in _share(word, len(spoken))]
+    else:
+        heard = [(word, spoken) for word, spoken in zip(timed, given, strict=True) if spoken]
+        said = [spoken for spoken in wanted if spoken]
+        agreeing = sum(a == b for a, (_, b) in zip(said, heard, strict=False))
+        if len(said) != len(heard) or 2 * agreeing < len(said):
+            return None
+        lengths = [bool(spoken) for spoken in wanted]
+        units = [(word.start, word.end) for word, _ in heard]
+    times, first, reached = [], 0, units[0][0]
+    for length in lengths:
+        start = units[first][0] if length else reached
+        first += length
+        reached = units[first - 1][1] if length else reached
+        times.append((start, reached))
+    return np.array(times)
+
+
+def _spoken(word: str) -> str:
+    """Letters and digits of a word, as one writes them small."""
+    return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
+
+
+def _share(word: Word, parts: int) -> Iterable[tuple[float, float]]:
+    """The word's time cut into so many equal parts."""
+    return itertools.pairwise(np.linspace(word.start, word.end, parts + 1).tolist())
 
 
 def word_times(words: Sequence[str], audio: FeatureSequence | None, duration: float) -> np.ndarray:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import platform
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -20,15 +23,13 @@ from typing import Any, Self
 
 from corpora.manifest import Clip
 from corpora.problems import Problem
-from extractors.run import BATCH_CLIPS, UnitReport, describe, extract_unit, limit_threads
+from corpora.processes import end_with_parent
+from extractors.run import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
 from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
 
 Job = tuple[Path, str, Mapping[str, Any], Path]  # what `extract_unit` takes beside the clips
-
-MEDIA_CLIPS = 8
-"""Clips of sound or picture a call: the most that a kill can cost a worker. Text is batched by length, and quick."""
 
 GRACE = 10.0
 """Seconds that an idle worker has to end by itself."""
@@ -45,16 +46,12 @@ class WorkerLost(RuntimeError):
         return type(self), (self.error, str(self))
 
 
-def _serve(calls: Connection, threads: int) -> None:
+def _serve(calls: Connection, threads: int, folder: Path | None) -> None:
     """The life of a worker process: calls from its parent, one by one, until either of them ends."""
     limit_threads(threads)
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
+    if folder is not None:
+        os.chdir(folder)
     try:
         while True:
             function, arguments = calls.recv()
@@ -68,11 +65,39 @@ def _serve(calls: Connection, threads: int) -> None:
         return
 
 
-class Worker:
-    """One worker process; it is started by the first call, and again by the first one after it was lost."""
+_environment = threading.Lock()
 
-    def __init__(self, threads: int) -> None:
+
+@contextmanager
+def _thread_limits(threads: int) -> Iterator[None]:
+    """The environment of a process that is started: it loads numpy, which looks there, before it comes to `_serve`.
+
+    Sums in BLAS go in another order with other numbers of threads: features then differ in their last bits.
+    """
+    with _environment:
+        before = {name: os.environ.get(name) for name in THREAD_LIMITS}
+        os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+class Worker:
+    """One worker process; it is started by the first call, and again by the first one after it was lost.
+
+    Args:
+        threads: that its numeric libraries may use.
+        folder: what relative paths in the calls start from; None: this process's working directory.
+    """
+
+    def __init__(self, threads: int, folder: Path | None = None) -> None:
         self._threads = threads
+        self._folder = folder
         self._process: multiprocessing.process.BaseProcess | None = None
         self._calls: Connection | None = None
 
@@ -84,8 +109,9 @@ class Worker:
     def _start(self) -> Connection:
         spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
         self._calls, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, self._threads), daemon=True)
-        self._process.start()
+        self._process = spawn.Process(target=_serve, args=(theirs, self._threads, self._folder), daemon=True)
+        with _thread_limits(self._threads):
+            self._process.start()
         theirs.close()  # the worker's end is then the only one, and its death an end of file
         return self._calls
 
@@ -141,12 +167,24 @@ class WorkerPool:
     Args:
         workers: processes.
         clip_timeout: seconds that one clip may take.
+        threads: that each worker's numeric libraries may use; 0: the cores shared out among the workers.
+        folder: see `Worker`.
+        each: called with the report on every batch of clips, in the thread that called `run`.
     """
 
-    def __init__(self, workers: int, clip_timeout: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        clip_timeout: float,
+        *,
+        threads: int = 0,
+        folder: Path | None = None,
+        each: Callable[[UnitReport], None] | None = None,
+    ) -> None:
         self.clip_timeout = clip_timeout
+        self._each = each
         self._closed = False
-        self._workers = [Worker(max(1, (os.cpu_count() or 1) // workers)) for _ in range(workers)]
+        self._workers = [Worker(threads or threads_each(workers), folder) for _ in range(workers)]
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -165,7 +203,7 @@ class WorkerPool:
         job = (root, extractor, options, scratch)
         try:
             meta: FeatureMeta = worker.call(None, describe, extractor, options)
-            size = BATCH_CLIPS if meta.modality == "text" else MEDIA_CLIPS
+            size: int = worker.call(None, clips_at_a_time, extractor, options)
             batches = [clips[i : i + size] for i in range(0, len(clips), size)]
             return _joined(meta, [report for batch in batches for report in self._batch(worker, meta, batch, job)])
         except KeyboardInterrupt:  # of the terminal, which reaches the workers first
@@ -181,12 +219,15 @@ class WorkerPool:
         if not worker.running:
             worker.call(None, describe, *job[1:3])  # building the extractor is no clip's time
         try:
-            return [worker.call(self.clip_timeout, extract_unit, clips, *job)]
+            report = worker.call(self.clip_timeout, extract_unit, clips, *job)
         except WorkerLost as lost:
-            if len(clips) == 1:
-                return [_lost(meta, clips[0], lost)]
-            logger.warning("%s among %d clips, going through them one by one", lost, len(clips))
-        return [report for clip in clips for report in self._batch(worker, meta, [clip], job)]
+            if len(clips) > 1:
+                logger.warning("%s among %d clips, going through them one by one", lost, len(clips))
+                return [report for clip in clips for report in self._batch(worker, meta, [clip], job)]
+            report = _lost(meta, clips[0], lost)
+        if self._each:
+            self._each(report)
+        return [report]
 
     def __enter__(self) -> Self:
         return self
@@ -194,9 +235,75 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close(GRACE if kind is None else 0)
+
+    def close(self, grace: float = GRACE) -> None:
+        """End the workers, by force after `grace` seconds; calls of `run` that go on end with an error."""
         self._closed = True
         for worker in self._workers:
-            worker.close(GRACE if kind is None else 0)
+            worker.close(grace)
+
+
+def threads_each(workers: int) -> int:
+    """This machine's cores shared out among so many workers."""
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a cluster's process, perhaps on another machine, has to know of the stage that it works for.
+
+    Attributes:
+        host: the stage's machine, for messages.
+        folder: the project's, where relative paths in parameters and manifest start; the same on all machines.
+        mark: a file in scratch that is there as long as the stage runs; who does not see it has another scratch.
+        clip_timeout, threads: as for `WorkerPool`.
+    """
+
+    host: str
+    folder: Path
+    mark: Path
+    clip_timeout: float
+    threads: int
+
+
+_own: dict[int, tuple[Stage, WorkerPool]] = {}  # by thread, of which a cluster's process may have several
+
+
+def own_pool(stage: Stage) -> WorkerPool:
+    """This thread's pool of one worker for the stage; it is made on demand and ends with this process.
+
+    Raises:
+        ValueError: this machine does not share the stage's folders, or this process may have no workers.
+    """
+    thread = threading.get_ident()
+    known, pool = _own.get(thread, (None, None))
+    if pool is not None and known == stage:
+        return pool
+    if pool is not None:
+        pool.close()
+    here = platform.node()
+    for path in (stage.folder, stage.mark):
+        if not path.exists():
+            raise ValueError(
+                f"{path} is on {stage.host} but not on {here}: the project's folder and scratch "
+                "(DASHFUSION_SCRATCH) must be on a disk that all machines of the cluster see under the same path"
+            )
+    if multiprocessing.current_process().daemon:
+        raise ValueError(
+            f"the Dask worker on {here} may not start processes: start it with --no-nanny, "
+            "or with DASK_DISTRIBUTED__WORKER__DAEMON=False in its environment"
+        )
+    pool = WorkerPool(1, stage.clip_timeout, threads=stage.threads, folder=stage.folder)
+    _own[thread] = stage, pool
+    return pool
+
+
+def close_own_pools() -> None:
+    """End the workers of `own_pool`, at once: the stage that they worked for is over."""
+    while _own:
+        _, (_, pool) = _own.popitem()
+        pool.close(grace=0)
 
 
 def _lost(meta: FeatureMeta, clip: Clip, lost: WorkerLost) -> UnitReport:
@@ -214,4 +321,5 @@ def _joined(meta: FeatureMeta, reports: Sequence[UnitReport]) -> UnitReport:
         sum(report.reused for report in reports),
         sum(report.missing for report in reports),
         tuple(problem for report in reports for problem in report.problems),
+        sum(report.seconds for report in reports),
     )

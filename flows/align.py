@@ -25,7 +25,7 @@ def join(params: Params) -> AlignSummary:
     paths = params.paths
     folders = {modality: paths.features / modality for modality in MODALITIES}
     true_times = Path(read_manifest(paths.manifest).root) / TRUE_WORD_TIMES
-    return align_features(paths.manifest, folders, paths.dataset, params.align, true_times)
+    return align_features(paths.manifest, paths.transcripts, folders, paths.dataset, params.align, true_times)
 
 
 @flow(name="align", flow_run_name=runtime.run_name)
@@ -33,19 +33,22 @@ def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     """Join the features by clip, time the words, and take the training split's statistics."""
     params = load_params(params_file)
     summary = runtime.call(join, params)
-    earlier = [params.paths.problems / "prepare.parquet"]
+    earlier = [params.paths.problems / f"{stage}.parquet" for stage in ("prepare", "transcribe")]
     earlier += [params.paths.problems / f"extract-{modality}.parquet" for modality in MODALITIES]
     problems = [*read_problems(earlier), *summary.problems]
     write_problems(problems, params.paths.all_problems)
     runtime.publish_table("problems", map(asdict, problems), "Every clip that had a problem, in any stage so far")
     counts = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     console.print(f"{params.align.mode}: {counts}; {len(problems)} problems so far -> {params.paths.dataset}")
-    if "start" in summary.word_times:
-        start = summary.word_times["start"]
-        console.print(
-            f"word times ({summary.word_times['method']}): start off by {start['median']:.3f} s in the median, "
-            f"{start['p90']:.3f} s at the 90th percentile, over {summary.word_times['words']} words"
-        )
+    for name, method in summary.word_times["methods"].items():
+        said = f"word times ({name}): {method['words']} words of {method['clips']} clips"
+        if "error" in method:
+            start = method["error"]["start"]
+            said += (
+                f"; start off by {start['median']:.3f} s in the median, {start['p90']:.3f} s at the 90th percentile, "
+                f"over {method['error']['words']} words"
+            )
+        console.print(said)
     return {"clips": dict(summary.clips), "word_times": dict(summary.word_times)}
 
 

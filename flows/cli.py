@@ -21,7 +21,7 @@ app = typer.Typer(
     run again. [bold]params.yaml[/bold] holds the settings; [bold]dvc repro[/bold] does the same without Prefect's
     record of the run.
 
-    [dim]prepare -> extract (text, audio, vision) -> align -> train -> evaluate[/dim]
+    [dim]prepare -> transcribe -> extract (text, audio, vision) -> align -> train -> evaluate[/dim]
     """,
 )
 
@@ -64,6 +64,16 @@ def prepare(force: Force = False) -> None:
     splits, doubled ids) are listed in data/problems/prepare.parquet with their row number.
     """
     _run(["prepare"], force)
+
+
+@app.command()
+def transcribe(force: Force = False) -> None:
+    """Say who says what when, in [bold]data/transcripts.parquet[/bold]: text, words and their times.
+
+    The corpus's transcripts stay as they are. Clips without one are recognised, and words are timed, where
+    [bold]transcribe[/bold] in params.yaml names a model or a file for it; without any, align estimates the times.
+    """
+    _run(["transcribe"], force)
 
 
 @app.command()
@@ -145,9 +155,11 @@ app.add_typer(cache, name="cache")
 
 @cache.command()
 def prune() -> None:
-    """Remove the results of extractors and settings other than those of [bold]params.yaml[/bold]."""
+    """Remove old tracebacks, and the results of extractors and settings other than [bold]params.yaml[/bold]'s."""
     from corpora.manifest import MODALITIES
+    from corpora.problems import read_problems
     from extractors import run
+    from extractors.transcribe import signatures
     from flows.extract import scratch_folder
     from flows.params import load_params
 
@@ -155,7 +167,9 @@ def prune() -> None:
         params = load_params()
         chosen = [getattr(params.extract, modality) for modality in MODALITIES]
         keep = {run.describe(item.extractor, item.options).signature for item in chosen}
-        folders, freed = run.prune(scratch_folder(), keep)
+        keep |= signatures(params.transcribe)
+        problems = read_problems(sorted(params.paths.problems.glob("extract-*.parquet")))
+        folders, freed = run.prune(scratch_folder(), keep | {problem.traceback for problem in problems})
     typer.echo(f"{folders} folders removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
 
 

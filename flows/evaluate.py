@@ -12,6 +12,7 @@ from rich.table import Table
 
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
+from extractors.transcripts import read_transcripts, with_transcripts
 from flows import runtime
 from flows.params import Params, load_params
 from flows.report import ReportInput, metrics_rows, write_plot_data, write_report
@@ -52,7 +53,7 @@ def measure(params: Params) -> Any:
 @task
 def report(params: Params, result: Any, settings: dict[str, Any]) -> Path:
     """The report and the data of DVC's plots."""
-    manifest = read_manifest(params.paths.manifest)
+    manifest = with_transcripts(read_manifest(params.paths.manifest), read_transcripts(params.paths.transcripts))
     dataset = json.loads((params.paths.dataset / "dataset.json").read_text(encoding="utf-8"))
     path = params.paths.report / "index.html"
     write_plot_data(params.paths.metrics / "plots", result.predictions, manifest.label_range)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,11 @@ from typing import Any, Literal
 from corpora.manifest import Clip, read_manifest
 from corpora.problems import write_problems
 from extractors.run import UnitReport, assemble, check_failures, describe, work_units
-from extractors.workers import WorkerLost, WorkerPool
-from flows import runtime
-from flows.params import ExtractorParams, load_params
-from flows.runtime import console, progress
+from extractors.transcripts import read_transcripts, with_transcripts
+from extractors.workers import Stage, WorkerLost, WorkerPool, close_own_pools, own_pool, threads_each
+from flows import clusters, runtime
+from flows.params import ExtractorParams, ExtractParams, load_params
+from flows.progress import LEGEND, Meter, summarise, table
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
 
@@ -33,15 +36,59 @@ def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
 
 @task(task_run_name="{modality} unit", retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=worth_a_retry)
 def extract_clips(
-    clips: Sequence[Clip], *, modality: str, root: Path, extractor: ExtractorParams, scratch: Path
+    clips: Sequence[Clip],
+    *,
+    modality: str,
+    root: Path,
+    extractor: ExtractorParams,
+    scratch: Path,
+    stage: Stage | None = None,
 ) -> UnitReport:
-    """One work unit. A retry does not do again what was finished."""
-    return _pools[modality].run(clips, root, extractor.extractor, extractor.options, scratch)
+    """One work unit, in a process of the stage's own pool, or of a cluster's where `stage` tells of the stage.
+
+    A retry does not do again what was finished.
+    """
+    pool = _pools[modality] if stage is None else own_pool(stage)
+    return pool.run(clips, root, extractor.extractor, extractor.options, scratch)
 
 
 def scratch_folder() -> Path:
     """Where finished clips lie between runs: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` here."""
     return Path(os.environ.get("DASHFUSION_SCRATCH", ".dashfusion/scratch")).absolute()
+
+
+def run_units(
+    clips: Sequence[Clip], params: ExtractParams, each: Callable[[UnitReport], None], **fixed: Any
+) -> list[UnitReport]:
+    """Reports on the work units that the clips make, run by what `params.runner` says.
+
+    Args:
+        each: called with reports as soon as there are any: on batches of clips here, on whole units by a cluster.
+        fixed: what `extract_clips` takes beside the clips.
+    """
+    workers = params.workers or os.cpu_count() or 1
+    size = max(UNIT_CLIPS[0], min(UNIT_CLIPS[1], -(-len(clips) // (2 * workers))))
+    units = work_units(clips, size)
+    if params.runner == "processes":
+        modality = fixed["modality"]
+        with WorkerPool(min(workers, len(units)), params.clip_timeout, each=each) as _pools[modality]:
+            try:
+                return runtime.map_tasks(extract_clips, units, workers=workers, **fixed)
+            finally:
+                del _pools[modality]
+    with (
+        clusters.task_runner(params.runner, params.address, workers, close_own_pools) as runner,
+        _mark(fixed["scratch"]) as mark,
+    ):
+        threads = 1 if params.address else threads_each(min(workers, len(units)))
+        stage = Stage(platform.node(), Path.cwd(), Path(mark.name), params.clip_timeout, threads)
+        return runtime.map_tasks(extract_clips, units, workers=workers, each=each, runner=runner, stage=stage, **fixed)
+
+
+def _mark(scratch: Path) -> Any:
+    """A file in scratch by which a cluster's machines know that it is the stage's; it goes with the block."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    return tempfile.NamedTemporaryFile(dir=scratch, prefix=".run-")
 
 
 @flow(name="extract", flow_run_name=runtime.run_name)
@@ -56,35 +103,24 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     chosen: ExtractorParams = getattr(params.extract, modality)
     meta = describe(chosen.extractor, chosen.options)  # refuses a wrong name or option before any worker starts
     manifest = read_manifest(params.paths.manifest)
-    workers = params.extract.workers or os.cpu_count() or 1
-    size = max(UNIT_CLIPS[0], min(UNIT_CLIPS[1], -(-len(manifest.clips) // (2 * workers))))
-    units = work_units(manifest.clips, size)
-    fixed = {
-        "modality": modality,
-        "root": Path(manifest.root),
-        "extractor": chosen,
-        "scratch": scratch_folder(),
-    }
-    with WorkerPool(min(workers, len(units)), params.extract.clip_timeout) as pool, progress() as bar:
-        _pools[modality] = pool
-        row = bar.add_task(f"extract {modality}", total=len(manifest.clips), note=chosen.extractor)
-
-        def advance(report: UnitReport) -> None:
-            bar.advance(row, report.extracted + report.reused + len(report.problems))
-
-        reports = runtime.map_tasks(extract_clips, units, workers=workers, each=advance, **fixed)
+    if modality == "text":  # a clip without a transcript may have a recogniser's
+        manifest = with_transcripts(manifest, read_transcripts(params.paths.transcripts))
+    root, scratch = Path(manifest.root), scratch_folder()
+    with Meter(modality, len(manifest.clips)) as meter:
+        fixed = {"modality": modality, "root": root, "extractor": chosen, "scratch": scratch}
+        reports = run_units(manifest.clips, params.extract, meter.add, **fixed)
     problems = [problem for report in reports for problem in report.problems]
-    table = params.paths.problems / f"extract-{modality}.parquet"
-    write_problems(problems, table)
+    listed = params.paths.problems / f"extract-{modality}.parquet"
+    write_problems(problems, listed)
     runtime.publish_table(f"extract-{modality}-problems", map(asdict, problems), f"Clips whose {modality} failed")
-    check_failures(problems, len(manifest.clips), params.extract.max_failed_fraction, table)
+    check_failures(problems, len(manifest.clips), params.extract.max_failed_fraction, listed, scratch)
     folder = params.paths.features / modality
-    summary = assemble(manifest.clips, Path(manifest.root), meta, scratch_folder(), folder, problems)
-    reused = sum(report.reused for report in reports)
-    console.print(
-        f"{modality}: {summary.rows} clips, {summary.steps} steps x {len(meta.feature_names)} features "
-        f"({reused} from an earlier run, {summary.missing} without {modality}, {summary.failed} failed) -> {folder}"
-    )
+    summary = assemble(manifest.clips, root, meta, scratch, folder, problems)
+    figures = summarise(len(meta.feature_names), reports, summary, meter.seconds)
+    runtime.publish_table(f"extract-{modality}", [figures], f"Extraction of {modality} with {chosen.extractor}")
+    runtime.console.print(f"{modality}: {chosen.extractor} ({figures['reused']} from an earlier run) -> {folder}")
+    runtime.console.print(table(figures))
+    runtime.console.print(LEGEND, style="dim")
     return asdict(summary)
 
 

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from corpora.demo import DemoConfig
 from extractors.align import AlignConfig
+from extractors.transcribe import TranscribeConfig
 from model.config import ModelConfig, TrainConfig
 
 STRICT = {"extra": "forbid"}
@@ -27,6 +28,7 @@ class Paths:
     manifest: Path
     problems: Path
     all_problems: Path
+    transcripts: Path
     features: Path
     dataset: Path
     models: Path
@@ -70,19 +72,26 @@ class ExtractorParams:
 
 @dataclass(frozen=True)
 class ExtractParams:
-    """How features are extracted: processes, the limits of failures and of time, one extractor a modality."""
+    """How features are extracted: by what, the limits of failures and of time, one extractor a modality."""
 
     __pydantic_config__: ClassVar = STRICT
     text: ExtractorParams
     audio: ExtractorParams
     vision: ExtractorParams
     workers: int = 0
+    runner: Literal["processes", "dask", "ray"] = "processes"
+    address: str = ""
     max_failed_fraction: float = 0.02
     clip_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one a core) or more, found {self.workers}")
+        if self.address and self.runner == "processes":
+            raise ValueError(
+                f"address is a cluster's, found {self.address!r} with runner processes: "
+                "set extract.runner to dask or ray, or leave the address empty"
+            )
         if not 0 <= self.max_failed_fraction <= 1:
             raise ValueError(f"max_failed_fraction must lie in [0, 1], found {self.max_failed_fraction}")
         if not self.clip_timeout > 0:
@@ -105,6 +114,7 @@ class Params:
     paths: Paths
     prepare: PrepareParams
     extract: ExtractParams
+    transcribe: TranscribeConfig = field(default_factory=TranscribeConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -34,9 +34,9 @@ class StageResult:
 
 
 def stage_order(targets: Sequence[str] = ()) -> list[str]:
-    """Stage names (`extract@audio` for a matrix) so that each comes after what it depends on.
+    """Stage names (`extract@audio` of a group) so that each comes after what it depends on.
 
-    With `targets` only these and what they need; a matrix's plain name stands for all of its stages.
+    With `targets` only these and what they need; a group's plain name stands for all of its stages.
 
     Raises:
         ValueError: an unknown target; the message lists the stages there are.

@@ -41,6 +41,9 @@ def apply(choices: Sequence[str], path: Path = Path("params.yaml"), conf: Path =
     values = compose(choices, conf)
     yaml = YAML()
     yaml.preserve_quotes = True
+    yaml.representer.add_representer(  # a word, where ruamel leaves nothing
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     document = yaml.load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     changed = dict(_differences(document, values))
     _merge(document, values)

@@ -120,7 +120,7 @@ class ReportInput:
         clips: clip_id -> its row of the manifest, all splits.
         curves: one row an epoch and seed: `seed`, `epoch` (from 1), keys of `CURVES`; others are ignored.
         problems: rows of the problems tables of all stages.
-        word_times: as in dataset.json: `method`, and `timing_error`'s keys where true times are known.
+        word_times: as in dataset.json: by method, what it timed and, where true times are known, its `error`.
         settings: parameters, nested mappings, one block a stage.
         versions: package -> version.
     """

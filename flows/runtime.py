@@ -5,10 +5,12 @@ Every stage's result is safe on disk before Prefect hears of it, so the engine a
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +24,8 @@ from rich.progress import (
 )
 
 from flows import server
+
+logger = logging.getLogger(__name__)
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
@@ -100,12 +104,19 @@ def call(task: Any, *arguments: Any, **parameters: Any) -> Any:
 
 
 def map_tasks(
-    task: Any, items: Sequence[Any], *, workers: int, each: Callable[[Any], None] | None = None, **fixed: Any
+    task: Any,
+    items: Sequence[Any],
+    *,
+    workers: int,
+    each: Callable[[Any], None] | None = None,
+    runner: Any = None,
+    **fixed: Any,
 ) -> list[Any]:
     """`task(item, **fixed)` for every item, `workers` at a time; results in the order of `items`.
 
     `each` is called with a result as soon as it is there. The first failure is raised once the others that run
-    have ended. Without the engine the task's function is called in the same way, without retries.
+    have ended. `runner` is a started task runner of Prefect's, to take the place of the flow's own. Without the
+    engine the task's function is called in the same way, without retries.
     """
     from concurrent.futures import as_completed
 
@@ -113,7 +124,12 @@ def map_tasks(
         from prefect.futures import as_completed as prefect_as_completed
         from prefect.utilities.annotations import unmapped
 
-        futures = task.map(items, **{name: unmapped(value) for name, value in fixed.items()})
+        constant = {name: unmapped(value) for name, value in fixed.items()}
+        if runner is None:
+            futures = task.map(items, **constant)
+        else:
+            first = next(iter(signature(task.fn).parameters))
+            futures = runner.map(task, {first: items, **constant})
         for future in prefect_as_completed(list(futures)):
             result = future.result()
             if each:
@@ -126,6 +142,31 @@ def map_tasks(
             if each:
                 each(result)
         return [future.result() for future in plain]
+
+
+def publish_progress(key: str, description: str) -> Callable[[float, str], None]:
+    """A progress artifact of the current flow run, and the function that updates it: percent done, and in words.
+
+    Where the server no longer answers the function gives up, once and for all. Without the engine it does nothing.
+    """
+    if not engine_active():
+        return lambda percent, words: None
+    import httpx
+    from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+    artifact = create_progress_artifact(progress=0.0, key=key, description=description)
+
+    def update(percent: float, words: str) -> None:
+        nonlocal artifact
+        if artifact is None:
+            return
+        try:
+            update_progress_artifact(artifact, progress=percent, description=words)
+        except httpx.HTTPError as error:
+            artifact = None
+            logger.warning("progress is no longer reported to Prefect: %r", error)
+
+    return update
 
 
 def publish_table(key: str, rows: Iterable[Mapping[str, Any]], description: str) -> None:

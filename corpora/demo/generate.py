@@ -30,6 +30,7 @@ from corpora.demo.plan import (
 from corpora.demo.script import Script, load_script
 from corpora.demo.voice import say
 from corpora.files import atomic_path
+from corpora.processes import end_with_parent
 
 WORD_COLUMNS = ("clip_id", "index", "word", "start", "end")
 AUDIO_BLOCK = 1024
@@ -92,14 +93,15 @@ def _made(make: Callable[[int], list[Word]], clips: int, workers: int) -> Iterat
         yield from map(make, range(clips))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_threaded) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         yield from pool.map(make, range(clips), chunksize=2)
 
 
-def _single_threaded() -> None:
-    """Keep OpenCV from starting a thread a core in every worker."""
+def _start_worker() -> None:
+    """Tie a worker to this process, and keep OpenCV from starting a thread a core in every one."""
     import cv2
 
+    end_with_parent()
     cv2.setNumThreads(1)
 
 

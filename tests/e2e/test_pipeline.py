@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-ALL = ["prepare", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+ALL = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,9 @@ def test_raw_videos_become_metrics_predictions_and_a_report(project, first_run):
 
 def test_the_demos_true_word_times_measure_the_aligner(project, first_run):
     dataset = json.loads((project.folder / "data/dataset/dataset.json").read_text())
-    assert dataset["word_times"]["words"] > 24
-    assert 0 < dataset["word_times"]["start"]["median"] < 1
+    proportional = dataset["word_times"]["methods"]["proportional"]
+    assert proportional["clips"] == 24 and proportional["error"]["words"] > 24
+    assert 0 < proportional["error"]["start"]["median"] < 1
 
 
 def test_a_second_repro_runs_nothing(project, first_run):
@@ -52,6 +53,16 @@ def test_dvc_knows_the_metrics_and_plots(project, first_run):
 def test_a_changed_vision_setting_leaves_text_and_audio_alone(project, first_run):
     project.set("extract.vision.options.fps", 8)
     assert sorted(project.repro()) == ["align", "evaluate", "extract@vision", "train"]
+
+
+def test_word_times_that_come_with_the_corpus_leave_audio_and_vision_alone(project, first_run):
+    project.set("transcribe.word_times", "data/generated/words.csv")
+    try:
+        assert sorted(project.repro()) == ["align", "evaluate", "extract@text", "train", "transcribe"]
+        methods = json.loads((project.folder / "data/dataset/dataset.json").read_text())["word_times"]["methods"]
+        assert list(methods) == ["file"] and methods["file"]["error"]["start"]["mean"] < 1e-6
+    finally:
+        project.set("transcribe.word_times", None)
 
 
 def test_the_pipeline_command_agrees_with_dvc_on_what_is_up_to_date(project, first_run):

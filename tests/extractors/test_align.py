@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, write_manifest
-from extractors.align import AlignConfig, RunningStatistics, Steps, align, pool, read_word_times
+from extractors.align import AlignConfig, RunningStatistics, Steps, align, pool
 from extractors.base import FeatureSequence
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, StoreError
+from extractors.transcripts import Transcript, write_transcripts
 
 DIMS = {"text": 4, "audio": 3, "vision": 2}
 TRANSCRIPT = "one three five"
@@ -37,20 +38,29 @@ def sequence(modality: str, steps: int, seed: int, duration: float = 2.0) -> Fea
 
 
 class Corpus:
-    """A manifest and three feature stores on disk, and what is in them."""
+    """A manifest, transcripts and three feature stores on disk, and what is in them."""
 
-    def __init__(self, root: Path, clips: list[Clip], rows: Mapping[str, Mapping[str, FeatureSequence]]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        clips: list[Clip],
+        rows: Mapping[str, Mapping[str, FeatureSequence]],
+        transcripts: Mapping[str, Transcript] | None = None,
+    ) -> None:
         self.clips, self.rows, self.root = clips, rows, root
         self.manifest = root / "manifest.parquet"
         self.folders = {m: root / "features" / m for m in MODALITIES}
         write_manifest(Manifest("fake", "raw", (-3.0, 3.0), tuple(clips)), self.manifest)
+        self.transcripts = root / "transcripts.parquet"
+        plain = {clip.clip_id: Transcript(clip.clip_id, clip.text, "corpus", clip.text.split()) for clip in clips}
+        write_transcripts([*(plain | dict(transcripts or {})).values()], self.transcripts)
         for m in MODALITIES:
             with FeatureWriter(self.folders[m], meta(m), shard_clips=7) as writer:
                 for clip_id, one in rows[m].items():
                     writer.write(clip_id, one)
 
     def align(self, out: str = "dataset", words: Path | None = None, **config):
-        return align(self.manifest, self.folders, self.root / out, AlignConfig(**config), words)
+        return align(self.manifest, self.transcripts, self.folders, self.root / out, AlignConfig(**config), words)
 
     def info(self, out: str = "dataset") -> dict:
         return json.loads((self.root / out / "dataset.json").read_text())
@@ -95,7 +105,7 @@ def test_columns_on_disk(tmp_path):
     schema = pq.read_schema(tmp_path / "dataset" / "train" / "part-00000.parquet")
     names = ["clip_id", "video_id", "text", "label", "label_text", "label_audio", "label_vision"]
     names += [f"{m}_{name}" for m in MODALITIES for name in ("values", "start", "end", "mask")]
-    assert schema.names == [*names, "text_token_ids", "text_word_index"]
+    assert schema.names == [*names, "text_token_ids", "text_word_index", "word_times_method"]
     assert all(schema.field(f"{m}_values").type.value_type.list_size == DIMS[m] for m in MODALITIES)
 
 
@@ -113,7 +123,7 @@ def test_dataset_json_says_what_is_inside(tmp_path):
         "feature_names": ["v0", "v1"],
     }
     assert info["clips"] == {"train": 7, "valid": 7, "test": 6}
-    assert info["word_times"] == {"method": "proportional"}
+    assert info["word_times"] == {"methods": {"proportional": {"clips": 20, "words": 60}}}
 
 
 def test_only_the_named_modalities_hide_their_invalid_steps(tmp_path):
@@ -209,27 +219,47 @@ def test_known_word_times_give_the_estimates_error(tmp_path):
     lines = ["clip_id,index,word,start,end"]
     edges = np.array([0, 3, 8, 12]) / 12 * 2
     for clip_id, late in (("v0/c", 0.0), ("v1/c", 0.2)):
-        lines += [f"{clip_id},{i},w,{edges[i] + late},{edges[i + 1] + late}" for i in range(3)]
+        words = TRANSCRIPT.split()
+        lines += [f"{clip_id},{i},{words[i]},{edges[i] + late},{edges[i + 1] + late}" for i in range(3)]
     lines.append("v2/c,0,word,0.0,1.0")
     (tmp_path / "words.csv").write_text("\n".join(lines))
     summary = corpus.align(words=tmp_path / "words.csv")
     found = corpus.info()["word_times"]
     assert found == summary.word_times
-    assert found["method"] == "proportional"
-    assert (found["words"], found["clips"], found["clips_with_other_words"]) == (6, 2, 1)
-    assert found["start"]["mean"] == pytest.approx(0.1) and found["overlap"] == 1
+    assert list(found["methods"]) == ["proportional"]
+    assert (found["methods"]["proportional"]["clips"], found["methods"]["proportional"]["words"]) == (3, 9)
+    error = found["methods"]["proportional"]["error"]
+    assert (error["words"], error["clips"], error["clips_with_other_words"]) == (6, 2, 1)
+    assert error["start"]["mean"] == pytest.approx(0.1) and error["overlap"] == 1
     corpus.align("other", words=tmp_path / "nowhere.csv")
-    assert corpus.info("other")["word_times"] == {"method": "proportional"}
+    assert "error" not in corpus.info("other")["word_times"]["methods"]["proportional"]
 
 
-def test_a_table_of_word_times_must_be_whole(tmp_path):
-    path = tmp_path / "words.csv"
-    path.write_text("clip_id,word,start,end\n")
-    with pytest.raises(ValueError, match="no column index"):
-        read_word_times(path)
-    path.write_text("clip_id,index,word,start,end\na,0,x,0,1\na,2,y,1,2\n")
-    with pytest.raises(ValueError, match="line 3: clip a has word 2 where word 1 is due"):
-        read_word_times(path)
+def test_each_row_holds_the_transcript_with_its_times_and_says_who_timed_it(tmp_path):
+    corpus = make(tmp_path, clips=4, leave_out={"text": ["v3/c"]}, audio=0)
+    words = ["heard", "by", "machine"]
+    heard = Transcript("v0/c", "heard by machine", "asr", words, [0.5, 1.0, 1.25], [0.75, 1.25, 2.0], "asr")
+    corpus = Corpus(tmp_path, corpus.clips, corpus.rows, {"v0/c": heard})
+    lines = ["clip_id,index,word,start,end"]
+    for clip_id, true in (("v0/c", words), ("v1/c", TRANSCRIPT.split())):
+        lines += [f"{clip_id},{i},{word},{i * 0.6},{i * 0.6 + 0.5}" for i, word in enumerate(true)]
+    (tmp_path / "words.csv").write_text("\n".join(lines))
+    corpus.align(words=tmp_path / "words.csv")
+    rows = corpus.table("train") | corpus.table("valid")
+    assert rows["v0/c"]["text"] == "heard by machine" and rows["v1/c"]["text"] == TRANSCRIPT
+    assert rows["v0/c"]["text_start"] == [0, 0.5, 1.0, 1.25, 0] and rows["v0/c"]["text_end"] == [2, 0.75, 1.25, 2, 2]
+    methods = {clip_id: row["word_times_method"] for clip_id, row in rows.items()}
+    assert methods == {"v0/c": "asr", "v3/c": "", "v1/c": "proportional"}
+    found = corpus.info()["word_times"]["methods"]
+    assert found["asr"]["clips"] == 1 and found["proportional"]["clips"] == 2
+    assert found["asr"]["error"]["words"] == found["proportional"]["error"]["words"] == 3
+    assert found["asr"]["error"]["start"]["mean"] == pytest.approx((0.5 + 0.4 + 0.05) / 3)
+
+
+def test_without_any_text_there_is_no_method(tmp_path):
+    corpus = make(tmp_path, clips=2, text=0)
+    corpus.align()
+    assert corpus.info()["word_times"] == {"methods": {}}
 
 
 def test_text_of_other_words_than_the_manifest_is_refused(tmp_path):
@@ -258,14 +288,27 @@ def test_a_store_of_another_modality_or_none_is_refused(tmp_path):
     with pytest.raises(StoreError, match="vision features where audio features are expected"):
         align(
             corpus.manifest,
+            corpus.transcripts,
             corpus.folders | {"audio": corpus.folders["vision"]},
             tmp_path / "d",
             AlignConfig(),
         )
     with pytest.raises(FileNotFoundError, match="run the extract stage for audio"):
-        align(corpus.manifest, corpus.folders | {"audio": tmp_path / "none"}, tmp_path / "d", AlignConfig())
+        align(
+            corpus.manifest,
+            corpus.transcripts,
+            corpus.folders | {"audio": tmp_path / "none"},
+            tmp_path / "d",
+            AlignConfig(),
+        )
     with pytest.raises(ValueError, match="no feature folder is given for vision"):
-        align(corpus.manifest, {m: corpus.folders[m] for m in ("text", "audio")}, tmp_path / "d", AlignConfig())
+        align(
+            corpus.manifest,
+            corpus.transcripts,
+            {m: corpus.folders[m] for m in ("text", "audio")},
+            tmp_path / "d",
+            AlignConfig(),
+        )
 
 
 @pytest.mark.parametrize("options", [{"mode": "pooled"}, {"mask_invalid": ("video",)}])

@@ -85,6 +85,27 @@ def test_a_clip_shorter_than_a_window_is_padded(measure, samples, recwarn):
 
 
 @installed
+@pytest.mark.parametrize("seconds", [6.0, 6.001, 17.3])
+def test_a_long_clip_in_blocks_equals_the_whole(measure, monkeypatch, seconds):
+    time = np.arange(round(seconds * 44_100)) / 44_100
+    sound = voice(140, seconds) * np.maximum(np.sin(1.7 * time), 0) + np.random.default_rng(0).normal(
+        0, 0.002, len(time)
+    )
+    whole = measure(sound)
+    monkeypatch.setattr(audio_opensmile, "BLOCK_SECONDS", 6.0)
+    lengths = []
+    take = OpenSmileAudio._measure
+    monkeypatch.setattr(OpenSmileAudio, "_measure", lambda *a: lengths.append(len(a[1])) or take(*a))
+    cut = measure(sound)
+    assert max(lengths) <= 6 * 16_000
+    assert len(lengths) == max(1, int(np.ceil((seconds - 4) / 2)))
+    assert 0.2 < whole.valid.mean() < 0.8
+    assert cut.values == pytest.approx(whole.values, rel=1e-3, abs=1e-3)
+    for name in ("start", "end", "valid"):
+        assert np.array_equal(getattr(cut, name), getattr(whole, name))
+
+
+@installed
 def test_what_is_missing_and_what_fails(tmp_path, make_clip):
     broken = tmp_path / "broken.mp4"
     broken.write_text("no media")

@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, Wav2Vec2Config, WhisperFeatureExtractor, WhisperModel
+from transformers import AutoConfig, AutoModel, Wav2Vec2Config, WhisperFeatureExtractor, WhisperModel
 
 from extractors import audio_transformer
 from extractors.audio_transformer import TransformerAudio, make_chunks, receptive_field
-from extractors.base import ExtractionError, MissingModality, Source
+from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source
 from extractors.media import read_audio
 
 WAVES = ("wav2vec2", "hubert", "wavlm")
@@ -107,6 +107,109 @@ def test_whispers_window_bounds_its_chunks(speech_models, sound):
     (result,) = TransformerAudio(str(speech_models / "whisper")).extract([source(sound(5.0))])
     assert len(result) == 250
     assert result.end[-1] == pytest.approx(5.0, abs=1e-4)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """The arguments of every call of the model."""
+    calls = []
+    encode = audio_transformer.hidden_states
+    monkeypatch.setattr(audio_transformer, "hidden_states", lambda *a, **kw: calls.append(kw) or encode(*a, **kw))
+    return calls
+
+
+def test_the_chunks_of_a_long_clip_are_normalised_as_a_whole(speech_models, sound, encoded, monkeypatch):
+    monkeypatch.setattr(audio_transformer, "CHUNK_SECONDS", 0.8)
+    path = sound(1.9)
+    samples = read_audio(path, 16_000)
+    wave = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+    assert len(list(TransformerAudio(str(speech_models / "hubert")).extract([source(path)]))) == 1
+    longest, context = 40 * 320, 5 * 320
+    for number, call in enumerate(encoded):
+        expected = wave[number * (longest - 2 * context) :][:longest]
+        assert call["input_values"][0].numpy() == pytest.approx(expected, abs=1e-4)
+    assert len(encoded) == 3
+    assert len(encoded[-1]["input_values"][0]) < longest
+
+
+@pytest.fixture(scope="session")
+def masked_models(speech_models, tmp_path_factory):
+    """Of the kind that takes a mask: each step's convolution is normalised for itself."""
+    root = tmp_path_factory.mktemp("masked")
+    torch.manual_seed(1)
+    for kind in WAVES:
+        config = AutoConfig.from_pretrained(speech_models / kind)
+        config.feat_extract_norm, config.do_stable_layer_norm = "layer", True
+        AutoModel.from_config(config).save_pretrained(root / kind)
+        shutil.copy(speech_models / kind / "preprocessor_config.json", root / kind)
+    return root
+
+
+@pytest.fixture
+def mixed_sources(tmp_path, make_clip, sound):
+    """Clips of several lengths, one of them long, two of the same, and two that fail."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no media")
+    same = sound(0.7).rename(tmp_path / "same.wav")
+    return [source(path) for path in (sound(0.7), broken, sound(0.31), sound(2.5), None, same, sound(0.01), sound(0.9))]
+
+
+def assert_alike(batched, alone, tolerance):
+    for found, expected in zip(batched, alone, strict=True):
+        if isinstance(expected, ExtractionError):
+            assert type(found) is type(expected)
+            continue
+        assert found.values == pytest.approx(expected.values, abs=tolerance)
+        for name in ("start", "end", "valid"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("waiting", [3.0, 60.0])
+@pytest.mark.parametrize("kind", [*(f"masked {kind}" for kind in WAVES), *KINDS])
+def test_batches_give_what_one_by_one_gives(
+    speech_models, masked_models, mixed_sources, encoded, monkeypatch, kind, waiting
+):
+    masked, _, name = kind.rpartition(" ")
+    folder = str((masked_models if masked else speech_models) / name)
+    monkeypatch.setattr(audio_transformer, "CHUNK_SECONDS", 1.2)
+    alone = list(TransformerAudio(folder).extract(mixed_sources))
+    assert all(len(next(iter(call.values()))) == 1 and len(call) == 1 for call in encoded)
+    calls = len(encoded)
+    monkeypatch.setattr(audio_transformer, "batch_limit", lambda model, limit: limit)  # as on a GPU
+    monkeypatch.setattr(audio_transformer, "BATCH_SECONDS", 4.0)
+    monkeypatch.setattr(audio_transformer, "WAITING_SECONDS", waiting)
+    extractor = TransformerAudio(folder)
+    assert_alike(extractor.extract(mixed_sources), alone, 1e-5)
+    sizes = [len(next(iter(call.values()))) for call in encoded[calls:]]
+    assert sum(sizes) == calls and max(sizes) > 1
+    padded = [call for call in encoded[calls:] if "attention_mask" in call]
+    assert bool(padded) == bool(masked)
+    assert [type(r) for r in alone].count(FeatureSequence) == 6
+
+
+def test_clips_are_given_as_soon_as_they_are_encoded(speech_models, sound, monkeypatch):
+    monkeypatch.setattr(audio_transformer, "batch_limit", lambda model, limit: limit)
+    monkeypatch.setattr(audio_transformer, "WAITING_SECONDS", 1.0)
+    asked = []
+    sources = (asked.append(number) or source(sound(0.6)) for number in range(10))
+    results = TransformerAudio(str(speech_models / "hubert")).extract(sources)
+    next(results)
+    assert asked == [0, 1]
+    assert len(list(results)) == 9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [*(f"masked {kind}" for kind in WAVES), *KINDS])
+def test_batches_on_a_gpu_give_what_the_cpu_gives_one_by_one(
+    speech_models, masked_models, mixed_sources, encoded, monkeypatch, kind
+):
+    masked, _, name = kind.rpartition(" ")
+    folder = str((masked_models if masked else speech_models) / name)
+    batched = list(TransformerAudio(folder).extract(mixed_sources))
+    assert max(len(next(iter(call.values()))) for call in encoded) > 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert_alike(batched, TransformerAudio(folder).extract(mixed_sources), 1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

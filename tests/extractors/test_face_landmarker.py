@@ -11,6 +11,7 @@ import pytest
 
 from extractors.base import ExtractionError, MissingModality, Source
 from extractors.face_landmarker import BLENDSHAPES, BUNDLED, FaceLandmarkerVision, to_features, to_snake
+from extractors.faces import FaceChooser
 
 
 def source(path, name="clip"):
@@ -115,6 +116,15 @@ def test_frames_that_repeat_are_looked_at_once(followed, make_clip, tmp_path):
     (found,) = extractor.extract([source(make_clip(tmp_path / "clip.mp4", "v", fps=10, seconds=0.4))])
     assert len(asked) == 4
     assert found.values[:, -1] == pytest.approx(np.repeat(np.arange(4) / 10, 2))
+
+
+def test_the_task_is_shown_the_face_to_follow_alone(followed, tmp_path, monkeypatch):
+    image, view = np.ones((48, 64, 3), np.uint8), np.zeros((24, 32, 3), np.uint8)
+    monkeypatch.setattr(FaceChooser, "watch", lambda self, media, fps, collect: collect(iter([(0.0, image, view)])))
+    extractor, asked = followed([result(dict.fromkeys(BLENDSHAPES, 0.25))])
+    (found,) = extractor.extract([source(tmp_path)])
+    assert found.valid.tolist() == [True]
+    assert asked == [(view.shape, 0)]
 
 
 def test_what_is_missing_and_what_fails(followed, tmp_path, make_clip):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import csv
+import re
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from corpora.raw import read_raw
 from extractors.base import ExtractionError, Source
-from extractors.media import LONGEST_GAP, MediaError, probe, read_audio, read_frames
+from extractors.media import LONGEST_GAP, MediaError, probe, read_audio, read_audio_blocks, read_frames
 from extractors.run import assemble, extract_unit
 from extractors.store import FeatureReader
+from extractors.vision import FaceMeshVision
 
 IDS = [
     "with space",
@@ -114,3 +121,65 @@ def test_the_frames_of_a_variable_rate_keep_their_times(tmp_path, make_clip, fra
     path = make_clip(tmp_path / "a.mkv", "v", times=times)
     shown = {round(t, 2): frame_number(image) for t, image in read_frames(path, 10)}
     assert [shown[t] for t in (0.0, 0.1, 0.4, 0.5, 0.6, 1.4, 1.5)] == [0, 1, 1, 2, 4, 4, 5]
+
+
+def test_the_ending_of_a_name_means_nothing(tmp_path, make_clip, frame_number):
+    path = make_clip(tmp_path / "clip.mkv", seconds=0.4, codecs=("libx264", "flac")).rename(tmp_path / "clip.mp4")
+    assert [frame_number(image) for _, image in read_frames(path, 25)] == list(range(10))
+    assert len(read_audio(path, 8000)) == pytest.approx(0.4 * 8000, abs=100)
+
+
+EIGHT_K = (7680, 4320)
+
+READ_LARGE = """
+import re, sys
+from extractors.media import read_frames
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) // 1024
+before, shapes = peak(), [image.shape for _, image in read_frames(sys.argv[1], 25)]
+print(len(shapes), *set(shapes), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize(("codec", "pixels"), [("mjpeg", "yuvj420p"), ("libx264", "yuv420p")])
+def test_8k_frames_are_scaled_down_while_they_are_converted(tmp_path, codec, pixels):
+    path, frames = tmp_path / "clip.mkv", 3
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=25)
+        (video.width, video.height), video.pix_fmt = EIGHT_K, pixels
+        video.options = {"preset": "ultrafast", "tune": "zerolatency", "threads": "1"} if codec == "libx264" else {}
+        picture = av.VideoFrame(*EIGHT_K, pixels)
+        for plane in picture.planes:
+            plane.update(bytes([100]) * plane.buffer_size)
+        for number in range(frames):
+            picture.pts = number
+            container.mux(video.encode(picture))
+        container.mux(video.encode())
+    ran = subprocess.run([sys.executable, "-c", READ_LARGE, path], capture_output=True, text=True, check=True)
+    count, shape, grown = re.fullmatch(r"(\d+) (\(.*\)) (\d+)\n", ran.stdout).groups()
+    assert (int(count), shape) == (frames, "(360, 640, 3)")
+    assert int(grown) < 270, "MiB: a picture has 50 as it is decoded, 100 in RGB"
+
+
+def test_an_hour_is_read_to_its_end_in_small_pieces(tmp_path):
+    path, rate, block = tmp_path / "hour.mkv", 8000, 80_000
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt, video.codec_context.time_base = 64, 64, "yuv420p", Fraction(1, 1000)
+        sound = container.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for second in range(0, 3600, 30):  # a slide every half minute
+            slide = av.VideoFrame.from_ndarray(np.full((64, 64, 3), second // 30, np.uint8), "rgb24")
+            slide.pts = second * 1000
+            container.mux(video.encode(slide))
+        container.mux(video.encode())
+        for start in range(0, 3600 * rate, block):
+            piece = av.AudioFrame.from_ndarray(np.full((1, block), 1000, np.int16), "s16", "mono")
+            piece.sample_rate, piece.pts, piece.time_base = rate, start, Fraction(1, rate)
+            container.mux(sound.encode(piece))
+    (seen,) = FaceMeshVision(fps=1).extract([Source("hour", path, "", "en", 3600.0)])
+    assert seen.start == pytest.approx(np.arange(len(seen)))
+    assert 3571 <= len(seen) <= 3600  # how long the last slide stays is the container's to say
+    blocks = [len(samples) for samples in read_audio_blocks(path, rate)]
+    assert sum(blocks) == 3600 * rate
+    assert max(blocks) < 30 * rate

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import av
 import numpy as np
 import pytest
 
-from extractors.media import MediaError, MissingStream, probe, read_audio, read_frames
+from extractors import media
+from extractors.media import MediaError, MissingStream, probe, read_audio, read_audio_blocks, read_frames
 
 
 def numbers(path, fps, frame_number):
@@ -50,6 +52,29 @@ def test_grid_sampling_takes_the_frame_that_is_shown(tmp_path, make_clip, frame_
     assert numbers(path, 12.5, frame_number) == [(n / 12.5, 2 * n) for n in range(25)]
     assert numbers(path, 10, frame_number) == [(n / 10, n * 5 // 2) for n in range(20)]
     assert numbers(path, 60, frame_number) == [(n / 60, n * 25 // 60) for n in range(120)]
+
+
+@pytest.mark.parametrize(("name", "codecs"), [("clip.mp4", ("libx264", "aac")), ("clip.mpg", ("mpeg2video", "mp2"))])
+def test_frames_that_are_never_shown_are_left_undecoded_and_change_nothing(
+    tmp_path, make_clip, monkeypatch, name, codecs
+):
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    path = make_clip(tmp_path / name, "va", codecs=codecs, picture=lambda n: np.roll(noise, n, axis=1))
+    decode, frames = media._decode, []
+
+    def counted(*arguments):
+        for frame in decode(*arguments):
+            frames.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(media, "_decode", counted)
+    sparse = dict(read_frames(path, 2.5))
+    some = len(frames)
+    monkeypatch.setattr(media, "_decode", lambda path, container, stream, unseen: decode(path, container, stream))
+    whole = dict(read_frames(path, 2.5))
+    assert sparse.keys() == whole.keys()
+    assert all(np.array_equal(sparse[time], whole[time]) for time in whole)
+    assert some < 45 if name == "clip.mp4" else some <= 50  # MPEG-2 is made without such frames here
 
 
 def test_times_rounded_to_milliseconds_do_not_shift_the_grid(tmp_path, make_clip, frame_number):
@@ -93,6 +118,9 @@ def test_rotation_is_applied(tmp_path, make_clip):
     assert upright.shape == (64, 48, 3)
     assert np.array_equal(upright, np.rot90(image))  # counter-clockwise: bright below
     assert upright[:32].mean() < 20 < 180 < upright[32:].mean()
+    _, small = next(read_frames(turned, 5, max_side=32))
+    assert small.shape == (32, 24, 3)
+    assert small[:16].mean() < 20 < 180 < small[16:].mean()
 
 
 def test_large_frames_are_scaled_down_in_proportion(tmp_path, make_clip):
@@ -114,6 +142,23 @@ def test_sound_is_resampled_to_one_channel_at_its_level(tmp_path, make_clip):
     assert samples.dtype == np.float32
     assert len(samples) == 22_050
     assert np.abs(samples[100:22_000] - expected[100:22_000]).max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 44_100, 48_000])
+def test_sound_in_blocks_is_that_of_one_resampling_of_the_whole(tmp_path, make_clip, rate):
+    noise = np.random.default_rng(0).normal(0, 0.1, 44_100 * 5 // 2 + 77).astype(np.float32)
+    path = make_clip(tmp_path / "clip.wav", "a", sound=noise, codecs=("", "pcm_f32le"))
+    blocks = list(read_audio_blocks(path, rate))
+    frame = av.AudioFrame.from_ndarray(np.pad(noise, (0, 4410))[None], "fltp", "mono")
+    frame.sample_rate = 44_100
+    resampler = av.AudioResampler("fltp", "mono", rate)
+    whole = np.concatenate([p.to_ndarray()[0] for p in [*resampler.resample(frame), *resampler.resample(None)]])
+    found = np.concatenate(blocks)
+    assert len(found) == round(len(noise) * rate / 44_100)
+    assert np.array_equal(found, whole[: len(found)])
+    assert np.array_equal(found, read_audio(path, rate))
+    assert sum(len(block) > 0 for block in blocks) >= 3
+    assert max(map(len, blocks)) < 1.2 * rate
 
 
 def test_sound_that_starts_late_keeps_its_time(tmp_path, make_clip):

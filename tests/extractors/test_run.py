@@ -47,7 +47,16 @@ class FakeBytes:
             case "unreadable":
                 raise MediaError("cannot be read")
             case "bug":
-                raise ZeroDivisionError("a bug")
+                error = ZeroDivisionError("a bug")
+                error.add_note("a note")
+                raise error
+            case "caused":
+                error = ExtractionError("cannot be used either")
+                try:
+                    {}["inside"]
+                except KeyError as cause:
+                    error.__cause__ = cause
+                return error
             case "stop":
                 raise KeyboardInterrupt
             case "wide":
@@ -267,6 +276,36 @@ def test_an_unexpected_error_is_logged_with_its_traceback(tmp_path, caplog):
     assert "v/0" in record.getMessage() and record.exc_info[0] is ZeroDivisionError
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("unreadable", ("in one", "MediaError: cannot be read")),
+        ("bug", ("in one", "ZeroDivisionError: a bug", "a note")),
+        ("caused", ("KeyError: 'inside'", "direct cause", "ExtractionError: cannot be used either")),
+        ("wide", ("in check_sequence", "3 wide")),
+    ],
+)
+def test_a_problem_names_the_file_with_its_full_traceback(tmp_path, content, words):
+    clips = corpus(tmp_path / "raw", "one", content)
+    (problem,) = extract(clips, tmp_path).problems
+    found = run.traceback_path(tmp_path / "scratch", problem.traceback).read_text()
+    for part in ("v/1, fake.bytes-v1-", "Traceback", *words):
+        assert part in found
+
+
+def test_an_error_that_nobody_raised_has_no_traceback(tmp_path):
+    (problem,) = extract(corpus(tmp_path / "raw", "unusable"), tmp_path).problems
+    assert problem.traceback == "" and not (tmp_path / "scratch" / run.TRACEBACKS).exists()
+
+
+def test_a_traceback_has_the_same_reference_on_every_machine(tmp_path):
+    references = []
+    for machine in (tmp_path / "here", tmp_path / "there" / "deeper"):
+        report = extract(corpus(machine / "raw", "bug", "caused", "wide"), machine)
+        references.append([problem.traceback for problem in report.problems])
+    assert references[0] == references[1] and len(set(references[0])) == 3
+
+
 def test_an_extractor_that_leaves_clips_out_shifts_nothing(tmp_path):
     clips = corpus(tmp_path / "raw", "one", "unusable", "three")
     report = extract(clips, tmp_path, name="fake.forgetful")
@@ -316,17 +355,18 @@ def problem(clip_id: str, error: str = "MediaError") -> Problem:
 
 
 def test_few_failures_pass_and_many_stop_with_a_summary():
-    run.check_failures([problem("a")], 50, 0.02, Path("table"))
-    run.check_failures([], 0, 0.0, Path("table"))
+    run.check_failures([problem("a")], 50, 0.02, Path("table"), Path("scratch"))
+    run.check_failures([], 0, 0.0, Path("table"), Path("scratch"))
     failed = [problem("a"), problem("b"), problem("c", "ZeroDivisionError")]
     with pytest.raises(run.TooManyFailures) as raised:
-        run.check_failures(failed, 50, 0.02, Path("data/problems/extract-audio.parquet"))
+        run.check_failures(failed, 50, 0.02, Path("data/problems/extract-audio.parquet"), Path("scratch"))
     message = str(raised.value)
     for part in (
         "3 of 50 clips failed, 6.0%",
         "MediaError 2, ZeroDivisionError 1",
         "a (audio)",
         "extract-audio.parquet",
+        "scratch/tracebacks",
     ):
         assert part in message
 
@@ -353,6 +393,15 @@ def test_pruning_keeps_the_named_signatures(tmp_path):
     assert folders == 1 and freed > 0
     assert extract(clips, tmp_path, scale=2.0).reused == 1
     assert not (tmp_path / "scratch" / old.meta.signature).exists()
+
+
+def test_pruning_keeps_the_named_tracebacks(tmp_path):
+    clips = corpus(tmp_path / "raw", "one", "bug", "caused")
+    report = extract(clips, tmp_path)
+    old, new = (run.traceback_path(tmp_path / "scratch", p.traceback) for p in report.problems)
+    size = old.stat().st_size
+    assert run.prune(tmp_path / "scratch", {report.meta.signature, new.stem}) == (0, size)
+    assert not old.exists() and new.exists()
 
 
 def test_pruning_touches_no_folder_but_scratch(tmp_path):

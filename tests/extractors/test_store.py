@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from extractors import store
 from extractors.base import ExtractionError, FeatureSequence
 from extractors.store import (
     METADATA_KEY,
@@ -76,6 +78,31 @@ def test_any_clip_can_be_read_by_its_id_across_shards_and_row_groups(tmp_path):
     assert "nobody/0" not in reader
     with pytest.raises(KeyError):
         reader["nobody/0"]
+
+
+def test_row_groups_are_small_in_bytes_so_that_one_clip_is_read_quickly(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "GROUP_BYTES", 200)
+    written = fill(tmp_path / "f")
+    file = pq.ParquetFile(tmp_path / "f" / "part-00000.parquet")
+    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    assert sum(rows) == 150 and max(rows) < 10
+    reader = FeatureReader(tmp_path / "f", "audio")
+    for clip_id in np.random.default_rng(0).permutation(list(written)):
+        assert_same(reader[clip_id], written[clip_id])
+
+
+def test_a_reader_holds_no_file_open(tmp_path):
+    fill(tmp_path / "f", shard_clips=10)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = FeatureReader(tmp_path / "f", "audio")
+    assert len(list(reader)) == 150
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_values_are_stored_with_their_bytes_taken_apart(tmp_path):
+    fill(tmp_path / "f", clips=3)
+    columns = pq.ParquetFile(tmp_path / "f" / "part-00000.parquet").metadata.row_group(0)
+    assert "BYTE_STREAM_SPLIT" in columns.column(1).encodings
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path):

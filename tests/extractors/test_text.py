@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from extractors.base import MissingModality, Source
-from extractors.text import MINILM_SHA256, TransformerText, make_batches, token_words
+from extractors.pretrained import make_batches
+from extractors.text import MINILM_SHA256, TransformerText, token_words
 from extractors.words import split_words
 
 WORDS = ["a", "good", "film", "bad", "not", "so", "the", "actor", ",", ".", *"这部电影很好看"]
@@ -187,6 +189,27 @@ def test_batches_hold_every_clip_once_within_the_limit():
     assert sorted(i for batch in batches for i in batch) == list(range(301))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 4096
+
+
+def test_batches_of_what_cannot_be_padded_hold_one_length():
+    lengths = dict(enumerate([5, 7, 5, 7, 7, 9]))
+    assert make_batches(lengths, 14, only_equal=True) == [[0, 2], [1, 3], [4], [5]]
+    assert make_batches(lengths, 0) == [[0], [2], [1], [3], [4], [5]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_on_a_gpu_give_what_the_cpu_gives_one_by_one(tiny_model, monkeypatch):
+    texts = ["a good film", "", "so", "not bad , the actor . " * 9, "这部电影很好看", "good"]
+    sources = [source(text, str(number)) for number, text in enumerate(texts)]
+    batched = list(TransformerText(model=str(tiny_model)).extract(sources))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for gpu, cpu in zip(batched, TransformerText(model=str(tiny_model)).extract(sources), strict=True):
+        if isinstance(cpu, MissingModality):
+            assert isinstance(gpu, MissingModality)
+            continue
+        assert np.array_equal(gpu.token_ids, cpu.token_ids)
+        assert gpu.values == pytest.approx(cpu.values, abs=1e-3)
 
 
 def test_signature_follows_weights_and_tokenizer_but_not_the_readme(tiny_model, tmp_path, monkeypatch):

@@ -45,9 +45,9 @@ def follow(monkeypatch, face):
         image, corners = face
         frames = [image, *(np.roll(image, i + 1, axis=1) for i in range(len(seen)))]
 
-        def frames_of(self, media, fps):
-            for i, there in enumerate(seen):
-                yield i / fps, frames[i], landmarks_at(corners) if there else None
+        def frames_of(self, media, fps, collect):
+            points = landmarks_at(corners)
+            return collect((i / fps, frames[i], points if there else None) for i, there in enumerate(seen))
 
         monkeypatch.setattr(vision_transformer.FaceTracker, "follow", frames_of)
         return frames
@@ -85,7 +85,9 @@ def test_a_frame_that_repeats_is_encoded_once(image_models, follow, face, tmp_pa
     image, corners = face
     points = landmarks_at(corners)
     shown = [(0.0, image, points), (0.1, image, points), (0.2, np.roll(image, 9), points), (0.3, image.copy(), None)]
-    monkeypatch.setattr(vision_transformer.FaceTracker, "follow", lambda self, media, fps: iter(shown))
+    monkeypatch.setattr(
+        vision_transformer.FaceTracker, "follow", lambda self, media, fps, collect: collect(iter(shown))
+    )
     extractor = TransformerVision(str(image_models / "vit"))
     sizes = []
     encode = extractor._encode

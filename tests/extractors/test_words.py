@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from extractors.base import FeatureSequence
 from extractors.words import (
+    Word,
+    match_words,
     place_words,
     split_words,
     timing_error,
@@ -73,6 +75,32 @@ def test_words_of_punctuation_alone_take_no_time_unless_there_are_no_others():
 
 def test_no_words_have_no_times():
     assert word_times([], None, 4.0).shape == (0, 2)
+
+
+def timed(*words):
+    return [Word(*word) for word in words]
+
+
+def test_times_of_the_same_words_are_taken_whatever_their_case_punctuation_and_cuts():
+    known = timed(("well", 0, 1), ("do", 1, 2), ("n't", 2, 3.5), ("", 3.5, 4), ("STOP", 4, 5))
+    times = match_words(["Well,", "don't", "--", "stop!"], known)
+    np.testing.assert_allclose(times, [[0, 1], [1, 3.5], [3.5, 3.5], [4, 5]])
+    np.testing.assert_allclose(
+        match_words(["...", "Well", "done"], timed(("Well-done", 1, 9))), [[1, 1], [1, 5], [5, 9]]
+    )
+
+
+def test_a_chinese_phrase_shares_its_time_among_its_characters():
+    times = match_words(split_words("你好。看"), timed(("你好", 0, 1), ("看。", 2, 3)))
+    np.testing.assert_allclose(times, [[0, 0.5], [0.5, 1], [2, 3]])
+
+
+def test_words_spelled_otherwise_match_one_for_one_if_most_agree():
+    known = timed(("2", 0, 1), ("films", 1, 2))
+    np.testing.assert_allclose(match_words(["Two", "films"], known), [[0, 1], [1, 2]])
+    assert match_words(["Two", "books"], known) is None
+    assert match_words(["Two", "good", "films"], known) is None
+    assert match_words([], known) is None and match_words(["Two"], []) is None and match_words(["--"], known) is None
 
 
 @given(

@@ -14,11 +14,12 @@ import yaml
 from corpora.demo import DemoConfig, generate
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
-from extractors.run import TooManyFailures
+from extractors.run import TooManyFailures, traceback_path
 from extractors.store import FeatureReader
 from flows.align import align
-from flows.extract import extract
+from flows.extract import extract, scratch_folder
 from flows.prepare import prepare
+from flows.transcribe import transcribe
 
 ROOT = Path(__file__).parents[2]
 BROKEN = ("truncated", "empty", "text")
@@ -90,11 +91,20 @@ def test_unreadable_media_stay_in_the_manifest_and_are_listed(here):
     assert {"odd/empty", "odd/text"} <= unreadable <= {f"odd/{name}" for name in BROKEN}
 
 
+def test_without_models_the_transcripts_are_the_corpuss_own(here):
+    assert transcribe.fn() == {"texts": {"corpus": 10, "none": 1}, "methods": {"proportional": 10}}
+    assert read_problems([Path("data/problems/transcribe.parquet")]) == []
+
+
 @pytest.mark.parametrize("modality", ["audio", "vision", "text"])
 def test_a_broken_file_fails_alone(here, modality):
     extract.fn(modality)
     reader = FeatureReader(Path("data/features") / modality, modality)
-    failed = {p.clip_id for p in read_problems([Path(f"data/problems/extract-{modality}.parquet")])}
+    problems = read_problems([Path(f"data/problems/extract-{modality}.parquet")])
+    for problem in problems:
+        trace = traceback_path(scratch_folder(), problem.traceback).read_text(encoding="utf-8")
+        assert "MediaError" in trace and problem.message in trace
+    failed = {problem.clip_id for problem in problems}
     assert failed == (set() if modality == "text" else {f"odd/{name}" for name in BROKEN})
     assert len(reader) == 11 - len(failed)
     missing = {clip_id for clip_id, sequence in reader if not len(sequence)}
@@ -125,6 +135,7 @@ def test_a_clip_keeps_the_modalities_that_are_whole(here):
     rows = {row["clip_id"]: row for row in pq.read_table("data/dataset/train").to_pylist()}
     assert not rows["odd/silent"]["audio_values"] and rows["odd/silent"]["vision_values"]
     assert not rows["odd/wordless"]["text_values"] and rows["odd/wordless"]["audio_values"]
+    assert rows["odd/wordless"]["word_times_method"] == "" and rows["odd/silent"]["word_times_method"] == "proportional"
     assert rows["odd/empty"]["text_values"] and not rows["odd/empty"]["vision_values"]
     assert json.loads(Path("data/dataset/dataset.json").read_text())["clips"]["train"] == len(rows)
     stages = {(p.stage, p.modality) for p in read_problems([Path("data/problems.parquet")])}

@@ -24,7 +24,9 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["prepare", "extract", "align", "train", "evaluate", "pipeline", "results", "use"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "transcribe", "extract", "align", "train", "evaluate", "pipeline", "results", "use"]
+)
 def test_every_command_says_what_it_makes(command):
     shown = runner.invoke(app, [command, "--help"])
     assert shown.exit_code == 0 and len(shown.output.splitlines()) > 5

@@ -127,12 +127,21 @@ def make_report(**changes: object) -> ReportInput:
         clips=clips,
         problems=[Problem("v3/0001", "extract", "vision", "NoFace", "no face in 38 frames")],
         word_times={
-            "method": "proportional",
-            "words": 1234,
-            "clips_with_other_words": 7,
-            "overlap": 0.934,
-            "start": {"mean": 0.0712, "median": 0.0642, "p90": 0.2},
-            "end": {"mean": 0.1, "median": 0.1, "p90": 0.1},
+            "methods": {
+                "ctc": {"clips": 3, "words": 20},
+                "proportional": {
+                    "clips": 77,
+                    "words": 1300,
+                    "error": {
+                        "clips": 70,
+                        "words": 1234,
+                        "clips_with_other_words": 7,
+                        "overlap": 0.934,
+                        "start": {"mean": 0.0712, "median": 0.0642, "p90": 0.2},
+                        "end": {"mean": 0.1, "median": 0.1, "p90": 0.1},
+                    },
+                },
+            }
         },
         settings={
             "extract": {"workers": 0, "text": {"options": {"model": "minilm"}}},
@@ -361,12 +370,15 @@ def test_settings_are_listed_by_stage_with_dotted_keys(render):
     assert ["torch", "2.13.0"] in page.rows
 
 
-def test_word_times_show_their_error_where_it_is_known(render):
+def test_word_times_show_each_methods_share_and_its_error_where_it_is_known(render):
     _, page = render()
-    assert ["Word's start", "0.071", "0.064", "0.200"] in page.rows
-    assert "1,234 words; 93.4% of the estimates" in page.words
+    assert ["Word's start, proportional", "0.071", "0.064", "0.200"] in page.rows
+    assert "Method proportional: 1,300 words of 77 clips." in page.words
+    assert "1,234 words; 93.4% of its times" in page.words
     assert "than the true times: 7 clips." in page.words
-    assert "True times are not known" in render(word_times={"method": "proportional"})[1].words
+    assert "Method ctc: 20 words of 3 clips. True times are not known" in page.words
+    assert not any(row[0].endswith(", ctc") for row in page.rows)
+    assert "No clip has a text" in render(word_times={"methods": {}})[1].words
     assert "Word times" not in render(word_times=None)[1].words
 
 

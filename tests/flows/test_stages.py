@@ -51,12 +51,15 @@ AFTER_EXTRACTION = {"align", "train", "evaluate"}
         ("extract.vision.options.fps", {"extract@vision"} | AFTER_EXTRACTION),
         ("extract.audio.extractor", {"extract@audio"} | AFTER_EXTRACTION),
         ("extract.text.options.model", {"extract@text"} | AFTER_EXTRACTION),
+        ("transcribe.aligner", {"transcribe", "extract@text"} | AFTER_EXTRACTION),
         ("align.mode", AFTER_EXTRACTION),
         ("train.epochs", {"train", "evaluate"}),
         ("model.bottleneck_tokens", {"train", "evaluate"}),
         ("evaluate.split", {"evaluate"}),
         ("extract.workers", set()),
         ("extract.clip_timeout", set()),
+        ("extract.runner", set()),
+        ("extract.address", set()),
     ],
 )
 def test_a_changed_parameter_reruns_what_hangs_on_it_and_nothing_else(repository, key, stages):
@@ -67,13 +70,16 @@ def test_every_stage_comes_after_what_it_needs(repository, monkeypatch):
     monkeypatch.chdir(repository)
     order = stage_order()
     assert order[0] == "prepare" and order[-3:] == ["align", "train", "evaluate"]
-    assert {"extract@text", "extract@audio", "extract@vision"} == set(order[1:4])
+    assert {"transcribe", "extract@text", "extract@audio", "extract@vision"} == set(order[1:5])
+    assert order.index("transcribe") < order.index("extract@text")
 
 
 def test_a_target_brings_what_it_needs_and_no_more(repository, monkeypatch):
     monkeypatch.chdir(repository)
     assert stage_order(["extract@audio"]) == ["prepare", "extract@audio"]
-    assert set(stage_order(["extract"])) == {"prepare", "extract@text", "extract@audio", "extract@vision"}
+    assert set(stage_order(["extract"])) == {
+        "prepare", "transcribe", "extract@text", "extract@audio", "extract@vision",
+    }  # fmt: skip
 
 
 def test_an_unknown_target_is_refused_with_the_stages_there_are(repository, monkeypatch):

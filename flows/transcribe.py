@@ -1,0 +1,66 @@
+"""Stage `transcribe`: the manifest's clips -> who says what when, from the corpus, a recogniser, an aligner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.progress import TaskID
+
+from corpora.problems import write_problems
+from extractors.run import check_failures
+from extractors.transcribe import TranscribeSummary
+from extractors.transcribe import transcribe as transcribe_clips
+from flows import runtime
+from flows.extract import scratch_folder
+from flows.params import Params, load_params
+from flows.runtime import console, progress
+
+from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+
+
+@task
+def listen(params: Params) -> TranscribeSummary:
+    """Write the transcripts of all clips; what was heard before is taken from scratch."""
+    paths, timeout = params.paths, params.extract.clip_timeout
+    bar = progress()
+    rows: dict[str, TaskID] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in rows:
+            bar.start()  # not before: most corpora have nothing to listen to
+            rows[what] = bar.add_task(what, total=total, note="")
+        bar.update(rows[what], completed=done)
+
+    try:
+        return transcribe_clips(paths.manifest, paths.transcripts, params.transcribe, scratch_folder(), timeout, show)
+    finally:
+        bar.stop()
+
+
+@flow(name="transcribe", flow_run_name=runtime.run_name)
+def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, int]]:
+    """Say who says what when: transcripts, and the times of their words where anything but `align` knows them."""
+    params = load_params(params_file)
+    summary = runtime.call(listen, params)
+    table = params.paths.problems / "transcribe.parquet"
+    write_problems(summary.problems, table)
+    runtime.publish_table(
+        "transcribe-problems", map(asdict, summary.problems), "Clips that could not be heard or timed"
+    )
+    clips = sum(summary.texts.values())
+    check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, scratch_folder())
+    console.print(
+        f"transcripts of {clips} clips ({_counts(summary.texts)}; words timed by {_counts(summary.methods)}; "
+        f"{summary.heard} heard now, {len(summary.problems)} problems) -> {params.paths.transcripts}"
+    )
+    return {"texts": dict(summary.texts), "methods": dict(summary.methods)}
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing"
+
+
+if __name__ == "__main__":
+    runtime.main(transcribe)

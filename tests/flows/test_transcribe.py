@@ -1,0 +1,60 @@
+"""The transcribe stage on a small demo corpus, whose word times lie beside its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from corpora.problems import Problem, read_problems
+from extractors.run import TooManyFailures
+from extractors.transcribe import TranscribeSummary
+from extractors.transcripts import read_transcripts
+from flows import transcribe as stage
+from flows.prepare import prepare
+from flows.transcribe import transcribe
+
+ROOT = Path(__file__).parents[2]
+WORDS = Path("data/generated/words.csv")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A demo corpus of three clips, prepared, its word times named in params.yaml."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["prepare"]["demo"] |= {"clips": 3, "speakers": 3}
+    params["extract"] |= {"workers": 1}
+    params["transcribe"]["word_times"] = str(WORDS)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
+    prepare.fn()
+    return tmp_path
+
+
+def test_the_corpuss_own_word_times_time_the_clips_that_they_know(here):
+    lines = WORDS.read_text().splitlines(keepends=True)
+    last = lines[-1].split(",")[0]
+    WORDS.write_text("".join(line for line in lines if not line.startswith(last)))  # of two clips of three
+    assert transcribe.fn() == {"texts": {"corpus": 3}, "methods": {"file": 2, "proportional": 1}}
+    transcripts = read_transcripts(Path("data/transcripts.parquet"))
+    assert transcripts[last].times_method == "" and len(transcripts) == 3
+    first = lines[1].rstrip().split(",")
+    assert transcripts[first[0]].start[0] == pytest.approx(float(first[3]))
+    assert transcripts[first[0]].end[0] == pytest.approx(float(first[4]))
+
+
+def test_more_failures_than_allowed_stop_the_stage(here, monkeypatch):
+    listed = [Problem(f"v/{i}", "transcribe", "text", "MediaError", "torn") for i in range(2)]
+    notes = [Problem(f"v/{i}", "transcribe", "text", "OtherWords", "other") for i in range(100)]
+
+    def fake(*_arguments: object) -> TranscribeSummary:
+        return TranscribeSummary({"corpus": 60}, {}, 0, (*notes, *listed))
+
+    monkeypatch.setattr(stage, "transcribe_clips", fake)
+    with pytest.raises(TooManyFailures, match="2 of 60 clips failed"):
+        transcribe.fn()
+    assert len(read_problems([Path("data/problems/transcribe.parquet")])) == 102
+    monkeypatch.setattr(stage, "transcribe_clips", lambda *_: TranscribeSummary({"corpus": 60}, {}, 0, tuple(notes)))
+    assert transcribe.fn()["texts"] == {"corpus": 60}
