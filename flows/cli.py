@@ -155,21 +155,25 @@ app.add_typer(cache, name="cache")
 
 @cache.command()
 def prune() -> None:
-    """Remove old tracebacks, and the results of extractors and settings other than [bold]params.yaml[/bold]'s."""
+    """Remove what [bold]params.yaml[/bold]'s settings do not need: results, states of stopped trainings, tracebacks."""
     from corpora.manifest import MODALITIES
     from corpora.problems import read_problems
     from extractors import run
     from extractors.transcribe import signatures
     from flows.extract import scratch_folder
     from flows.params import load_params
+    from model.train import MAPPED, runs_folder
 
     with _plain_errors():
-        params = load_params()
+        params, scratch = load_params(), scratch_folder()
         chosen = [getattr(params.extract, modality) for modality in MODALITIES]
         keep = {run.describe(item.extractor, item.options).signature for item in chosen}
         keep |= signatures(params.transcribe)
-        problems = read_problems(sorted(params.paths.problems.glob("extract-*.parquet")))
-        folders, freed = run.prune(scratch_folder(), keep | {problem.traceback for problem in problems})
+        problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
+        training = {MAPPED}
+        if (params.paths.dataset / "dataset.json").exists():
+            training.add(runs_folder(scratch, params.paths.dataset, params.model, params.train).name)
+        folders, freed = run.prune(scratch, keep | training | {problem.traceback for problem in problems})
     typer.echo(f"{folders} folders removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
 
 

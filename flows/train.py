@@ -1,26 +1,38 @@
-"""Stage `train`: dataset -> a checkpoint a seed, with learning curves."""
+"""Stage `train`: dataset -> a checkpoint a seed, with learning curves.
+
+Several GPUs: `torchrun --standalone --nproc-per-node <n> -m flows.train`, then `dvc commit train`. The processes share
+every batch; the first of them alone writes, shows and speaks to Prefect.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress, TaskID
 
 from corpora.files import atomic_path
+from extractors.run import tag_scratch
 from flows import runtime
+from flows.extract import scratch_folder
 from flows.params import Params, load_params
 from flows.runtime import console, progress
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
 
 
-class CurveObserver:
-    """Hands the loop's numbers to DVCLive and to the progress bar; the loop knows neither."""
+FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
+"""Of those that torchrun started; without it there is one."""
 
-    def __init__(self, live: Any, bar: Progress, row: TaskID, epochs: int) -> None:
-        self.live, self.bar, self.row, self.epochs = live, bar, row, epochs
+
+class CurveObserver:
+    """Hands the loop's numbers to DVCLive, TensorBoard (None: not asked for) and the progress bar."""
+
+    def __init__(self, live: Any, board: Any, bar: Progress, row: TaskID, epochs: int) -> None:
+        self.live, self.board, self.bar, self.row, self.epochs = live, board, bar, row, epochs
 
     def on_batch(self, epoch: int, done: int, total: int) -> None:
         """Move the bar by one batch."""
@@ -30,6 +42,8 @@ class CurveObserver:
         """Log one epoch's numbers as a step of the curves."""
         for name, value in metrics.items():
             self.live.log_metric(name, value)
+            if self.board:
+                self.board.add_scalar(name, value, epoch)
         self.live.next_step()
         self.bar.update(
             self.row,
@@ -39,21 +53,34 @@ class CurveObserver:
 
 @task(task_run_name="seed {seed}")
 def train_seed(seed: int, params: Params) -> dict[str, Any]:
-    """Train with one seed: checkpoints and history in `models/seed-<n>`, curves in `metrics/training/seed-<n>`."""
+    """Train with one seed: checkpoints and history in `models/seed-<n>`, curves in `metrics/training/seed-<n>`.
+
+    A run that was killed goes on where it was.
+    """
     from dvclive import Live
 
     from model.train import train as train_model
 
+    tag_scratch(scratch_folder())  # memory-mapped features, and what a killed run goes on from
     out = params.paths.models / f"seed-{seed}"
+    arguments = params.paths.dataset, out, params.model, params.train, seed
+    if not FIRST_PROCESS:
+        train_model(*arguments, scratch=scratch_folder())
+        return {}
     curves = params.paths.training_curves / f"seed-{seed}"
+    board = _tensorboard(seed) if params.train.tensorboard else None
     live = Live(dir=str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
     with live, progress("batches") as bar:
         row = bar.add_task(f"train seed {seed}", total=None, note="")
-        observer = CurveObserver(live, bar, row, params.train.epochs)
-        result = train_model(params.paths.dataset, out, params.model, params.train, seed, observer)
+        observer = CurveObserver(live, board, bar, row, params.train.epochs)
+        result = train_model(*arguments, observer, scratch_folder())
+    if board:
+        board.close()
     with atomic_path(out / "history.json") as temporary:
         temporary.write_text(json.dumps(list(result.history), indent=1), encoding="utf-8")
     best = result.history[result.best_epoch - 1]
+    if result.resumed:
+        console.print(f"seed {seed}: taken up in epoch {result.resumed[0]} after {result.resumed[1]} batches of it")
     console.print(
         f"seed {seed}: best validation MAE {best['valid_mae']:.3f} in epoch {result.best_epoch} of "
         f"{len(result.history)}, {result.seconds:.0f} s on {result.device} -> {result.best}"
@@ -61,14 +88,37 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     return {"seed": seed, "best_epoch": result.best_epoch, "seconds": round(result.seconds, 1), **best}
 
 
+def _tensorboard(seed: int) -> Any:
+    """A writer of curves in `.dashfusion/tensorboard/seed-<n>`; those of an earlier run are removed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "train.tensorboard is true, but tensorboard is not installed: pip install -e '.[tensorboard]'"
+        ) from error
+    folder = Path(".dashfusion/tensorboard") / f"seed-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    return SummaryWriter(str(folder))
+
+
 @flow(name="train", flow_run_name=runtime.run_name)
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
-    """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE."""
+    """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE.
+
+    Seeds that an interrupted stage had finished are not trained again.
+    """
+    from model.train import forget_run
+
     params = load_params(params_file)
     results = [runtime.call(train_seed, seed, params) for seed in params.train.seeds]
-    runtime.publish_table("training", results, "One row a seed: its best epoch with that epoch's metrics")
+    if FIRST_PROCESS:
+        forget_run(scratch_folder(), params.paths.dataset, params.model, params.train)
+        runtime.publish_table("training", results, "One row a seed: its best epoch with that epoch's metrics")
     return results
 
 
 if __name__ == "__main__":
-    runtime.main(train)
+    if FIRST_PROCESS:
+        runtime.main(train)
+    else:
+        train.fn()

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
+from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
 from model.data import DatasetInfo
 from model.files import atomic_folder
 from model.network import DashFusion
+from model.text import TokenText
 
 SCHEMA_VERSION = 1
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "checkpoint.json"
-RECORDED_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors")
+TEXT = "text"
+"""Folder with the trained text encoder's tokenizer and shape; its weights are with the network's."""
+RECORDED_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,27 @@ class CheckpointInfo:
     versions: Mapping[str, str]
 
     def check_compatible(self, dataset: DatasetInfo) -> None:
-        """Refuse features that the network was not trained on; modalities that it never saw do not matter.
+        """Refuse features that the network was not trained on; modalities that it never saw do not matter, nor
+        do text features where it reads tokens.
 
         Raises:
-            ValueError: another label range, or another extractor signature or width of a modality; the
-                message names both and the way out.
+            ValueError: another label range, another extractor signature or width of a modality, or another language
+                than that of the transcripts which a tokenizer was trained on; the message names both and the way out.
         """
         if dataset.label_range != self.dataset.label_range:
             raise ValueError(
                 f"the checkpoint predicts labels in {list(self.dataset.label_range)}, the dataset has "
                 f"{list(dataset.label_range)}; train on this dataset, or evaluate a corpus of that range"
             )
+        if self.model.text.mode == "scratch" and dataset.language != self.dataset.language:
+            raise ValueError(
+                f"the checkpoint's text encoder was trained from scratch on {self.dataset.language!r}, the dataset's "
+                f"transcripts are {dataset.language!r}; train on this dataset, or with model.text.mode finetune and an "
+                "encoder of several languages"
+            )
         for modality in self.train.modalities:
+            if modality == "text" and self.model.text.mode != "frozen":
+                continue
             trained, given = self.dataset.modalities[modality], dataset.modalities[modality]
             if (trained.signature, trained.dim) != (given.signature, given.dim):
                 raise ValueError(
@@ -70,7 +82,10 @@ class CheckpointInfo:
 
 
 def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
-    """Write `folder`/model.safetensors and checkpoint.json; the folder appears whole or not at all."""
+    """Write `folder`/model.safetensors, checkpoint.json and, where the network reads tokens, text/.
+
+    The folder appears whole or not at all, and needs no other file to predict.
+    """
     description = {
         "schema_version": SCHEMA_VERSION,
         "model": asdict(network.config),
@@ -84,6 +99,8 @@ def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_folder(Path(folder)) as temporary:
         save_file(weights, temporary / WEIGHTS)
+        if network.text:
+            network.text.save(temporary / TEXT)
         text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
         (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
@@ -99,7 +116,8 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
     info = _parse(json.loads(path.read_text(encoding="utf-8")), path)
-    network = DashFusion(info.model, info.dataset)
+    text = None if info.model.text.mode == "frozen" else TokenText.load(Path(folder) / TEXT)
+    network = DashFusion(info.model, info.dataset, text)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))
     return network.to(device).eval(), info
 
@@ -121,7 +139,7 @@ def _parse(raw: dict[str, Any], path: Path) -> CheckpointInfo:
         }
     )
     return CheckpointInfo(
-        model=ModelConfig(**raw["model"]),
+        model=ModelConfig(**raw["model"] | {"text": TextConfig(**raw["model"].get("text", {}))}),
         train=config,
         dataset=DatasetInfo.from_dict(raw["dataset"], str(path)),
         seed=raw["seed"],

@@ -1,30 +1,30 @@
 """The dataset on disk (output of the align stage) and batches of it.
 
-Shapes: N clips of a split, B clips of a batch, T steps of the longest of them, S steps of all clips together,
-D features of a modality.
+Shapes: N clips of a split, B clips of a batch, T steps of the longest of them, D features of a modality.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from model.arrays import Sequences, read_column, read_sequences
 from model.config import MODALITIES
+
+if TYPE_CHECKING:
+    from model.text import TokenText
 
 SCHEMA_VERSION = 1
 NORMALISED = ("audio", "vision")
 """Modalities with training-split statistics; text values are hidden states, used as they are."""
 
-_CHECK_BLOCK = 1 << 16
 _MAKES_IT = "`dashfusion align` (or `dvc repro align`) makes it"
 
 
@@ -179,7 +179,8 @@ class Batch:
     Attributes:
         clip_ids: B ids.
         labels: [B] float32, NaN where unlabelled.
-        values: modality -> [B, T, D] float32, raw (not normalised), zeros where padded.
+        values: modality -> [B, T, D] float32, raw (not normalised), zeros where padded; text as tokens: [B, T]
+            int64.
         masks: modality -> [B, T] bool, True where the network may look. T = 0: no clip has the modality.
     """
 
@@ -192,30 +193,20 @@ class Batch:
         return len(self.clip_ids)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`; from pinned memory without waiting for the copy."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            labels=self.labels.to(device),
-            values={m: value.to(device) for m, value in self.values.items()},
-            masks={m: mask.to(device) for m, mask in self.masks.items()},
+            labels=change(self.labels),
+            values={m: change(value) for m, value in self.values.items()},
+            masks={m: change(mask) for m, mask in self.masks.items()},
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Sequences:
-    """One modality of N clips, laid end to end.
-
-    Attributes:
-        values: [S, D] float16 or float32.
-        visible: [S] bool, True where the network may look.
-        starts: [N] first row of each clip.
-        lengths: [N] steps of each clip; 0 = the modality is missing.
-    """
-
-    values: np.ndarray
-    visible: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -229,6 +220,7 @@ class ClipTable:
         labels: [N] float32, NaN where unlabelled.
         sequences: by modality.
         truncated: by modality, clips that were cut to the longest length allowed.
+        text: what cut the transcripts into tokens; None: text is the dataset's features.
     """
 
     info: DatasetInfo
@@ -237,10 +229,23 @@ class ClipTable:
     labels: np.ndarray
     sequences: Mapping[str, Sequences]
     truncated: Mapping[str, int]
+    text: TokenText | None = None
 
     @classmethod
-    def read(cls, dataset: Path, split: str, max_positions: int) -> ClipTable:
-        """Read a split, one column at a time. A split of 0 clips may have no files.
+    def read(
+        cls,
+        dataset: Path,
+        split: str,
+        max_positions: int,
+        cache: Path | None = None,
+        text: TokenText | None = None,
+    ) -> ClipTable:
+        """Read a split. A split of 0 clips may have no files.
+
+        Args:
+            text: cuts the transcripts into tokens, which take the place of the dataset's text features.
+            cache: folder for files from which the values are memory-mapped, see `model.arrays.read_sequences`;
+                None reads them into memory.
 
         Raises:
             FileNotFoundError: no dataset, or no file of a split that should hold clips.
@@ -255,26 +260,28 @@ class ClipTable:
                 f"no part-*.parquet; {_MAKES_IT}"
             )
         if not parts:
-            return cls._empty(info, split)
-        clip_ids = _read_column(parts, "clip_id").to_numpy(zero_copy_only=False)
-        labels = _read_column(parts, "label").to_numpy(zero_copy_only=False).astype(np.float32)
-        sequences, truncated = {}, {}
-        for modality in MODALITIES:
-            whole = _read_sequences(parts, modality, info.modalities[modality].dim)
-            _check_finite(whole, clip_ids, modality)
-            truncated[modality] = int((whole.lengths > max_positions).sum())
-            sequences[modality] = replace(whole, lengths=np.minimum(whole.lengths, max_positions))
-        return cls(info, split, clip_ids, labels, sequences, truncated)
+            return cls._empty(info, split, text)
+        clip_ids = read_column(parts, "clip_id").to_numpy(zero_copy_only=False)
+        labels = read_column(parts, "label").to_numpy(zero_copy_only=False).astype(np.float32)
+        features = NORMALISED if text else MODALITIES
+        whole = read_sequences(parts, {m: info.modalities[m].dim for m in features}, clip_ids, cache)
+        truncated = {m: int((s.lengths > max_positions).sum()) for m, s in whole.items()}
+        sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in whole.items()}
+        if text:
+            sequences["text"], truncated["text"] = text.sequences(read_column(parts, "text").to_pylist())
+        return cls(info, split, clip_ids, labels, sequences, truncated, text)
 
     @classmethod
-    def _empty(cls, info: DatasetInfo, split: str) -> ClipTable:
+    def _empty(cls, info: DatasetInfo, split: str, text: TokenText | None) -> ClipTable:
         none = np.zeros(0, np.int64)
         sequences = {
             m: Sequences(np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool), none, none)
             for m in MODALITIES
         }
+        if text:
+            sequences["text"], _ = text.sequences([])
         truncated = dict.fromkeys(MODALITIES, 0)
-        return cls(info, split, np.zeros(0, object), np.zeros(0, np.float32), sequences, truncated)
+        return cls(info, split, np.zeros(0, object), np.zeros(0, np.float32), sequences, truncated, text)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -308,51 +315,12 @@ class ClipTable:
             longest = int(lengths.max(initial=0))
             real_BT = np.arange(longest) < lengths[:, None]
             rows = (starts[:, None] + np.arange(longest))[real_BT]
-            values_BTD = np.zeros((*real_BT.shape, sequences.values.shape[1]), np.float32)
+            kind = np.int64 if sequences.values.ndim == 1 else np.float32
+            values_BTD = np.zeros((*real_BT.shape, *sequences.values.shape[1:]), kind)
             values_BTD[real_BT] = sequences.values[rows]
             mask_BT = np.zeros_like(real_BT)
             mask_BT[real_BT] = sequences.visible[rows]
+            sequences.release()
             values[modality] = torch.from_numpy(values_BTD)
             masks[modality] = torch.from_numpy(mask_BT)
         return Batch(tuple(self.clip_ids[indices]), torch.from_numpy(self.labels[indices]), values, masks)
-
-
-def _read_column(parts: Sequence[Path], name: str) -> pa.Array:
-    """One column of all parts as one array; a single column at a time keeps the peak of memory low."""
-    tables = [pq.read_table(path, columns=[name], memory_map=True) for path in parts]
-    return pa.concat_tables(tables)[name].combine_chunks()
-
-
-def _read_sequences(parts: Sequence[Path], modality: str, dim: int) -> Sequences:
-    """[S, D] values and the clips' offsets, straight from the columns' buffers."""
-    column = _read_column(parts, f"{modality}_values")
-    found = column.type.value_type.list_size
-    if found != dim:
-        raise ValueError(
-            f"{parts[0].parent}: {modality} is {found} wide, dataset.json says {dim}; run the align stage again"
-        )
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    values_SD = column.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    mask_column = _read_column(parts, f"{modality}_mask")
-    visible_S = mask_column.values.to_numpy(zero_copy_only=False).astype(bool)
-    if not np.array_equal(mask_column.offsets.to_numpy(), offsets):
-        raise ValueError(
-            f"{parts[0].parent}: {modality}_mask and {modality}_values differ in length; run the align stage again"
-        )
-    return Sequences(values_SD, visible_S, offsets[:-1], np.diff(offsets))
-
-
-def _check_finite(sequences: Sequences, clip_ids: np.ndarray, modality: str) -> None:
-    """Raise ValueError naming the first clip with a NaN or infinite value; in blocks, to spare memory."""
-    for first in range(0, len(sequences.values), _CHECK_BLOCK):
-        finite = np.isfinite(sequences.values[first : first + _CHECK_BLOCK])
-        if finite.all():
-            continue
-        step, feature = np.argwhere(~finite)[0]
-        row = first + int(step)
-        clip = int(np.searchsorted(sequences.starts, row, side="right")) - 1
-        raise ValueError(
-            f"clip {clip_ids[clip]}: {modality} holds {sequences.values[row, feature]} at step "
-            f"{row - sequences.starts[clip]}, feature {feature}; features must be finite: "
-            f"extract {modality} again and run the align stage"
-        )

@@ -17,7 +17,7 @@ from model import checkpoint
 from model.batching import sorted_batches
 from model.config import check_modalities
 from model.data import ClipTable
-from model.device import resolve_device
+from model.device import prefetch, resolve_device
 from model.files import atomic_file
 from model.metrics import Metric, evaluate_metrics
 from model.network import DashFusion
@@ -54,18 +54,26 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def predict(network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int = 64) -> np.ndarray:
+def predict(
+    network: DashFusion,
+    table: ClipTable,
+    modalities: Sequence[str],
+    batch_size: int = 64,
+    part: tuple[int, int] = (0, 1),
+) -> np.ndarray:
     """Sentiment [N] float32 of the table's clips, in its order, by the network in eval mode.
 
     Args:
         modalities: what the network is shown; the others are fed as missing.
+        part: (k, n) = every n-th batch from the k-th on; clips of the others are 0, so that the n parts add up.
     """
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     prediction_N = np.zeros(len(table), np.float32)
-    for rows in sorted_batches(table.lengths(modalities), batch_size):
-        prediction_N[rows] = network(table.batch(rows, modalities).to(device)).prediction.cpu().numpy()
+    batches = sorted_batches(table.lengths(modalities), batch_size)[part[0] :: part[1]]
+    for rows, batch in zip(batches, prefetch(lambda rows: table.batch(rows, modalities), batches), strict=True):
+        prediction_N[rows] = network(batch.to(device)).prediction.cpu().numpy()
     network.train(training)
     return prediction_N
 
@@ -105,7 +113,7 @@ def evaluate(
                 f"{folder}: trained with {', '.join(info.train.modalities)} only; it cannot be shown "
                 f"{', '.join(unknown)}; leave that out or train with it"
             )
-        table = ClipTable.read(dataset, split, info.model.max_positions)
+        table = ClipTable.read(dataset, split, info.model.max_positions, text=network.text)
         info.check_compatible(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")

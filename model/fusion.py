@@ -1,6 +1,10 @@
-"""Hierarchical bottleneck fusion (HBF): few tokens carry what the modalities say to each other.
+"""Hierarchical bottleneck fusion (HBF), in which few tokens carry what the modalities say to each other, and
+the two simpler fusions that the paper compares it with.
 
-Shapes: B clips, K bottleneck tokens, T steps of a modality, d model width.
+Every fusion takes the aligned sequence H with its mask and the modalities' sequences with theirs, and gives
+position 0 of each of the four: what is compared is the way that they are brought together.
+
+Shapes: B clips, K bottleneck tokens, T steps of a modality or of H, N steps of the four together, d model width.
 """
 
 from __future__ import annotations
@@ -59,12 +63,72 @@ class HierarchicalBottleneckFusion(nn.Module):
             for level in range(config.fusion_layers)
         )
 
-    def forward(self, aligned_BTd: Tensor, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self,
+        aligned_BTd: Tensor,
+        aligned_mask_BT: Tensor,
+        sequences: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:
         """[B, 4d]: position 0 of the bottleneck, text, audio and vision.
 
-        The bottleneck starts as the aligned text; a clip of fewer tokens than that keeps what it has.
+        The bottleneck starts as the aligned sequence; a clip of fewer steps than that keeps what it has.
         """
-        bottleneck, mask = aligned_BTd, masks["text"]
+        bottleneck, mask = aligned_BTd, aligned_mask_BT
         for layer in self.layers:
             bottleneck, mask, sequences = layer(bottleneck, mask, sequences, masks)
-        return torch.cat([bottleneck[:, 0], *(sequences[m][:, 0] for m in MODALITIES)], dim=-1)
+        return _first_positions([bottleneck, *(sequences[m] for m in MODALITIES)])
+
+
+class ConcatAttentionFusion(nn.Module):
+    """H and the modalities' sequences one after another, through `fusion_layers` self-attention layers.
+
+    In the last layer only the four positions that are read ask.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            AttentionLayer(config.dim, config.heads, config.dropout) for _ in range(config.fusion_layers)
+        )
+
+    def forward(
+        self,
+        aligned_BTd: Tensor,
+        aligned_mask_BT: Tensor,
+        sequences: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:
+        """[B, 4d]: what the first positions of H, text, audio and vision have become."""
+        parts = [aligned_BTd, *(sequences[m] for m in MODALITIES)]
+        x_BNd = torch.cat(parts, dim=1)
+        mask_BN = torch.cat([aligned_mask_BT, *(masks[m] for m in MODALITIES)], dim=1)
+        firsts = [sum(part.shape[1] for part in parts[:i]) for i in range(len(parts))]
+        for layer in self.layers[:-1]:
+            x_BNd = layer(x_BNd, x_BNd, mask_BN)
+        return self.layers[-1](x_BNd[:, firsts], x_BNd, mask_BN).flatten(1)
+
+
+class ConcatFusion(nn.Module):
+    """The four first positions as they are: no layers and no parameters."""
+
+    def forward(
+        self,
+        aligned_BTd: Tensor,
+        aligned_mask_BT: Tensor,
+        sequences: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+    ) -> Tensor:
+        """[B, 4d]: position 0 of H, text, audio and vision."""
+        return _first_positions([aligned_BTd, *(sequences[m] for m in MODALITIES)])
+
+
+def build_fusion(config: ModelConfig) -> nn.Module:
+    """The fusion that `config` asks for; all of them are called alike."""
+    if config.fusion == "hbf":
+        return HierarchicalBottleneckFusion(config)
+    return ConcatAttentionFusion(config) if config.fusion == "concat_attention" else ConcatFusion()
+
+
+def _first_positions(sequences: list[Tensor]) -> Tensor:
+    return torch.cat([x_BTd[:, 0] for x_BTd in sequences], dim=-1)

@@ -1,5 +1,7 @@
 """Contrastive losses: one masked NT-Xent, and the two sets of pairs that DashFusion gives it.
 
+Losses are computed in float32 at least, whatever autocast makes of the network around them.
+
 Shapes: B anchors, N candidates, C distinct clips of a step, P partners of an anchor, d width.
 """
 
@@ -9,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.config import MODALITIES
+from model.layers import at_least_float32
 from model.network import STREAMS, Embedding
 
 
@@ -32,31 +36,37 @@ def nt_xent(
     """
     rows = positive_BN.any(dim=1) & negative_BN.any(dim=1)
     positive, negative = positive_BN[rows], negative_BN[rows]
-    similarity = F.normalize(anchors_Bd[rows], dim=1) @ F.normalize(candidates_Nd, dim=1).T / temperature
-    against = similarity.masked_fill(~negative, float("-inf")).logsumexp(dim=1, keepdim=True)
-    losses = F.softplus(against - similarity) * positive
-    return losses.sum(dim=1) / positive.sum(dim=1)
+    with torch.autocast(anchors_Bd.device.type, enabled=False):
+        anchors = F.normalize(at_least_float32(anchors_Bd[rows]), dim=1)
+        similarity = anchors @ F.normalize(at_least_float32(candidates_Nd), dim=1).T / temperature
+        against = similarity.masked_fill(~negative, float("-inf")).logsumexp(dim=1, keepdim=True)
+        losses = F.softplus(against - similarity) * positive
+        return losses.sum(dim=1) / positive.sum(dim=1)
 
 
-def semantic_loss(embedding: Embedding, temperature: float) -> Tensor:
-    """Text against audio and text against vision of the same clip (DashFusion, semantic alignment).
+def semantic_loss(embedding: Embedding, temperature: float, anchor: str = "text") -> Tensor:
+    """The anchor's modality against each other modality of the same clip (DashFusion, semantic alignment).
 
-    The anchor is the clip's text, the positive its own audio (vision), the negatives the other clips' audio
-    (vision). A clip that lacks one of the two takes no part in that pair of modalities, neither as an anchor
-    nor as a negative.
+    With text as the anchor: a clip's text vector, its own audio (vision) vector as the positive, the other clips'
+    audio (vision) vectors as the negatives. A clip that lacks one of the two takes no part in that pair of
+    modalities, neither as an anchor nor as a negative.
+
+    Args:
+        anchor: text, audio, vision, or symmetric: each of the three is the anchor once.
 
     Returns:
-        The mean over anchors and both pairs; 0 where nothing can be compared.
+        The mean over clips and pairs of modalities; 0 where nothing can be compared.
     """
+    anchors = MODALITIES if anchor == "symmetric" else (anchor,)
     losses = []
-    for modality in ("audio", "vision"):
-        both_B = embedding.present["text"] & embedding.present[modality]
+    for first, second in ((a, m) for a in anchors for m in MODALITIES if m != a):
+        both_B = embedding.present[first] & embedding.present[second]
         same_BB = torch.eye(len(both_B), dtype=torch.bool, device=both_B.device)
         pair_BB = both_B[:, None] & both_B[None, :]
         losses.append(
             nt_xent(
-                embedding.streams["text"],
-                embedding.streams[modality],
+                embedding.streams[first],
+                embedding.streams[second],
                 pair_BB & same_BB,
                 pair_BB & ~same_BB,
                 temperature,

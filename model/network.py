@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from model.alignment import TemporalAlignment
+from model.alignment import build_alignment
 from model.config import MODALITIES, ModelConfig
 from model.data import NORMALISED, Batch, DatasetInfo
 from model.encoders import SequenceEncoder, TextEncoder
-from model.fusion import HierarchicalBottleneckFusion
-from model.layers import masked_mean
+from model.fusion import build_fusion
+from model.layers import at_least_float32, masked_mean
+from model.text import TokenEncoder, TokenText
 
 STREAMS = (*MODALITIES, "aligned")
-"""A clip's vectors that contrastive learning compares: one a modality, and the aligned text's first token."""
+"""A clip's vectors that contrastive learning compares: one a modality, and the aligned sequence's first position."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Embedding:
     """A clip as contrastive learning and mining see it.
 
     Attributes:
-        streams: text, audio, vision (the masked mean of X_m) and aligned (the first token of H), each [B, d].
+        streams: text, audio, vision (the masked mean of X_m) and aligned (the first position of H),
+            each [B, d], in float32 at least.
         present: the same names -> [B] bool, False where the clip lacks the modality; aligned is always there.
     """
 
@@ -44,23 +46,29 @@ class Output:
 
 
 class DashFusion(nn.Module):
-    """The network: modality encoders, temporal alignment, hierarchical bottleneck fusion, predictor.
+    """The network: modality encoders, alignment, fusion, predictor; `config` says which of them.
 
     Audio and vision are normalised inside by the dataset's training statistics, so that batches hold raw
     features. A modality that a clip lacks is an empty sequence: audio and vision keep their learned [CLS],
-    text a learned stand-in.
+    text a learned stand-in. With a `text` the network takes token ids in place of text features.
+
+    Raises:
+        ValueError: the text encoder's weights cannot be had, or do not fit `config.text`.
     """
 
-    def __init__(self, config: ModelConfig, info: DatasetInfo) -> None:
+    def __init__(self, config: ModelConfig, info: DatasetInfo, text: TokenText | None = None) -> None:
         super().__init__()
         self.config = config
         self.info = info
-        encoders: dict[str, nn.Module] = {"text": TextEncoder(info.modalities["text"].dim, config)}
+        self.text = text
+        encoders: dict[str, nn.Module] = {
+            "text": TokenEncoder(text, config) if text else TextEncoder(info.modalities["text"].dim, config)
+        }
         for m in NORMALISED:
             encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
         self.encoders = nn.ModuleDict(encoders)
-        self.alignment = TemporalAlignment(config)
-        self.fusion = HierarchicalBottleneckFusion(config)
+        self.alignment = build_alignment(config)
+        self.fusion = build_fusion(config)
         self.predictor = nn.Sequential(
             nn.Linear(4 * config.dim, 2 * config.dim),
             nn.GELU(),
@@ -74,15 +82,15 @@ class DashFusion(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Predict, and give the embedding on the way."""
         sequences, masks = self.encode(batch)
-        aligned_BTd = self.alignment(sequences["text"], sequences, masks)
-        fused_B4d = self.fusion(aligned_BTd, sequences, masks)
+        aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks)
+        fused_B4d = self.fusion(aligned_BTd, aligned_mask_BT, sequences, masks)
         embedding = _embedding(batch, sequences, masks, aligned_BTd)
-        return Output(self.predictor(fused_B4d).squeeze(-1), embedding)
+        return Output(at_least_float32(self.predictor(fused_B4d)).squeeze(-1), embedding)
 
     def embed(self, batch: Batch) -> Embedding:
-        """The embedding alone: no fusion, and the alignment for the first token only."""
+        """The embedding alone: no fusion, and the alignment for the first position only."""
         sequences, masks = self.encode(batch)
-        aligned_B1d = self.alignment(sequences["text"][:, :1], sequences, masks)
+        aligned_B1d, _ = self.alignment(sequences, masks, steps=1)
         return _embedding(batch, sequences, masks, aligned_B1d)
 
     def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -97,6 +105,6 @@ def _embedding(
     streams = {m: masked_mean(sequences[m], masks[m]) for m in MODALITIES}
     present = {m: batch.masks[m].any(dim=1) for m in MODALITIES}
     return Embedding(
-        {**streams, "aligned": aligned_BTd[:, 0]},
+        {**streams, "aligned": at_least_float32(aligned_BTd[:, 0])},
         {**present, "aligned": present["text"].new_ones(len(batch))},
     )

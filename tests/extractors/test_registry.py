@@ -50,6 +50,7 @@ def test_every_built_in_extractor_keeps_the_protocol(name, models):
     ("name", "options"),
     [
         ("text.transformer", {"pooling": "words", "layer": "last_four"}),
+        ("text.words", {}),
         ("audio.transformer", {"layer": 2}),
         ("vision.transformer", {"fps": 5}),
     ],

@@ -72,9 +72,9 @@ def test_cache_prune_keeps_what_the_parameters_name(project, monkeypatch):
     monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
     kept = run.describe("audio.librosa", {"hop_seconds": 0.064}).signature
     scratch = project / ".dashfusion/scratch"
-    for name in (kept, "audio.librosa-v0-old"):
+    for name in (kept, "audio.librosa-v0-old", "mapped", "training-0123"):
         (scratch / name).mkdir(parents=True)
     (scratch / run.CACHE_TAG).write_text(run.CACHE_TAG_TEXT)
     shown = runner.invoke(app, ["cache", "prune"])
-    assert shown.exit_code == 0 and "1 folders removed" in shown.output
-    assert (scratch / kept).is_dir() and not (scratch / "audio.librosa-v0-old").exists()
+    assert shown.exit_code == 0 and "2 folders removed" in shown.output
+    assert {path.name for path in scratch.iterdir() if path.is_dir()} == {kept, "mapped"}

@@ -111,7 +111,7 @@ def write_dataset(
         },
         "statistics": statistics,
         "clips": clips,
-        "word_times": {"method": "proportional"},
+        "word_times": {"methods": {}},
     }
     (root / "dataset.json").write_text(json.dumps(description))
     return root

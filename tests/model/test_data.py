@@ -12,8 +12,9 @@ import pytest
 from model.data import ClipTable, read_info
 
 
-def test_a_batch_holds_each_clips_own_values_and_masks(dataset):
-    table = ClipTable.read(dataset, "train", 100)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_batch_holds_each_clips_own_values_and_masks(dataset, tmp_path, mapped):
+    table = ClipTable.read(dataset, "train", 100, tmp_path if mapped else None)
     raw = pq.read_table(dataset / "train" / "part-00000.parquet").to_pylist()
     rows = np.array([5, 0, 11])
     batch = table.batch(rows)
@@ -39,13 +40,17 @@ def test_a_modality_left_out_is_empty_like_a_missing_one(dataset):
     assert missing.values["audio"].shape == (1, 0, 5)
 
 
-def test_several_parts_and_row_groups_read_as_one(dataset, tmp_path):
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("clips_at_once", [1, 5, 256])
+def test_several_parts_and_row_groups_read_as_one(dataset, tmp_path, monkeypatch, mapped, clips_at_once):
+    monkeypatch.setattr("model.arrays._CLIPS_AT_ONCE", clips_at_once)
+    cache = tmp_path / "cache" if mapped else None
     whole = pq.read_table(dataset / "train" / "part-00000.parquet")
     (tmp_path / "train").mkdir()
     (tmp_path / "dataset.json").write_bytes((dataset / "dataset.json").read_bytes())
     pq.write_table(whole.slice(0, 10), tmp_path / "train" / "part-00000.parquet", row_group_size=3)
     pq.write_table(whole.slice(10), tmp_path / "train" / "part-00001.parquet", row_group_size=4)
-    one, many = ClipTable.read(dataset, "train", 100), ClipTable.read(tmp_path, "train", 100)
+    one, many = ClipTable.read(dataset, "train", 100), ClipTable.read(tmp_path, "train", 100, cache)
     rows = np.arange(len(one))
     assert many.clip_ids.tolist() == one.clip_ids.tolist()
     for m in ("text", "audio", "vision"):
@@ -61,17 +66,53 @@ def test_longer_sequences_are_cut_and_counted(dataset):
     assert table.truncated["audio"] > 0
 
 
+def test_mapped_values_are_not_read_into_memory_and_are_made_once(dataset, tmp_path):
+    first = ClipTable.read(dataset, "train", 100, tmp_path)
+    assert all(isinstance(s.values, np.memmap) for s in first.sequences.values())
+    assert first.sequences["text"].values.dtype == np.float16
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    ClipTable.read(dataset, "train", 100, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")} == made
+
+
+def test_a_dataset_that_was_written_again_is_mapped_again_and_the_old_files_go(dataset_writer, tmp_path):
+    root, cache = tmp_path / "data", tmp_path / "cache"
+    before = ClipTable.read(dataset_writer(root), "test", 100, cache)
+    ClipTable.read(root, "valid", 100, cache)
+    after = ClipTable.read(dataset_writer(root, seed=1), "test", 100, cache)
+    fresh = ClipTable.read(root, "test", 100)
+    assert not np.array_equal(before.batch(np.arange(8)).labels, after.batch(np.arange(8)).labels)
+    np.testing.assert_array_equal(after.batch(np.arange(8)).values["text"], fresh.batch(np.arange(8)).values["text"])
+    assert len(list(cache.iterdir())) == 2  # the test split's and the valid split's
+
+
+def test_a_modality_that_no_clip_has_is_mapped_as_nothing(dataset_writer, tmp_path):
+    def silence(split: str, table: pa.Table) -> pa.Table:
+        for name in ("audio_values", "audio_start", "audio_end", "audio_mask"):
+            empty = pa.array([[]] * len(table), table.schema.field(name).type)
+            table = table.set_column(table.column_names.index(name), name, empty)
+        return table
+
+    root = dataset_writer(tmp_path / "data", change=silence)
+    batch = ClipTable.read(root, "test", 100, tmp_path / "cache").batch(np.arange(8))
+    assert batch.values["audio"].shape == (8, 0, 5)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize(("bad", "modality"), [(np.nan, "audio"), (-np.inf, "vision"), (np.nan, "text")])
-def test_values_that_are_not_finite_are_refused_naming_clip_and_modality(dataset_writer, tmp_path, bad, modality):
+def test_values_that_are_not_finite_are_refused_naming_clip_and_modality(
+    dataset_writer, tmp_path, bad, modality, mapped
+):
     def spoil(split: str, table: pa.Table) -> pa.Table:
         name = f"{modality}_values"
         values = table[name].to_pylist()
         values[4][2][3] = bad
         return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
 
-    root = dataset_writer(tmp_path, change=spoil)
+    root, cache = dataset_writer(tmp_path / "data", change=spoil), tmp_path / "cache"
     with pytest.raises(ValueError, match=f"clip train/0004: {modality} holds .* at step 2, feature 3"):
-        ClipTable.read(root, "train", 100)
+        ClipTable.read(root, "train", 100, cache if mapped else None)
+    assert not cache.is_dir() or not list(cache.iterdir())
 
 
 def test_clips_without_a_label_are_told_apart(dataset_writer, tmp_path):

@@ -83,3 +83,47 @@ def test_one_class_and_one_clip_leave_no_negatives():
         np.random.default_rng(0), np.zeros(1, int)
     )
     assert valid.shape == (1, 6) and not valid.any()
+
+
+def test_a_pool_gives_what_ranking_its_clips_alone_gives():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    vectors, classes = torch.randn(200, 6), rng.integers(0, 4, 200)
+    partners = mine(vectors, classes, MiningConfig(pool_size=60), np.random.default_rng(5), block=33)
+    pool = np.sort(np.random.default_rng(5).permutation(200)[:60])
+    whole = mine(vectors[pool], classes[pool], MiningConfig())
+    for kind in ("positives", "hard", "easy"):
+        assert set(np.unique(getattr(partners, kind))) <= {-1, *pool}
+        of_pool = getattr(whole, kind)
+        expected = np.where(of_pool >= 0, pool[of_pool], -1)
+        np.testing.assert_array_equal(getattr(partners, kind)[pool], expected)
+    outside = np.setdiff1d(np.arange(200), pool)
+    assert (classes[partners.positives[outside]] == classes[outside, None]).all()
+    other = mine(vectors, classes, MiningConfig(pool_size=60), np.random.default_rng(6))
+    assert not np.array_equal(other.hard, partners.hard)
+
+
+def test_random_negatives_are_of_another_class_and_follow_no_similarity():
+    torch.manual_seed(0)
+    vectors, classes = torch.randn(300, 4), np.repeat(np.arange(3), 100)
+    hard, random = (mine(vectors, classes, MiningConfig(negatives=kind)) for kind in ("hard", "random"))
+    np.testing.assert_array_equal(random.positives, hard.positives)
+    unit = (vectors / vectors.norm(dim=1, keepdim=True)).numpy()
+
+    def similarity(found):
+        return float(np.mean([unit[i] @ unit[j] for i, row in enumerate(found) for j in row]))
+
+    assert similarity(hard.hard) > 0.7 and similarity(hard.easy) < -0.7
+    for found in (random.hard, random.easy):
+        assert (classes[found] != classes[:, None]).all()
+        assert abs(similarity(found)) < 0.1
+    assert not set(map(tuple, random.hard)) & set(map(tuple, random.easy))
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_partners_that_the_cpu_finds():
+    torch.manual_seed(0)
+    vectors, classes = torch.randn(3000, 16), np.random.default_rng(0).integers(0, 7, 3000)
+    there, here = mine(vectors.cuda(), classes, MiningConfig()), mine(vectors, classes, MiningConfig())
+    assert np.mean(there.positives == here.positives) > 0.999
+    assert np.mean(there.hard == here.hard) > 0.999

@@ -16,7 +16,8 @@ from model.evaluate import predict
 from model.losses import supervised_loss
 from model.mining import label_classes, mine
 from model.network import DashFusion
-from model.train import _losses, _parameter_groups, _warmup_then_linear, train
+from model.objective import PARTS, Objective, Planner
+from model.train import _parameter_groups, learning_rate_factor, train
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))
@@ -34,7 +35,8 @@ class Watcher:
 
 
 def without_times(history):
-    return [{k: v for k, v in m.items() if k not in ("seconds", "clips_per_second")} for m in history]
+    measured = ("seconds", "clips_per_second", "steps_per_second", "peak_megabytes")
+    return [{k: v for k, v in m.items() if k not in measured} for m in history]
 
 
 def test_the_same_seed_gives_the_same_metrics_and_another_does_not(dataset, tmp_path):
@@ -54,11 +56,11 @@ def test_the_first_epoch_does_not_depend_on_how_many_follow(dataset, tmp_path):
 
 
 def test_the_learning_rate_rises_over_the_warm_up_epochs_and_falls_to_zero():
-    factor = _warmup_then_linear(steps=5, config=replace(SHORT, epochs=6, warmup_epochs=2))
-    rates = [factor(step) for step in range(31)]
+    config = replace(SHORT, epochs=6, warmup_epochs=2)
+    rates = [learning_rate_factor(step / 5, 1 / 5, config) for step in range(31)]
     assert rates[:10] == pytest.approx(np.linspace(0.1, 1, 10))
     assert rates[10:] == pytest.approx(np.linspace(1, 0, 21))
-    assert _warmup_then_linear(5, replace(SHORT, warmup_epochs=0))(0) == 1
+    assert learning_rate_factor(0, 1 / 5, replace(SHORT, warmup_epochs=0)) == 1
 
 
 def test_biases_norms_and_learned_vectors_do_not_decay(dataset):
@@ -91,6 +93,7 @@ def test_the_observer_sees_every_batch_and_epoch(dataset, tmp_path):
         assert metrics["train_loss"] == pytest.approx(total, rel=1e-5)
         assert metrics["train_semantic"] > 0 and metrics["train_supervised"] > 0
         assert {"valid_mae", "valid_acc2", "learning_rate", "seconds", "clips_per_second"} <= set(metrics)
+        assert metrics["steps_per_second"] > metrics["clips_per_second"] and metrics["peak_megabytes"] > 50
 
 
 @torch.inference_mode()
@@ -101,11 +104,13 @@ def test_partners_are_compared_as_the_clips_that_were_drawn(dataset):
     network = DashFusion(SMALL, clips.info).eval()
     streams = network.embed(clips.batch(np.arange(len(clips)))).streams
     together = torch.cat([streams["text"], streams["audio"], streams["vision"]], dim=1)
-    partners = mine(together, label_classes(clips.labels, (-3, 3)), SHORT.mining)
+    classes = label_classes(clips.labels, (-3, 3))
+    partners = mine(together, classes, SHORT.mining)
     rows = np.array([9, 2, 17, 4])
-    found = _losses(network, clips, rows, partners, np.random.default_rng(1), SHORT)
+    share = Planner(clips, classes, SHORT, seed=1).share(rows, partners, epoch=5, number=3)
+    found = Objective(network, SHORT)(share)[PARTS.index("supervised")]
 
-    drawn, valid = partners.draw(np.random.default_rng(1), rows)
+    drawn, valid = partners.draw(np.random.default_rng((1, 5, 1, 3)), rows)
     order = np.concatenate([rows, np.setdiff1d(np.arange(len(clips)), rows)])
     expected = supervised_loss(
         network.embed(clips.batch(order)),
@@ -115,7 +120,9 @@ def test_partners_are_compared_as_the_clips_that_were_drawn(dataset):
         positives=2,
         temperature=0.5,
     )
-    assert found.supervised.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    encoded = len(rows) + sum(len(chunk) for chunk in share.others)
+    assert encoded == len(np.union1d(rows, drawn[valid])) < drawn.size  # each distinct clip once
 
 
 def test_training_reaches_a_low_error_on_16_clips(dataset_writer, tmp_path):
@@ -177,6 +184,24 @@ def test_clips_without_a_label_are_left_out_and_counted(dataset_writer, tmp_path
     result = train(root, tmp_path / "out", SMALL, SHORT, seed=0)
     assert result.unlabelled == 2
     assert np.isfinite(result.history[-1]["valid_mae"])
+
+
+def test_half_precision_trains_to_nearly_the_same_numbers(dataset, tmp_path):
+    full = train(dataset, tmp_path / "a", SMALL, replace(SHORT, precision=32), seed=0).history[-1]
+    half = train(dataset, tmp_path / "b", SMALL, replace(SHORT, precision="bf16"), seed=0).history[-1]
+    assert half["train_loss"] != full["train_loss"]
+    for name in ("train_regression", "train_semantic", "train_supervised", "valid_mae"):
+        assert half[name] == pytest.approx(full[name], rel=0.1)
+
+
+def test_accumulated_batches_update_as_one(dataset, tmp_path):
+    """Without what hangs on a batch's company, 4 batches of 6 are one of 24."""
+    alone = replace(SHORT, epochs=3, batch_size=24, contrastive=ContrastiveConfig(weight=0))
+    model = replace(SMALL, dropout=0.0)
+    whole = train(dataset, tmp_path / "a", model, alone, seed=0).history
+    parts = train(dataset, tmp_path / "b", model, replace(alone, batch_size=6, accumulate=4), seed=0).history
+    for one, other in zip(without_times(whole), without_times(parts), strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
 
 
 def test_an_empty_validation_split_is_refused(dataset_writer, tmp_path):

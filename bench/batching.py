@@ -1,0 +1,90 @@
+"""How much of a batch is padding, and what a batch costs: python -m bench.batching
+
+Padding: MOSI-like lengths (audio 20-250, vision 30-300, text 4-22), batches of 16. Baselines: every clip padded to 50 /
+375 / 500 steps, as published code for these corpora does; and random batches padded to their longest clip.
+Cost: seconds of forward and backward passes of the encoders against `batch_cost`, from which the overhead of one more
+chunk follows (`CHUNK_OVERHEAD`).
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from bench.results import write_result
+from bench.shapes import SHAPES, labels, lengths, table
+from model.batching import batch_cost, padding_fraction, training_batches
+from model.config import ModelConfig
+from model.mining import label_classes
+from model.network import DashFusion
+from model.objective import mined_vectors
+
+
+def padding() -> dict[str, float]:
+    """Padded steps over all steps, means of 3 seeds."""
+    shape, found = SHAPES["mosi"], []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        steps = lengths(shape, shape.clips, rng)
+        classes = label_classes(labels(shape, shape.clips, rng), shape.label_range)
+        everything = sum(shape.padded.values()) * len(steps)
+        shuffled = np.array_split(rng.permutation(len(steps)), len(steps) // 16)
+        ours = training_batches(steps, 16, seed, 1)
+        tokens = training_batches(steps, 64, seed, 1, limit=6000)
+        balanced = training_batches(steps, 16, seed, 1, classes_N=classes)
+        found.append(
+            {
+                "padding_fixed_50_375_500": 1 - steps.sum() / everything,
+                "padding_random_batches": padding_fraction(steps, shuffled),
+                "padding_ours": padding_fraction(steps, ours),
+                "padding_ours_by_token_budget": padding_fraction(steps, tokens),
+                "padding_ours_class_balanced": padding_fraction(steps, balanced),
+            }
+        )
+    return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+
+
+def overhead(device: torch.device) -> dict[str, float]:
+    """Fit `seconds = a + b * cost` over batches of several sizes; a / b is the overhead in units of cost."""
+    clips = table(SHAPES["mosi"], 256)
+    order = np.argsort(clips.lengths().sum(1))
+    torch.manual_seed(0)
+    network = DashFusion(ModelConfig(), clips.info).to(device)
+    rows, costs, seconds = [order[k : k + n] for n in (1, 2, 4, 8, 16, 64) for k in (0, 100, 150)], [], []
+    for chosen in rows:
+        batch, best = clips.batch(chosen).to(device), float("inf")
+        for _ in range(4):
+            _wait(device)
+            began = time.perf_counter()
+            mined_vectors(network.embed(batch)).sum().backward()
+            _wait(device)
+            best = min(best, time.perf_counter() - began)
+        costs.append(batch_cost(clips.lengths()[chosen]))
+        seconds.append(best)
+    slope, constant = np.polyfit(costs, seconds, 1, w=1 / np.array(seconds))  # small batches count as much as large
+    return {
+        f"chunk_milliseconds_{device.type}": 1000 * constant,
+        f"chunk_overhead_{device.type}": constant / slope,
+        f"cost_correlation_{device.type}": float(np.corrcoef(costs, seconds)[0, 1]),
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure, print and write bench/results/batching.json."""
+    figures = padding() | overhead(torch.device("cpu"))
+    if torch.cuda.is_available():
+        figures |= overhead(torch.device("cuda"))
+    for name, value in figures.items():
+        print(f"{name:<32} {value:10.4g}")
+    write_result("batching", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What alignment and each fusion cost: multiply-adds of one clip, counted on the real modules, and time.
+
+Run:  python -m bench.flops
+Time is that of one thread's forward and backward pass over a padded batch of 16, and a ratio is of one run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.results import write_result
+from model.alignment import build_alignment
+from model.config import ModelConfig
+from model.fusion import build_fusion
+
+# Raw steps at the published lengths, with the [CLS] in front of audio and vision.
+SHAPES = {
+    "sims": {"text": 39, "audio": 400 + 1, "vision": 55 + 1},
+    "mosi": {"text": 50, "audio": 375 + 1, "vision": 500 + 1},
+}
+PUBLISHED = {"sims_hbf": 124.8, "sims_alignment": 41.6}
+"""Millions, measured on the authors' code; their paper states 145 for HBF and 324 for concat_attention."""
+CLIPS = 16
+REPEATS = 5
+
+
+@contextmanager
+def project_everything() -> Iterator[None]:
+    """Within it, attention projects every query, key and value before it compares them."""
+    with ExitStack() as stack:
+        for name in ("are_few_queries", "are_few_sources"):
+            stack.enter_context(patch(f"model.layers.{name}", lambda *shapes: False))
+        yield
+
+
+def parts(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, Callable[[], Tensor]]:
+    """Name -> a forward pass of that part over random sequences; the fusions take the aligned one as given."""
+    torch.manual_seed(0)
+    sequences = {m: torch.randn(clips, t, config.dim, requires_grad=True) for m, t in steps.items()}
+    masks = {m: torch.ones(clips, t, dtype=torch.bool) for m, t in steps.items()}
+    alignment = build_alignment(config).eval()
+    aligned, mask = (x.detach() for x in alignment(sequences, masks))
+    aligned.requires_grad_()
+    found: dict[str, Callable[[], Tensor]] = {
+        "alignment": lambda: alignment(sequences, masks)[0],
+        "alignment_first": lambda: alignment(sequences, masks, steps=1)[0],
+    }
+    for name in ("hbf", "concat_attention", "concat"):
+        fusion = build_fusion(replace(config, fusion=name)).eval()
+        found[name] = lambda fusion=fusion: fusion(aligned, mask, sequences, masks)
+    return found
+
+
+def count_multiply_adds(forward: Callable[[], object]) -> float:
+    """Multiply-adds of one call, attention's products included."""
+    # The counter knows matrix products, not every fused attention kernel.
+    unfused = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with unfused, FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops() / 2
+
+
+def measure_milliseconds(forward: Callable[[], Tensor]) -> float:
+    """Processor time of forward and backward, the best of some."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.process_time()
+        forward().sum().backward()
+        best = min(best, time.process_time() - began)
+    return best * 1e3
+
+
+def main() -> None:
+    """Print the table and write bench/results/flops.json."""
+    torch.set_num_threads(1)
+    config = ModelConfig()
+    figures: dict[str, float] = {}
+    print("millions of multiply-adds a clip, and milliseconds of a training pass over 16 clips;")
+    print("projecting = the same function with every query, key and value projected first\n")
+    print(f"{'shapes':<7} {'part':<17} {'MAdds':>8} {'projecting':>11} {'published':>10} {'ms':>7} {'projecting':>11}")
+    for corpus, steps in SHAPES.items():
+        one, many = parts(config, steps, 1), parts(config, steps, CLIPS)
+        for name in one:
+            key = f"{corpus}_{name}"
+            figures[f"{key}_mmadds"] = count_multiply_adds(one[name]) / 1e6
+            figures[f"{key}_ms"] = measure_milliseconds(many[name])
+            with project_everything():
+                figures[f"{key}_projecting_mmadds"] = count_multiply_adds(one[name]) / 1e6
+                figures[f"{key}_projecting_ms"] = measure_milliseconds(many[name])
+            print(
+                f"{corpus:<7} {name:<17} {figures[f'{key}_mmadds']:>8.2f} "
+                f"{figures[f'{key}_projecting_mmadds']:>11.2f} {PUBLISHED.get(key, ''):>10} "
+                f"{figures[f'{key}_ms']:>7.1f} {figures[f'{key}_projecting_ms']:>11.1f}",
+                flush=True,
+            )
+    ratio = figures["sims_hbf_mmadds"] / PUBLISHED["sims_hbf"]
+    figures["sims_hbf_of_published"] = ratio
+    print(f"\nHBF at the shapes of CH-SIMS: {ratio:.2f} of the published code's multiply-adds")
+    write_result("flops", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""One training step, ours and plain, on each corpus's shapes: python -m bench.train_step [--shapes mosi] [--steps 6]
+
+A step is 16 clips with what they are compared with: batch, forward pass, losses, backward pass, update. Lengths are
+those that real clips have (`bench.shapes`). Text is frozen features, or tokens for an encoder that is trained with the
+network: MiniLM, and one of the size of BERT-base (from random weights: they do not change what a step costs).
+
+- `plain`, the baseline: every clip padded to the corpus's fixed lengths, as published code does it, and each of the 96
+  partners encoded for itself, whether it is in the batch twice or not. Network and losses are ours, so that the ratio
+  is that of batching and bookkeeping alone.
+- `retrieved`, `in_batch`: the training loop's own step, `train.contrastive.scope`.
+
+- `published`: `--peer COMMAND` times other code on the same clips, on a CPU. The command gets a file of them
+  (`write_inputs`) and a number of steps, and prints a line of JSON with `seconds` and `megabytes`.
+
+Every variant runs in a process of its own; memory is what the process's peak grows by over the steps, on a GPU the
+tensors' peak. A variant is a function of `VARIANTS` that gives a step: one more line there measures something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.results import write_result
+from bench.shapes import SHAPES, Shape, table
+from model.batching import training_batches
+from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig
+from model.data import Batch, ClipTable
+from model.device import peak_megabytes, prefetch, resolve_device
+from model.losses import semantic_loss, supervised_loss
+from model.mining import Partners, label_classes, mine
+from model.network import DashFusion
+from model.objective import CHUNK_OVERHEAD, Objective, Planner, _concatenate
+from model.text import MINILM, TokenText, encoder_name, prepare_text
+
+CLIPS = 600
+"""Of the synthetic split: enough for batches and partners of all lengths."""
+
+
+WORDS = "the film was good and i liked it very much but its end is bad so it could not make me happy"
+"""Each a token of its own."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a variant starts from."""
+
+    shape: Shape
+    clips: ClipTable
+    classes: np.ndarray
+    partners: Partners
+    network: DashFusion
+    device: torch.device
+
+    def config(self, scope: str) -> TrainConfig:
+        """Of a training run like this one."""
+        return TrainConfig(contrastive=ContrastiveConfig(scope=scope))
+
+
+def ours(scope: str) -> Callable[[Setting], Callable[[list[np.ndarray]], list[Tensor]]]:
+    """The training loop's step."""
+
+    def losses_of(setting: Setting) -> Callable[[list[np.ndarray]], list[Tensor]]:
+        config = setting.config(scope)
+        overhead = CHUNK_OVERHEAD[setting.device.type]
+        planner = Planner(setting.clips, setting.classes, config, 0, overhead=overhead)
+        objective = Objective(setting.network, config)
+        partners = setting.partners if scope == "retrieved" else None
+
+        def losses(batches: list[np.ndarray]):
+            numbers = range(len(batches))
+            for share in prefetch(lambda n: planner.share(batches[n], partners, 1, n), numbers):
+                yield objective(share.to(setting.device))[0]
+
+        return losses
+
+    return losses_of
+
+
+def plain(setting: Setting) -> Callable[[list[np.ndarray]], list[Tensor]]:
+    """Fixed lengths, every partner for itself."""
+    config = setting.config("retrieved")
+
+    def fixed(rows: np.ndarray) -> Batch:
+        batch = setting.clips.batch(rows)
+        for m in MODALITIES:
+            missing = setting.shape.padded[m] - batch.masks[m].shape[1]
+            width = (0, 0) * (batch.values[m].ndim - 2)  # of features; a token's id has none
+            batch.values[m] = F.pad(batch.values[m], (*width, 0, missing))
+            batch.masks[m] = F.pad(batch.masks[m], (0, missing))
+        return batch.to(setting.device)
+
+    def losses(batches: list[np.ndarray]):
+        for number, rows in enumerate(batches):
+            drawn_BP, valid_BP = setting.partners.draw(np.random.default_rng(number), rows)
+            output = setting.network(fixed(rows))
+            embeddings = [output.embedding, *(setting.network.embed(fixed(column)) for column in drawn_BP.T)]
+            count, kinds = drawn_BP.shape
+            places_BP = count * (1 + torch.arange(kinds)) + torch.arange(count)[:, None]
+            together = _concatenate(embeddings)
+            labels = torch.from_numpy(setting.clips.labels[rows]).to(setting.device)
+            temperature = config.contrastive.temperature
+            supervised = supervised_loss(
+                together, count, places_BP.to(setting.device), torch.from_numpy(valid_BP).to(setting.device),
+                config.mining.positives, temperature,
+            )  # fmt: skip
+            contrastive = semantic_loss(output.embedding, temperature) + supervised
+            yield F.mse_loss(output.prediction, labels) + config.contrastive.weight * contrastive
+
+    return losses
+
+
+VARIANTS = {"plain": plain, "retrieved": ours("retrieved"), "in_batch": ours("in_batch")}
+
+
+def spoken(clips: ClipTable) -> list[str]:
+    """Transcripts of as many tokens as the clips' text has steps, special ones included."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS.split(), max(1, steps - 2))) for steps in clips.sequences["text"].lengths]
+
+
+def bert_base(folder: Path) -> Path:
+    """A folder with an encoder of BERT-base's size, random weights and MiniLM's tokenizer, which is BERT's."""
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig()).save_pretrained(folder)
+    minilm = Path(encoder_name(TextConfig(mode="finetune", encoder=MINILM), table(SHAPES["mosi"], 1).info))
+    for path in minilm.glob("*token*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def read(shape: Shape, encoder: str) -> tuple[ClipTable, ModelConfig, TokenText | None]:
+    """The synthetic clips, with tokens where an encoder is named, and the network's settings."""
+    clips = table(shape, CLIPS)
+    model = ModelConfig(encoder_layers=shape.encoder_layers, fusion_layers=shape.fusion_layers)
+    if not encoder:
+        return clips, model, None
+    model = replace(model, text=TextConfig(mode="finetune", encoder=encoder))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "dataset.json").write_text(json.dumps(clips.info.to_dict()), encoding="utf-8")
+        text = prepare_text(model, Path(folder))
+    sequences = {**clips.sequences, "text": text.sequences(spoken(clips))[0]}
+    return replace(clips, sequences=sequences, text=text), model, text
+
+
+def write_inputs(shape_name: str, encoder: str, path: Path) -> None:
+    """The clips, 16 anchors and six partners of each, for other code to take a step with.
+
+    Arrays: corpus, text_model, text_dim; texts [N]; labels [N]; for audio and vision, as `<m>_<name>`: values [S, D] of
+    all clips end to end, starts [N], lengths [N], dim, fixed (what that code pads to); anchors [16], partners [96].
+    """
+    shape = SHAPES[shape_name]
+    clips, _, text = read(shape, encoder)
+    rows = training_batches(clips.lengths(), 16, seed=0, epoch=1)[0]
+    classes = label_classes(clips.labels, shape.label_range)
+    partners = mine(torch.randn(CLIPS, 8), classes, TrainConfig().mining)
+    arrays = {
+        "corpus": shape_name,
+        "text_model": text.pretrained,
+        "text_dim": text.config.hidden_size,
+        "texts": np.array(spoken(table(shape, CLIPS))),
+        "labels": clips.labels,
+        "anchors": rows,
+        "partners": partners.draw(np.random.default_rng(0), rows)[0].ravel(),
+    }
+    for m in ("audio", "vision"):
+        one = clips.sequences[m]
+        arrays |= {f"{m}_values": one.values, f"{m}_starts": one.starts, f"{m}_lengths": one.lengths}
+        arrays |= {f"{m}_dim": shape.dims[m], f"{m}_fixed": shape.padded[m]}
+    np.savez(path, **arrays)
+
+
+def measure(shape_name: str, variant: str, steps: int, bf16: bool, encoder: str) -> dict[str, float]:
+    """Seconds of a step, clips a second, and megabytes; the mean over `steps` batches after two to warm up."""
+    shape, device = SHAPES[shape_name], resolve_device("auto")
+    torch.manual_seed(0)
+    clips, model, text = read(shape, encoder)
+    network = DashFusion(model, clips.info, text).to(device)
+    classes = label_classes(clips.labels, shape.label_range)
+    config = TrainConfig()
+    partners = mine(torch.randn(CLIPS, 8), classes, config.mining)
+    setting = Setting(shape, clips, classes, partners, network, device)
+    losses = VARIANTS[variant](setting)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, fused=True)
+    balanced = classes if variant == "in_batch" else None
+    batches = training_batches(clips.lengths(), 16, seed=0, epoch=1, classes_N=balanced)
+    batches = [rows for rows in batches if len(rows) == 16][: steps + 2]
+    network.train()
+    before = peak_megabytes(device) or 0.0
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for number, loss in enumerate(losses(batches)):
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number == 1:
+                began = time.perf_counter()
+    seconds = (time.perf_counter() - began) / (len(batches) - 2)
+    megabytes = (peak_megabytes(device) or 0.0) - (before if device.type == "cpu" else 0.0)
+    return {"seconds": seconds, "clips_per_second": 16 / seconds, "megabytes": megabytes}
+
+
+def run(command: list[str]) -> dict[str, float]:
+    """The figures that a command prints as its last line."""
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_peer(command: str, shape: str, encoder: str) -> dict[str, float]:
+    """The figures of other code on the same clips."""
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = Path(folder) / "inputs.npz"
+        write_inputs(shape, encoder, inputs)
+        found = run([*shlex.split(command), str(inputs), "2"])
+    return {"seconds": found["seconds"], "clips_per_second": 16 / found["seconds"], "megabytes": found["megabytes"]}
+
+
+def main() -> None:
+    """Measure, print and write bench/results/train_step.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--text", nargs="+", choices=["frozen", MINILM, "bert"], default=["frozen", MINILM, "bert"])
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--peer", help="command that times other code; only where the text encoder is trained")
+    parser.add_argument("--variant", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--encoder", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--bf16", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        print(json.dumps(measure(options.shapes[0], options.variant, options.steps, options.bf16, options.encoder)))
+        return
+    figures: dict[str, float] = {}
+    print(f"{'shape':<8}{'text':<8}{'step':<18}{'s a step':>10}{'clips/s':>10}{'MB':>9}{'times':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        encoders = {"frozen": "", MINILM: MINILM, "bert": str(Path(folder) / "bert")}
+        if "bert" in options.text:
+            bert_base(Path(encoders["bert"]))
+        for shape in options.shapes:
+            for text in options.text:
+                figures |= compare(
+                    shape, text, encoders[text], options.steps, options.peer if text != "frozen" else None
+                )
+    write_result("train_step", figures)
+
+
+def compare(shape: str, text: str, encoder: str, steps: int, peer: str | None) -> dict[str, float]:
+    """Print and return the figures of all variants; `times` is how many times faster than the first one."""
+    figures: dict[str, float] = {}
+    for precision in ("", "bf16") if torch.cuda.is_available() else ("",):
+        rows = {"published": run_peer(peer, shape, encoder)} if peer and not precision else {}
+        for variant in VARIANTS:
+            command = [sys.executable, "-m", "bench.train_step", "--shapes", shape, "--variant", variant]
+            command += ["--steps", str(steps), "--encoder", encoder, *(["--bf16"] if precision else [])]
+            rows[variant] = run(command)
+        baseline = next(iter(rows))
+        for variant, found in rows.items():
+            name = "_".join(filter(None, (shape, text, variant, precision)))
+            found[f"times_faster_than_{baseline}"] = times = rows[baseline]["seconds"] / found["seconds"]
+            figures |= {f"{name}_{key}": value for key, value in found.items()}
+            print(
+                f"{shape:<8}{text:<8}{variant + ' ' + precision:<18}{found['seconds']:>10.3f}"
+                f"{found['clips_per_second']:>10.1f}{found['megabytes']:>9.0f}{times:>8.1f}",
+                flush=True,
+            )
+    return figures
+
+
+if __name__ == "__main__":
+    main()
