@@ -1,62 +1,75 @@
-"""Does the demo corpus need all three modalities? Test metrics of DashFusion with all and with each alone.
+"""What the demo corpus asks for, measured on its test split: python -m bench.demo_quality [--what modalities scope]
 
-Run after `dvc repro align`:  python -m bench.demo_quality [--seeds 0 1 2]
-Every row is trained in the same way; a modality that is left out is fed as missing.
+Run after `dvc repro align`. Every variant is trained in the same way, once a seed, but for one thing:
+
+- `modalities`: all three, or each alone; what is left out is fed as missing.
+- `scope`: where contrastive learning finds an anchor's partners, `train.contrastive.scope`.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bench.results import write_result
-from flows.params import load_params
+from flows.params import Params, load_params
+from model.config import MODALITIES, TrainConfig
 from model.evaluate import evaluate
 from model.train import train
 
-CHOICES = {
-    "all": ("text", "audio", "vision"),
-    "text": ("text",),
-    "audio": ("audio",),
-    "vision": ("vision",),
-}
+QUALITY = ("acc2_np", "acc5", "mae", "corr")
+
+
+def variants(what: str, config: TrainConfig) -> dict[str, TrainConfig]:
+    """The trainings to compare, by name."""
+    if what == "modalities":
+        return {"all": config} | {m: replace(config, modalities=(m,)) for m in MODALITIES}
+    scopes = {scope: replace(config.contrastive, scope=scope) for scope in ("retrieved", "in_batch")}
+    without = {"without": replace(config.contrastive, weight=0.0)}
+    return {name: replace(config, contrastive=contrastive) for name, contrastive in (scopes | without).items()}
+
+
+def measure(params: Params, chosen: Mapping[str, TrainConfig], seeds: Sequence[int]) -> dict[str, float]:
+    """Print and return mean and standard deviation over the seeds, and the median seconds of an epoch."""
+    figures: dict[str, float] = {"seeds": len(seeds)}
+    head = "".join(f"{key:>16}" for key in QUALITY)
+    print(f"{'':<10}{head}{'s/epoch':>9}   {len(seeds)} seeds")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, config in chosen.items():
+            folders = [Path(scratch) / f"{name}-{seed}" for seed in seeds]
+            seconds = []
+            for seed, folder in zip(seeds, folders, strict=True):
+                result = train(params.paths.dataset, folder, params.model, config, seed)
+                seconds += [epoch["seconds"] for epoch in result.history]
+            metrics = evaluate(params.paths.dataset, [folder / "best" for folder in folders], "test").metrics
+            row = f"{name:<10}"
+            for key in QUALITY:
+                mean, std = metrics[key], metrics.get(f"{key}_std", 0.0)
+                figures |= {f"{name}_{key}": mean, f"{name}_{key}_std": std}
+                row += f"{mean:>8.3f} ± {std:.3f}"
+            figures[f"{name}_epoch_seconds"] = statistics.median(seconds)
+            print(f"{row}{figures[f'{name}_epoch_seconds']:>9.2f}", flush=True)
+    return figures
 
 
 def main() -> None:
-    """Train, evaluate, print the table and write bench/results/demo_quality.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    seeds = parser.parse_args().seeds
+    """Train, evaluate, print the tables and write bench/results/demo_<what>.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=("modalities", "scope"), default=["modalities", "scope"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    options = parser.parse_args()
     params = load_params()
-    figures: dict[str, float] = {}
-    print(f"{'modalities':<10} {'Acc-2 (NP)':>16} {'MAE':>8} {'Corr':>8}   mean of {len(seeds)} seeds")
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, modalities in CHOICES.items():
-            config = replace(params.train, modalities=modalities)
-            folders = [Path(scratch) / f"{name}-{seed}" for seed in seeds]
-            for seed, folder in zip(seeds, folders, strict=True):
-                train(params.paths.dataset, folder, params.model, config, seed)
-            metrics = evaluate(params.paths.dataset, [folder / "best" for folder in folders], "test").metrics
-            figures |= {
-                f"{name}_{key}": metrics[key]
-                for key in (*_with_std("acc2_np"), *_with_std("mae"), "corr")
-                if key in metrics
-            }
-            std = metrics.get("acc2_np_std", 0.0)
-            print(
-                f"{name:<10} {metrics['acc2_np']:>8.3f} ± {std:.3f} {metrics['mae']:>8.3f} {metrics['corr']:>8.3f}",
-                flush=True,
-            )
-    best_single = max(figures[f"{name}_acc2_np"] for name in CHOICES if name != "all")
-    figures["all_minus_best_single_acc2_np"] = figures["all_acc2_np"] - best_single
-    print(f"all - best single modality: {figures['all_minus_best_single_acc2_np']:+.3f}")
-    write_result("demo_quality", figures)
-
-
-def _with_std(key: str) -> tuple[str, str]:
-    return key, f"{key}_std"
+    for what in options.what:
+        figures = measure(params, variants(what, params.train), options.seeds)
+        if what == "modalities":
+            best_single = max(figures[f"{m}_acc2_np"] for m in MODALITIES)
+            figures["all_minus_best_single_acc2_np"] = figures["all_acc2_np"] - best_single
+            print(f"all - best single modality: {figures['all_minus_best_single_acc2_np']:+.3f}")
+        write_result(f"demo_{what}", figures, f"demo_quality --what {what}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,18 @@ FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
 
 
-def write_result(bench: str, figures: Mapping[str, float]) -> None:
-    """Write `bench/results/<bench>.json` with the machine and date, and make RESULTS.md anew."""
+def write_result(bench: str, figures: Mapping[str, float], command: str = "") -> None:
+    """Write `bench/results/<bench>.json` with the machine and date, and make RESULTS.md anew.
+
+    Args:
+        command: what follows `python -m bench.`, where that is not the bench's name alone.
+    """
     import torch
 
     FOLDER.mkdir(exist_ok=True)
     result = {
         "bench": bench,
+        "command": f"python -m bench.{command or bench}",
         "date": datetime.date.today().isoformat(),
         "machine": _machine(),
         "python": platform.python_version(),
@@ -36,7 +41,7 @@ def write_page() -> None:
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         parts.append(
-            f"\n## {result['bench']}\n\n`python -m bench.{result['bench']}`, {result['date']}, {result['machine']}, "
+            f"\n## {result['bench']}\n\n`{result['command']}`, {result['date']}, {result['machine']}, "
             f"Python {result['python']}, torch {result['torch']}\n\n| figure | value |\n|---|---|\n"
         )
         parts.extend(f"| {name} | {value:g} |\n" for name, value in result["figures"].items())

@@ -36,7 +36,8 @@ def listen(params: Params) -> TranscribeSummary:
     try:
         return transcribe_clips(paths.manifest, paths.transcripts, params.transcribe, scratch_folder(), timeout, show)
     finally:
-        bar.stop()
+        if rows:
+            bar.stop()
 
 
 @flow(name="transcribe", flow_run_name=runtime.run_name)
