@@ -1,4 +1,4 @@
-"""One training step, ours and plain, on each corpus's shapes: python -m bench.train_step [--shapes mosi] [--steps 6]
+"""One training step, ours and plain, on each corpus's shapes: python -m bench.train_step [--cases mosi/minilm]
 
 A step is 16 clips with what they are compared with: batch, forward pass, losses, backward pass, update. Lengths are
 those that real clips have (`bench.shapes`). Text is frozen features, or tokens for an encoder that is trained with the
@@ -10,7 +10,8 @@ network: MiniLM, and one of the size of BERT-base (from random weights: they do 
 - `retrieved`, `in_batch`: the training loop's own step, `train.contrastive.scope`.
 
 - `published`: `--peer COMMAND` times other code on the same clips, on a CPU. The command gets a file of them
-  (`write_inputs`) and a number of steps, and prints a line of JSON with `seconds` and `megabytes`.
+  (`write_inputs`) and a number of steps, and prints a line of JSON with `seconds` and `megabytes`. It takes plain's
+  place as the baseline, where the text encoder is trained.
 
 Every variant runs in a process of its own; memory is what the process's peak grows by over the steps, on a GPU the
 tensors' peak. A variant is a function of `VARIANTS` that gives a step: one more line there measures something else.
@@ -235,28 +236,27 @@ def run_peer(command: str, shape: str, encoder: str) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write bench/results/train_step.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--text", nargs="+", choices=["frozen", MINILM, "bert"], default=["frozen", MINILM, "bert"])
+    cases = [f"{shape}/{text}" for shape in SHAPES for text in ("frozen", MINILM, "bert")]
+    parser.add_argument("--cases", nargs="+", choices=cases, default=cases, metavar="SHAPE/TEXT")
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--peer", help="command that times other code; only where the text encoder is trained")
+    parser.add_argument("--peer", metavar="COMMAND")
     parser.add_argument("--variant", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--encoder", default="", help=argparse.SUPPRESS)
     parser.add_argument("--bf16", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
-        print(json.dumps(measure(options.shapes[0], options.variant, options.steps, options.bf16, options.encoder)))
+        shape = options.cases[0].partition("/")[0]
+        print(json.dumps(measure(shape, options.variant, options.steps, options.bf16, options.encoder)))
         return
     figures: dict[str, float] = {}
     print(f"{'shape':<8}{'text':<8}{'step':<18}{'s a step':>10}{'clips/s':>10}{'MB':>9}{'times':>8}")
     with tempfile.TemporaryDirectory() as folder:
         encoders = {"frozen": "", MINILM: MINILM, "bert": str(Path(folder) / "bert")}
-        if "bert" in options.text:
-            bert_base(Path(encoders["bert"]))
-        for shape in options.shapes:
-            for text in options.text:
-                figures |= compare(
-                    shape, text, encoders[text], options.steps, options.peer if text != "frozen" else None
-                )
+        bert_base(Path(encoders["bert"]))
+        for case in options.cases:
+            shape, _, text = case.partition("/")
+            peer = None if text == "frozen" else options.peer
+            figures |= compare(shape, text, encoders[text], options.steps, peer)
     write_result("train_step", figures)
 
 
@@ -265,8 +265,8 @@ def compare(shape: str, text: str, encoder: str, steps: int, peer: str | None) -
     figures: dict[str, float] = {}
     for precision in ("", "bf16") if torch.cuda.is_available() else ("",):
         rows = {"published": run_peer(peer, shape, encoder)} if peer and not precision else {}
-        for variant in VARIANTS:
-            command = [sys.executable, "-m", "bench.train_step", "--shapes", shape, "--variant", variant]
+        for variant in VARIANTS if not rows else ("retrieved", "in_batch"):
+            command = [sys.executable, "-m", "bench.train_step", "--cases", f"{shape}/{text}", "--variant", variant]
             command += ["--steps", str(steps), "--encoder", encoder, *(["--bf16"] if precision else [])]
             rows[variant] = run(command)
         baseline = next(iter(rows))

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from corpora.demo import DemoConfig
 from extractors.align import AlignConfig
 from extractors.transcribe import TranscribeConfig
-from model.config import ModelConfig, TrainConfig
+from model.config import ModelConfig, TrainConfig, check_together
 
 STRICT = {"extra": "forbid"}
 
@@ -119,6 +119,9 @@ class Params:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+
+    def __post_init__(self) -> None:
+        check_together(self.model, self.train)
 
 
 class ParamsError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from flows.params import ParamsError, check_params, load_params
 from flows.presets import apply, compose
+from model.config import ModelConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,3 +103,22 @@ def test_going_to_a_preset_and_back_leaves_the_file_as_it_was(tmp_path):
     apply(["corpus=mmsa", "prepare.label_range=[-1,1]", "align.mask_invalid=[]"], path, ROOT / "conf")
     apply([], path, ROOT / "conf")
     assert path.read_text(encoding="utf-8") == before
+
+
+def test_settings_of_two_blocks_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match=r"train.text_learning_rate is 2e-05: with model.text.mode frozen"):
+        compose(["train.text_learning_rate=2.0e-5"], ROOT / "conf")
+
+
+def test_every_option_of_the_network_and_its_training_can_be_used():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    defaults = {"model": asdict(ModelConfig()), "train": asdict(TrainConfig())}
+
+    def absent(known, given, place):
+        for key, value in known.items():
+            if key not in given:
+                yield f"{place}.{key}"
+            elif isinstance(value, dict):
+                yield from absent(value, given[key], f"{place}.{key}")
+
+    assert not [key for block, known in defaults.items() for key in absent(known, params[block], block)]

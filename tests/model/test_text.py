@@ -349,6 +349,18 @@ def test_contrastive_learning_within_the_batch_takes_tokens_too(english, bert, t
     assert epoch["train_supervised"] > 0 and np.isfinite(epoch["train_loss"])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_predicts_what_a_cpu_does_of_silent_clips_too_and_trains_in_half_precision(english, bert, tmp_path):
+    network = network_of(finetuning(bert), english)
+    table = ClipTable.read(english, "train", 32, text=network.text)
+    expected = predict(network, table, MODALITIES)
+    assert predict(network.to("cuda"), table, MODALITIES) == pytest.approx(expected, abs=1e-3)
+    config = replace(SHORT, device="cuda", precision="bf16", epochs=4)
+    history = train(english, tmp_path / "out", finetuning(bert, freeze_layers=1), config, 0).history
+    assert history[-1]["train_regression"] < history[0]["train_regression"]
+
+
 def spoil(folder, what):
     if what == "empty":
         for path in folder.iterdir():
