@@ -5,7 +5,6 @@ N samples of a clip, T steps, D the model's width. Times are seconds from the cl
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -278,16 +277,3 @@ def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int
         seen += (kernel - 1) * jump
         jump *= stride
     return jump, seen
-
-
-def make_chunks(steps: int, longest: int, context: int) -> Iterator[tuple[slice, slice]]:
-    """Cut `steps` steps into chunks of at most `longest`: each chunk's steps, and which of these to keep.
-
-    Chunks overlap by `context` on either side of what is kept; what is kept covers every step once. A clip
-    that fits is one chunk.
-    """
-    count = 1 if steps <= longest else math.ceil(steps / (longest - 2 * context))
-    edges = [steps * i // count for i in range(count + 1)]
-    for begin, end in itertools.pairwise(edges):
-        first, last = max(begin - context, 0), min(end + context, steps)
-        yield slice(first, last), slice(begin - first, end - first)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from extractors.audio_transformer import (
     SAMPLE_RATE,
     WAVE_MODELS,
     check_preprocessor,
-    make_chunks,
     receptive_field,
 )
 from extractors.base import ExtractionError
@@ -293,3 +293,16 @@ def _timed(words: Sequence[str], owner: np.ndarray, times: np.ndarray) -> list[W
         start, last = (float(own[0, 0]), float(own[-1, 1])) if len(own) else (last, last)
         timed.append(Word(word, start, last))
     return timed
+
+
+def make_chunks(steps: int, longest: int, context: int) -> Iterator[tuple[slice, slice]]:
+    """Cut `steps` steps into chunks of at most `longest`: each chunk's steps, and which of these to keep.
+
+    Chunks overlap by `context` on either side of what is kept; what is kept covers every step once. A clip
+    that fits is one chunk.
+    """
+    count = 1 if steps <= longest else math.ceil(steps / (longest - 2 * context))
+    edges = [steps * i // count for i in range(count + 1)]
+    for begin, end in itertools.pairwise(edges):
+        first, last = max(begin - context, 0), min(end + context, steps)
+        yield slice(first, last), slice(begin - first, end - first)

@@ -1,7 +1,8 @@
 """Worker processes that survive what a media file can do to them: a decoder that hangs, or takes its process down.
 
-A worker gets a few clips a call. Where it gives no answer in time, or dies, it is replaced and the clips go through
-one by one; a clip that fails so by itself becomes a row in the problems table, and the others go on.
+A worker gets a clip a call, or several where its extractor gains from that. Where it gives no answer in time, or dies,
+it is replaced and the clips go through one by one; a clip that fails so by itself becomes a row in the problems table,
+and the others go on.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel, Wav2Vec2Config, WhisperFeatureExtractor, WhisperModel
 
 from extractors import audio_transformer
-from extractors.audio_transformer import TransformerAudio, make_chunks, receptive_field
+from extractors.audio_transformer import TransformerAudio, receptive_field
 from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source
 from extractors.media import read_audio
 
@@ -219,16 +219,6 @@ def test_a_clip_shorter_than_a_step_is_one(speech_models, sound, kind, seconds):
     assert 1 <= len(result) <= 2
     assert result.end[-1] == pytest.approx(seconds, abs=1e-4)
     assert (result.end > result.start).all()
-
-
-@pytest.mark.parametrize(("steps", "longest", "context"), [(1, 10, 2), (10, 10, 2), (11, 10, 2), (1000, 97, 12)])
-def test_chunks_keep_every_step_once_and_stay_in_bounds(steps, longest, context):
-    kept = []
-    for chunk, inside in make_chunks(steps, longest, context):
-        assert 0 <= chunk.start < chunk.stop <= steps
-        assert chunk.stop - chunk.start <= longest
-        kept.extend(range(steps)[chunk][inside])
-    assert kept == list(range(steps))
 
 
 def test_receptive_field_of_wav2vec2_is_25_ms_every_20():

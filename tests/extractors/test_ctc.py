@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from extractors import ctc
 from extractors.base import ExtractionError
-from extractors.ctc import WILDCARD, CtcAligner, Vocabulary, best_path
+from extractors.ctc import WILDCARD, CtcAligner, Vocabulary, best_path, make_chunks
 from extractors.words import Word, split_words
 
 SYMBOLS = ["<pad>", "<s>", "</s>", "<unk>", "|", "'", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
@@ -312,3 +312,13 @@ class TestModels:
         samples = np.vectorize(lambda value: ids[round(value * 100)] / 100)(samples).astype(np.float32)
         found = listen(CtcAligner(str(folder))).align(samples, ["ab", "a"], "en")
         assert times_of(found) == pytest.approx(expected(["ab", "a"], firsts, "ab a"))
+
+
+@pytest.mark.parametrize(("steps", "longest", "context"), [(1, 10, 2), (10, 10, 2), (11, 10, 2), (1000, 97, 12)])
+def test_chunks_keep_every_step_once_and_stay_in_bounds(steps, longest, context):
+    kept = []
+    for chunk, inside in make_chunks(steps, longest, context):
+        assert 0 <= chunk.start < chunk.stop <= steps
+        assert chunk.stop - chunk.start <= longest
+        kept.extend(range(steps)[chunk][inside])
+    assert kept == list(range(steps))

@@ -23,7 +23,7 @@ from corpora.demo import DemoConfig, generate
 from corpora.manifest import write_manifest
 from corpora.problems import read_problems
 from corpora.raw import read_raw
-from flows import clusters, server
+from flows import clusters
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 24  # two work units
@@ -117,20 +117,13 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def api_url(tmp_path_factory) -> Iterator[str]:
+def api_url(tmp_path_factory, running_server) -> Iterator[str]:
     """A Prefect server for all of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("server"))
         patch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
-        port = server.free_port()
-        keeper = server.start(psutil.Process(), port)
-        url = f"http://127.0.0.1:{port}/api"
-        try:
-            assert server.wait_until_healthy(url, keeper), (server.STATE / "server.log").read_text()
+        with running_server() as url:
             yield url
-        finally:
-            keeper.terminate()
-            keeper.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")

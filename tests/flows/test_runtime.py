@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -87,7 +85,7 @@ def test_without_a_server_the_same_functions_run_plainly():
 
 
 @pytest.mark.server
-def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path, monkeypatch):
+def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path, monkeypatch, running_server):
     monkeypatch.chdir(tmp_path)
     out = run_flow(PREFECT_HOME=str(tmp_path), DASHFUSION_SERVER="own")
     assert "result 61" in out and "started for this run" in out
@@ -112,7 +110,7 @@ def leftovers() -> list[str]:
 
 
 @pytest.mark.server
-def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch):
+def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch, running_server):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     with running_server() as api_url:
@@ -120,20 +118,6 @@ def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch)
         assert f"reporting to the Prefect server at {api_url}" in out and "result 61" in out
         assert count_task_runs(api_url, wanted=4) == 4
     assert not server.healthy(api_url), "the server outlived its keeper"
-
-
-@contextmanager
-def running_server() -> Iterator[str]:
-    """Address of a server that runs as long as the block."""
-    port = server.free_port()
-    keeper = server.start(psutil.Process(), port)
-    api_url = f"http://127.0.0.1:{port}/api"
-    try:
-        assert server.wait_until_healthy(api_url, keeper), (server.STATE / "server.log").read_text()
-        yield api_url
-    finally:
-        keeper.terminate()
-        keeper.wait(timeout=20)
 
 
 def count_task_runs(api_url: str, wanted: int) -> int:
