@@ -180,7 +180,7 @@ class Batch:
         clip_ids: B ids.
         labels: [B] float32, NaN where unlabelled.
         values: modality -> [B, T, D] float32, raw (not normalised), zeros where padded; text as tokens: [B, T]
-            int64.
+            int64, or their hidden states.
         masks: modality -> [B, T] bool, True where the network may look. T = 0: no clip has the modality.
     """
 

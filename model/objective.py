@@ -10,7 +10,7 @@ first, P partners of an anchor, d width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,9 @@ class Share:
         anchors: Batch of b clips; where the batch has fewer clips than there are processes, one stand-in.
         weight_b: 1 for a clip of the batch, 0 for the stand-in.
         others: partners that are not anchors, this process's share of them, in chunks of similar length.
+        texts: of anchors and others where an encoder is trained, in chunks of their own: text is longest elsewhere
+            than sound, and each pass through a large encoder costs a sweep over its gradients.
+        text_places: where anchors and others lie among `texts`.
         exchange: with several processes, the rows that each gives to the exchange, and [C] where the step's clips
             then lie; None with one process.
         partners: position [B, P] of each partner among the C clips, and whether there is one [B, P]; None: none
@@ -54,12 +57,15 @@ class Share:
         anchors: Batch,
         weight_b: Tensor,
         others: Sequence[Batch],
+        texts: Sequence[Batch],
+        text_places: Tensor,
         exchange: tuple[int, Tensor] | None,
         partners: tuple[Tensor, Tensor] | None,
         classes_B: Tensor,
         steps: int,
     ) -> None:
         self.clip_ids, self.anchors, self.weight_b, self.others = clip_ids, anchors, weight_b, others
+        self.texts, self.text_places = texts, text_places
         self.exchange, self.partners, self.classes_B, self.steps = exchange, partners, classes_B, steps
 
     @property
@@ -70,11 +76,13 @@ class Share:
     def pin(self) -> Share:
         """The same share with its sequences in page-locked memory."""
         self.anchors, self.others = self.anchors.pin(), [chunk.pin() for chunk in self.others]
+        self.texts = [chunk.pin() for chunk in self.texts]
         return self
 
     def to(self, device: torch.device) -> Share:
         """The same share on `device`."""
         self.anchors, self.others = self.anchors.to(device), [chunk.to(device) for chunk in self.others]
+        self.texts, self.text_places = [chunk.to(device) for chunk in self.texts], self.text_places.to(device)
         self.weight_b, self.classes_B = self.weight_b.to(device), self.classes_B.to(device)
         if self.exchange:
             self.exchange = (self.exchange[0], self.exchange[1].to(device))
@@ -116,19 +124,28 @@ class Planner:
         own, own_others = rows_B[self.rank :: self.processes], others[self.rank :: self.processes]
         anchors = own if len(own) else rows_B[:1]
         modalities = self.config.modalities
+        chunks = [own_others[chunk] for chunk in cheapest_chunks(lengths[own_others], self.overhead)]
+        texts, text_places = self._texts(np.concatenate([anchors, *chunks]))
         return Share(
             clip_ids=tuple(self.clips.clip_ids[rows_B]),
             anchors=self.clips.batch(anchors, modalities),
             weight_b=torch.full((len(anchors),), float(len(own) > 0)),
-            others=[
-                self.clips.batch(own_others[chunk], modalities)
-                for chunk in cheapest_chunks(lengths[own_others], self.overhead)
-            ],
+            others=[self.clips.batch(chunk, modalities) for chunk in chunks],
+            texts=texts,
+            text_places=text_places,
             exchange=self._exchange(len(rows_B), len(others)) if self.processes > 1 else None,
             partners=(_positions(distinct_C, drawn_BP), torch.from_numpy(valid_BP)) if partners else None,
             classes_B=torch.from_numpy(self.classes[rows_B]),
             steps=int(lengths[distinct_C].sum()),
         )
+
+    def _texts(self, rows: np.ndarray) -> tuple[list[Batch], Tensor]:
+        """Chunks of the clips' tokens, and where among these each of `rows` lies."""
+        if self.clips.text is None or "text" not in self.config.modalities:
+            return [], torch.zeros(0, dtype=torch.int64)
+        chunks = cheapest_chunks(self.clips.lengths(("text",))[rows], self.overhead)
+        places = torch.from_numpy(np.argsort(np.concatenate(chunks)))
+        return [self.clips.batch(rows[chunk], ("text",)) for chunk in chunks], places
 
     def _exchange(self, anchors: int, others: int) -> tuple[int, Tensor]:
         """Rows of a process, that of the most; and where the anchors, then the others, lie among all rows."""
@@ -153,8 +170,9 @@ class Objective(nn.Module):
 
         With several processes the mean over them is the batch's loss, and so is that of the gradients.
         """
-        output = self.network(share.anchors)
-        embeddings = [output.embedding, *(self.network.embed(chunk) for chunk in share.others)]
+        anchors, *others = self._with_hidden_text(share)
+        output = self.network(anchors)
+        embeddings = [output.embedding, *(self.network.embed(chunk) for chunk in others)]
         error_b = output.prediction - share.anchors.labels
         regression = (error_b.square() * share.weight_b).sum() * (self.processes / share.clips)
         contrastive = self.config.contrastive
@@ -165,6 +183,18 @@ class Objective(nn.Module):
         semantic, supervised = self._semantic(embedding, share), self._supervised(embedding, share)
         total = regression + contrastive.weight * (semantic + supervised)
         return torch.stack([total, regression, semantic, supervised])
+
+    def _with_hidden_text(self, share: Share) -> list[Batch]:
+        """Anchors and others; what an encoder makes of their tokens in place of these."""
+        batches = [share.anchors, *share.others]
+        if not share.texts:
+            return batches
+        ids, masks = ([getattr(chunk, name)["text"] for chunk in share.texts] for name in ("values", "masks"))
+        hidden = self.network.encoders["text"].hidden(ids, masks)
+        longest = max(part_BTD.shape[1] for part_BTD in hidden)
+        hidden = [F.pad(part_BTD, (0, 0, 0, longest - part_BTD.shape[1])) for part_BTD in hidden]
+        together = torch.cat(hidden)[share.text_places].split([len(batch) for batch in batches])
+        return [_with_text(batch, part_BTD) for batch, part_BTD in zip(batches, together, strict=True)]
 
     def _semantic(self, embedding: Embedding, share: Share) -> Tensor:
         if not self.config.contrastive.semantic:
@@ -183,6 +213,11 @@ class Objective(nn.Module):
         return supervised_loss(
             embedding, share.clips, positions_BP, valid_BP, mining.positives, contrastive.temperature
         )
+
+
+def _with_text(batch: Batch, hidden_BTD: Tensor) -> Batch:
+    steps = max(1, batch.masks["text"].shape[1])
+    return replace(batch, values={**batch.values, "text": hidden_BTD[:, :steps]})
 
 
 def mined_vectors(embedding: Embedding) -> Tensor:

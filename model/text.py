@@ -121,15 +121,36 @@ class TokenEncoder(nn.Module):
         _freeze(self.encoder, config.text.freeze_layers)
         self.head = TextEncoder(self.encoder.config.hidden_size, config)
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence [B, max(T, 1), d] and its mask, True at position 0."""
-        if ids_BT.shape[1] == 0:
-            ids_BT, mask_BT = (x.new_zeros(len(x), 1) for x in (ids_BT, mask_BT))
-        # Attention to nothing is NaN in some kernels: a clip without text shows the encoder one token, whose place the
-        # stand-in takes.
-        first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
-        hidden = self.encoder(input_ids=ids_BT, attention_mask=(mask_BT | first_T).long())
-        return self.head(hidden.last_hidden_state, mask_BT)
+    def forward(self, values: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequence [B, max(T, 1), d] and its mask, True at position 0.
+
+        Args:
+            values: token ids [B, T], or what `hidden` made of them.
+        """
+        hidden_BTD = values if values.is_floating_point() else self.hidden([values], [mask_BT])[0]
+        return self.head(hidden_BTD, _one_step_at_least(mask_BT))
+
+    def hidden(self, ids: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
+        """Hidden states [B, max(T, 1), D] of each chunk of clips, [B, T].
+
+        The tokens of all chunks are looked up together: the gradient of the word vectors is as large as the
+        vocabulary, and made once for each time that they are looked up.
+        """
+        ids, masks = ([_one_step_at_least(chunk_BT) for chunk_BT in chunks] for chunks in (ids, masks))
+        words_SD = self.encoder.get_input_embeddings()(torch.cat([ids_BT.flatten() for ids_BT in ids]))
+        words = words_SD.split([ids_BT.numel() for ids_BT in ids])
+        hidden = []
+        for chunk_SD, mask_BT in zip(words, masks, strict=True):
+            # Attention to nothing is NaN in some kernels: a clip without text shows the encoder one token, whose place
+            # the stand-in takes.
+            first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
+            chunk_BTD, attended_BT = chunk_SD.unflatten(0, mask_BT.shape), (mask_BT | first_T).long()
+            hidden.append(self.encoder(inputs_embeds=chunk_BTD, attention_mask=attended_BT).last_hidden_state)
+        return hidden
+
+
+def _one_step_at_least(tokens_BT: Tensor) -> Tensor:
+    return tokens_BT if tokens_BT.shape[1] else tokens_BT.new_zeros(len(tokens_BT), 1)
 
 
 def prepare_text(config: ModelConfig, dataset: Path) -> TokenText | None:

@@ -19,7 +19,9 @@ from model import checkpoint
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig, check_together
 from model.data import ClipTable, read_info
 from model.evaluate import evaluate, predict
+from model.mining import label_classes, mine
 from model.network import DashFusion
+from model.objective import Objective, Planner
 from model.text import TokenText, encoder_name, prepare_text, train_tokenizer
 from model.train import _parameter_groups, train
 
@@ -173,6 +175,32 @@ def test_what_a_batch_is_padded_with_is_not_seen(english, bert):
         expected = network(batch).prediction
         found = network(replace(batch, values=batch.values | {"text": other})).prediction
     assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_text_in_chunks_of_its_own_changes_neither_loss_nor_gradient(english, tmp_path, kind):
+    network = network_of(finetuning(save_encoder(tmp_path / kind, kind)), english).double()
+    clips = ClipTable.read(english, "train", 32, text=network.text)
+    classes = label_classes(clips.labels, (-3, 3))
+    partners = mine(torch.randn(len(clips), 8), classes, SHORT.mining)
+    planner = Planner(clips, classes, SHORT, seed=1, overhead=1)
+    share = planner.share(np.array([10, 2, 17, 4]), partners, epoch=1, number=0)  # 10 is silent
+    assert len(share.texts) > 2 and len(share.others) > 1
+
+    def outcome(texts):
+        share.texts = texts
+        for batch in (share.anchors, *share.others):
+            for m in ("audio", "vision"):
+                batch.values[m] = batch.values[m].double()
+        network.zero_grad()
+        loss = Objective(network, SHORT)(share)[0]
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+    chunked, together = outcome(share.texts), outcome([])
+    assert torch.allclose(chunked[0], together[0], atol=1e-12, rtol=0)
+    assert chunked[1].keys() == together[1].keys()
+    assert all(torch.allclose(chunked[1][name], together[1][name], atol=1e-10, rtol=0) for name in chunked[1])
 
 
 def test_a_silent_clip_is_one_without_text(english, bert):
