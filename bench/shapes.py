@@ -102,8 +102,8 @@ def table(shape: Shape, clips: int, seed: int = 0) -> ClipTable:
         values = rng.standard_normal((int(ends[-1]), shape.dims[m]), np.float32).astype(kind)
         sequences[m] = Sequences(values, np.ones(len(values), bool), ends - steps[:, column], steps[:, column])
     ids = np.array([f"clip/{i}" for i in range(clips)], object)
-    found = labels(shape, clips, rng)
-    return ClipTable(info(shape, {"train": clips}), "train", ids, found, sequences, dict.fromkeys(MODALITIES, 0))
+    found, none = labels(shape, clips, rng), np.full((clips, len(MODALITIES)), np.nan, np.float32)
+    return ClipTable(info(shape, {"train": clips}), "train", ids, found, none, sequences, dict.fromkeys(MODALITIES, 0))
 
 
 def write_split(root: Path, shape: Shape, clips: int, seed: int = 0, part: int = 5000) -> Path:

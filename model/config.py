@@ -115,6 +115,8 @@ class ModelConfig:
         fusion_layers: L of hbf and of concat_attention (2 for MOSI and CH-SIMS, 3 for MOSEI).
         dropout: probability, on the embedded sequences and on every sub-layer's output.
         max_positions: longest sequence in steps; longer ones are cut and counted.
+        unimodal_heads: a prediction from each modality alone, taught by the clip's label of that modality (CH-SIMS's
+            label_T, label_A and label_V).
         text: features or tokens, and the encoder of the latter.
     """
 
@@ -130,6 +132,7 @@ class ModelConfig:
     fusion_layers: int = 2
     dropout: float = 0.1
     max_positions: int = 2048
+    unimodal_heads: bool = False
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
@@ -264,6 +267,7 @@ class TrainConfig:
         learning_rate: the highest, reached after `warmup_epochs`, falling linearly to 0 at the end.
         text_learning_rate: the same of the text encoder that model.text.mode finetune or scratch trains; null: as
             `learning_rate`. What is pre-trained wants less, such as 2e-5.
+        unimodal_weight: of the loss of model.unimodal_heads, where there are any.
         weight_decay: of AdamW, on everything but biases, LayerNorms and the learned vectors.
         device: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:<n> or mps.
         precision: 32, bf16 (autocast: weights and losses stay in float32) or auto (bf16 on a CUDA device that has
@@ -284,6 +288,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     text_learning_rate: float | None = None
     warmup_epochs: int = 2
+    unimodal_weight: float = 0.5
     weight_decay: float = 1e-3
     patience: int = 10
     device: str = "auto"
@@ -315,6 +320,13 @@ class TrainConfig:
             self.warmup_epochs,
             f"the warm-up must fit into train.epochs ({self.epochs})",
             "lower it or train longer",
+        )
+        _require(
+            self.unimodal_weight > 0,
+            "train.unimodal_weight",
+            self.unimodal_weight,
+            "it must be positive",
+            "set model.unimodal_heads to false for a network without them",
         )
         _require(
             self.learning_rate > 0,

@@ -179,6 +179,7 @@ class Batch:
     Attributes:
         clip_ids: B ids.
         labels: [B] float32, NaN where unlabelled.
+        unimodal_labels: [B, 3] float32, of text, audio and vision alone, NaN where there is none.
         values: modality -> [B, T, D] float32, raw (not normalised), zeros where padded; text as tokens: [B, T]
             int64, or their hidden states.
         masks: modality -> [B, T] bool, True where the network may look. T = 0: no clip has the modality.
@@ -186,6 +187,7 @@ class Batch:
 
     clip_ids: tuple[str, ...]
     labels: Tensor
+    unimodal_labels: Tensor
     values: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
 
@@ -204,6 +206,7 @@ class Batch:
         return replace(
             self,
             labels=change(self.labels),
+            unimodal_labels=change(self.unimodal_labels),
             values={m: change(value) for m, value in self.values.items()},
             masks={m: change(mask) for m, mask in self.masks.items()},
         )
@@ -218,6 +221,7 @@ class ClipTable:
         split: train, valid or test.
         clip_ids: [N] object array of str.
         labels: [N] float32, NaN where unlabelled.
+        unimodal_labels: [N, 3] float32, of text, audio and vision alone, NaN where there is none.
         sequences: by modality.
         truncated: by modality, clips that were cut to the longest length allowed.
         text: what cut the transcripts into tokens; None: text is the dataset's features.
@@ -227,6 +231,7 @@ class ClipTable:
     split: str
     clip_ids: np.ndarray
     labels: np.ndarray
+    unimodal_labels: np.ndarray
     sequences: Mapping[str, Sequences]
     truncated: Mapping[str, int]
     text: TokenText | None = None
@@ -262,14 +267,14 @@ class ClipTable:
         if not parts:
             return cls._empty(info, split, text)
         clip_ids = read_column(parts, "clip_id").to_numpy(zero_copy_only=False)
-        labels = read_column(parts, "label").to_numpy(zero_copy_only=False).astype(np.float32)
+        labels, *of_modalities = (_read_labels(parts, name) for name in ("label", *(f"label_{m}" for m in MODALITIES)))
         features = NORMALISED if text else MODALITIES
         whole = read_sequences(parts, {m: info.modalities[m].dim for m in features}, clip_ids, cache)
         truncated = {m: int((s.lengths > max_positions).sum()) for m, s in whole.items()}
         sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in whole.items()}
         if text:
             sequences["text"], truncated["text"] = text.sequences(read_column(parts, "text").to_pylist())
-        return cls(info, split, clip_ids, labels, sequences, truncated, text)
+        return cls(info, split, clip_ids, labels, np.stack(of_modalities, axis=1), sequences, truncated, text)
 
     @classmethod
     def _empty(cls, info: DatasetInfo, split: str, text: TokenText | None) -> ClipTable:
@@ -281,7 +286,8 @@ class ClipTable:
         if text:
             sequences["text"], _ = text.sequences([])
         truncated = dict.fromkeys(MODALITIES, 0)
-        return cls(info, split, np.zeros(0, object), np.zeros(0, np.float32), sequences, truncated, text)
+        labels, of_modalities = np.zeros(0, np.float32), np.zeros((0, len(MODALITIES)), np.float32)
+        return cls(info, split, np.zeros(0, object), labels, of_modalities, sequences, truncated, text)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -298,7 +304,13 @@ class ClipTable:
     def select(self, rows: np.ndarray) -> ClipTable:
         """The clips at `rows` (indices or a bool mask [N]); the values are shared, not copied."""
         sequences = {m: replace(s, starts=s.starts[rows], lengths=s.lengths[rows]) for m, s in self.sequences.items()}
-        return replace(self, clip_ids=self.clip_ids[rows], labels=self.labels[rows], sequences=sequences)
+        return replace(
+            self,
+            clip_ids=self.clip_ids[rows],
+            labels=self.labels[rows],
+            unimodal_labels=self.unimodal_labels[rows],
+            sequences=sequences,
+        )
 
     def batch(self, indices: np.ndarray, modalities: Sequence[str] = MODALITIES) -> Batch:
         """Pad the clips at `indices` to the longest among them.
@@ -323,4 +335,9 @@ class ClipTable:
             sequences.release()
             values[modality] = torch.from_numpy(values_BTD)
             masks[modality] = torch.from_numpy(mask_BT)
-        return Batch(tuple(self.clip_ids[indices]), torch.from_numpy(self.labels[indices]), values, masks)
+        labels, of_modalities = (torch.from_numpy(x[indices]) for x in (self.labels, self.unimodal_labels))
+        return Batch(tuple(self.clip_ids[indices]), labels, of_modalities, values, masks)
+
+
+def _read_labels(parts: Sequence[Path], column: str) -> np.ndarray:
+    return read_column(parts, column).to_numpy(zero_copy_only=False).astype(np.float32)

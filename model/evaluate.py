@@ -15,7 +15,7 @@ import torch
 
 from model import checkpoint
 from model.batching import sorted_batches
-from model.config import check_modalities
+from model.config import MODALITIES, check_modalities
 from model.data import ClipTable
 from model.device import prefetch, resolve_device
 from model.files import atomic_file
@@ -39,9 +39,11 @@ class Evaluation:
 
     Attributes:
         metrics: of one network as `evaluate_metrics` gives them; of several, the mean under the same keys,
-            the sample standard deviation under `<key>_std`, and their number under `seeds`.
+            the sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads
+            also `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels.
         by_seed: seed -> metrics of that network.
-        predictions: `PREDICTIONS_SCHEMA`, all clips of one network after the other.
+        predictions: `PREDICTIONS_SCHEMA`, all clips of one network after the other; with unimodal heads also
+            `label_<modality>` and `prediction_<modality>`, null where the clip lacks the modality.
         unlabelled: clips that are predicted but not measured.
         truncated: modality -> clips that were cut to the network's longest sequence.
     """
@@ -53,7 +55,6 @@ class Evaluation:
     truncated: Mapping[str, int]
 
 
-@torch.inference_mode()
 def predict(
     network: DashFusion,
     table: ClipTable,
@@ -67,15 +68,28 @@ def predict(
         modalities: what the network is shown; the others are fed as missing.
         part: (k, n) = every n-th batch from the k-th on; clips of the others are 0, so that the n parts add up.
     """
+    return _predict(network, table, modalities, batch_size, part)[0]
+
+
+@torch.inference_mode()
+def _predict(
+    network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int, part: tuple[int, int] = (0, 1)
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`predict`, and of unimodal heads [N, 3], NaN where the clip lacks the modality."""
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     prediction_N = np.zeros(len(table), np.float32)
+    unimodal_NM = np.zeros((len(table), len(MODALITIES)), np.float32) if network.config.unimodal_heads else None
     batches = sorted_batches(table.lengths(modalities), batch_size)[part[0] :: part[1]]
     for rows, batch in zip(batches, prefetch(lambda rows: table.batch(rows, modalities), batches), strict=True):
-        prediction_N[rows] = network(batch.to(device)).prediction.cpu().numpy()
+        output = network(batch.to(device))
+        prediction_N[rows] = output.prediction.cpu().numpy()
+        if unimodal_NM is not None:
+            present_BM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
+            unimodal_NM[rows] = output.unimodal.where(present_BM, torch.nan).cpu().numpy()
     network.train(training)
-    return prediction_N
+    return prediction_N, unimodal_NM
 
 
 def evaluate(
@@ -117,15 +131,20 @@ def evaluate(
         info.check_compatible(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")
-        prediction_N = predict(network, table, shown, batch_size)
+        prediction_N, unimodal_NM = _predict(network, table, shown, batch_size)
         labelled = table.labelled
         label_range = table.info.label_range
-        by_seed[info.seed] = evaluate_metrics(prediction_N[labelled], table.labels[labelled], label_range)
-        tables.append(_predictions(table, info.seed, prediction_N))
+        metrics = evaluate_metrics(prediction_N[labelled], table.labels[labelled], label_range)
+        predictions = _predictions(table, info.seed, prediction_N)
+        if unimodal_NM is not None:
+            metrics |= _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
+            predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
+        by_seed[info.seed] = metrics
+        tables.append(predictions)
     return Evaluation(
         metrics=_over_seeds(list(by_seed.values())),
         by_seed=by_seed,
-        predictions=pa.concat_tables(tables),
+        predictions=pa.concat_tables(tables, promote_options="default"),
         unlabelled=int((~labelled).sum()),
         truncated=table.truncated,
     )
@@ -152,6 +171,27 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
         pa.array(prediction_N, pa.float32()),
     ]
     return pa.Table.from_arrays(columns, schema=PREDICTIONS_SCHEMA)
+
+
+def _unimodal_metrics(
+    prediction_NM: np.ndarray, label_NM: np.ndarray, label_range: tuple[float, float]
+) -> dict[str, Metric]:
+    """What of the metrics says how far each modality alone goes, against its own labels."""
+    found: dict[str, Metric] = {}
+    for m, prediction, label in zip(MODALITIES, prediction_NM.T, label_NM.T, strict=True):
+        both = np.isfinite(prediction) & np.isfinite(label)
+        metrics = evaluate_metrics(prediction[both], label[both], label_range)
+        found |= {f"{key}_{m}": metrics[key] for key in ("mae", "corr")}
+        found[f"acc2_{m}"] = metrics.get("acc2_np", metrics.get("acc2"))
+    return found
+
+
+def _with_unimodal(predictions: pa.Table, prediction_NM: np.ndarray, label_NM: np.ndarray) -> pa.Table:
+    for name, values_NM in (("label", label_NM), ("prediction", prediction_NM)):
+        for m, values in zip(MODALITIES, values_NM.T, strict=True):
+            column = pa.array(values, pa.float32(), mask=~np.isfinite(values))
+            predictions = predictions.append_column(pa.field(f"{name}_{m}", pa.float32()), column)
+    return predictions
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from model.alignment import build_alignment
@@ -39,10 +40,15 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Output:
-    """A forward pass: the sentiment [B] in the corpus's range, and the clips' embedding."""
+    """A forward pass: the sentiment [B] in the corpus's range, and the clips' embedding.
+
+    Attributes:
+        unimodal: [B, 3] the sentiment by text, audio and vision alone; None without `unimodal_heads`.
+    """
 
     prediction: Tensor
     embedding: Embedding
+    unimodal: Tensor | None = None
 
 
 class DashFusion(nn.Module):
@@ -78,6 +84,9 @@ class DashFusion(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(config.dim, 1),
         )
+        self.unimodal_heads = nn.ModuleDict(
+            {m: _unimodal_head(config) for m in MODALITIES} if config.unimodal_heads else {}
+        )
 
     def forward(self, batch: Batch) -> Output:
         """Predict, and give the embedding on the way."""
@@ -85,7 +94,9 @@ class DashFusion(nn.Module):
         aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks)
         fused_B4d = self.fusion(aligned_BTd, aligned_mask_BT, sequences, masks)
         embedding = _embedding(batch, sequences, masks, aligned_BTd)
-        return Output(at_least_float32(self.predictor(fused_B4d)).squeeze(-1), embedding)
+        prediction = at_least_float32(self.predictor(fused_B4d)).squeeze(-1)
+        alone = [head(embedding.streams[m]) for m, head in self.unimodal_heads.items()]
+        return Output(prediction, embedding, at_least_float32(torch.cat(alone, dim=1)) if alone else None)
 
     def embed(self, batch: Batch) -> Embedding:
         """The embedding alone: no fusion, and the alignment for the first position only."""
@@ -97,6 +108,12 @@ class DashFusion(nn.Module):
         """Modality -> X_m [B, T_m, d] and its mask [B, T_m]; audio and vision begin with their [CLS]."""
         encoded = {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
         return {m: x for m, (x, _) in encoded.items()}, {m: mask for m, (_, mask) in encoded.items()}
+
+
+def _unimodal_head(config: ModelConfig) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(config.dim, config.dim), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.dim, 1)
+    )
 
 
 def _embedding(

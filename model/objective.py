@@ -23,9 +23,9 @@ from model.config import MODALITIES, TrainConfig
 from model.data import Batch, ClipTable
 from model.losses import semantic_loss, supervised_loss
 from model.mining import Partners, in_batch_partners
-from model.network import DashFusion, Embedding
+from model.network import DashFusion, Embedding, Output
 
-PARTS = ("loss", "regression", "semantic", "supervised")
+PARTS = ("loss", "regression", "semantic", "supervised", "unimodal")
 """What `Objective` returns, in this order."""
 
 CHUNK_OVERHEAD = {"cpu": 150, "cuda": 100_000}
@@ -166,8 +166,9 @@ class Objective(nn.Module):
         self.network, self.config, self.processes = network, config, processes
 
     def forward(self, share: Share) -> Tensor:
-        """[4] float32, see `PARTS`: `L = MSE + weight * (semantic + supervised)` and its parts.
+        """[5] float32, see `PARTS`: `L = MSE + weight * (semantic + supervised)` and its parts.
 
+        With unimodal heads `L` has a further part, their mean squared error times its weight.
         With several processes the mean over them is the batch's loss, and so is that of the gradients.
         """
         anchors, *others = self._with_hidden_text(share)
@@ -175,14 +176,15 @@ class Objective(nn.Module):
         embeddings = [output.embedding, *(self.network.embed(chunk) for chunk in others)]
         error_b = output.prediction - share.anchors.labels
         regression = (error_b.square() * share.weight_b).sum() * (self.processes / share.clips)
-        contrastive = self.config.contrastive
+        contrastive, unimodal = self.config.contrastive, self._unimodal(output, anchors, share)
+        total = regression + self.config.unimodal_weight * unimodal
         if contrastive.weight == 0:
             none = torch.zeros_like(regression)
-            return torch.stack([regression, regression, none, none])
+            return torch.stack([total, regression, none, none, unimodal])
         embedding = _exchange(_concatenate(embeddings), share.exchange)
         semantic, supervised = self._semantic(embedding, share), self._supervised(embedding, share)
-        total = regression + contrastive.weight * (semantic + supervised)
-        return torch.stack([total, regression, semantic, supervised])
+        total = total + contrastive.weight * (semantic + supervised)
+        return torch.stack([total, regression, semantic, supervised, unimodal])
 
     def _with_hidden_text(self, share: Share) -> list[Batch]:
         """Anchors and others; what an encoder makes of their tokens in place of these."""
@@ -195,6 +197,15 @@ class Objective(nn.Module):
         hidden = [F.pad(part_BTD, (0, 0, 0, longest - part_BTD.shape[1])) for part_BTD in hidden]
         together = torch.cat(hidden)[share.text_places].split([len(batch) for batch in batches])
         return [_with_text(batch, part_BTD) for batch, part_BTD in zip(batches, together, strict=True)]
+
+    def _unimodal(self, output: Output, anchors: Batch, share: Share) -> Tensor:
+        """Mean over the batch's clips and the modalities; without a label or the modality a clip counts as no error."""
+        if output.unimodal is None:
+            return share.weight_b.new_zeros(())
+        present_bM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
+        counts_bM = present_bM & anchors.unimodal_labels.isfinite() & (share.weight_b > 0)[:, None]
+        error_bM = torch.where(counts_bM, output.unimodal - anchors.unimodal_labels, 0.0)
+        return error_bM.square().sum() * (self.processes / (share.clips * len(MODALITIES)))
 
     def _semantic(self, embedding: Embedding, share: Share) -> Tensor:
         if not self.config.contrastive.semantic:

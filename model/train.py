@@ -66,12 +66,12 @@ class TrainResult:
         best: checkpoint of the lowest validation MAE.
         last: checkpoint of the last epoch.
         best_epoch: counted from 1.
-        history: metrics of each epoch: train_loss and its parts train_regression, train_semantic and
-            train_supervised; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive for [-3, 3];
-            absent in an epoch where it is undefined); learning_rate at the epoch's end; short_of_partners, clips
-            that draw fewer than asked; seconds; of its training part clips_per_second (regressed clips) and
-            steps_per_second (real steps encoded, partners included); peak_megabytes so far, of the GPU's tensors
-            or of the process.
+        history: metrics of each epoch: train_loss and its parts train_regression, train_semantic, train_supervised
+            and, of unimodal heads, train_unimodal; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive
+            for [-3, 3]; absent in an epoch where it is undefined); learning_rate at the epoch's end;
+            short_of_partners, clips that draw fewer than asked; seconds; of its training part clips_per_second
+            (regressed clips) and steps_per_second (real steps encoded, partners included); peak_megabytes so far, of
+            the GPU's tensors or of the process.
         unlabelled: training clips left out for want of a label.
         truncated: modality -> training clips that were cut to model.max_positions, tokens to model.text.max_tokens.
         device: it ran on.
@@ -184,6 +184,8 @@ def train(
         text = prepare_text(model, dataset)
         clips, unlabelled = _read_labelled(dataset, "train", model, cache, text)
         valid, _ = _read_labelled(dataset, "valid", model, cache, text)
+    if model.unimodal_heads:
+        _require_unimodal_labels(clips)
     classes = label_classes(clips.labels, clips.info.label_range)
     torch.manual_seed(seed)
     network = DashFusion(model, clips.info, text).to(device)
@@ -352,6 +354,8 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
     trained = time.perf_counter() - run.epoch_began
     losses = (fabric.all_reduce(run.sums.clone(), reduce_op="mean") / clips).tolist()
     metrics = dict(zip(("train_loss", *(f"train_{part}" for part in PARTS[1:])), losses, strict=True))
+    if not run.network.config.unimodal_heads:
+        del metrics["train_unimodal"]
     prediction = predict(run.network, valid, config.modalities, part=(fabric.global_rank, fabric.world_size))
     if fabric.world_size > 1:
         prediction = fabric.all_reduce(torch.from_numpy(prediction).to(fabric.device), reduce_op="sum").cpu().numpy()
@@ -391,6 +395,14 @@ def _read_labelled(
     if not labelled.all():
         log.warning("%s: %d clips without a label are left out", split, (~labelled).sum())
     return table.select(labelled), int((~labelled).sum())
+
+
+def _require_unimodal_labels(clips: ClipTable) -> None:
+    if not np.isfinite(clips.unimodal_labels).any():
+        raise ValueError(
+            "model.unimodal_heads is true: the training clips have no labels of text, audio or vision alone; set it to "
+            "false, or give the corpus's label.csv the columns label_T, label_A and label_V"
+        )
 
 
 def _parameter_groups(network: DashFusion, config: TrainConfig) -> list[dict]:

@@ -59,6 +59,7 @@ def pick(batch, order):
     return Batch(
         tuple(batch.clip_ids[i] for i in order),
         batch.labels[order],
+        batch.unimodal_labels[order],
         {m: v[order] for m, v in batch.values.items()},
         {m: k[order] for m, k in batch.masks.items()},
     )
@@ -70,7 +71,7 @@ def aligned_batch(dims, clips=6, steps=9):
     mask = torch.arange(steps) < torch.randint(1, steps + 1, (clips, 1))
     values = {m: torch.randn(clips, steps, dims[m].dim) * mask[:, :, None] for m in MODALITIES}
     names = tuple(f"aligned/{i}" for i in range(clips))
-    return Batch(names, torch.zeros(clips), values, dict.fromkeys(MODALITIES, mask))
+    return Batch(names, torch.zeros(clips), torch.zeros(clips, 3), values, dict.fromkeys(MODALITIES, mask))
 
 
 def every_vector(output):

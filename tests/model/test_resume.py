@@ -156,9 +156,11 @@ def test_another_dataset_or_setting_never_goes_on_from_this_state(dataset_writer
 def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradient(dataset, monkeypatch, scope, clips):
     """Three processes in turn, with the exchange between them put in: all of them, also one without a clip."""
     table = ClipTable.read(dataset, "train", SMALL.max_positions)
+    labels = np.where(np.arange(len(table))[:, None] % 4 == 3, np.nan, table.labels[:, None] + np.arange(3) / 8)
+    table = replace(table, unimodal_labels=labels.astype(np.float32))
     config = replace(EXACT, contrastive=ContrastiveConfig(scope=scope))
     torch.manual_seed(0)
-    network = DashFusion(replace(SMALL, dropout=0.0), table.info)
+    network = DashFusion(replace(SMALL, dropout=0.0, unimodal_heads=True), table.info)
     classes = label_classes(table.labels, (-3, 3))
     partners = mine(torch.randn(len(table), 4), classes, config.mining) if scope == "retrieved" else None
     rows = np.random.default_rng(0).permutation(len(table))[:clips]
@@ -188,10 +190,14 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradient(dataset, monkeypa
         found = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, materialize_grads=True)
         return torch.cat([g.flatten() for g in found])
 
-    regression = sum(gradient(part[1]) for part in parts)
+    def regressed(part):
+        return part[PARTS.index("regression")] + config.unimodal_weight * part[PARTS.index("unimodal")]
+
+    assert whole[PARTS.index("unimodal")] > 0
+    regression = sum(gradient(regressed(part)) for part in parts)
     contrastive = sum(gradient(part[0]) for part in parts) - regression
-    assert torch.allclose(regression / 3, gradient(whole[1]), atol=1e-6)
-    assert torch.allclose(contrastive, gradient(whole[0] - whole[1]), atol=1e-6)
+    assert torch.allclose(regression / 3, gradient(regressed(whole)), atol=1e-6)
+    assert torch.allclose(contrastive, gradient(whole[0] - regressed(whole)), atol=1e-6)
     assert contrastive.norm() > 1e-3
 
 
