@@ -28,9 +28,9 @@ lint: $(VENV)/.dev
 	lint-imports
 	pip check
 
-# Prefect's own pages, with the history of every run on this machine.
+# Prefect's pages on loopback with deployments, a worker and the report. SCHEDULE=on switches the nightly run on.
 ui: $(VENV)/.run
-	dashfusion ui
+	dashfusion ui $(if $(filter on,$(SCHEDULE)),--schedule) $(if $(filter off,$(SCHEDULE)),--no-schedule)
 
 # Resolve pyproject.toml anew into one pinned set for every supported Python and platform. CUDA's wheels are left
 # out: PyTorch pins its own, and a CPU build has none.
@@ -52,7 +52,7 @@ $(VENV)/.run: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,dask,ray,opensmile,tensorboard,words]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,dask,ray,opensmile,s3,tensorboard,words]'
 	@touch $@
 
 clean:

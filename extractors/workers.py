@@ -25,7 +25,7 @@ from typing import Any, Self
 from corpora.manifest import Clip
 from corpora.problems import Problem
 from corpora.processes import end_with_parent
-from extractors.run import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
+from extractors.run import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, use_one_thread
 from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class WorkerLost(RuntimeError):
         return type(self), (self.error, str(self))
 
 
-def _serve(calls: Connection, threads: int, folder: Path | None) -> None:
+def _serve(calls: Connection, folder: Path | None) -> None:
     """The life of a worker process: calls from its parent, one by one, until either of them ends."""
-    limit_threads(threads)
+    use_one_thread()
     end_with_parent()
     if folder is not None:
         os.chdir(folder)
@@ -70,14 +70,11 @@ _environment = threading.Lock()
 
 
 @contextmanager
-def _thread_limits(threads: int) -> Iterator[None]:
-    """The environment of a process that is started: it loads numpy, which looks there, before it comes to `_serve`.
-
-    Sums in BLAS go in another order with other numbers of threads: features then differ in their last bits.
-    """
+def _thread_limits() -> Iterator[None]:
+    """The environment of a process that is started: it loads numpy, which looks there, before it comes to `_serve`."""
     with _environment:
         before = {name: os.environ.get(name) for name in THREAD_LIMITS}
-        os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
+        os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
         try:
             yield
         finally:
@@ -92,12 +89,10 @@ class Worker:
     """One worker process; it is started by the first call, and again by the first one after it was lost.
 
     Args:
-        threads: that its numeric libraries may use.
         folder: what relative paths in the calls start from; None: this process's working directory.
     """
 
-    def __init__(self, threads: int, folder: Path | None = None) -> None:
-        self._threads = threads
+    def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._process: multiprocessing.process.BaseProcess | None = None
         self._calls: Connection | None = None
@@ -110,8 +105,8 @@ class Worker:
     def _start(self) -> Connection:
         spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
         self._calls, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, self._threads, self._folder), daemon=True)
-        with _thread_limits(self._threads):
+        self._process = spawn.Process(target=_serve, args=(theirs, self._folder), daemon=True)
+        with _thread_limits():
             self._process.start()
         theirs.close()  # the worker's end is then the only one, and its death an end of file
         return self._calls
@@ -168,7 +163,6 @@ class WorkerPool:
     Args:
         workers: processes.
         clip_timeout: seconds that one clip may take.
-        threads: that each worker's numeric libraries may use; 0: the cores shared out among the workers.
         folder: see `Worker`.
         each: called with the report on every batch of clips, in the thread that called `run`.
     """
@@ -178,14 +172,13 @@ class WorkerPool:
         workers: int,
         clip_timeout: float,
         *,
-        threads: int = 0,
         folder: Path | None = None,
         each: Callable[[UnitReport], None] | None = None,
     ) -> None:
         self.clip_timeout = clip_timeout
         self._each = each
         self._closed = False
-        self._workers = [Worker(threads or threads_each(workers), folder) for _ in range(workers)]
+        self._workers = [Worker(folder) for _ in range(workers)]
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -245,11 +238,6 @@ class WorkerPool:
             worker.close(grace)
 
 
-def threads_each(workers: int) -> int:
-    """This machine's cores shared out among so many workers."""
-    return max(1, (os.cpu_count() or 1) // workers)
-
-
 @dataclass(frozen=True, slots=True)
 class Stage:
     """What a cluster's process, perhaps on another machine, has to know of the stage that it works for.
@@ -258,14 +246,13 @@ class Stage:
         host: the stage's machine, for messages.
         folder: the project's, where relative paths in parameters and manifest start; the same on all machines.
         mark: a file in scratch that is there as long as the stage runs; who does not see it has another scratch.
-        clip_timeout, threads: as for `WorkerPool`.
+        clip_timeout: as for `WorkerPool`.
     """
 
     host: str
     folder: Path
     mark: Path
     clip_timeout: float
-    threads: int
 
 
 _own: dict[int, tuple[Stage, WorkerPool]] = {}  # by thread, of which a cluster's process may have several
@@ -295,7 +282,7 @@ def own_pool(stage: Stage) -> WorkerPool:
             f"the Dask worker on {here} may not start processes: start it with --no-nanny, "
             "or with DASK_DISTRIBUTED__WORKER__DAEMON=False in its environment"
         )
-    pool = WorkerPool(1, stage.clip_timeout, threads=stage.threads, folder=stage.folder)
+    pool = WorkerPool(1, stage.clip_timeout, folder=stage.folder)
     _own[thread] = stage, pool
     return pool
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from corpora.doctor import Examination, examine, label_histogram
 from corpora.manifest import MODALITIES, Clip
-from extractors.run import extract_unit, limit_threads
+from extractors.run import extract_unit, use_one_thread
 from flows.params import Params
 from flows.runtime import console
 
@@ -26,15 +26,21 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
     """Examine a corpus, print the findings; True where the pipeline would go through with it.
 
     Args:
-        root: a folder in MMSA's layout.
-        params: language, label range, extractors and `max_failed_fraction` are of interest.
+        root: a folder in MMSA's layout, or in the parameters' own.
+        params: layout, columns, language, label range, extractors and `max_failed_fraction` are of interest.
         sample: clips to extract for the estimate; 0: none.
 
     Raises:
         FileNotFoundError: no folder, or no table in it.
         ValueError: the table cannot be read, or an extractor not be built.
     """
-    found = examine(root, language=params.prepare.language, label_range=params.prepare.label_range)
+    found = examine(
+        root,
+        language=params.prepare.language,
+        label_range=params.prepare.label_range,
+        layout=params.prepare.raw_layout,
+        columns=params.prepare.raw_columns,
+    )
     for table in (_overview(found), _formats(found), _labels(found), _problems(found)):
         if table.row_count:
             console.print(table)
@@ -136,7 +142,7 @@ def sample_clips(found: Examination, count: int) -> list[Clip]:
 def _estimate(found: Examination, chosen: Sequence[Clip], params: Params) -> Table:
     """Seconds that extraction will take, by those that the chosen clips take here and now."""
     workers = params.extract.workers or os.cpu_count() or 1
-    limit_threads(max(1, (os.cpu_count() or 1) // workers))
+    use_one_thread()
     root, of_clips = Path(found.manifest.root), sum(clip.duration for clip in chosen)
     title = f"Extraction by {workers} processes, going by {len(chosen)} clips"
     table = _table(title, "modality", "extractor", "seconds a second", "whole corpus")

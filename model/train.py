@@ -235,8 +235,12 @@ def train(
 
 
 def forget_run(scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig) -> None:
-    """Remove what runs with these settings, of any seed, left in `scratch` to go on from; features stay mapped."""
-    shutil.rmtree(runs_folder(scratch, dataset, model, config), ignore_errors=True)
+    """Remove what runs with these settings and `config.seeds` left in `scratch` to go on from; features stay mapped."""
+    folder = runs_folder(scratch, dataset, model, config)
+    for seed in config.seeds:
+        shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def runs_folder(scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig) -> Path:

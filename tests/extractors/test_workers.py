@@ -129,7 +129,7 @@ def worker_processes() -> list[psutil.Process]:
 def stage(tmp_path: Path) -> Stage:
     """One whose folder and mark are there."""
     (tmp_path / "mark").touch()
-    return Stage("here", tmp_path, tmp_path / "mark", LIMIT, 1)
+    return Stage("here", tmp_path, tmp_path / "mark", LIMIT)
 
 
 def test_a_cluster_process_has_one_worker_for_a_stage(installed, tmp_path):
@@ -157,7 +157,7 @@ def test_a_machine_that_does_not_share_the_folders_is_refused(tmp_path, missing)
 
 
 def test_a_process_that_may_have_no_workers_is_refused(tmp_path):
-    worker = Worker(threads=1)
+    worker = Worker()
     try:
         with pytest.raises(ValueError, match="--no-nanny"):
             worker.call(None, own_pool, stage(tmp_path))
@@ -169,7 +169,7 @@ def test_the_limit_of_threads_holds_for_libraries_that_a_worker_loads_at_its_sta
     for name in THREAD_LIMITS:
         monkeypatch.delenv(name, raising=False)
     threadpool_info = pytest.importorskip("threadpoolctl").threadpool_info
-    worker = Worker(threads=1)
+    worker = Worker()
     try:
         found = worker.call(None, threadpool_info)
     finally:
@@ -190,7 +190,7 @@ def test_an_error_says_where_in_the_worker_it_was_raised(installed, tmp_path):
 
 
 def test_a_lost_worker_is_replaced():
-    worker = Worker(threads=1)
+    worker = Worker()
     try:
         first = worker.call(None, os.getpid)
         assert worker.call(None, os.getpid) == first != os.getpid()
