@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from corpora.demo import DemoConfig, generate
+from flows.presets import apply
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,21 +39,39 @@ class Project:
             timeout=900,
         )
 
-    def repro(self) -> list[str]:
-        """`dvc repro` without a Prefect server; the stages that it ran."""
-        done = self.run(sys.executable, "-m", "dvc", "repro", DASHFUSION_SERVER="off")
+    def dvc(self, *arguments: str, **environment: str) -> str:
+        """What a command of DVC's prints; its stages run without a Prefect server."""
+        environment |= {"DASHFUSION_SERVER": "off"}
+        done = self.run(sys.executable, "-m", "dvc", *arguments, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        return re.findall(r"^Running stage '(.+)'", done.stdout, re.MULTILINE)
+        return done.stdout
+
+    def repro(self) -> list[str]:
+        """`dvc repro`; the stages that it ran."""
+        return _stages_run(self.dvc("repro"))
 
     def experiment(self, *settings: str) -> list[str]:
         """`dvc exp run` with settings changed; the stages that it ran."""
-        arguments = [part for setting in settings for part in ("-S", setting)]
-        done = self.run(sys.executable, "-m", "dvc", "exp", "run", *arguments, DASHFUSION_SERVER="off")
+        return _stages_run(self.dvc("exp", "run", *(part for setting in settings for part in ("-S", setting))))
+
+    def git(self, *arguments: str) -> None:
+        """A command of Git's."""
+        done = self.run("git", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        return re.findall(r"^Running stage '(.+)'", done.stdout, re.MULTILINE)
+
+    def commit(self) -> None:
+        """Everything that Git does not ignore: DVC's experiments and comparisons start from a commit."""
+        self.git("add", "-A")
+        self.git("commit", "-qm", "as it is", "--allow-empty")
+
+    def restore(self) -> None:
+        """Everything as the last commit has it."""
+        self.git("reset", "-q", "--hard")
+        self.git("clean", "-qfd", "metrics")
+        self.dvc("checkout", "--force")
 
     def set(self, key: str, value: object) -> None:
-        """Change one value of params.yaml."""
+        """Change one value of params.yaml, as a hand does: `dvc exp run` drops it."""
         path = self.folder / "params.yaml"
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         *blocks, last = key.split(".")
@@ -62,8 +82,12 @@ class Project:
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
+def _stages_run(said: str) -> list[str]:
+    return re.findall(r"^Running stage '(.+)'", said, re.MULTILINE)
+
+
 def new_project(folder: Path, settings: Mapping[str, object]) -> Project:
-    """The files under version control, in a new Git repository, with some settings of params.yaml changed."""
+    """The files under version control, in a new Git repository, with some settings chosen as `dashfusion use` does."""
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -73,13 +97,19 @@ def new_project(folder: Path, settings: Mapping[str, object]) -> Project:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     made = Project(folder)
-    for key, value in settings.items():
-        made.set(key, value)
-    identity = (["config", "user.name", "test"], ["config", "user.email", "test@example.org"])
-    for command in (["init", "-q"], *identity, ["add", "-A"], ["commit", "-qm", "copy"]):
-        done = made.run("git", *command)
-        assert done.returncode == 0, done.stderr
+    choices = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    apply(choices, folder / "params.yaml", folder / "conf")
+    made.git("init", "-q")
+    made.git("config", "user.name", "test")
+    made.git("config", "user.email", "test@example.org")
+    made.commit()
     return made
+
+
+@pytest.fixture(scope="session")
+def make_project() -> Callable[[Path, Mapping[str, object]], Project]:
+    """`new_project`."""
+    return new_project
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +117,21 @@ def project(tmp_path_factory) -> Project:
     """A demo corpus of 24 clips, and 2 epochs."""
     small = {"prepare.demo.clips": 24, "prepare.demo.speakers": 8, "train.epochs": 2, "train.warmup_epochs": 1}
     return new_project(tmp_path_factory.mktemp("project"), small)
+
+
+@pytest.fixture(scope="session")
+def first_run(project) -> list[str]:
+    """The stages that the project's first `dvc repro` ran; what it made is committed."""
+    ran = project.repro()
+    project.commit()
+    return ran
+
+
+@pytest.fixture
+def reproduced(project, first_run) -> Iterator[Project]:
+    """The project as the first run left it; what a test changes in its files is undone."""
+    yield project
+    project.restore()
 
 
 @pytest.fixture(scope="session")

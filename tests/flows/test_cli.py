@@ -51,6 +51,25 @@ def test_use_says_what_it_changed(project):
     assert shown.exit_code == 0 and "train.epochs: 16 -> 3" in shown.output
 
 
+def test_use_without_arguments_tells_hand_edits_choices_and_presets(project):
+    shown = runner.invoke(app, ["use"])
+    assert "dvc repro and dvc exp run start alike" in shown.output and "chosen: nothing" in shown.output
+    assert "corpus=mmsa " in shown.output and "experiment=fast " in shown.output
+    runner.invoke(app, ["use", "corpus=mmsa", "prepare.root=/videos/mosi"])
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("epochs: 16", "epochs: 40"), encoding="utf-8")
+    shown = runner.invoke(app, ["use"])
+    assert "train.epochs: 16 -> 40" in shown.output and "dashfusion use --save" in shown.output
+    assert "chosen: corpus=mmsa prepare.root=/videos/mosi\n" in shown.output
+    assert "1 values kept" in runner.invoke(app, ["use", "--save"]).output
+    assert "start alike" in runner.invoke(app, ["use"]).output
+
+
+def test_use_takes_choices_or_keeps_edits_and_not_both(project):
+    shown = runner.invoke(app, ["use", "train.epochs=3", "--save"])
+    assert shown.exit_code == 2 and "takes no choices" in shown.output
+
+
 def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
     before = (project / "params.yaml").read_bytes()
     shown = runner.invoke(app, ["use", "train.epochs=-3"])
@@ -58,10 +77,10 @@ def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
     assert (project / "params.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["pipeline", "results", "train"])
+@pytest.mark.parametrize("command", ["pipeline", "results", "train", "use", "use train.epochs=3", "use --save"])
 def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    shown = runner.invoke(app, [command])
+    shown = runner.invoke(app, command.split())
     assert shown.exit_code == 1 and "run from the project's folder" in " ".join(shown.output.split())
     assert "Traceback" not in shown.output
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from flows.params import ParamsError, check_params, load_params
-from flows.presets import apply, compose
 from model.config import ModelConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +23,6 @@ def test_the_committed_parameters_are_valid(values):
     params = check_params(values, "params.yaml")
     assert params.train.seeds and params.prepare.corpus == "demo_en"
     assert params.paths.manifest == Path("data/manifest.parquet")
-
-
-def test_the_committed_parameters_are_the_composed_default(values):
-    assert compose(conf=ROOT / "conf") == values
 
 
 @pytest.mark.parametrize(
@@ -73,41 +68,6 @@ def test_broken_yaml_is_told_with_its_place(tmp_path):
     (tmp_path / "params.yaml").write_text("train: [1, 2\nmodel: 3\n")
     with pytest.raises(ParamsError, match="line 2"):
         load_params(tmp_path / "params.yaml")
-
-
-def test_use_changes_the_values_and_keeps_the_comments(tmp_path):
-    path = tmp_path / "params.yaml"
-    path.write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    changed = apply(["corpus=mmsa", "prepare.root=/videos/mosi"], path, ROOT / "conf")
-    assert changed["prepare.root"] == ("corpora/demo", "/videos/mosi")
-    assert load_params(path).prepare.layout == "mmsa"
-    assert "# one table a stage" in path.read_text(encoding="utf-8")
-    apply([], path, ROOT / "conf")
-    assert yaml.safe_load(path.read_text()) == yaml.safe_load((ROOT / "params.yaml").read_text())
-
-
-def test_an_unknown_preset_is_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="demo_en"):
-        compose(["corpus=nothing"], ROOT / "conf")
-
-
-def test_an_unknown_key_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"train.epoch: no such key or group; did you mean 'train.epochs'\?"):
-        compose(["train.epoch=3"], ROOT / "conf")
-
-
-def test_going_to_a_preset_and_back_leaves_the_file_as_it_was(tmp_path):
-    path = tmp_path / "params.yaml"
-    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
-    path.write_text(before, encoding="utf-8")
-    apply(["corpus=mmsa", "prepare.label_range=[-1,1]", "align.mask_invalid=[]"], path, ROOT / "conf")
-    apply([], path, ROOT / "conf")
-    assert path.read_text(encoding="utf-8") == before
-
-
-def test_settings_of_two_blocks_that_contradict_each_other_are_refused():
-    with pytest.raises(ValueError, match=r"train.text_learning_rate is 2e-05: with model.text.mode frozen"):
-        compose(["train.text_learning_rate=2.0e-5"], ROOT / "conf")
 
 
 def test_every_option_of_the_network_and_its_training_can_be_used():

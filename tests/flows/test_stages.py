@@ -10,6 +10,7 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+from flows.extract import scratch_folder
 from flows.pipeline import stage_order
 
 ROOT = Path(__file__).parents[2]
@@ -86,3 +87,17 @@ def test_an_unknown_target_is_refused_with_the_stages_there_are(repository, monk
     monkeypatch.chdir(repository)
     with pytest.raises(ValueError, match=r"no stage is called extrac; dvc.yaml has .*extract@audio"):
         stage_order(["extrac"])
+
+
+@pytest.mark.parametrize("copy", ["standalone/tmpa1", "temp/tmpb2/nested"])
+def test_an_experiments_copy_of_the_project_shares_the_projects_scratch(tmp_path, monkeypatch, copy):
+    folder = tmp_path / ".dvc/tmp/exps" / copy
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
+    assert scratch_folder() == tmp_path / ".dashfusion/scratch"
+    monkeypatch.setenv("DASHFUSION_SCRATCH", str(tmp_path / "elsewhere"))
+    assert scratch_folder() == tmp_path / "elsewhere"
+    monkeypatch.delenv("DASHFUSION_SCRATCH")
+    monkeypatch.chdir(tmp_path)
+    assert scratch_folder() == tmp_path / ".dashfusion/scratch"
