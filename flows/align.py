@@ -28,9 +28,13 @@ def join(params: Params) -> AlignSummary:
     return align_features(paths.manifest, paths.transcripts, folders, paths.dataset, params.align, true_times)
 
 
-@flow(name="align", flow_run_name=runtime.run_name)
+@flow(name="align", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
 def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Join the features by clip, time the words, and take the training split's statistics."""
+    """Join the features by clip, time the words, and take the training split's statistics.
+
+    Args:
+        params_file: The parameters; every stage reads its own block of them.
+    """
     params = load_params(params_file)
     summary = runtime.call(join, params)
     earlier = [params.paths.problems / f"{stage}.parquet" for stage in ("prepare", "transcribe")]

@@ -40,18 +40,22 @@ def _plain_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _run(targets: list[str], force: bool) -> None:
+def _run(targets: list[str], force: bool, time_limit: float = 0.0, wait: bool = True) -> None:
     from flows import runtime
     from flows.params import load_params
-    from flows.pipeline import StageFailed, pipeline
+    from flows.pipeline import StageFailed, WorkspaceBusy, pipeline
 
     with _plain_errors():
         load_params()  # all of it is checked before the first stage runs
         try:
-            results = runtime.run_stage(pipeline, targets=targets, force=force)
-        except StageFailed as error:
-            runtime.console.print(str(error).splitlines()[0], style="bold red")  # the rest was on the screen already
+            results = runtime.run_stage(pipeline, targets=targets, force=force, time_limit=time_limit, wait=wait)
+        except (StageFailed, WorkspaceBusy) as error:
+            message = str(error).splitlines()[0]  # the rest was on the screen already
+            runtime.console.print(message, style="bold red", markup=False)
             raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            runtime.console.print("interrupted: what was finished is kept, and the next run goes on from there")
+            raise typer.Exit(130) from None
     for result in results:
         runtime.console.print(f"{result.stage:<16} {result.state:<7} {result.seconds:6.1f} s")
 
@@ -108,15 +112,19 @@ def evaluate(force: Force = False) -> None:
 
 
 @app.command()
-def pipeline(force: Force = False) -> None:
+def pipeline(
+    force: Force = False,
+    time_limit: Annotated[float, typer.Option(min=0, help="Minutes that one stage may take; 0: no limit.")] = 0.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for another run in this folder.")] = True,
+) -> None:
     """All stages, as one Prefect run with a task a stage; cached stages show as cached."""
-    _run([], force)
+    _run([], force, time_limit, wait)
 
 
 @app.command()
 def results() -> None:
-    """Print the metrics of the last evaluation and where its report is."""
-    from flows.evaluate import metrics_table
+    """Print the metrics of the last evaluation, their change since the one before, and where the report is."""
+    from flows.evaluate import metrics_before, metrics_table
     from flows.params import load_params
     from flows.runtime import console
 
@@ -126,7 +134,8 @@ def results() -> None:
     if not path.is_file():
         console.print(f"no {path} yet: `dashfusion evaluate` (or `dvc repro`) makes it")
         raise typer.Exit(1)
-    console.print(metrics_table(params, json.loads(path.read_text(encoding="utf-8"))))
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    console.print(metrics_table(params, metrics, metrics_before(params, metrics)))
     console.print(f"report: {(params.paths.report / 'index.html').resolve()}")
 
 
@@ -147,6 +156,39 @@ def doctor(
         fit = examine(corpus, load_params(), sample=sample)
     if not fit:
         raise typer.Exit(1)
+
+
+export = typer.Typer(no_args_is_help=True, help="The dataset for other tools.")
+app.add_typer(export, name="export")
+
+
+@export.command()
+def mmsa(path: Annotated[Path, typer.Argument(help="The .pkl file to write.")]) -> None:
+    """Write [bold]data/dataset/[/bold] as a pickle in MMSA's format, which MMSA trains on.
+
+    Clips without a label are left out. What MMSA is to be told beside the path is in docs/mmsa.md.
+    """
+    from extractors.export import export_mmsa
+    from flows.params import load_params
+
+    with _plain_errors():
+        written = export_mmsa(load_params().paths.dataset, path)
+    shapes = ", ".join(f"{m} {steps} x {width}" for m, (steps, width) in written.shapes.items())
+    clips = ", ".join(f"{count} {split}" for split, count in written.clips.items())
+    typer.echo(f"{path}: {clips}; {shapes}; {'with' if written.tokens else 'without'} text_bert")
+    if written.unlabelled:
+        typer.echo(f"{written.unlabelled} clips without a label were left out")
+
+
+@export.command()
+def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")]) -> None:
+    """Write [bold]data/dataset/[/bold] as a folder that Hugging Face [bold]datasets.load_dataset(path)[/bold] reads."""
+    from extractors.export import export_datasets
+    from flows.params import load_params
+
+    with _plain_errors():
+        clips = export_datasets(load_params().paths.dataset, path)
+    typer.echo(f"{path}: {', '.join(f'{count} {split}' for split, count in clips.items())}")
 
 
 cache = typer.Typer(no_args_is_help=True, help="What extraction keeps between runs, in .dashfusion/scratch.")
@@ -179,44 +221,85 @@ def prune() -> None:
 
 @app.command()
 def use(
-    choices: Annotated[list[str], typer.Argument(help="group=preset or key=value, such as corpus=mmsa.")],
+    choices: Annotated[
+        list[str] | None, typer.Argument(help="group=preset or key=value, such as corpus=mmsa.", show_default=False)
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Keep in conf/ what was edited in params.yaml.")] = False,
 ) -> None:
     """Compose [bold]params.yaml[/bold] from the presets in conf/: what is not named goes back to the default.
 
-    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi
+    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi. It is kept in
+    conf/chosen.yaml, from which [bold]dvc exp run[/bold] starts. Without arguments: what is chosen, what was edited in
+    params.yaml, and which presets there are.
     """
-    from flows.presets import apply
+    from flows import presets
 
+    if choices and save:
+        raise typer.BadParameter("--save keeps what params.yaml says and takes no choices")
     with _plain_errors():
-        changed = apply(choices)
+        changed = presets.apply(choices) if choices else presets.save() if save else presets.hand_edits()
+        groups, values = presets.chosen()
+        known = presets.presets()
     for key, (before, after) in changed.items():
         typer.echo(f"{key}: {before} -> {after}")
-    typer.echo(f"params.yaml: {len(changed)} values changed")
+    if choices:
+        typer.echo(f"params.yaml: {len(changed)} values changed")
+        return
+    if save:
+        typer.echo(f"conf/chosen.yaml: {len(changed)} values kept")
+        return
+    if changed:
+        typer.echo(
+            "These edits of params.yaml are followed by dvc repro and dashfusion pipeline; dvc exp run starts from "
+            "conf/ and drops them, unless dashfusion use --save keeps them there."
+        )
+    else:
+        typer.echo("params.yaml is what conf/ composes to: dvc repro and dvc exp run start alike.")
+    told = " ".join(f"{key}={value}" for key, value in [*groups.items(), *values.items()])
+    typer.echo(f"chosen: {told or 'nothing, these are the defaults'}")
+    table = {f"{group}={name}": meaning for group, names in known.items() for name, meaning in names.items()}
+    for choice, meaning in table.items():
+        typer.echo(f"  {choice:<{max(map(len, table))}}  {meaning}")
+
+
+OnOff = Annotated[
+    bool | None, typer.Option("--schedule/--no-schedule", help="The nightly run; if left out, as prefect.yaml says.")
+]
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="Port on loopback.")] = 4200) -> None:
-    """Serve Prefect's pages on loopback until Ctrl-C: every run on this machine, with its tasks and artifacts."""
-    from flows import server
+def deploy(
+    schedule: OnOff = None,
+    cron: Annotated[str | None, typer.Option(help="When, instead of prefect.yaml's: '0 3 * * *'.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of the cron expression: Europe/Berlin.")] = None,
+) -> None:
+    """Bring the deployments of [bold]prefect.yaml[/bold] to a Prefect server: runs by a click, by the clock, by API.
 
-    api_url = f"http://127.0.0.1:{port}/api"
-    if server.healthy(api_url):
-        typer.echo(f"a Prefect server is there already: http://127.0.0.1:{port}")
-        return
-    keeper = server.start(None, port)
-    try:
-        if not server.wait_until_healthy(api_url, keeper):
-            typer.secho(f"the server did not start; see {server.STATE / 'server.log'}", fg="red", err=True)
-            raise typer.Exit(1)
-        typer.echo(f"Prefect is at http://127.0.0.1:{port} (Ctrl-C stops it). In another terminal:")
-        typer.echo(f"  export PREFECT_API_URL={api_url}")
-        typer.echo("  dashfusion pipeline")
-        keeper.wait()
-    except KeyboardInterrupt:
-        typer.echo("stopped")
-    finally:
-        keeper.terminate()
-        keeper.wait(timeout=20)
+    The server is the one that [bold]PREFECT_API_URL[/bold] names, else that of [bold]dashfusion ui[/bold].
+    """
+    from flows import deploy as deployments
+
+    with _plain_errors():
+        change = deployments.Schedule(schedule, cron, timezone)
+        for deployed in deployments.deploy(deployments.find_server(), change):
+            typer.echo(deployed)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on loopback; the report is served on the next one.")] = 4200,
+    schedule: OnOff = None,
+    worker: Annotated[bool, typer.Option(help="Run here what is started on the pages.")] = True,
+) -> None:
+    """Serve Prefect's pages on loopback until Ctrl-C: every run on this machine, and deployments to start new ones."""
+    from flows import ui as pages
+    from flows.deploy import Schedule
+
+    with _plain_errors():
+        try:
+            pages.serve(port, Schedule(schedule), worker)
+        except KeyboardInterrupt:
+            typer.echo("stopped")
 
 
 if __name__ == "__main__":

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from importlib.metadata import version
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
 from extractors.transcripts import read_transcripts, with_transcripts
-from flows import runtime
+from flows import runtime, server
 from flows.params import Params, load_params
-from flows.report import ReportInput, metrics_rows, write_plot_data, write_report
+from flows.record import RECORD, RunRecord, read_training
+from flows.report import METRICS, ReportInput, metrics_rows, pictures, write_plot_data, write_report
 from flows.runtime import console
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
 
-SHOWN_PACKAGES = ("dashfusion", "torch", "transformers", "mediapipe", "librosa", "pyarrow", "prefect", "dvc")
+HISTORY = server.STATE / "metrics.jsonl"
+"""A line an evaluation in this folder. DVC removes a stage's files before it runs, so what was there before is here."""
+
+REPORT_URL = "DASHFUSION_REPORT_URL"  # where the report's folder is served, if it is; pages may not link to files
+LESS_IS_BETTER = ("mae",)
 
 
 def checkpoints(params: Params) -> list[Path]:
     """The best checkpoint of each seed."""
     return [params.paths.models / f"seed-{seed}" / "best" for seed in params.train.seeds]
+
+
+def inputs(params: Params) -> dict[str, Path]:
+    """What the figures come from, by the name that it has in the run's record."""
+    paths = params.paths
+    named = {"manifest": paths.manifest, "transcripts": paths.transcripts, "dataset": paths.dataset}
+    return named | {f"weights-{folder.parent.name}": folder / "model.safetensors" for folder in checkpoints(params)}
 
 
 def training_curves(params: Params) -> list[dict[str, float]]:
@@ -51,7 +65,7 @@ def measure(params: Params) -> Any:
 
 
 @task
-def report(params: Params, result: Any, settings: dict[str, Any]) -> Path:
+def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
     """The report and the data of DVC's plots."""
     manifest = with_transcripts(read_manifest(params.paths.manifest), read_transcripts(params.paths.transcripts))
     dataset = json.loads((params.paths.dataset / "dataset.json").read_text(encoding="utf-8"))
@@ -69,35 +83,118 @@ def report(params: Params, result: Any, settings: dict[str, Any]) -> Path:
             curves=training_curves(params),
             problems=read_problems([params.paths.all_problems]),
             word_times=dataset["word_times"],
-            settings=settings,
-            versions={name: version(name) for name in SHOWN_PACKAGES},
+            record=record,
         ),
     )
     return path
 
 
-def metrics_table(params: Params, metrics: dict[str, Any]) -> Table:
-    """The metrics as a table for the terminal."""
+def remember(params: Params, metrics: Mapping[str, Any]) -> None:
+    """Add an evaluation to the history."""
+    entry = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "corpus": params.prepare.corpus,
+        "split": params.evaluate.split,
+        "metrics": dict(metrics),
+    }
+    HISTORY.parent.mkdir(exist_ok=True)
+    with open(HISTORY, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def history() -> list[dict[str, Any]]:
+    """The evaluations in this folder, the last one last."""
+    entries = []
+    for line in HISTORY.read_text(encoding="utf-8").splitlines() if HISTORY.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # cut short by a kill or a full disk; the others tell enough
+            continue
+    return entries
+
+
+def metrics_before(params: Params, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The metrics of the evaluation before the one that gave `metrics`, of the same corpus and split, if any.
+
+    DVC may have brought `metrics` from its cache; then it is the last evaluation that was run here.
+    """
+    of = params.prepare.corpus, params.evaluate.split
+    found = [entry["metrics"] for entry in history() if (entry["corpus"], entry["split"]) == of]
+    if found and found[-1] == metrics:
+        found.pop()
+    return found[-1] if found else None
+
+
+def compared_rows(metrics: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(name, value, value before, change) of each metric; the change says whether it is one for the better."""
+    shown_before = dict(metrics_rows(before))
+    keys = {text.label: key for key, text in METRICS.items()}
+    return [
+        (name, value, shown_before.get(name, ""), _change(keys.get(name, ""), metrics, before))
+        for name, value in metrics_rows(metrics)
+    ]
+
+
+def _change(key: str, metrics: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """Points of a percentage, or the number itself, as exact as the values are shown."""
+    new, old = metrics.get(key), before.get(key)
+    if new is None or old is None:
+        return ""
+    difference = new - old
+    shown = f"{100 * difference:+.1f} points" if METRICS[key].is_fraction else f"{difference:+.3f}"
+    if not any(digit in shown for digit in "123456789"):
+        return "same"
+    return f"{shown}, {'better' if (difference < 0) == (key in LESS_IS_BETTER) else 'worse'}"
+
+
+def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Table:
+    """The metrics as a table for the terminal, with the change since `before`."""
     table = Table(title=f"{params.prepare.corpus}, {params.evaluate.split} split", title_justify="left")
     table.add_column("metric")
-    table.add_column("value", justify="right")
-    for name, value in metrics_rows(metrics):
-        table.add_row(name, value)
+    for column in ("value", "last run", "change")[: 3 if before else 1]:
+        table.add_column(column, justify="left" if column == "change" else "right")
+    for row in compared_rows(metrics, before) if before else metrics_rows(metrics):
+        table.add_row(*row)
     return table
 
 
-@flow(name="evaluate", flow_run_name=runtime.run_name)
+def publish(params: Params, result: Any, before: Mapping[str, Any] | None, page: Path) -> None:
+    """Artifacts of the flow run: the metrics with their change, the plots, and where the report is."""
+    if not runtime.engine_active():
+        return
+    title = f"{params.prepare.corpus}, {params.evaluate.split} split"
+    columns = ("metric", "value", "last run", "change")[: 4 if before else 2]
+    rows = compared_rows(result.metrics, before) if before else metrics_rows(result.metrics)
+    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    runtime.publish_markdown("metrics", "\n".join(lines), title)
+    label_range = read_manifest(params.paths.manifest).label_range
+    plots = [
+        f"**{name}**\n\n![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
+        for name, png in pictures(result.predictions, label_range, training_curves(params))
+    ]
+    runtime.publish_markdown("plots", "\n\n".join(plots), title)
+    served = os.environ.get(REPORT_URL)
+    link = f"{served.rstrip('/')}/{page.name}" if served else page.resolve().as_uri()
+    runtime.publish_link("report", link, f"Report on {title}", f"{page.resolve()}")
+
+
+@flow(name="evaluate", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
 def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Measure the trained model on a split it has not seen, and write the report."""
+    """Measure the trained model on a split it has not seen, and write the report.
+
+    Args:
+        params_file: The parameters; every stage reads its own block of them.
+    """
     params = load_params(params_file)
+    begun = RunRecord(params, inputs(params))
     result = runtime.call(measure, params)
-    settings = yaml.safe_load(Path(params_file).read_text(encoding="utf-8"))
-    del settings["paths"]  # where things lie on a disk says nothing of how they were made
-    path = runtime.call(report, params, result, settings)
-    rows = metrics_rows(result.metrics)
-    markdown = "\n".join(["| metric | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
-    runtime.publish_markdown("metrics", markdown, f"{params.prepare.corpus}, {params.evaluate.split} split")
-    console.print(metrics_table(params, dict(result.metrics)))
+    training = read_training(params.paths.models, params.train.seeds)
+    record = begun.write(params.paths.metrics / RECORD, train=training)
+    path = runtime.call(report, params, result, record)
+    remember(params, result.metrics)
+    before = metrics_before(params, result.metrics)
+    publish(params, result, before, path)
+    console.print(metrics_table(params, result.metrics, before))
     console.print(f"report: {path.resolve()}")
     return dict(result.metrics)
 

@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from corpora.manifest import Clip, read_manifest
+from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import write_problems
+from extractors.import_features import imported_folder, take_over
 from extractors.run import UnitReport, assemble, check_failures, describe, work_units
 from extractors.transcripts import read_transcripts, with_transcripts
-from extractors.workers import Stage, WorkerLost, WorkerPool, close_own_pools, own_pool, threads_each
+from extractors.workers import Stage, WorkerLost, WorkerPool, close_own_pools, own_pool
 from flows import clusters, runtime
-from flows.params import ExtractorParams, ExtractParams, load_params
+from flows.params import IMPORTED_LAYOUTS, ExtractorParams, ExtractParams, Params, load_params
 from flows.progress import LEGEND, Meter, summarise, table
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
@@ -53,8 +54,17 @@ def extract_clips(
 
 
 def scratch_folder() -> Path:
-    """Where finished clips lie between runs: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` here."""
-    return Path(os.environ.get("DASHFUSION_SCRATCH", ".dashfusion/scratch")).absolute()
+    """Where finished clips lie between runs: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` of the project.
+
+    In a copy of the project that DVC makes for an experiment (in `.dvc/tmp/exps`) it is the project's own: what was
+    extracted once is not extracted again, and does not go with the copy.
+    """
+    if named := os.environ.get("DASHFUSION_SCRATCH"):
+        return Path(named).absolute()
+    here = Path.cwd()
+    copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
+    project = next((folder.parents[2] for folder in copies), here)
+    return project / ".dashfusion/scratch"
 
 
 def run_units(
@@ -80,8 +90,7 @@ def run_units(
         clusters.task_runner(params.runner, params.address, workers, close_own_pools) as runner,
         _mark(fixed["scratch"]) as mark,
     ):
-        threads = 1 if params.address else threads_each(min(workers, len(units)))
-        stage = Stage(platform.node(), Path.cwd(), Path(mark.name), params.clip_timeout, threads)
+        stage = Stage(platform.node(), Path.cwd(), Path(mark.name), params.clip_timeout)
         return runtime.map_tasks(extract_clips, units, workers=workers, each=each, runner=runner, stage=stage, **fixed)
 
 
@@ -91,18 +100,33 @@ def _mark(scratch: Path) -> Any:
     return tempfile.NamedTemporaryFile(dir=scratch, prefix=".run-")
 
 
-@flow(name="extract", flow_run_name=runtime.run_name)
+def take_imported(brought: Path, modality: str, manifest: Manifest, params: Params) -> dict[str, int]:
+    """The features that came with the corpus, in place of an extractor's."""
+    folder = params.paths.features / modality
+    meta, summary = take_over(brought, modality, [clip.clip_id for clip in manifest.clips], folder)
+    write_problems([], params.paths.problems / f"extract-{modality}.parquet")
+    figures = summarise(len(meta.feature_names), [], summary, 0.0)
+    runtime.publish_table(f"extract-{modality}", [figures], f"{modality} as it came with the corpus")
+    chosen: ExtractorParams = getattr(params.extract, modality)
+    runtime.console.print(f"{modality}: as it came with the corpus, not by {chosen.extractor} -> {folder}")
+    runtime.console.print(table({name: figures[name] for name in ("clips", "missing", "steps", "features")}))
+    return asdict(summary)
+
+
+@flow(name="extract", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
 def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Extract one modality's features of every clip in the manifest.
 
     Args:
-        modality: text, audio or vision; its extractor and options are in the parameters.
-        params_file: the parameters.
+        modality: Text, audio or vision; its extractor and options are in the parameters.
+        params_file: The parameters; every stage reads its own block of them.
     """
     params = load_params(params_file)
     chosen: ExtractorParams = getattr(params.extract, modality)
-    meta = describe(chosen.extractor, chosen.options)  # refuses a wrong name or option before any worker starts
     manifest = read_manifest(params.paths.manifest)
+    if params.prepare.layout in IMPORTED_LAYOUTS and (brought := imported_folder(Path(manifest.root), modality)):
+        return take_imported(brought, modality, manifest, params)
+    meta = describe(chosen.extractor, chosen.options)  # refuses a wrong name or option before any worker starts
     if modality == "text":  # a clip without a transcript may have a recogniser's
         manifest = with_transcripts(manifest, read_transcripts(params.paths.transcripts))
     root, scratch = Path(manifest.root), scratch_folder()

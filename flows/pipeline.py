@@ -2,35 +2,76 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from threading import Timer
+from typing import Annotated, Any, Literal
 
-from flows import runtime
-from flows.runtime import console
+from pydantic import Field
+
+from flows import keeper, runtime, server
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
 
-SKIPPED = "didn't change, skipping"  # DVC's words for a stage that is up to date
+Stage = Literal[
+    "prepare",
+    "transcribe",
+    "extract",
+    "extract@text",
+    "extract@audio",
+    "extract@vision",
+    "align",
+    "train",
+    "evaluate",
+]
+"""What `pipeline` can be asked for; `extract` is all three modalities."""
+
+# DVC's words for a stage that is up to date, and for one whose outputs it has from an earlier run with the same inputs
+SKIPPED = "didn't change, skipping", "is cached - skipping run"
+BLOCKED = "is busy, it is being blocked by", "  (PID "  # and for one whose files another DVC command works on
+UNCHANGED = "DVC has its outputs: nothing that it depends on has changed since they were made"
 TAIL = 30  # lines of a failed stage that its error carries
+LOOK_AGAIN = 3.0  # seconds between two looks whether another DVC command has ended
+
+LOCK = server.STATE / "pipeline.lock"
+HOLDER = server.STATE / "pipeline.json"
 
 
 class StageFailed(RuntimeError):
-    """A stage's command ended with an error; the message carries its last lines."""
+    """A stage's command ended with an error; the message carries the stage's own words, then its last lines."""
+
+
+class WorkspaceBusy(RuntimeError):
+    """Another run works in this folder, and this one was told not to wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """How one stage went: `state` is run or cached, `seconds` the wall time of DVC's command."""
+    """How one stage went: `state` is run, cached or failed, `seconds` the wall time of DVC's command."""
 
     stage: str
     state: str
     seconds: float
+
+
+@dataclass(slots=True)
+class Output:
+    """What one call of DVC said."""
+
+    code: int = 0
+    skipped: bool = False
+    out_of_time: bool = False
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
 
 
 def stage_order(targets: Sequence[str] = ()) -> list[str]:
@@ -56,44 +97,158 @@ def stage_order(targets: Sequence[str] = ()) -> list[str]:
         return [names[s] for s in nx.dfs_postorder_nodes(graph) if s in needed]
 
 
-@task(task_run_name="{stage}")
-def run_stage_through_dvc(stage: str, force: bool = False) -> StageResult:
-    """`dvc repro` of one stage in its own process group, its output passed on line by line.
+def up_to_date() -> set[str]:
+    """Stages that DVC would skip: not changed, and after none that has. None where DVC cannot say.
+
+    Asked once for all of them: a call of DVC's for each costs a second a stage.
+    """
+    import networkx as nx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        try:
+            changed = set(repo.status())
+        except DvcException:  # another command works here, or dvc.lock is broken: DVC says so when it runs the stages
+            return set()
+        graph = repo.index.graph
+        stale = [stage for stage in graph if stage.addressing in changed]
+        reached = set(stale).union(*(nx.ancestors(graph, stage) for stage in stale))
+        return {stage.addressing for stage in graph if stage not in reached}
+
+
+@contextmanager
+def workspace(wait: bool = True) -> Iterator[None]:
+    """Have this folder to oneself among pipeline runs, of terminals and of Prefect's workers alike.
+
+    The lock is the kernel's, on a file of `.dashfusion/`: it ends with the process that holds it.
 
     Raises:
-        StageFailed: the command failed.
+        WorkspaceBusy: another run has it, and `wait` is false.
     """
+    from filelock import FileLock, Timeout
+
+    LOCK.parent.mkdir(exist_ok=True)
+    lock = FileLock(LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise WorkspaceBusy(
+                f"{_holder()} works in this folder: try again when it has ended, or let this one wait for it "
+                "(without --no-wait; in Prefect the parameter wait)"
+            ) from None
+        runtime.say(f"{_holder()} works in this folder: waiting until it has ended")
+        lock.acquire(poll_interval=0.5)
+    try:
+        HOLDER.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _holder() -> str:
+    """Who has the lock, as far as it has said so: it writes that down a moment after it got it."""
+    try:
+        holder = json.loads(HOLDER.read_text(encoding="utf-8"))
+        since = datetime.fromtimestamp(holder["since"]).strftime("%H:%M:%S on %d %B")
+        return f"another pipeline run (PID {holder['pid']}, since {since})"
+    except (FileNotFoundError, json.JSONDecodeError):
+        return "another pipeline run"
+
+
+@task(task_run_name="{stage}")
+def run_stage_through_dvc(
+    stage: str, force: bool = False, time_limit: float = 0.0, wait: bool = True, known_cached: bool = False
+) -> Any:
+    """`dvc repro` of one stage, its output passed on line by line; a `StageResult`, or the state `Cached` with it.
+
+    Of a stage that DVC is known to skip, only the latter.
+
+    Where a DVC command that a user gave works on the same files, this one waits for its end, or with `wait` false
+    fails with its name.
+
+    Raises:
+        StageFailed: the command failed, or took longer than `time_limit` minutes.
+    """
+    if known_cached:
+        runtime.say(f"{stage}: up to date")
+        return runtime.as_cached(StageResult(stage, "cached", 0.0), UNCHANGED)
+    began = time.monotonic()
+    output = dvc_repro(stage, force, time_limit)
+    while output.code and (other := _blocker(output.tail)):
+        if not wait:
+            raise StageFailed(f"stage {stage} failed: {other} works on its files; try again when that has ended")
+        runtime.say(f"{stage}: {other} works on its files, waiting until it has ended")
+        while output.code and _blocker(output.tail) == other:
+            time.sleep(LOOK_AGAIN)
+            output = dvc_repro(stage, force, time_limit)
+    if output.code and output.out_of_time:
+        raise StageFailed(
+            f"stage {stage} was ended at its time limit of {time_limit:g} minutes. Give it more (--time-limit, in "
+            "Prefect the parameter time_limit; 0: no limit), or run it again: what was finished is kept"
+        )
+    if output.code:
+        lines = "\n".join(output.tail)
+        raise StageFailed(f"stage {stage} failed: {_reason(output)}\n\nIts last lines:\n{lines}")
+    result = StageResult(stage, "cached" if output.skipped else "run", time.monotonic() - began)
+    return runtime.as_cached(result, UNCHANGED) if output.skipped else result
+
+
+def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
+    """One call of `dvc repro`, under a keeper that ends it with all that it started once this process is gone."""
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     if force:
         command.append("--force")
-    began = time.monotonic()
-    tail: deque[str] = deque(maxlen=TAIL)
-    skipped = False
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-I", "-S", str(Path(keeper.__file__)), *command],
+        stdin=subprocess.PIPE,  # its end is the keeper's sign
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=os.environ | _link_to_parent(),
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C reaches us, and through us the stage
     )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            skipped = skipped or SKIPPED in line
-            tail.append(line.rstrip())
+    assert process.stdin is not None and process.stdout is not None
+    output = Output()
+
+    def take(lines: Iterable[str]) -> None:
+        for line in lines:
+            output.skipped = output.skipped or any(words in line for words in SKIPPED)
+            if _of_the_stage(line):
+                output.tail.append(line.rstrip())
             if _worth_showing(line):
-                console.print(line.rstrip(), markup=False)
-        code = process.wait()
-    finally:
-        _stop_group(process)
-    if code != 0:
-        raise StageFailed(f"stage {stage} failed (exit code {code}). Its last lines:\n" + "\n".join(tail))
-    return StageResult(stage, "cached" if skipped else "run", time.monotonic() - began)
+                runtime.say(line.rstrip())
+
+    def end() -> None:
+        output.out_of_time = True
+        _close(process)
+
+    timer = Timer(60 * time_limit, end)
+    with process:
+        if time_limit:
+            timer.start()
+        try:
+            take(process.stdout)
+        except BaseException:  # Ctrl-C, or cancelled by Prefect
+            _close(process)
+            take(process.stdout)  # its last words
+            raise
+        finally:
+            timer.cancel()
+        output.code = process.wait()
+    return output
+
+
+def _close(process: subprocess.Popen[str]) -> None:
+    """Let the keeper end the stage."""
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def _worth_showing(line: str) -> bool:
-    """DVC's advice after every stage (`git add`, `dvc push`) is for its own command line, not for a pipeline's."""
+    """Not DVC's advice after every stage, which is for its own command line, nor what is said better elsewhere."""
     noise = (
         "To track the changes",
         "git add",
@@ -101,8 +256,39 @@ def _worth_showing(line: str) -> bool:
         "dvc config core.autostage",
         "Use `dvc push`",
         "Data and pipelines are up to date",
+        "Updating lock file",
+        "Generating lock file",
+        *BLOCKED,
+        "If there are no processes with such PIDs",
     )
-    return bool(line.strip()) and not any(words in line for words in noise)
+    command_failed = r"ERROR: failed to reproduce '.*': failed to run: .*, exited with -?\d+$"
+    return bool(line.strip()) and not any(words in line for words in noise) and not re.match(command_failed, line)
+
+
+def _of_the_stage(line: str) -> bool:
+    """Whether a line can say why a stage failed: not that, and how, DVC starts it."""
+    return any(words in line for words in BLOCKED) or (
+        _worth_showing(line) and not re.match(r"Running stage '.*':$|> ", line)
+    )
+
+
+def _blocker(tail: Sequence[str]) -> str | None:
+    """The DVC command that works on a stage's files, as DVC names it; None where it failed for another reason."""
+    if not any(BLOCKED[0] in line for line in tail):
+        return None
+    found = re.search(r"\(PID (\d+)\): (.+)", "\n".join(tail))
+    return f"`{found[2]}` (PID {found[1]})" if found else "another DVC command"
+
+
+def _reason(output: Output) -> str:
+    """The stage's own error out of its last lines: as `runtime.main` prints it, else the very last line."""
+    lines = list(output.tail)
+    starts = [i for i, line in enumerate(lines) if re.match(r"\w+ stopped: ", line)]
+    if starts:
+        first = lines[starts[-1]].partition(" stopped: ")[2]
+        rest = (line for line in lines[starts[-1] + 1 :] if not line.startswith(runtime.TRACEBACK_HINT))
+        return "\n".join([first, *rest])
+    return lines[-1] if lines else f"exit code {output.code}, without a word"
 
 
 def _link_to_parent() -> dict[str, str]:
@@ -113,30 +299,38 @@ def _link_to_parent() -> dict[str, str]:
     return {runtime.PARENT_RUN: str(context.flow_run.id)} if context and context.flow_run else {}
 
 
-def _stop_group(process: subprocess.Popen[str]) -> None:
-    """End a stage that is still running, with everything that it started: DVC alone would leave its command behind."""
-    if process.poll() is not None:
-        return
-    for sign, patience in ((signal.SIGINT, 10.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=patience)
-            return
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-@flow(name="pipeline", flow_run_name=runtime.run_name)
-def pipeline(targets: Sequence[str] = (), force: bool = False) -> list[StageResult]:
+@flow(name="pipeline", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+def pipeline(
+    targets: Sequence[Stage] = (),
+    force: bool = False,
+    time_limit: Annotated[float, Field(ge=0)] = 0.0,
+    wait: bool = True,
+) -> list[StageResult]:
     """Bring stages up to date: raw videos to features, dataset, model, metrics and report.
 
     Args:
-        targets: stages to end with, such as `train` or `extract@audio`; none means all.
-        force: run them although nothing has changed.
+        targets: Stages to end with; what they need is brought up to date as well. None: all stages.
+        force: Run them although nothing has changed.
+        time_limit: Minutes that one stage may take before it is ended; 0: no limit. What was finished is kept.
+        wait: Where another run works in the same folder, wait for its end; otherwise fail at once.
     """
-    results = [runtime.call(run_stage_through_dvc, stage, force) for stage in stage_order(targets)]
-    rows = [{"stage": r.stage, "state": r.state, "seconds": round(r.seconds, 1)} for r in results]
-    runtime.publish_table("pipeline-stages", rows, "Stages of this run: run or cached, with their wall time")
+    results: list[StageResult] = []
+    with workspace(wait):
+        order = stage_order(targets)
+        cached = set() if force else up_to_date()
+        for stage in order:
+            began = time.monotonic()
+            try:
+                results.append(
+                    runtime.call(run_stage_through_dvc, stage, force, time_limit, wait, known_cached=stage in cached)
+                )
+            except StageFailed:
+                _publish([*results, StageResult(stage, "failed", time.monotonic() - began)])
+                raise
+        _publish(results)
     return results
+
+
+def _publish(results: Sequence[StageResult]) -> None:
+    rows = [{"stage": r.stage, "state": r.state, "seconds": round(r.seconds, 1)} for r in results]
+    runtime.publish_table("pipeline-stages", rows, "Stages of this run: run, cached or failed, with their wall time")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from inspect import signature
 from typing import Any
 
@@ -36,6 +37,8 @@ for _name, _value in (server.QUIET | {"GOMP_SPINCOUNT": "1000"}).items():
     os.environ.setdefault(_name, _value)
 
 PARENT_RUN = "DASHFUSION_PARENT_RUN"  # flow run of `pipeline`; a stage started by it shows itself as its child
+TRACEBACK_HINT = "(DASHFUSION_TRACEBACK=1 shows where)"
+GPU_LEASE = 120.0  # seconds; see `gpu_slot`
 
 
 def engine_active() -> bool:
@@ -95,12 +98,76 @@ def run_name() -> str:
     return " ".join(filter(None, (flow_run.flow_name, given.get("modality"), corpus)))
 
 
+def add_tags(flow: Any, run: Any, state: Any) -> None:
+    """A flow's `on_running` hook: tags by which its runs are found, however they were started.
+
+    `corpus:<name>`, `stage:<name>` of a stage, `dvc` where DVC runs it.
+    """
+    from prefect.client.orchestration import get_client
+
+    from flows.params import load_params
+
+    corpus = load_params(run.parameters.get("params_file", "params.yaml")).prepare.corpus
+    tags = {f"corpus:{corpus}", *run.tags}
+    if flow.name != "pipeline":
+        tags.add(f"stage:{flow.name}")
+    if "DVC_STAGE" in os.environ:
+        tags.add("dvc")
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(run.id, tags=sorted(tags))
+
+
 def call(task: Any, *arguments: Any, **parameters: Any) -> Any:
     """A task's result; without the engine, that of the plain function which it wraps.
 
     A task that is called outside of a flow run would bring up an engine and a temporary server of its own.
     """
-    return (task if engine_active() else task.fn)(*arguments, **parameters)
+    from prefect.states import State
+
+    result = (task if engine_active() else task.fn)(*arguments, **parameters)
+    return result.result() if isinstance(result, State) else result
+
+
+def as_cached(result: Any, why: str) -> Any:
+    """What a task returns whose work was done before: with the engine its run ends in the state `Cached`."""
+    if not engine_active():
+        return result
+    from prefect.states import Completed
+
+    return Completed(name="Cached", message=why, data=result)
+
+
+def say(line: str) -> None:
+    """A line for the terminal and, with the engine, for the current run's log."""
+    console.print(line, markup=False)
+    if engine_active():
+        from prefect import get_run_logger
+
+        log = get_run_logger()
+        log.logger.setLevel(logging.INFO)  # above it Prefect keeps its own lines off the terminal
+        log.info(line)
+
+
+@contextmanager
+def gpu_slot() -> Iterator[None]:
+    """Hold the server's concurrency limit `gpu`, so that two trainings that report to it do not share a card.
+
+    `prefect gcl create gpu --limit 1` makes the limit. Without the engine, without the limit, and where the server
+    is lost, the work goes on. A holder that dies keeps its slot until its lease ends, two minutes at most.
+    """
+    if not engine_active():
+        yield
+        return
+    import httpx
+    from prefect.concurrency.sync import concurrency
+
+    with ExitStack() as stack:
+        stack.enter_context(concurrency("gpu", occupy=1, lease_duration=GPU_LEASE, strict=False))
+        yield
+        try:
+            stack.close()
+        except httpx.HTTPError as error:
+            logger.warning("the GPU's slot could not be given back, its lease will end by itself: %r", error)
 
 
 def map_tasks(
@@ -185,6 +252,14 @@ def publish_markdown(key: str, markdown: str, description: str) -> None:
         create_markdown_artifact(key=key, markdown=markdown, description=description)
 
 
+def publish_link(key: str, link: str, text: str, description: str) -> None:
+    """A link artifact of the current flow run; nothing without the engine."""
+    if engine_active():
+        from prefect.artifacts import create_link_artifact
+
+        create_link_artifact(key=key, link=link, link_text=text, description=description)
+
+
 def progress(unit: str = "clips") -> Progress:
     """A progress bar of the house's form, on the terminal that the stage writes to."""
     return Progress(
@@ -211,5 +286,5 @@ def main(flow: Any, **parameters: Any) -> None:
             raise
         console.print(f"{flow.name} stopped:", style="bold red", end=" ")
         console.print(f"{type(error).__name__}: {error}", markup=False)
-        console.print("[dim](DASHFUSION_TRACEBACK=1 shows where)[/dim]")
+        console.print(TRACEBACK_HINT, style="dim")
         sys.exit(1)

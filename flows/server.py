@@ -15,13 +15,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+HOST = "127.0.0.1"
+UI_PORT = 4200  # where `dashfusion ui` serves, and Prefect's own commands look
 STATE = Path(".dashfusion")
 RECORD = STATE / "server.json"
 START_LIMIT = 60.0  # seconds; a new database takes about 8, a known one 3
+PATIENCE = 15.0  # seconds that a process has to end when it is asked to; a worker stops the stages that it runs first
 GRACE = 5.0  # seconds that the server has after its run to store the last task runs, which it does not write at once
 
 
@@ -32,6 +36,16 @@ def healthy(api_url: str, timeout: float = 2.0) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, OSError, ValueError):
         return False
+
+
+def loopback(port: int) -> str:
+    """Address of the API of a server on this port of this machine."""
+    return f"http://{HOST}:{port}/api"
+
+
+def pages(api_url: str) -> str:
+    """Address of a server's pages."""
+    return api_url.rstrip("/").removesuffix("/api")
 
 
 def find_or_start() -> tuple[str | None, str]:
@@ -54,12 +68,28 @@ def find_or_start() -> tuple[str | None, str]:
     return _start(_owner())
 
 
-def start(owner: psutil.Process | None, port: int) -> subprocess.Popen[bytes]:
+def start(owner: psutil.Process, port: int) -> subprocess.Popen[bytes]:
     """Start `prefect server start` on loopback under a keeper that stops it once `owner` is gone."""
-    STATE.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "flows.server", str(port), str(owner.pid if owner else 0)]
-    with open(STATE / "server.log", "ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    its_pages_ask = {"PREFECT_SERVER_UI_API_URL": loopback(port)}
+    return start_kept(command, owner, STATE / "server.log", its_pages_ask, linger=GRACE)
+
+
+def start_kept(
+    command: Sequence[str], owner: psutil.Process, log: Path, environment: Mapping[str, str], linger: float = 0.0
+) -> subprocess.Popen[bytes]:
+    """Start `python COMMAND` under a keeper, which is returned.
+
+    The keeper ends it, with all that it started, when it is terminated itself, or `linger` seconds after `owner` is
+    gone, in whatever way that ended. `environment` comes on top of ours.
+    """
+    log.parent.mkdir(exist_ok=True)
+    keeper = [sys.executable, "-m", "flows.server", str(linger), *command, str(owner.pid)]
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            keeper, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            env=os.environ | QUIET | environment,
+        )  # fmt: skip
 
 
 def wait_until_healthy(api_url: str, keeper: subprocess.Popen[bytes], limit: float = START_LIMIT) -> bool:
@@ -75,15 +105,15 @@ def wait_until_healthy(api_url: str, keeper: subprocess.Popen[bytes], limit: flo
 def free_port() -> int:
     """A port of loopback that nothing listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return probe.getsockname()[1]
 
 
 def _recorded() -> str | None:
-    """Address of the server of the run that we are part of; one whose run is over is about to stop."""
+    """Address of the server of the run that we are part of; another run's stops with it, perhaps before us."""
     try:
         record = json.loads(RECORD.read_text(encoding="utf-8"))
-        return record["api_url"] if psutil.pid_exists(record["owner"]) else None
+        return record["api_url"] if record["owner"] == _owner().pid else None
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return None
 
@@ -103,7 +133,7 @@ def _owner() -> psutil.Process:
 
 def _start(owner: psutil.Process) -> tuple[str | None, str]:
     port = free_port()
-    api_url = f"http://127.0.0.1:{port}/api"
+    api_url = loopback(port)
     keeper = start(owner, port)
     if not wait_until_healthy(api_url, keeper):
         keeper.terminate()
@@ -112,30 +142,55 @@ def _start(owner: psutil.Process) -> tuple[str | None, str]:
     return api_url, f"reporting to Prefect at {api_url}, started for this run"
 
 
-def keep(port: int, owner_pid: int) -> int:
-    """Run the server until it ends or the owner is gone (owner 0: for ever); stop it with its children."""
+def keep(linger: float, command: Sequence[str], owner_pid: int) -> int:
+    """Run `python COMMAND` until it ends or its owner is gone; stop it with everything that it started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by default it would end us before the `finally`
-    server = subprocess.Popen(
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        stdin=subprocess.DEVNULL,
-        env=os.environ | QUIET | {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"},  # what its pages ask
-    )
+    # What a script starts in the background ignores SIGINT, and so would Prefect's worker, which stops on no other sign
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        while server.poll() is None and (owner_pid == 0 or psutil.pid_exists(owner_pid)):
+        owner = psutil.Process(owner_pid)
+    except psutil.NoSuchProcess:
+        return 0
+    process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and _runs(owner):
             time.sleep(0.3)
-        if server.poll() is None:
-            time.sleep(GRACE)
+        if process.poll() is None:
+            time.sleep(linger)
     finally:
-        children = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
-        server.terminate()
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        for child in children:
-            if child.is_running():
-                child.kill()
-    return server.returncode or 0
+        stop(process)
+    return process.returncode or 0
+
+
+def stop(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    """Ask a process to end, and after `patience` seconds kill what is left of it and of everything that it started.
+
+    What it started is looked up again and again: a child whose parent has ended can no longer be found.
+    """
+    family = _descendants(process)
+    process.terminate()
+    deadline = time.monotonic() + patience
+    while (process.poll() is None or any(_runs(child) for child in family)) and time.monotonic() < deadline:
+        family |= _descendants(process)
+        time.sleep(0.1)
+    for child in filter(_runs, family):
+        child.kill()
+    process.kill()
+    process.wait()
+
+
+def _descendants(process: subprocess.Popen[bytes]) -> set[psutil.Process]:
+    try:
+        return set(psutil.Process(process.pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # Neither telemetry nor a look for newer versions: nothing here may wait for a network.
@@ -149,4 +204,5 @@ QUIET = {
 }
 
 if __name__ == "__main__":
-    sys.exit(keep(int(sys.argv[1]), int(sys.argv[2])))
+    _, _linger, *_command, _owner_pid = sys.argv
+    sys.exit(keep(float(_linger), _command, int(_owner_pid)))

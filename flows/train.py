@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +22,31 @@ from extractors.run import tag_scratch
 from flows import runtime
 from flows.extract import scratch_folder
 from flows.params import Params, load_params
+from flows.record import RECORD, RunRecord
 from flows.runtime import console, progress
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
 
+
+PUBLISH_EVERY = 2.0
+"""Least seconds between two updates of the progress artifact: a small corpus has several epochs in one."""
 
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 """Of those that torchrun started; without it there is one."""
 
 
 class CurveObserver:
-    """Hands the loop's numbers to DVCLive, TensorBoard (None: not asked for) and the progress bar."""
+    """Hands the loop's numbers to DVCLive, TensorBoard (None: not asked for), the progress bar and Prefect.
 
-    def __init__(self, live: Any, board: Any, bar: Progress, row: TaskID, epochs: int) -> None:
+    Args:
+        publish: takes the percentage of the epochs that are done, and the numbers in words.
+    """
+
+    def __init__(
+        self, live: Any, board: Any, bar: Progress, row: TaskID, epochs: int, publish: Callable[[float, str], None]
+    ) -> None:
         self.live, self.board, self.bar, self.row, self.epochs = live, board, bar, row, epochs
+        self.publish, self.published = publish, 0.0
 
     def on_batch(self, epoch: int, done: int, total: int) -> None:
         """Move the bar by one batch."""
@@ -45,10 +59,11 @@ class CurveObserver:
             if self.board:
                 self.board.add_scalar(name, value, epoch)
         self.live.next_step()
-        self.bar.update(
-            self.row,
-            note=f"epoch {epoch}  loss {metrics['train_loss']:.3f}  valid MAE {metrics['valid_mae']:.3f}",
-        )
+        note = f"epoch {epoch}  loss {metrics['train_loss']:.3f}  valid MAE {metrics['valid_mae']:.3f}"
+        self.bar.update(self.row, note=note)
+        if time.monotonic() - self.published > PUBLISH_EVERY or epoch == self.epochs:
+            self.publish(100 * epoch / self.epochs, note)
+            self.published = time.monotonic()
 
 
 @task(task_run_name="seed {seed}")
@@ -59,6 +74,7 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     """
     from dvclive import Live
 
+    from model.device import resolve_device
     from model.train import train as train_model
 
     tag_scratch(scratch_folder())  # memory-mapped features, and what a killed run goes on from
@@ -67,17 +83,22 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     if not FIRST_PROCESS:
         train_model(*arguments, scratch=scratch_folder())
         return {}
+    record = RunRecord(params, {"dataset": params.paths.dataset}, seed=seed)
     curves = params.paths.training_curves / f"seed-{seed}"
     board = _tensorboard(seed) if params.train.tensorboard else None
     live = Live(dir=str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
-    with live, progress("batches") as bar:
+    publish = runtime.publish_progress(f"train-seed-{seed}-progress", f"Epochs of seed {seed}")
+    on_gpu = resolve_device(params.train.device).type == "cuda"
+    with runtime.gpu_slot() if on_gpu else nullcontext(), live, progress("batches") as bar:
         row = bar.add_task(f"train seed {seed}", total=None, note="")
-        observer = CurveObserver(live, board, bar, row, params.train.epochs)
+        observer = CurveObserver(live, board, bar, row, params.train.epochs, publish)
         result = train_model(*arguments, observer, scratch_folder())
     if board:
         board.close()
     with atomic_path(out / "history.json") as temporary:
         temporary.write_text(json.dumps(list(result.history), indent=1), encoding="utf-8")
+    record.write(out / RECORD, resumed=result.resumed)
+    publish(100.0, f"best epoch {result.best_epoch} of {len(result.history)}")
     best = result.history[result.best_epoch - 1]
     if result.resumed:
         console.print(f"seed {seed}: taken up in epoch {result.resumed[0]} after {result.resumed[1]} batches of it")
@@ -101,11 +122,14 @@ def _tensorboard(seed: int) -> Any:
     return SummaryWriter(str(folder))
 
 
-@flow(name="train", flow_run_name=runtime.run_name)
+@flow(name="train", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE.
 
     Seeds that an interrupted stage had finished are not trained again.
+
+    Args:
+        params_file: The parameters; every stage reads its own block of them.
     """
     from model.train import forget_run
 

@@ -40,9 +40,13 @@ def listen(params: Params) -> TranscribeSummary:
             bar.stop()
 
 
-@flow(name="transcribe", flow_run_name=runtime.run_name)
+@flow(name="transcribe", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
 def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, int]]:
-    """Say who says what when: transcripts, and the times of their words where anything but `align` knows them."""
+    """Say who says what when: transcripts, and the times of their words where anything but `align` knows them.
+
+    Args:
+        params_file: The parameters; every stage reads its own block of them.
+    """
     params = load_params(params_file)
     summary = runtime.call(listen, params)
     table = params.paths.problems / "transcribe.parquet"

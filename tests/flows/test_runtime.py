@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import server
+from flows import runtime, server
 
 
 def test_prefects_server_can_be_imported_with_the_pinned_packages():
@@ -36,11 +36,11 @@ def test_off_means_off(monkeypatch):
     assert server.find_or_start()[0] is None
 
 
-def test_the_server_of_a_run_that_is_over_is_not_used(tmp_path, monkeypatch):
+def test_the_server_of_another_run_is_not_used_since_it_stops_with_that(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(server, "healthy", lambda address: True)
     server.STATE.mkdir()
-    for owner, found in ((os.getpid(), "http://127.0.0.1:1/api"), (2**22 + 1, None)):
+    for owner, found in ((os.getpid(), "http://127.0.0.1:1/api"), (os.getppid(), None), (2**22 + 1, None)):
         server.RECORD.write_text(json.dumps({"api_url": "http://127.0.0.1:1/api", "owner": owner}))
         assert server._recorded() == found
 
@@ -134,3 +134,24 @@ def count_task_runs(api_url: str, wanted: int) -> int:
             break
         time.sleep(0.2)
     return count
+
+
+def test_runs_are_tagged_with_corpus_stage_and_who_runs_them(monkeypatch):
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    tagged = {}
+    client = SimpleNamespace(update_flow_run=lambda run_id, tags: tagged.update({run_id: tags}))
+    monkeypatch.setattr("prefect.client.orchestration.get_client", lambda sync_client: nullcontext(client))
+    monkeypatch.chdir(Path(server.__file__).parents[1])
+    runs = [SimpleNamespace(id=n, parameters={}, tags=["mine"]) for n in range(2)]
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    runtime.add_tags(SimpleNamespace(name="pipeline"), runs[0], None)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    runtime.add_tags(SimpleNamespace(name="train"), runs[1], None)
+    assert tagged == {0: ["corpus:demo_en", "mine"], 1: ["corpus:demo_en", "dvc", "mine", "stage:train"]}
+
+
+def test_without_the_engine_the_gpu_is_nobodys_and_cached_results_are_plain():
+    with runtime.gpu_slot():
+        assert runtime.as_cached("result", "why") == "result"

@@ -1,0 +1,21 @@
+"""What `train` tells while it runs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from flows import train
+
+
+def test_prefect_hears_the_percentage_and_the_epochs_numbers_but_not_of_every_short_epoch(monkeypatch):
+    heard: list[tuple[float, str]] = []
+    live = SimpleNamespace(log_metric=lambda name, value: None, next_step=lambda: None)
+    bar = SimpleNamespace(update=lambda row, **fields: None)
+    now = 1000.0
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: now))
+    observer = train.CurveObserver(live, None, bar, 0, 4, lambda percent, words: heard.append((percent, words)))
+    for epoch in (1, 2, 3, 4):
+        observer.on_epoch(epoch, {"train_loss": 1 / epoch, "valid_mae": 0.5})
+        now += train.PUBLISH_EVERY if epoch == 2 else 0.1
+    assert [percent for percent, _ in heard] == [25, 75, 100]
+    assert heard[1][1] == "epoch 3  loss 0.333  valid MAE 0.500"

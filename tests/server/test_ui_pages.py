@@ -1,0 +1,61 @@
+"""What a browser shows of a run: its stages, the stages' own runs, their artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flows import server
+
+pytestmark = [pytest.mark.server, pytest.mark.browser]
+
+STAGES = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium of the system; the tests skip where there is none."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on PATH; install it (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, house, first_run, tmp_path) -> Iterator[Any]:
+    """The page of the pipeline's first run; a picture of where it was left stays in `tmp_path`."""
+    opened = browser.new_page(viewport={"width": 1400, "height": 900}, color_scheme="dark")
+    opened.set_default_timeout(60_000)
+    opened.goto(f"{server.pages(house.api_url)}/runs/flow-run/{first_run['id']}")
+    opened.get_by_text("Task Runs", exact=True).wait_for()
+    yield opened
+    opened.screenshot(path=tmp_path / "prefect.png")
+    opened.close()
+
+
+def click(page: Any, *names: str) -> None:
+    """Click on one name after the other, each as soon as it is there."""
+    for name in names:
+        page.get_by_text(name, exact=True).first.click()
+
+
+def test_the_runs_page_shows_its_stages(page):
+    click(page, "Task Runs")
+    for stage in STAGES:
+        page.get_by_text(stage, exact=True).first.wait_for()
+    page.get_by_text("8 Task runs").first.wait_for()
+
+
+def test_from_the_runs_page_two_clicks_lead_to_the_metrics(page):
+    click(page, "Subflow Runs", "evaluate demo_en", "Artifacts")
+    page.get_by_text("metrics", exact=True).first.click()
+    page.get_by_text("Mean absolute error").first.wait_for()
