@@ -9,6 +9,8 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
+from flows.record import cpu_model
+
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
 
@@ -50,13 +52,8 @@ def write_page() -> None:
 
 def _machine() -> str:
     """Processor, cores and memory, in words."""
-    model = platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB"
+    return f"{os.cpu_count()} cores of {cpu_model()}, {memory:.0f} GiB"
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corpora.files import atomic_path
+from flows.record import told, told_versions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,6 +86,15 @@ PAGE_COLOURS = {
     ACCENT: "--accent",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)},
 }
+PICTURE_COLOURS = {
+    INK: "#1a1f26",
+    MUTED: "#5d6774",
+    LINE: "#dfe3e8",
+    ACCENT: "#2a5bd0",
+    **dict(zip(SERIES, ("#2a5bd0", "#c2571a", "#0d8a72", "#8b4bb8"), strict=True)),
+}
+"""Those of the page's light scheme, for pictures, which follow no scheme."""
+
 PLOT_STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dashfusion",
@@ -121,8 +132,7 @@ class ReportInput:
         curves: one row an epoch and seed: `seed`, `epoch` (from 1), keys of `CURVES`; others are ignored.
         problems: rows of the problems tables of all stages.
         word_times: as in dataset.json: by method, what it timed and, where true times are known, its `error`.
-        settings: parameters, nested mappings, one block a stage.
-        versions: package -> version.
+        record: of this run, with those of its trainings under `train`, as in metrics/run.json.
     """
 
     corpus: str
@@ -134,8 +144,7 @@ class ReportInput:
     curves: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[Problem] = ()
     word_times: Mapping[str, Any] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +234,21 @@ def write_report(path: Path, report: ReportInput) -> None:
         worst=_worst_clips(clip_ids, label, prediction, report.clips),
         problem_kinds=sorted(kinds.items(), key=lambda item: (-item[1], item[0])),
         listed_problems=list(report.problems)[:LISTED_PROBLEMS],
-        settings=_settings(report.settings),
+        facts=told(report.record),
+        settings=_settings(report.record.get("params", {})),
+        versions=told_versions(report.record),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
+
+
+def pictures(
+    predictions: pa.Table, label_range: tuple[float, float], curves: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, bytes]]:
+    """The report's plots as (title, PNG), for places that take pictures only: errors first, then the curves."""
+    _, label, prediction = mean_over_seeds(predictions)
+    drawn = chain(_error_figures(label, prediction, label_range), _curve_figures(curves))
+    return [(title, _to_png(figure)) for title, figure in drawn]
 
 
 def class_count(label_range: tuple[float, float]) -> int:
@@ -322,15 +342,17 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]])
 
 def _curve_plots(curves: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Training curves, a plot for each entry of `CURVES` of which there is any value."""
-    plots = []
+    return [Plot(title, _to_svg(figure, title)) for title, figure in _curve_figures(curves)]
+
+
+def _curve_figures(curves: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
     for title, series in CURVES:
         recorded = {key for row in curves for key, value in row.items() if value is not None}
         present = {key: name for key, name in series.items() if key in recorded}
         if present:
             with _plotting(3.5, 2.6) as (figure, axes):
                 _draw_curves(axes, curves, present)
-                plots.append(Plot(title, _to_svg(figure, title)))
-    return plots
+                yield title, figure
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> None:
@@ -371,19 +393,24 @@ def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mappin
 
 def _error_plots(label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> list[Plot]:
     """Confusion matrix, and predicted against true; none without a labelled clip."""
+    return [Plot(title, _to_svg(figure, title)) for title, figure in _error_figures(label, prediction, label_range)]
+
+
+def _error_figures(
+    label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]
+) -> Iterator[tuple[str, Figure]]:
     from model.metrics import class_names, confusion
 
     count = class_count(label_range)
     matrix = confusion(prediction, label, label_range, count)
     if not len(label):
-        return []
+        return
     with _plotting(4.0, 3.65) as (figure, axes):
         _draw_confusion(axes, matrix, class_names(label_range, count))
-        plots = [Plot("Confusion matrix", _to_svg(figure, "Confusion matrix"))]
+        yield "Confusion matrix", figure
     with _plotting(4.0, 3.65) as (figure, axes):
         _draw_scatter(axes, label, prediction, label_range)
-        plots.append(Plot("Predicted against true", _to_svg(figure, "Predicted against true")))
-    return plots
+        yield "Predicted against true", figure
 
 
 def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
@@ -457,6 +484,21 @@ def _to_svg(figure: Figure, title: str) -> Markup:
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1).strip())
+
+
+def _to_png(figure: Figure) -> bytes:
+    """The figure as a picture on white."""
+    from matplotlib.colors import is_color_like, to_hex
+
+    figure.canvas.draw()  # an axis makes its ticks only then
+    for artist in figure.findobj():
+        for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
+            read, write = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
+            if read and write and is_color_like(colour := read()) and to_hex(colour) in PICTURE_COLOURS:
+                write(PICTURE_COLOURS[to_hex(colour)])
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
+    return buffer.getvalue()
 
 
 def _or_infinite(value: float | None) -> float:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -116,6 +117,24 @@ def make_curves(epochs: dict[int, int]) -> list[dict[str, float]]:
     ]
 
 
+def make_record(**changes: Any) -> dict[str, Any]:
+    """What a run on a CPU at a clean revision records of itself."""
+    return {
+        "started": "2026-11-24T02:57:14+00:00",
+        "code": {"revision": "0123456789abcdef", "dirty": False, "changed": []},
+        "params": {
+            "extract": {"workers": 0, "text": {"options": {"model": "minilm"}}},
+            "train": {"seeds": [0, 1]},
+        },
+        "data": {"dataset": "da7a" * 16},
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "machine": {
+            "device": "cpu", "processes": 1, "cpu": "AMD EPYC", "cores": 16, "threads": 8, "platform": "Linux-6.1",
+        },
+        "seconds": 12.5,
+    } | changes  # fmt: skip
+
+
 def make_report(**changes: object) -> ReportInput:
     clips = make_clips()
     whole = ReportInput(
@@ -143,11 +162,7 @@ def make_report(**changes: object) -> ReportInput:
                 },
             }
         },
-        settings={
-            "extract": {"workers": 0, "text": {"options": {"model": "minilm"}}},
-            "train": {"seeds": [0, 1]},
-        },
-        versions={"torch": "2.13.0"},
+        record=make_record(train=[make_record(seed=0), make_record(seed=1)]),
     )
     return replace(whole, **changes)
 
@@ -195,7 +210,7 @@ def test_transcripts_ids_and_messages_are_escaped(render):
         clips=clips,
         predictions=make_predictions(clips, {0: 1.0}),
         problems=[Problem(hostile, "prepare", "", "Bad<b>", hostile)],
-        settings={"prepare": {"root": hostile}},
+        record=make_record(params={"prepare": {"root": hostile}}),
     )
     assert "<script" not in html
     assert not any(tag in ("script", "b") for tag, _ in page.elements)
@@ -368,6 +383,37 @@ def test_settings_are_listed_by_stage_with_dotted_keys(render):
     assert ["text.options.model", "minilm"] in page.rows
     assert ["seeds", "0, 1"] in page.rows
     assert ["torch", "2.13.0"] in page.rows
+
+
+def test_what_training_and_evaluation_share_is_said_once(render):
+    _, page = render()
+    assert ["Code", "0123456789ab"] in page.rows
+    assert ["Dataset", "da7ada7ada7a"] in page.rows
+    assert ["Processor", "AMD EPYC, 16 cores, 8 threads used"] in page.rows
+    assert ["Seed", "0; 1", "–"] in page.rows  # noqa: RUF001
+    assert ["Began", "2026-11-24 02:57:14 UTC"] in page.rows
+
+
+def test_what_training_and_evaluation_do_not_share_stands_side_by_side(render):
+    dirty = {"revision": "fedcba9876543210", "dirty": True, "changed": ["model/train.py", "params.yaml"]}
+    trained = make_record(seed=0, code=dirty, versions={"python": "3.12.1", "torch": "2.12.0"})
+    trained["machine"] = trained["machine"] | {"device": "cuda", "gpu": "NVIDIA H200", "processes": 4}
+    _, page = render(record=make_record(train=[trained], code=None))
+    changes = "fedcba987654, with uncommitted changes in model/train.py, params.yaml"
+    assert ["Code", changes, "not under version control"] in page.rows
+    assert ["Device", "NVIDIA H200, 4 processes", "cpu"] in page.rows
+    assert ["torch", "2.13.0 (training: 2.12.0)"] in page.rows
+
+
+def test_a_model_whose_training_left_no_record_still_gets_a_report(render):
+    assert ["Code", "–", "0123456789ab"] in render(record=make_record(train=[]))[1].rows  # noqa: RUF001
+    assert "How this was made" not in render(record={})[1].words
+
+
+def test_a_long_list_of_changed_files_is_cut_and_says_so(render):
+    changed = [f"model/{i}.py" for i in range(9)]
+    _, page = render(record=make_record(code={"revision": "0" * 40, "dirty": True, "changed": changed}))
+    assert "model/4.py and 4 more" in page.words and "model/5.py" not in page.words
 
 
 def test_word_times_show_each_methods_share_and_its_error_where_it_is_known(render):
