@@ -40,6 +40,9 @@ MODES = ("unaligned", "aligned")
 NORMALISED = ("audio", "vision")
 """Modalities with statistics; text values are an encoder's hidden states, used as they are."""
 
+STEPS = "steps"
+"""What timed the words of a clip whose text features came with times but without words."""
+
 SEVERAL_LANGUAGES = "mul"
 """ISO 639-2 for a corpus in more than one language."""
 
@@ -339,10 +342,15 @@ def align(
 def _token_times(
     transcript: Transcript, found: Mapping[str, FeatureSequence], words: _WordTimes, duration: float
 ) -> tuple[np.ndarray, str]:
-    """[K, 2] times of the clip's tokens, and the method that timed its words; K = 0 where it has no text."""
+    """[K, 2] times of the clip's tokens, and the method that timed its words; K = 0 where it has no text.
+
+    Tokens of which none belongs to a known word, as imported ones, keep the times that they came with.
+    """
     text = found["text"]
     if not len(text):
         return np.empty((0, 2)), ""
+    if (text.word_index < 0).all() and text.end.any():
+        return np.column_stack([text.start, text.end]).astype(float), STEPS
     times, method = words.of(transcript, found["audio"], duration)
     try:
         return token_times(text.word_index, times, duration), method

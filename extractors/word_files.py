@@ -8,22 +8,20 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from corpora.manifest import Clip
-from extractors.words import Word
+from extractors.csd import open_sequence, read_intervals, read_texts, sequence_keys
+from extractors.words import SILENCES, Word
 
 COLUMNS = ("clip_id", "index", "word", "start", "end")
 
 WORD_TIERS = ("words", "word", "ort-mau")
 """Names of a TextGrid's word tier, in lower case: Montreal Forced Aligner's, P2FA's, WebMAUS's."""
-SILENCES = ("", "sp", "sil", "spn", "<eps>", "<sil>", "<p:>")
-"""Labels, in lower case, that aligners give to what is not a word."""
 
 TOLERANCE = 0.25
 """Seconds. A word may end so much after its clip, as rounding and the codecs' padding make it; it is cut."""
@@ -31,8 +29,7 @@ OTHER_SEGMENTS = 1.0
 """Seconds. Where clips and their segments differ by more (in the median), the segments are not these clips."""
 
 LARGEST_GRID = 64 << 20
-LARGEST_ENTRY = 64 << 20
-"""Bytes of a TextGrid, and of a video's words in a `.csd`: hundreds of hours of speech."""
+"""Bytes of a TextGrid: hundreds of hours of speech."""
 
 
 def read_word_files(path: Path, clips: Sequence[Clip], segments: Path | None = None) -> dict[str, tuple[Word, ...]]:
@@ -247,9 +244,9 @@ def _number(clip: Clip, segments: Path) -> int:
 def _read_segments(path: Path, videos: set[str]) -> dict[str, dict[int, tuple[float, float]]]:
     """Start and end in the video, by video and number of the segment."""
     found: dict[str, dict[int, tuple[float, float]]] = {}
-    with _sequence(path) as data:
-        for key, video, index in _keys(data, videos, path):
-            for row, (start, end) in enumerate(_intervals(data[key], f"{path}, key {key!r}")):
+    with open_sequence(path) as data:
+        for key, video, index in sequence_keys(data, videos, path):
+            for row, (start, end) in enumerate(read_intervals(data[key], f"{path}, key {key!r}").tolist()):
                 number = row if index is None else index
                 if row and index is not None:
                     raise ValueError(
@@ -268,83 +265,13 @@ def _read_video_words(path: Path, videos: set[str]) -> dict[str, list[Word]]:
     a word in two overlapping pieces counts once.
     """
     found: dict[str, set[Word]] = {}
-    with _sequence(path) as data:
-        for key, video, _ in _keys(data, videos, path):
+    with open_sequence(path) as data:
+        for key, video, _ in sequence_keys(data, videos, path):
             where = f"{path}, key {key!r}"
-            intervals = _intervals(data[key], where)
-            texts = _texts(data[key], len(intervals), where)
+            intervals = read_intervals(data[key], where).tolist()
+            texts = read_texts(data[key], len(intervals), where)
             words = found.setdefault(video, set())
             for text, (start, end) in zip(texts, intervals, strict=True):
                 if text.strip().lower() not in SILENCES:
                     words.add(Word(text.strip(), start, end))
     return {video: sorted(words, key=lambda word: (word.start, word.end)) for video, words in found.items()}
-
-
-@contextmanager
-def _sequence(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The `data` of the file's one computational sequence."""
-    import h5py
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with h5py.File(path, "r") as file:
-            names = [name for name in file if isinstance(file.get(name), h5py.Group) and "data" in file[name]]
-            if len(names) != 1 or not isinstance(file[names[0]]["data"], h5py.Group):
-                raise ValueError(
-                    f"{path}: no computational sequence (/<name>/data) in it, or several: {list(file)[:5]}"
-                )
-            yield file[names[0]]["data"]
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises of a damaged file, wherever it is read
-        raise ValueError(f"{path}: not a whole .csd: {error}; get it again") from error
-
-
-def _keys(data: Mapping[str, Any], videos: set[str], path: Path) -> Iterator[tuple[str, str, int | None]]:
-    """Keys of the wanted videos, each with its video and, of `video[i]`, its index."""
-    for key in data:
-        video, _, index = key.partition("[")
-        if video in videos:
-            if index and not re.fullmatch(r"[0-9]{1,9}\]", index):
-                raise ValueError(f"{path}, key {key!r}: neither a video nor video[number]")
-            yield key, video, int(index[:-1]) if index else None
-
-
-def _dataset(entry: Any, name: str, where: str) -> Any:
-    """The entry's dataset, not yet read, where reading it is harmless."""
-    import h5py
-
-    found = entry.get(name) if isinstance(entry, h5py.Group) else None
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{where}: no dataset {name!r}")
-    if found.size is None or found.size * found.dtype.itemsize > LARGEST_ENTRY:
-        raise ValueError(f"{where}: {name} of shape {found.shape} and type {found.dtype} is too large for a video")
-    return found
-
-
-def _intervals(entry: Any, where: str) -> list[tuple[float, float]]:
-    """Start and end, S or N of them, seconds, checked."""
-    found = _dataset(entry, "intervals", where)
-    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "fiu":
-        raise ValueError(f"{where}: intervals must be numbers [n, 2], found {found.shape} of {found.dtype}")
-    intervals = [(float(start), float(end)) for start, end in found[:]]
-    for start, end in intervals:
-        if not (math.isfinite(start) and math.isfinite(end) and 0 <= start <= end):
-            raise ValueError(f"{where}: no time runs from {start:g} to {end:g} s")
-    return intervals
-
-
-def _texts(entry: Any, count: int, where: str) -> list[str]:
-    """The words, features [N, 1] of byte strings."""
-    found = _dataset(entry, "features", where)
-    if found.shape not in ((count, 1), (count,)) or found.dtype.kind not in "SO":
-        raise ValueError(
-            f"{where}: features must be {count} strings [n, 1], found {found.shape} of {found.dtype}; "
-            "give the words, not vectors of them"
-        )
-    values = list(found[:].reshape(-1))
-    if not all(isinstance(value, bytes) for value in values):
-        raise ValueError(f"{where}: features are no byte strings; give the words, not vectors of them")
-    try:
-        return [value.decode("utf-8") for value in values]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: a word is not in UTF-8: {error}") from error

@@ -6,22 +6,33 @@ Times are seconds from the clip's start, half-open. W words, T tokens, S spans.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from extractors.base import FeatureSequence
+
+if TYPE_CHECKING:
+    import jieba
+
+CHINESE = "zh"
+
+SILENCES = ("", "sp", "sil", "spn", "<eps>", "<sil>", "<p:>")
+"""Labels, in lower case, that aligners give to what is not a word."""
 
 CLOSED_GAP = 0.2
 """Seconds. Shorter unvoiced stretches (consonants, plosives' closures) belong to the speech around them."""
 
 _CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CHARACTER}][^\w\s]*|[^\s{_CHARACTER}]+")
+_RUN = re.compile(rf"([{_CHARACTER}]+)([^\w\s]*)|[^\s{_CHARACTER}]+")
 _IDEOGRAPH = re.compile(rf"[{_CHARACTER}]")
 
 # A spoken Chinese syllable, and a spoken digit, take about as long as so many letters of an English word.
@@ -38,12 +49,36 @@ class Word:
     end: float
 
 
-def split_words(text: str) -> list[str]:
-    """Words of a transcript: split at white space; a Chinese or Japanese character is a word of its own.
+def split_words(text: str, language: str = "") -> list[str]:
+    """Words of a transcript: split at white space, and Chinese (`zh`) where jieba sees its words.
 
-    Punctuation stays with the word that it follows: `"Well, 你好。"` gives `["Well,", "你", "好。"]`.
+    In other languages a Chinese or Japanese character is a word of its own. Punctuation stays with the word that it
+    follows: `"Well, 你好吗。"` in Chinese gives `["Well,", "你好", "吗。"]`.
     """
-    return _WORD.findall(text)
+    if language != CHINESE:
+        return _WORD.findall(text)
+    words: list[str] = []
+    for found in _RUN.finditer(text):
+        run, marks = found.groups()
+        words += _segmenter().lcut(run) if run else [found[0]]
+        words[-1] += marks or ""
+    return words
+
+
+@functools.cache
+def _segmenter() -> jieba.Tokenizer:
+    """jieba with the dictionary of its package, so that the same text has the same words everywhere.
+
+    The dictionary is read here, in 1 s: `initialize` would take it from a file in the temporary folder that anybody may
+    have written, and print that it does.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own, of how it is written
+        import jieba
+    segmenter = jieba.Tokenizer()
+    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
+    segmenter.initialized = True
+    return segmenter
 
 
 def word_length(word: str) -> int:

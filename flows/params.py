@@ -12,11 +12,15 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from corpora.demo import DemoConfig
+from corpora.raw import COLUMNS, Layout
 from extractors.align import AlignConfig
 from extractors.transcribe import TranscribeConfig
 from model.config import ModelConfig, TrainConfig, check_together
 
 STRICT = {"extra": "forbid"}
+
+IMPORTED_LAYOUTS = ("mmsa_pickle", "csd")
+"""Layouts whose features are extracted already: prepare writes them, extract takes them over."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +47,44 @@ class Paths:
 
 @dataclass(frozen=True)
 class PrepareParams:
-    """Which corpus, and how to read it."""
+    """Which corpus, and how to read it.
+
+    `columns`: of a table's columns (`corpora.raw.COLUMNS`) -> what this one calls it; null: the same.
+    """
 
     __pydantic_config__: ClassVar = STRICT
     corpus: str
-    layout: Literal["demo", "mmsa"]
+    layout: Literal["demo", "mmsa", "folder", "mmsa_pickle", "csd"]
     root: str
     language: str = "en"
     label_range: tuple[float, float] = (-3.0, 3.0)
     demo: DemoConfig = field(default_factory=DemoConfig)
+    columns: dict[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.columns if name not in COLUMNS]
+        if unknown:
+            raise ValueError(
+                f"columns: {unknown[0]!r} is none of a table's columns; name among {', '.join(COLUMNS)} those that "
+                "your table calls otherwise"
+            )
+        if self.raw_columns and self.layout not in ("mmsa", "folder"):
+            raise ValueError(f"columns have no effect with layout {self.layout}, which has no table of one's own")
         if self.label_range not in ((-3.0, 3.0), (-1.0, 1.0)):
             raise ValueError(
                 f"label_range must be [-3, 3] or [-1, 1], the two scales that the metrics are defined for; "
                 f"found {list(self.label_range)}"
             )
+
+    @property
+    def raw_layout(self) -> Layout:
+        """How the corpus's media lie; the demo's as MMSA has them."""
+        return "folder" if self.layout == "folder" else "mmsa"
+
+    @property
+    def raw_columns(self) -> dict[str, str]:
+        """Of the columns that the table calls otherwise: our name -> the table's."""
+        return {ours: theirs for ours, theirs in self.columns.items() if theirs}
 
 
 @dataclass(frozen=True)
