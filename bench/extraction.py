@@ -25,7 +25,7 @@ from corpora.manifest import Clip, Manifest, write_manifest
 from corpora.raw import read_raw
 from extractors.base import Source, create
 from extractors.media import probe
-from extractors.run import use_one_thread, work_units
+from extractors.run import limit_threads, work_units
 from extractors.workers import WorkerPool
 
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
@@ -45,7 +45,7 @@ def sources(folder: Path) -> list[Source]:
 
 def in_new_process(task: Callable[..., float], *arguments: object) -> float:
     """Run in a process of its own, so that memory and warm-up of one figure do not touch another."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), use_one_thread) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), limit_threads, (1,)) as pool:
         return pool.submit(task, *arguments).result()
 
 

@@ -115,17 +115,16 @@ def work_units(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
     return [[clips[i] for i in sorted(unit)] for unit in units if unit]
 
 
-def use_one_thread() -> None:
-    """Let this process's numeric libraries use one thread. The initializer of a worker process.
+def limit_threads(threads: int) -> None:
+    """Let this process's numeric libraries use so many threads. The initializer of a worker process.
 
-    Sums go in another order with other numbers of threads, so features would differ in their last bits with the
-    number of workers. Libraries that are loaded already are told, the others find it in the environment.
+    Libraries that are loaded already are told, the others find it in the environment.
     """
-    os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
     if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)
+        sys.modules["cv2"].setNumThreads(threads)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+        sys.modules["torch"].set_num_threads(threads)
 
 
 @functools.lru_cache(maxsize=4)

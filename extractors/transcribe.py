@@ -132,7 +132,7 @@ def transcribe(
     silent = [clip for clip in manifest.clips if not clip.text.strip() and clip.media]
     asr = _hear("asr", config.model, silent, manifest, scratch, clip_timeout, progress)
     clips = [_with_text(clip, asr.speech) for clip in manifest.clips]
-    given = {clip.clip_id: match_words(split_words(clip.text), files.get(clip.clip_id, ())) for clip in clips}
+    given = {clip.clip_id: match_words(_words(clip), files.get(clip.clip_id, ())) for clip in clips}
     untimed = [clip for clip in clips if clip.text and clip.media and given[clip.clip_id] is None]
     ctc = _hear("ctc", config.aligner, untimed, manifest, scratch, clip_timeout, progress)
     rows = []
@@ -163,11 +163,15 @@ def _with_text(clip: Clip, heard: Mapping[str, Speech]) -> Clip:
     return replace(clip, text=heard[clip.clip_id].text if clip.clip_id in heard else "")
 
 
+def _words(clip: Clip) -> list[str]:
+    return split_words(clip.text, clip.language)
+
+
 def _transcript(
     clip: Clip, source: str, given: np.ndarray | None, ctc: Mapping[str, Speech], asr: Mapping[str, Speech]
 ) -> Transcript:
     """The clip's text with the best times that there are."""
-    words = split_words(clip.text)
+    words = _words(clip)
     method, times = "file", given
     for name, heard in (("ctc", ctc), ("asr", asr)):
         if times is None and clip.clip_id in heard:
@@ -225,7 +229,7 @@ def _in_worker(
     """Clips as they are done, with their problems; in a process of its own, which a file can take down or hang up."""
     if not clips:
         return
-    worker = Worker(os.cpu_count() or 1)
+    worker = Worker(threads=os.cpu_count() or 1)
 
     def call(batch: Sequence[Clip]) -> Iterator[tuple[Sequence[Clip], list[Problem]]]:
         if not worker.running:
@@ -319,7 +323,7 @@ def _speeches(kind: Kind, model: str, sounds: Sequence[tuple[Clip, Path, np.ndar
     try:
         if isinstance(built, Recogniser):
             return [*built.recognise([samples for *_, samples in sounds], language)]
-        return [Speech(c.text, tuple(built.align(s, split_words(c.text), language))) for c, _, s in sounds]
+        return [Speech(c.text, tuple(built.align(s, _words(c), language))) for c, _, s in sounds]
     except Exception as error:  # becomes the clip's row in the problems table
         if len(sounds) == 1:
             return [error]
@@ -339,7 +343,7 @@ def _scratch_path(scratch: Path, signature: str, clip: Clip, root: Path) -> Path
     """Where the result lies; a clip without a hash in the manifest has its file hashed."""
     media = root / clip.media
     content = clip.sha256 or (sha256_of(media) if media.is_file() else "absent")
-    payload = json.dumps([content, clip.language, split_words(clip.text)])
+    payload = json.dumps([content, clip.language, _words(clip)])
     key = hashlib.sha256(payload.encode()).hexdigest()
     return scratch / signature / key[:2] / f"{key}.json"
 

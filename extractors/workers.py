@@ -25,7 +25,7 @@ from typing import Any, Self
 from corpora.manifest import Clip
 from corpora.problems import Problem
 from corpora.processes import end_with_parent
-from extractors.run import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, use_one_thread
+from extractors.run import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
 from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class WorkerLost(RuntimeError):
         return type(self), (self.error, str(self))
 
 
-def _serve(calls: Connection, folder: Path | None) -> None:
+def _serve(calls: Connection, folder: Path | None, threads: int) -> None:
     """The life of a worker process: calls from its parent, one by one, until either of them ends."""
-    use_one_thread()
+    limit_threads(threads)
     end_with_parent()
     if folder is not None:
         os.chdir(folder)
@@ -70,11 +70,11 @@ _environment = threading.Lock()
 
 
 @contextmanager
-def _thread_limits() -> Iterator[None]:
+def _thread_limits(threads: int) -> Iterator[None]:
     """The environment of a process that is started: it loads numpy, which looks there, before it comes to `_serve`."""
     with _environment:
         before = {name: os.environ.get(name) for name in THREAD_LIMITS}
-        os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+        os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
         try:
             yield
         finally:
@@ -90,10 +90,13 @@ class Worker:
 
     Args:
         folder: what relative paths in the calls start from; None: this process's working directory.
+        threads: that its numeric libraries may use. Sums go in another order with other numbers of them, so features,
+            which may not depend on the number of workers, want one.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
         self._folder = folder
+        self._threads = threads
         self._process: multiprocessing.process.BaseProcess | None = None
         self._calls: Connection | None = None
 
@@ -105,8 +108,8 @@ class Worker:
     def _start(self) -> Connection:
         spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
         self._calls, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, self._folder), daemon=True)
-        with _thread_limits():
+        self._process = spawn.Process(target=_serve, args=(theirs, self._folder, self._threads), daemon=True)
+        with _thread_limits(self._threads):
             self._process.start()
         theirs.close()  # the worker's end is then the only one, and its death an end of file
         return self._calls

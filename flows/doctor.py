@@ -14,7 +14,7 @@ from rich.table import Table
 
 from corpora.doctor import Examination, examine, label_histogram
 from corpora.manifest import MODALITIES, Clip
-from extractors.run import extract_unit, use_one_thread
+from extractors.run import extract_unit, limit_threads
 from flows.params import Params
 from flows.runtime import console
 
@@ -142,7 +142,7 @@ def sample_clips(found: Examination, count: int) -> list[Clip]:
 def _estimate(found: Examination, chosen: Sequence[Clip], params: Params) -> Table:
     """Seconds that extraction will take, by those that the chosen clips take here and now."""
     workers = params.extract.workers or os.cpu_count() or 1
-    use_one_thread()
+    limit_threads(1)
     root, of_clips = Path(found.manifest.root), sum(clip.duration for clip in chosen)
     title = f"Extraction by {workers} processes, going by {len(chosen)} clips"
     table = _table(title, "modality", "extractor", "seconds a second", "whole corpus")

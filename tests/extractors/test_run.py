@@ -371,7 +371,7 @@ def test_few_failures_pass_and_many_stop_with_a_summary():
         assert part in message
 
 
-def test_the_libraries_of_a_worker_use_one_thread(monkeypatch):
+def test_threads_are_limited(monkeypatch):
     import cv2
 
     before = cv2.getNumThreads()
@@ -380,7 +380,7 @@ def test_the_libraries_of_a_worker_use_one_thread(monkeypatch):
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
         monkeypatch.setenv(name, "8")
     try:
-        run.use_one_thread()
+        run.limit_threads(1)
         assert os.environ["OMP_NUM_THREADS"] == "1" and cv2.getNumThreads() == 1
     finally:
         cv2.setNumThreads(before)

@@ -208,7 +208,7 @@ import os, sys, threading, time
 from extractors.workers import Worker
 
 if __name__ == "__main__":
-    idle, busy = Worker(1), Worker(1)
+    idle, busy = Worker(), Worker()
     pids = idle.call(None, os.getpid), busy.call(None, os.getpid)
     threading.Thread(target=busy.call, args=(None, time.sleep, 3600)).start()
     print(*pids, flush=True)
