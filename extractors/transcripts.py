@@ -43,7 +43,7 @@ class Transcript:
     Attributes:
         text: empty where nothing is said, or nobody knows what.
         text_source: corpus or asr; empty where there is no text.
-        words: those of `split_words(text)`.
+        words: those of `split_words`.
         start, end: [W] seconds; empty where the words have no times, and `align` estimates them.
         times_method: file (they came with the corpus), ctc (forced alignment) or asr (the recogniser's own); empty
             where there are no times.

@@ -17,6 +17,7 @@ import numpy as np
 from corpora.demo.face import SIZE, render
 from corpora.demo.plan import (
     FPS,
+    LIMIT,
     SPEECH_START,
     SPEECH_TAIL,
     ClipPlan,
@@ -46,6 +47,7 @@ def generate(
     language: str = "en",
     progress: Callable[[int], None] | None = None,
     workers: int = 0,
+    limit: float = LIMIT,
 ) -> None:
     """Write the corpus under `root`: `Raw/<video_id>/<clip_id>.mp4`, `words.csv`, `label.csv`.
 
@@ -59,6 +61,7 @@ def generate(
         language: one that has a script.
         progress: called with 1 for each clip that is finished.
         workers: processes; 0 = one a core; 1 = this process.
+        limit: labels lie in [-limit, limit], in steps of 0.2.
 
     Raises:
         ValueError: no script for the language.
@@ -83,7 +86,7 @@ def generate(
         for clip_id, index, word, start, end in sorted(words):
             writer.writerow([clip_id, index, word, f"{start:.3f}", f"{end:.3f}"])
     with atomic_path(root / "label.csv") as temporary:
-        temporary.write_text(label_csv(plans), encoding="utf-8", newline="")
+        temporary.write_text(label_csv(plans, limit), encoding="utf-8", newline="")
 
 
 def _made(make: Callable[[int], list[Word]], clips: int, workers: int) -> Iterator[list[Word]]:
@@ -113,7 +116,7 @@ def make_clip(root: Path, config: DemoConfig, language: str, index: int) -> list
     speech = say(
         plan.sentence.words,
         f"{script.voice}+{plan.speaker.voice}",
-        prosody_of(plan.speaker, plan.shown["audio"], rng),
+        prosody_of(plan.speaker, script.rate, plan.shown["audio"], rng),
         plan.sentence.emphasised,
         script.joiner,
     )

@@ -41,7 +41,7 @@ SPEECH_START, SPEECH_TAIL = 0.20, 0.30
 
 # Voices, and the espeak pitch that brings each to about 115 to 145 Hz: the base must not drown the cue.
 VOICES = {"m2": 62, "m3": 58, "m5": 62, "m6": 64, "m7": 58, "f1": 26, "f2": 22, "f3": 18, "f4": 26, "f5": 18}
-RATE, RATE_EFFECT = 172, 45
+RATE_EFFECT = 45
 PITCH_EFFECT, RANGE, RANGE_EFFECT = 18, 50, 44
 GAIN, GAIN_EFFECT_DB = 0.5, 5.0
 
@@ -181,11 +181,14 @@ def plan_clip(config: DemoConfig, index: int, script: Script, splits: Sequence[s
     )
 
 
-def prosody_of(speaker: Speaker, shown: float, rng: np.random.Generator) -> Prosody:
-    """How a sentence is said that shows a sentiment: glad is higher, livelier, faster and louder than sad."""
+def prosody_of(speaker: Speaker, rate: int, shown: float, rng: np.random.Generator) -> Prosody:
+    """How a sentence is said that shows a sentiment: glad is higher, livelier, faster and louder than sad.
+
+    `rate` is the language's own, `Script.rate`.
+    """
     x = shown / LIMIT
     return Prosody(
-        rate=int((RATE + RATE_EFFECT * x + rng.normal(0, 6)) * speaker.rate_factor),
+        rate=int((rate + RATE_EFFECT * x + rng.normal(0, 6)) * speaker.rate_factor),
         pitch=int(np.clip(speaker.pitch + PITCH_EFFECT * x + rng.normal(0, 2), 0, 99)),
         pitch_range=int(np.clip(RANGE + RANGE_EFFECT * x + rng.normal(0, 5), 0, 99)),
         gain=float(GAIN * 10 ** ((GAIN_EFFECT_DB * x + rng.normal(0, 1)) / 20)),
@@ -244,14 +247,15 @@ LABEL_COLUMNS = (
 )
 
 
-def label_csv(plans: Sequence[ClipPlan]) -> str:
-    """The corpus's `label.csv`, in MMSA's columns, sorted by video and clip."""
+def label_csv(plans: Sequence[ClipPlan], limit: float = LIMIT) -> str:
+    """The corpus's `label.csv`, in MMSA's columns, sorted by video and clip; labels in [-limit, limit]."""
+    scale = limit / LIMIT
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(LABEL_COLUMNS)
     for plan in sorted(plans, key=lambda p: (p.video_id, p.clip_id)):
-        label = _rounded(plan.latent)
-        shown = [_rounded(plan.shown[m]) for m in MODALITIES]
+        label = _rounded(scale * plan.latent)
+        shown = [_rounded(scale * plan.shown[m]) for m in MODALITIES]
         polarity = float(label)
         annotation = "Positive" if polarity > 0 else "Negative" if polarity < 0 else "Neutral"
         writer.writerow([plan.video_id, plan.clip_id, plan.text, label, *shown, annotation, plan.split])

@@ -23,7 +23,9 @@ class Script:
     """One language's templates; the head of `script_en.yaml` says what each key means."""
 
     voice: str
+    rate: int
     joiner: str
+    comma: str
     full_stop: str
     emphasised: Sequence[str]
     slots: Mapping[str, Sequence[str]]
@@ -80,7 +82,7 @@ def compose(script: Script, sentiment: float, rng: np.random.Generator) -> Sente
             emphasised += range(len(words), len(words) + len(filled))
         words += filled
     if rng.random() < CLOSER_SHARE:
-        words += [",", *choose(script.closers).split()]
+        words += [script.comma, *choose(script.closers).split()]
     words, emphasised = _attach_commas(words, emphasised)
     words[-1] += script.full_stop
     words[0] = words[0][0].upper() + words[0][1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from corpora.demo import DemoConfig, generate
 from corpora.demo.plan import OFF_CYCLE, draw_sentiments, modality_off, plan_clip, split_of_speakers
-from corpora.demo.script import compose, kind_of, load_script
+from corpora.demo.script import compose, kind_of, languages, load_script
 from corpora.demo.voice import Prosody, say, word_times
 from corpora.manifest import MODALITIES, SPLITS
 
@@ -53,6 +54,49 @@ def test_same_seed_gives_the_same_bytes_in_any_process(demo: Path, tiny_config: 
     for ours, theirs in zip(media(tmp_path), media(demo), strict=True):
         assert ours.relative_to(tmp_path) == theirs.relative_to(demo)
         assert ours.read_bytes() == theirs.read_bytes(), ours.name
+
+
+def test_the_english_demo_says_what_it_always_said(demo: Path) -> None:
+    """Figures in the README are of these draws."""
+    found = hashlib.sha256((demo / "label.csv").read_bytes()).hexdigest()
+    assert found == "26b2f68b568ae86132abf4eb9cf874830a50ef01ebdda6f81b19bf44cbda39a5"
+
+
+@pytest.fixture(scope="module")
+def mandarin(tmp_path_factory: pytest.TempPathFactory, tiny_config: DemoConfig) -> Path:
+    """Root of a generated corpus of five clips, labelled as CH-SIMS is."""
+    root = tmp_path_factory.mktemp("mandarin")
+    generate(root, tiny_config, "zh", workers=1, limit=1.0)
+    return root
+
+
+def test_mandarin_clips_speak_their_words_in_order(mandarin: Path) -> None:
+    spoken: dict[str, list[dict[str, str]]] = {}
+    for word in rows(mandarin / "words.csv"):
+        spoken.setdefault(word["clip_id"], []).append(word)
+    assert len(media(mandarin)) == len(spoken) == 5
+    for row in rows(mandarin / "label.csv"):
+        words = spoken[f"{row['video_id']}/{row['clip_id']}"]
+        assert "".join(word["word"] for word in words) == row["text"]
+        assert row["text"].endswith("。") and not any(character.isascii() for character in row["text"])
+        times = [(float(word["start"]), float(word["end"])) for word in words]
+        assert all(start < end for start, end in times)
+        assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(times))
+        with av.open(str(mandarin / "Raw" / row["video_id"] / f"{row['clip_id']}.mp4")) as container:
+            assert times[-1][1] <= container.duration / av.time_base < 10
+            assert container.streams.video and container.streams.audio
+
+
+def test_mandarin_labels_are_those_of_ch_sims(mandarin: Path, demo: Path) -> None:
+    columns = ("label", "label_T", "label_A", "label_V")
+    for row, english in zip(rows(mandarin / "label.csv"), rows(demo / "label.csv"), strict=True):
+        for column in columns:
+            value = float(row[column])
+            assert -1 <= value <= 1
+            assert value * 5 == pytest.approx(round(value * 5))
+            assert value == pytest.approx(float(english[column]) / 3, abs=0.15)  # the same latent sentiment
+    assert len({tuple(row[column] for column in columns) for row in rows(mandarin / "label.csv")}) > 1
+    assert any(len({row[column] for column in columns[1:]}) > 1 for row in rows(mandarin / "label.csv"))
 
 
 def test_another_seed_says_something_else(demo: Path, tiny_config: DemoConfig) -> None:
@@ -124,14 +168,15 @@ def test_modality_that_is_off_does_not_show_the_sentiment_and_the_others_do() ->
     assert np.corrcoef(latent, shown["audio"])[0, 1] < -0.3
 
 
+@pytest.mark.parametrize("language", languages())
 @pytest.mark.parametrize("sentiment", [-3.0, -1.0, 0.0, 1.0, 3.0])
-def test_sentences_have_a_sensible_length_and_stress_existing_words(sentiment: float) -> None:
-    script, rng = load_script("en"), np.random.default_rng(1)
+def test_sentences_have_a_sensible_length_and_stress_existing_words(sentiment: float, language: str) -> None:
+    script, rng = load_script(language), np.random.default_rng(1)
     for _ in range(200):
         sentence = compose(script, sentiment, rng)
         assert 4 <= len(sentence.words) <= 20
         assert all(0 <= index < len(sentence.words) for index in sentence.emphasised)
-        assert not any(set(word) & set("{}") or word in (",", ".") for word in sentence.words)
+        assert not any(set(word) & set("{}") or word in (",", ".", "\uff0c", "。") for word in sentence.words)
 
 
 def test_kinds_of_sentences_follow_the_sentiment() -> None:
@@ -140,7 +185,7 @@ def test_kinds_of_sentences_follow_the_sentiment() -> None:
 
 
 def test_language_without_a_script_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"speaks en, not 'tlh'"):
+    with pytest.raises(ValueError, match=r"speaks en, zh, not 'tlh'"):
         generate(tmp_path, DemoConfig(clips=3, speakers=3), language="tlh")
 
 

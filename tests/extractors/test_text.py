@@ -92,10 +92,10 @@ def test_unknown_duration_gives_no_times(tiny):
     assert not result.end.any()
 
 
-def test_chinese_characters_are_words(tiny):
+def test_chinese_tokens_belong_to_the_words_that_jieba_cuts(tiny):
     (result,) = tiny.extract([source("这部电影很好看.", language="zh")])
-    assert split_words("这部电影很好看.")[-1] == "看."
-    assert result.word_index.tolist() == [-1, 0, 1, 2, 3, 4, 5, 6, 6, -1]
+    assert split_words("这部电影很好看.", "zh") == ["这部", "电影", "很", "好看."]
+    assert result.word_index.tolist() == [-1, 0, 0, 1, 1, 2, 3, 3, 3, -1]
 
 
 def test_every_token_belongs_to_the_word_it_is_cut_from():

@@ -9,8 +9,8 @@ from extractors.base import MissingModality, Source, create
 from extractors.words import split_words
 
 
-def source(text, duration=2.5):
-    return Source(clip_id="clip", media=None, text=text, language="en", duration=duration)
+def source(text, duration=2.5, language="en"):
+    return Source(clip_id="clip", media=None, text=text, language=language, duration=duration)
 
 
 def extract(text, **options):
@@ -50,6 +50,7 @@ def test_chinese_characters_are_words_and_wide_marks_are_marks():
         (3, {"ends_exclamation"}), (3, {"ends_question"}), (3, {"ends_comma"}), (3, {"ends_stop"})
     )  # fmt: skip
     assert len(extract("这部电影")) == 4
+    assert extract("这部电影", language="zh").values[:, 0].tolist() == [6, 6]
 
 
 def test_the_same_word_has_the_same_id_wherever_it_stands():

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,6 +37,34 @@ def test_words_are_split_at_white_space_and_keep_their_punctuation():
 
 def test_each_chinese_character_is_a_word():
     assert split_words("我很喜欢。Netflix 电影!") == ["我", "很", "喜", "欢。", "Netflix", "电", "影!"]
+
+
+def test_chinese_is_cut_into_words_and_nothing_is_lost():
+    text = "其实\uff0c我朋友觉得“这部电影”非常精彩! iPhone手机 3D 鿃㐀..."
+    words = split_words(text, "zh")
+    assert words[:6] == ["其实\uff0c", "我", "朋友", "觉得“", "这部", "电影”"]
+    assert words[6:10] == ["非常", "精彩!", "iPhone", "手机"]
+    assert "".join(words) == text.replace(" ", "")
+    assert split_words("Well, I don't - know.\n", "zh") == split_words("Well, I don't - know.\n", "en")
+    assert split_words("", "zh") == []
+
+
+def test_chinese_words_take_the_time_of_their_characters():
+    words = split_words("这部电影精彩。", "zh")
+    times = match_words(words, timed(("这部", 0, 1), ("电影精彩", 1, 3)))
+    assert words == ["这部", "电影", "精彩。"]
+    assert times.tolist() == [[0, 1], [1, 2], [2, 3]]
+    placed = word_times(words, None, 6.0)
+    assert placed.tolist() == [[0, 2], [2, 4], [4, 6]]
+
+
+def test_cutting_chinese_prints_nothing_and_leaves_no_file(tmp_path):
+    program = "from extractors.words import split_words; assert split_words('看电影', 'zh') == ['看', '电影']"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_punctuation_has_no_length_and_digits_have_more_than_a_letter():
