@@ -38,6 +38,7 @@ for _name, _value in (server.QUIET | {"GOMP_SPINCOUNT": "1000"}).items():
 
 PARENT_RUN = "DASHFUSION_PARENT_RUN"  # flow run of `pipeline`; a stage started by it shows itself as its child
 TRACEBACK_HINT = "(DASHFUSION_TRACEBACK=1 shows where)"
+SHOWN_ROWS = 500  # of a table artifact: a published corpus can have thousands of problems
 GPU_LEASE = 120.0  # seconds; see `gpu_slot`
 
 
@@ -79,6 +80,7 @@ def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> 
         placeholder = client.create_task_run(
             task=Task(fn=flow.fn, name=flow.name),
             flow_run_id=UUID(parent_run),
+            name=" ".join(filter(None, (flow.name, parameters.get("modality")))),
             dynamic_key=uuid4().hex,
             state=Pending(),
             task_inputs={},
@@ -237,11 +239,17 @@ def publish_progress(key: str, description: str) -> Callable[[float, str], None]
 
 
 def publish_table(key: str, rows: Iterable[Mapping[str, Any]], description: str) -> None:
-    """A table artifact of the current flow run; nothing without the engine (the table is on disk as well)."""
+    """A table artifact of the current flow run, its first `SHOWN_ROWS`; nothing without the engine.
+
+    The whole table is on disk as well.
+    """
     if engine_active():
         from prefect.artifacts import create_table_artifact
 
-        create_table_artifact(key=key, table=[dict(row) for row in rows], description=description)
+        table = [dict(row) for row in rows]
+        if len(table) > SHOWN_ROWS:
+            description += f" (the first {SHOWN_ROWS:,} of {len(table):,})"
+        create_table_artifact(key=key, table=table[:SHOWN_ROWS], description=description)
 
 
 def publish_markdown(key: str, markdown: str, description: str) -> None:

@@ -152,6 +152,17 @@ def test_runs_are_tagged_with_corpus_stage_and_who_runs_them(monkeypatch):
     assert tagged == {0: ["corpus:demo_en", "mine"], 1: ["corpus:demo_en", "dvc", "mine", "stage:train"]}
 
 
+def test_a_long_table_is_cut_and_says_so(monkeypatch):
+    published = {}
+    monkeypatch.setattr(runtime, "engine_active", lambda: True)
+    monkeypatch.setattr("prefect.artifacts.create_table_artifact", lambda **given: published.update(given))
+    runtime.publish_table("problems", ({"clip": i} for i in range(2000)), "Problems")
+    assert published["table"] == [{"clip": i} for i in range(runtime.SHOWN_ROWS)]
+    assert published["description"] == "Problems (the first 500 of 2,000)"
+    runtime.publish_table("problems", [{"clip": 0}], "Problems")
+    assert published["description"] == "Problems"
+
+
 def test_without_the_engine_the_gpu_is_nobodys_and_cached_results_are_plain():
     with runtime.gpu_slot():
         assert runtime.as_cached("result", "why") == "result"
