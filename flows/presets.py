@@ -213,20 +213,23 @@ def _write_params(path: Path, values: Mapping[str, Any]) -> None:
     represent = parser.representer.add_representer
     represent(type(None), lambda to, _: to.represent_scalar(tag + "null", "null"))  # where ruamel leaves nothing
     represent(float, lambda to, x: to.represent_scalar(tag + "float", yaml.safe_dump(x).split()[0]))  # not 2e-05: a str
-    document = parser.load(_commented(path)) or {}
+    text, committed = path.read_text(encoding="utf-8") if path.is_file() else "", _committed(path)
+    document = parser.load(text if "#" in text else committed or text) or {}  # `dvc exp run` leaves the comments out
     _merge(document, values)
+    back = yaml.safe_load(committed) == values  # then also to the places that the comments had
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
-        parser.dump(document, handle)
+        if back:
+            handle.write(committed)
+        else:
+            parser.dump(document, handle)
 
 
-def _commented(path: Path) -> str:
-    """The file's text; that of the last commit where `dvc exp run` has written it, which leaves the comments out."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if "#" in text or not shutil.which("git"):
-        return text
+def _committed(path: Path) -> str:
+    """The file's text in the last commit; empty where there is none."""
+    if not shutil.which("git"):
+        return ""
     command = ["git", "show", f"HEAD:./{path.name}"]
-    committed = subprocess.run(command, cwd=path.absolute().parent, capture_output=True, text=True)
-    return committed.stdout if committed.returncode == 0 else text
+    return subprocess.run(command, cwd=path.absolute().parent, capture_output=True, text=True).stdout
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -41,6 +41,12 @@ def test_the_committed_parameters_are_the_composed_default(project):
     assert chosen() == ({}, {}), "a choice was committed: dashfusion use experiment=default"
 
 
+def commit(project):
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=project, check=True, capture_output=True)
+
+
 def test_use_changes_the_values_and_keeps_the_comments(project):
     changed = apply(["corpus=mmsa", "prepare.root=/videos/mosi"])
     assert changed["prepare.root"] == ("corpora/demo", "/videos/mosi")
@@ -87,7 +93,9 @@ def test_a_preset_named_with_dvcs_own_command_wins_over_the_chosen_one(project):
 def test_going_to_presets_and_back_leaves_every_file_as_it_was(project):
     files = [project / "params.yaml", *(project / "conf").rglob("*.yaml")]
     before = {path: path.read_text(encoding="utf-8") for path in files}
+    commit(project)
     apply(["corpus=demo_zh", "prepare.demo.clips=48", "align.mask_invalid=[]"])
+    apply(["corpus=folder", "prepare.root=/videos/in/a/place/far/away"])  # longer than the place of its comment
     apply(["corpus=mmsa", "prepare.label_range=[-1,1]", f"~{OPTIONS}", f"+{OPTIONS}={{model:x}}"])
     apply(["experiment=default"])
     assert {path: path.read_text(encoding="utf-8") for path in files} == before
@@ -154,9 +162,7 @@ def test_every_preset_composes_and_says_what_it_is_for():
 
 def test_comments_that_dvc_left_out_come_back_from_the_last_commit(project):
     commented = (project / "params.yaml").read_text(encoding="utf-8")
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
-        subprocess.run(["git", *command], cwd=project, check=True, capture_output=True)
+    commit(project)
     (project / "params.yaml").write_text(yaml.safe_dump(compose(["train.epochs=3"])), encoding="utf-8")  # as it does
     assert apply(["experiment=default"]) == {"train.epochs": (3, 16)}
     assert (project / "params.yaml").read_text(encoding="utf-8") == commented
