@@ -26,6 +26,7 @@ from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's swi
 HISTORY = server.STATE / "metrics.jsonl"
 """A line an evaluation in this folder. DVC removes a stage's files before it runs, so what was there before is here."""
 
+REPORT_PAGE = "index.html"
 REPORT_URL = "DASHFUSION_REPORT_URL"  # where the report's folder is served, if it is; pages may not link to files
 LESS_IS_BETTER = ("mae",)
 
@@ -69,7 +70,7 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
     """The report and the data of DVC's plots."""
     manifest = with_transcripts(read_manifest(params.paths.manifest), read_transcripts(params.paths.transcripts))
     dataset = json.loads((params.paths.dataset / "dataset.json").read_text(encoding="utf-8"))
-    path = params.paths.report / "index.html"
+    path = params.paths.report / REPORT_PAGE
     write_plot_data(params.paths.metrics / "plots", result.predictions, manifest.label_range)
     write_report(
         path,
@@ -158,24 +159,29 @@ def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[st
     return table
 
 
-def publish(params: Params, result: Any, before: Mapping[str, Any] | None, page: Path) -> None:
-    """Artifacts of the flow run: the metrics with their change, the plots, and where the report is."""
+def publish_metrics(params: Params, metrics: Mapping[str, Any], prefix: str = "") -> None:
+    """Artifacts of the flow run, keys behind `prefix`: the metrics with their change, and where the report is."""
+    title, before = f"{params.prepare.corpus}, {params.evaluate.split} split", metrics_before(params, metrics)
+    columns = ("metric", "value", "last run", "change")[: 4 if before else 2]
+    rows = compared_rows(metrics, before) if before else metrics_rows(metrics)
+    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    runtime.publish_markdown(f"{prefix}metrics", "\n".join(lines), title)
+    page, served = (params.paths.report / REPORT_PAGE).resolve(), os.environ.get(REPORT_URL)
+    link = f"{served.rstrip('/')}/{page.name}" if served else page.as_uri()
+    runtime.publish_link(f"{prefix}report", link, f"Report on {title}", str(page))
+
+
+def publish_plots(params: Params, result: Any) -> None:
+    """An artifact of the flow run with the plots as pictures."""
     if not runtime.engine_active():
         return
-    title = f"{params.prepare.corpus}, {params.evaluate.split} split"
-    columns = ("metric", "value", "last run", "change")[: 4 if before else 2]
-    rows = compared_rows(result.metrics, before) if before else metrics_rows(result.metrics)
-    lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
-    runtime.publish_markdown("metrics", "\n".join(lines), title)
     label_range = read_manifest(params.paths.manifest).label_range
     plots = [
         f"**{name}**\n\n![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
         for name, png in pictures(result.predictions, label_range, training_curves(params))
     ]
+    title = f"{params.prepare.corpus}, {params.evaluate.split} split"
     runtime.publish_markdown("plots", "\n\n".join(plots), title)
-    served = os.environ.get(REPORT_URL)
-    link = f"{served.rstrip('/')}/{page.name}" if served else page.resolve().as_uri()
-    runtime.publish_link("report", link, f"Report on {title}", f"{page.resolve()}")
 
 
 @flow(name="evaluate", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
@@ -192,9 +198,9 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     record = begun.write(params.paths.metrics / RECORD, train=training)
     path = runtime.call(report, params, result, record)
     remember(params, result.metrics)
-    before = metrics_before(params, result.metrics)
-    publish(params, result, before, path)
-    console.print(metrics_table(params, result.metrics, before))
+    publish_metrics(params, result.metrics)
+    publish_plots(params, result)
+    console.print(metrics_table(params, result.metrics, metrics_before(params, result.metrics)))
     console.print(f"report: {path.resolve()}")
     return dict(result.metrics)
 

@@ -328,9 +328,22 @@ def pipeline(
                 _publish([*results, StageResult(stage, "failed", time.monotonic() - began)])
                 raise
         _publish(results)
+        if results and results[-1].stage == "evaluate":
+            _publish_metrics()
     return results
 
 
 def _publish(results: Sequence[StageResult]) -> None:
     rows = [{"stage": r.stage, "state": r.state, "seconds": round(r.seconds, 1)} for r in results]
     runtime.publish_table("pipeline-stages", rows, "Stages of this run: run, cached or failed, with their wall time")
+
+
+def _publish_metrics() -> None:
+    """On the run's own page too: who opens it asks for them first."""
+    if runtime.engine_active():
+        from flows.evaluate import publish_metrics
+        from flows.params import load_params
+
+        params = load_params()
+        path = params.paths.metrics / f"{params.evaluate.split}.json"
+        publish_metrics(params, json.loads(path.read_text(encoding="utf-8")), "pipeline-")

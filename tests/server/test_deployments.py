@@ -95,7 +95,7 @@ def test_a_run_shows_a_task_a_stage_and_the_stages_own_runs_below_it(house, firs
 def test_a_run_leaves_metrics_problems_and_a_link_to_its_report(house, first_run):
     runs = [first_run["id"], *(child["id"] for child in house.children(first_run["id"]))]
     artifacts = house.artifacts(*runs)
-    assert "Mean absolute error" in artifacts["metrics"]["data"]
+    assert "Mean absolute error" in artifacts["metrics"]["data"] == artifacts["pipeline-metrics"]["data"]
     assert [row["state"] for row in yaml.safe_load(artifacts["pipeline-stages"]["data"])] == ["run"] * len(STAGES)
     assert "problems" in " ".join(artifacts)
     link = next(one["data"] for one in artifacts.values() if "index.html" in str(one["data"]))

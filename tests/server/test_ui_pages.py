@@ -55,7 +55,11 @@ def test_the_runs_page_shows_its_stages(page):
     page.get_by_text("8 Task runs").first.wait_for()
 
 
-def test_from_the_runs_page_two_clicks_lead_to_the_metrics(page):
-    click(page, "Subflow Runs", "evaluate demo_en", "Artifacts")
-    page.get_by_text("metrics", exact=True).first.click()
+def test_the_runs_page_shows_the_metrics(page):
+    click(page, "Artifacts", "pipeline-metrics")
     page.get_by_text("Mean absolute error").first.wait_for()
+
+
+def test_the_page_of_the_run_of_evaluate_shows_the_plots(page):
+    click(page, "Subflow Runs", "evaluate demo_en", "Artifacts", "plots")
+    page.locator("img[src^='data:image/png']").first.wait_for()
