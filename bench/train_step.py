@@ -7,8 +7,8 @@ network: MiniLM, and one of the size of BERT-base (from random weights: they do 
 - `plain`, the baseline: every clip padded to the corpus's fixed lengths, as published code does it, and each of the 96
   partners encoded for itself, whether it is in the batch twice or not. Network and losses are ours, so that the ratio
   is that of batching and bookkeeping alone.
-- `retrieved`, `in_batch`: the training loop's own step, `train.contrastive.scope`.
-
+- `retrieved`, `in_batch`: the training loop's own step, `train.contrastive.scope`; with `train.precision` 32 and, where
+  the device has instructions for it, bf16.
 - `published`: `--peer COMMAND` times other code on the same clips, on a CPU. The command gets a file of them
   (`write_inputs`) and a number of steps, and prints a line of JSON with `seconds` and `megabytes`. It takes plain's
   place as the baseline, where the text encoder is trained.
@@ -261,25 +261,28 @@ def main() -> None:
 
 
 def compare(shape: str, text: str, encoder: str, steps: int, peer: str | None) -> dict[str, float]:
-    """Print and return the figures of all variants; `times` is how many times faster than the first one."""
-    figures: dict[str, float] = {}
-    for precision in ("", "bf16") if torch.cuda.is_available() else ("",):
-        rows = {"published": run_peer(peer, shape, encoder)} if peer and not precision else {}
-        for variant in VARIANTS if not rows else ("retrieved", "in_batch"):
+    """Print and return the figures of all variants; `times` is how many times faster than the first one, in float32."""
+    rows = {"published": run_peer(peer, shape, encoder)} if peer else {}
+    for precision in ("", "bf16") if has_bf16() else ("",):
+        for variant in ("retrieved", "in_batch") if peer else VARIANTS:
             command = [sys.executable, "-m", "bench.train_step", "--cases", f"{shape}/{text}", "--variant", variant]
             command += ["--steps", str(steps), "--encoder", encoder, *(["--bf16"] if precision else [])]
-            rows[variant] = run(command)
-        baseline = next(iter(rows))
-        for variant, found in rows.items():
-            name = "_".join(filter(None, (shape, text, variant, precision)))
-            found[f"times_faster_than_{baseline}"] = times = rows[baseline]["seconds"] / found["seconds"]
-            figures |= {f"{name}_{key}": value for key, value in found.items()}
-            print(
-                f"{shape:<8}{text:<8}{variant + ' ' + precision:<18}{found['seconds']:>10.3f}"
-                f"{found['clips_per_second']:>10.1f}{found['megabytes']:>9.0f}{times:>8.1f}",
-                flush=True,
-            )
+            rows[f"{variant}_{precision}".rstrip("_")] = run(command)
+    baseline, figures = next(iter(rows)), {}
+    for variant, found in rows.items():
+        found[f"times_faster_than_{baseline}"] = times = rows[baseline]["seconds"] / found["seconds"]
+        figures |= {f"{shape}_{text}_{variant}_{key}": value for key, value in found.items()}
+        print(
+            f"{shape:<8}{text:<8}{variant:<18}{found['seconds']:>10.3f}"
+            f"{found['clips_per_second']:>10.1f}{found['megabytes']:>9.0f}{times:>8.1f}",
+            flush=True,
+        )
     return figures
+
+
+def has_bf16() -> bool:
+    """Whether the device computes in bfloat16, rather than imitating it."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from corpora.manifest import read_manifest
 from corpora.problems import read_problems
 from extractors.transcripts import read_transcripts, with_transcripts
 from flows import runtime, server
+from flows.corpus_card import corpus_card
 from flows.params import Params, load_params
 from flows.record import RECORD, RunRecord, read_training
 from flows.report import METRICS, ReportInput, metrics_rows, pictures, write_plot_data, write_report
@@ -68,7 +69,9 @@ def measure(params: Params) -> Any:
 @task
 def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
     """The report and the data of DVC's plots."""
-    manifest = with_transcripts(read_manifest(params.paths.manifest), read_transcripts(params.paths.transcripts))
+    transcripts = read_transcripts(params.paths.transcripts)
+    manifest = with_transcripts(read_manifest(params.paths.manifest), transcripts)
+    problems = read_problems([params.paths.all_problems])
     dataset = json.loads((params.paths.dataset / "dataset.json").read_text(encoding="utf-8"))
     path = params.paths.report / REPORT_PAGE
     write_plot_data(params.paths.metrics / "plots", result.predictions, manifest.label_range)
@@ -82,9 +85,10 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
             predictions=result.predictions,
             clips={clip.clip_id: clip for clip in manifest.clips},
             curves=training_curves(params),
-            problems=read_problems([params.paths.all_problems]),
+            problems=problems,
             word_times=dataset["word_times"],
             record=record,
+            card=corpus_card(manifest, transcripts, params.paths.dataset, problems, params.align.mask_invalid),
         ),
     )
     return path

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from corpora.manifest import Clip
     from corpora.problems import Problem
+    from flows.corpus_card import CorpusCard
 
 NOTHING = "–"  # noqa: RUF001  (an en dash stands for an undefined value)
 WORST_CLIPS = 15
@@ -75,7 +76,7 @@ CURVES = (
     ("Validation correlation", {"valid_corr": ""}),
 )
 
-# Matplotlib knows no CSS variables: it draws with these marker colours, `_to_svg` then puts the page's own in
+# Matplotlib knows no CSS variables: it draws with these marker colours, `to_svg` then puts the page's own in
 # their place, so that plots follow the reader's light or dark scheme.
 INK, MUTED, LINE, ACCENT = "#010101", "#010102", "#010103", "#010104"
 SERIES = ("#010111", "#010112", "#010113", "#010114")
@@ -133,6 +134,7 @@ class ReportInput:
         problems: rows of the problems tables of all stages.
         word_times: as in dataset.json: by method, what it timed and, where true times are known, its `error`.
         record: of this run, with those of its trainings under `train`, as in metrics/run.json.
+        card: of the corpus, all splits.
     """
 
     corpus: str
@@ -145,6 +147,7 @@ class ReportInput:
     problems: Sequence[Problem] = ()
     word_times: Mapping[str, Any] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    card: CorpusCard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +225,7 @@ def write_report(path: Path, report: ReportInput) -> None:
     kinds = Counter((p.stage, p.modality, p.error) for p in report.problems)
     page = environment.get_template("report.html.j2").render(
         report=report,
-        splits=Counter(clip.split for clip in report.clips.values()),
         languages=sorted({clip.language for clip in report.clips.values()}),
-        minutes=sum(clip.duration or 0 for clip in report.clips.values()) / 60,
         cards=_cards(report.metrics),
         rows=metrics_rows(report.metrics),
         meanings={text.label: text.meaning for text in METRICS.values()},
@@ -342,7 +343,7 @@ def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]])
 
 def _curve_plots(curves: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Training curves, a plot for each entry of `CURVES` of which there is any value."""
-    return [Plot(title, _to_svg(figure, title)) for title, figure in _curve_figures(curves)]
+    return [Plot(title, to_svg(figure, title)) for title, figure in _curve_figures(curves)]
 
 
 def _curve_figures(curves: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
@@ -350,7 +351,7 @@ def _curve_figures(curves: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, F
         recorded = {key for row in curves for key, value in row.items() if value is not None}
         present = {key: name for key, name in series.items() if key in recorded}
         if present:
-            with _plotting(3.5, 2.6) as (figure, axes):
+            with plotting(3.5, 2.6) as (figure, axes):
                 _draw_curves(axes, curves, present)
                 yield title, figure
 
@@ -393,7 +394,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mappin
 
 def _error_plots(label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> list[Plot]:
     """Confusion matrix, and predicted against true; none without a labelled clip."""
-    return [Plot(title, _to_svg(figure, title)) for title, figure in _error_figures(label, prediction, label_range)]
+    return [Plot(title, to_svg(figure, title)) for title, figure in _error_figures(label, prediction, label_range)]
 
 
 def _error_figures(
@@ -405,10 +406,10 @@ def _error_figures(
     matrix = confusion(prediction, label, label_range, count)
     if not len(label):
         return
-    with _plotting(4.0, 3.65) as (figure, axes):
+    with plotting(4.0, 3.65) as (figure, axes):
         _draw_confusion(axes, matrix, class_names(label_range, count))
         yield "Confusion matrix", figure
-    with _plotting(4.0, 3.65) as (figure, axes):
+    with plotting(4.0, 3.65) as (figure, axes):
         _draw_scatter(axes, label, prediction, label_range)
         yield "Predicted against true", figure
 
@@ -455,7 +456,7 @@ def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_r
 
 
 @contextmanager
-def _plotting(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+def plotting(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of so many inches with one pair of axes, in the report's style as long as the context lasts.
 
     Matplotlib's own defaults come first, so that a user's matplotlibrc does not change the report. Not by
@@ -469,7 +470,7 @@ def _plotting(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def _to_svg(figure: Figure, title: str) -> Markup:
+def to_svg(figure: Figure, title: str) -> Markup:
     """The figure as an `<svg>` element: page colours, ids of its own, nothing that a page would fetch."""
     from markupsafe import Markup, escape
 

@@ -30,7 +30,7 @@ PATIENCE = 300  # seconds, for what takes some tens
         ("extract.runner", "dask", []),
         ("extract.clip_timeout", 60, []),
         ("align.mode", "aligned", ["align"]),
-        ("align.mask_invalid", [], ["align"]),
+        ("align.mask_invalid", [], ["align", "evaluate"]),
         ("model.bottleneck_tokens", 4, ["train"]),
         ("model.text.mode", "finetune", ["train"]),
         ("train.epochs", 3, ["train"]),

@@ -21,7 +21,9 @@ def test_raw_videos_become_metrics_predictions_and_a_report(project, first_run):
     predictions = pq.read_table(project.folder / "predictions.parquet")
     assert predictions.num_rows == metrics["n"]
     page = (project.folder / "report/index.html").read_text(encoding="utf-8")
-    assert predictions["clip_id"][0].as_py() in page
+    assert predictions["clip_id"][0].as_py() in page and "<h2>The corpus</h2>" in page
+    record = json.loads((project.folder / "metrics/run.json").read_text(encoding="utf-8"))
+    assert record["train"][0]["data"]["dataset"] == record["data"]["dataset"] and not record["code"]["dirty"]
     assert pq.read_table(project.folder / "data/problems.parquet").num_rows == 0
 
 

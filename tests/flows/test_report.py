@@ -14,6 +14,7 @@ import pytest
 
 from corpora.manifest import Clip
 from corpora.problems import Problem
+from flows.corpus_card import CorpusCard, _histogram
 from flows.report import ReportInput, mean_over_seeds, metrics_rows, write_plot_data, write_report
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
@@ -165,6 +166,26 @@ def make_report(**changes: object) -> ReportInput:
         record=make_record(train=[make_record(seed=0), make_record(seed=1)]),
     )
     return replace(whole, **changes)
+
+
+def make_card() -> CorpusCard:
+    """Of a corpus as large as they come, with everything that a card can hold."""
+    names = [str(value) for value in range(-3, 4)]
+    counts = {split: np.arange(1, 8) for split in ("train", "valid", "test")}
+    return CorpusCard(
+        groups=["train", "valid", "test", "all"],
+        rows=[
+            ("Clips", ["16,326", "1,871", "4,659", "22,856"]),
+            ("Valid vision", ["100.0%"] * 4),
+            ("Length unknown", ["0", "0", "1", "1"]),
+        ],
+        absent=2,
+        reasons=[(("extract", "vision", "NoFace"), 1), (("align", "", "NoModality"), 2)],
+        histogram=_histogram(counts, names),
+        classes=[(name, [16_326, 1_871, 4_659, 22_856]) for name in names],
+        by_modality=[("text", 22_856, 0.75), ("audio", 1, None)],
+        signatures=[(m, f"{m}.extractor-v2-0123456789ab") for m in ("text", "audio", "vision")],
+    )
 
 
 @pytest.fixture
@@ -347,6 +368,17 @@ def test_confusion_matrix_has_seven_classes_or_five_bins(render):
     assert "Acc-2 (non-positive / positive)" in unit.words
 
 
+def test_the_corpus_stands_on_the_page_with_its_gaps_and_their_reasons(render):
+    html, page = render(card=make_card())
+    assert ["Clips", "16,326", "1,871", "4,659", "22,856"] in page.rows
+    assert ["\u22123", "16,326", "1,871", "4,659", "22,856"] in page.rows
+    assert ["text", "22,856", "0.750"] in page.rows and ["audio", "1", "–"] in page.rows  # noqa: RUF001
+    assert "2 clips are not in the dataset: NoFace in extract of vision, 1; NoModality in align, 2. All" in page.words
+    assert page.svgs()[2:] == ["Labels by split"] and "#0101" not in html
+    assert "audio by audio.extractor-v2-0123456789ab, vision by" in page.words
+    assert "The corpus" not in render()[1].words
+
+
 def test_absent_curves_are_said_in_words(render):
     _, page = render(curves=[])
     assert "No training curves were recorded." in page.words
@@ -495,7 +527,7 @@ def browser():
 @pytest.mark.parametrize("width", [1200, 390])
 def test_a_browser_shows_the_page_whole_without_errors_or_requests(render, tmp_path, browser, width, scheme):
     clips = make_clips(text="<script>document.title = 'taken'</script> \"quoted\" " + "long" * 40)
-    render(clips=clips, predictions=make_predictions(clips, {0: 0.5}))
+    render(clips=clips, predictions=make_predictions(clips, {0: 0.5}), card=make_card())
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     trouble, requests = [], []
     page.on("console", lambda message: trouble.append(message.text))
@@ -505,6 +537,9 @@ def test_a_browser_shows_the_page_whole_without_errors_or_requests(render, tmp_p
     assert trouble == [] and len(requests) == 1
     assert page.title() != "taken" and "document.title = 'taken'" in page.inner_text("body")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    figures = "[...document.querySelectorAll('.figures')].map(table => [table, table.closest('.scroll')])"
+    wide = f"{figures}.map(([t, p]) => [t.scrollWidth, p.clientWidth]).filter(([t, p]) => p && t > p)"
+    assert page.evaluate(wide) == [], "tables of the corpus that must be scrolled sideways: width, width shown"
     luminance = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)[0]")
     assert (luminance < 80) == (scheme == "dark")
     page.close()
