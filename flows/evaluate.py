@@ -29,7 +29,7 @@ HISTORY = server.STATE / "metrics.jsonl"
 
 REPORT_PAGE = "index.html"
 REPORT_URL = "DASHFUSION_REPORT_URL"  # where the report's folder is served, if it is; pages may not link to files
-LESS_IS_BETTER = ("mae",)
+LESS_IS_BETTER = {key for key in METRICS if key.startswith("mae")}
 
 
 def checkpoints(params: Params) -> list[Path]:

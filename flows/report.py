@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import atomic_path
+from corpora.manifest import MODALITIES
 from flows.record import told, told_versions
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ METRICS = {
     "acc7": MetricText("Acc-7", True, "right class of seven, from -3 to 3"),
     "mae": MetricText("Mean absolute error", False, "in units of the label, less is better"),
     "corr": MetricText("Pearson correlation", False, "predicted against true"),
+}
+METRICS |= {
+    f"{key}_{m}": MetricText(f"{name}, {m} alone", key == "acc2", f"against the labels of {m} alone, by its own head")
+    for m in MODALITIES
+    for key, name in {"acc2": "Acc-2", "mae": METRICS["mae"].label, "corr": METRICS["corr"].label}.items()
 }
 HEADLINE = ("acc2_np", "acc2", "f1_np", "f1", "mae", "corr", "acc7", "acc5")
 CARDS = 5

@@ -284,6 +284,16 @@ def test_a_long_list_of_problems_is_cut_and_says_so(render):
     assert sum(row[0].startswith("v") and row[-2] == "Truncated" for row in page.rows if len(row) == 5) == 200
 
 
+def test_what_a_modality_says_alone_is_named_so():
+    rows = metrics_rows({"mae": 0.5, "acc2_text": 0.91, "mae_text": 0.3, "corr_vision": None})
+    assert rows == [
+        ("Mean absolute error", "0.500"),
+        ("Acc-2, text alone", "91.0%"),
+        ("Mean absolute error, text alone", "0.300"),
+        ("Pearson correlation, vision alone", "–"),  # noqa: RUF001
+    ]
+
+
 def test_metrics_are_named_in_plain_language():
     rows = dict(metrics_rows(WIDE_METRICS))
     assert rows["Acc-2 (negative / positive)"] == "91.7%"
