@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
 
 from flows import server
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -29,3 +33,12 @@ def run_server() -> Iterator[str]:
 def running_server() -> Callable[[], AbstractContextManager[str]]:
     """`run_server`."""
     return run_server
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with the project's parameters and presets, as the working directory."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

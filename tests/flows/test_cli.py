@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,6 @@ from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
 runner = CliRunner()
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    """A folder with the project's parameters, as the working directory."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,15 +13,6 @@ from flows.presets import apply, chosen, compose, hand_edits, presets, save
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = "extract.audio.options"
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    """A folder with the project's parameters and presets, as the working directory."""
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "conf", tmp_path / "conf")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def params(project: Path) -> dict:
