@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -239,7 +240,7 @@ def forget_run(scratch: Path, dataset: Path, model: ModelConfig, config: TrainCo
     folder = runs_folder(scratch, dataset, model, config)
     for seed in config.seeds:
         shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
-    if folder.is_dir() and not any(folder.iterdir()):
+    with suppress(OSError):  # it is not empty: another run has the same settings and other seeds
         folder.rmdir()
 
 

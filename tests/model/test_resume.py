@@ -133,6 +133,18 @@ def test_what_the_stage_removed_is_there_again_and_an_ended_run_is_not_repeated(
     assert train(dataset, tmp_path / "c", SMALL, EXACT, 0, None, tmp_path / "scratch").resumed is None
 
 
+def test_a_run_that_ends_forgets_its_own_seeds_and_no_others(dataset, tmp_path):
+    scratch = tmp_path / "scratch"
+    for seed in (0, 1):
+        with pytest.raises(Killed):
+            train(dataset, tmp_path / str(seed), SMALL, EXACT, seed, KillAt(2, 2), scratch)
+    forget_run(scratch, dataset, SMALL, replace(EXACT, seeds=(0,)))
+    assert train(dataset, tmp_path / "1", SMALL, EXACT, 1, None, scratch).resumed is not None
+    assert train(dataset, tmp_path / "0", SMALL, EXACT, 0, None, scratch).resumed is None
+    forget_run(scratch, dataset, SMALL, replace(EXACT, seeds=(0, 1)))
+    assert not list(scratch.glob("training-*"))
+
+
 @pytest.mark.parametrize("what", ["dataset", "model", "train"])
 def test_another_dataset_or_setting_never_goes_on_from_this_state(dataset_writer, tmp_path, what):
     root = dataset_writer(tmp_path / "data")
