@@ -10,15 +10,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from threading import Timer
 from typing import Annotated, Any, Literal
 
+import psutil
 from pydantic import Field
 
+from corpora.files import atomic_path
 from flows import keeper, runtime, server
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
@@ -42,6 +44,7 @@ BLOCKED = "is busy, it is being blocked by", "  (PID "  # and for one whose file
 UNCHANGED = "DVC has its outputs: nothing that it depends on has changed since they were made"
 TAIL = 30  # lines of a failed stage that its error carries
 LOOK_AGAIN = 3.0  # seconds between two looks whether another DVC command has ended
+SAYS_WITHIN = 5.0  # seconds in which the run that has the folder will have said so
 
 LOCK = server.STATE / "pipeline.lock"
 HOLDER = server.STATE / "pipeline.json"
@@ -141,20 +144,25 @@ def workspace(wait: bool = True) -> Iterator[None]:
         runtime.say(f"{_holder()} works in this folder: waiting until it has ended")
         lock.acquire(poll_interval=0.5)
     try:
-        HOLDER.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), encoding="utf-8")
+        with atomic_path(HOLDER) as temporary:
+            temporary.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), encoding="utf-8")
         yield
     finally:
+        HOLDER.unlink(missing_ok=True)
         lock.release()
 
 
 def _holder() -> str:
-    """Who has the lock, as far as it has said so: it writes that down a moment after it got it."""
-    try:
-        holder = json.loads(HOLDER.read_text(encoding="utf-8"))
-        since = datetime.fromtimestamp(holder["since"]).strftime("%H:%M:%S on %d %B")
-        return f"another pipeline run (PID {holder['pid']}, since {since})"
-    except (FileNotFoundError, json.JSONDecodeError):
-        return "another pipeline run"
+    """Who has the lock. It writes that down a moment after it got it; what a killed run wrote does not count."""
+    deadline = time.monotonic() + SAYS_WITHIN
+    while time.monotonic() < deadline:
+        with suppress(FileNotFoundError):
+            holder = json.loads(HOLDER.read_text(encoding="utf-8"))
+            if psutil.pid_exists(holder["pid"]):
+                since = datetime.fromtimestamp(holder["since"]).strftime("%H:%M:%S on %d %B")
+                return f"another pipeline run (PID {holder['pid']}, since {since})"
+        time.sleep(0.05)
+    return "another pipeline run"
 
 
 @task(task_run_name="{stage}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -236,6 +237,18 @@ def test_a_run_that_must_not_wait_is_refused_and_a_dead_one_refuses_nobody(tmp_p
 
 
 @pytest.mark.e2e
+def test_who_has_the_folder_is_named_although_it_says_so_a_moment_later_than_it_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipeline.HOLDER.parent.mkdir()
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    pipeline.HOLDER.write_text(json.dumps({"pid": int(dead.stdout), "since": 0.0}), encoding="utf-8")
+    mine = json.dumps({"pid": os.getpid(), "since": 0.0})
+    later = threading.Timer(0.3, lambda: pipeline.HOLDER.write_text(mine, encoding="utf-8"))
+    later.start()
+    assert f"PID {os.getpid()}" in pipeline._holder()
+    later.join()
+
+
 def test_a_dvc_repro_by_hand_is_waited_for(repository, capsys):
     folder = repository(MAKE_SLOWLY)
     by_hand = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], stdout=subprocess.DEVNULL)
