@@ -47,11 +47,11 @@ def parts(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, C
     sequences = {m: torch.randn(clips, t, config.dim, requires_grad=True) for m, t in steps.items()}
     masks = {m: torch.ones(clips, t, dtype=torch.bool) for m, t in steps.items()}
     alignment = build_alignment(config).eval()
-    aligned, mask = (x.detach() for x in alignment(sequences, masks))
+    aligned, mask = (x.detach() for x in alignment(sequences, masks, {}))
     aligned.requires_grad_()
     found: dict[str, Callable[[], Tensor]] = {
-        "alignment": lambda: alignment(sequences, masks)[0],
-        "alignment_first": lambda: alignment(sequences, masks, steps=1)[0],
+        "alignment": lambda: alignment(sequences, masks, {})[0],
+        "alignment_first": lambda: alignment(sequences, masks, {}, steps=1)[0],
     }
     for name in ("hbf", "concat_attention", "concat"):
         fusion = build_fusion(replace(config, fusion=name)).eval()

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
+from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
 from model.data import DatasetInfo
 from model.files import atomic_folder
 from model.network import DashFusion
 from model.text import TokenText
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "checkpoint.json"
 TEXT = "text"
@@ -134,6 +134,7 @@ def _parse(raw: dict[str, Any], path: Path) -> CheckpointInfo:
         | {
             "modalities": tuple(train["modalities"]),
             "seeds": tuple(train["seeds"]),
+            "augment": AugmentConfig(**train["augment"]),
             "contrastive": ContrastiveConfig(**train["contrastive"]),
             "mining": MiningConfig(**train["mining"]),
         }

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 MODALITIES = ("text", "audio", "vision")
 
 Modality = Literal["text", "audio", "vision"]
-Anchor = Literal["text", "audio", "vision", "symmetric"]
+Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
 Scope = Literal["retrieved", "in_batch"]
 Negatives = Literal["hard", "random"]
@@ -33,6 +33,10 @@ def _require_choice(option: str, value: str, choices: Any) -> None:
 
 def _require_at_least(option: str, value: float, least: float) -> None:
     _require(value >= least, option, value, f"it must be at least {least}", f"set it to {least} or more")
+
+
+def _require_probability(option: str, value: float) -> None:
+    _require(0 <= value < 1, option, value, "it must lie in [0, 1)", "set it between 0 and 0.9")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ class ModelConfig:
         heads: attention heads of the encoders and of the fusion; divides `dim`.
         encoder_layers: Transformer layers of audio and of vision (2 for MOSI and CH-SIMS, 4 for MOSEI).
         anchor: the modality whose steps look for their moment in the other two; symmetric: each of the three
-            does, and the results are averaged. Both streams of the alignment follow it.
+            does, and the results are averaged; adaptive: weighted, by the clip, as is learned. Both streams of the
+            alignment follow it. In a clip that lacks the anchor, the first modality that it has takes its place.
         alignment: temporal alignment; without it the anchor's own sequence takes the place of the aligned one.
         fusion: hbf; concat_attention (the sequences one after another through `fusion_layers` Transformer
             layers); concat (the sequences' first positions, no fusion layers).
@@ -148,19 +153,13 @@ class ModelConfig:
         _require_choice("model.anchor", self.anchor, Anchor)
         _require_choice("model.fusion", self.fusion, Fusion)
         _require(
-            self.alignment or self.anchor != "symmetric",
+            self.alignment or self.anchor in MODALITIES,
             "model.anchor",
             self.anchor,
             "without temporal alignment one modality's sequence takes the place of the aligned one",
             "set it to text, audio or vision, or model.alignment to true",
         )
-        _require(
-            0 <= self.dropout < 1,
-            "model.dropout",
-            self.dropout,
-            "it is a probability below 1",
-            "set it between 0 and 0.9",
-        )
+        _require_probability("model.dropout", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -253,11 +252,36 @@ class MiningConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to the features of the training clips, anew in each epoch; mined partners stay as they are.
+
+    Attributes:
+        noise: standard deviation of the noise on audio and vision, in standard deviations of the feature itself.
+        spans: the largest part of an audio or vision sequence that is hidden, in one span; a fraction.
+        words: probability that a step of the text, but for its first, is hidden.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    noise: float = 0.0
+    spans: float = 0.0
+    words: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_at_least("train.augment.noise", self.noise, 0)
+        for name in ("spans", "words"):
+            _require_probability(f"train.augment.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run for each seed.
 
     Attributes:
         modalities: what the network is shown; the others are fed as missing.
+        modality_dropout: probability that a training clip is shown without one of its modalities, drawn for each of
+            them; one is always left. The network then predicts well from what a clip has.
+        augment: what else is done to the training clips.
         seeds: one run each.
         epochs: most epochs; training stops earlier after `patience` epochs without a better validation MAE.
         batch_size: most clips that are regressed in one batch; their partners come on top.
@@ -280,6 +304,8 @@ class TrainConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     modalities: tuple[Modality, ...] = MODALITIES
+    modality_dropout: float = 0.0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     seeds: tuple[int, ...] = (0,)
     epochs: int = 30
     batch_size: int = 16
@@ -300,6 +326,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_modalities(self.modalities, "train.modalities")
+        _require_probability("train.modality_dropout", self.modality_dropout)
         seeds = self.seeds
         _require(len(seeds) > 0, "train.seeds", seeds, "a run needs a seed", "name one, such as [0]")
         _require(len(set(seeds)) == len(seeds), "train.seeds", seeds, "each seed is one run", "name each seed once")

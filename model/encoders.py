@@ -45,6 +45,7 @@ class TextEncoder(nn.Module):
 class SequenceEncoder(nn.Module):
     """Audio or vision: normalise, project, put [CLS] in front, add positions, Transformer layers, LayerNorm.
 
+    Of a clip that lacks the modality there is position 0 alone, and in place of [CLS] it holds a learned stand-in.
     The statistics are buffers outside the state dict: they belong to the dataset, and the checkpoint keeps
     them with its description.
     """
@@ -55,6 +56,7 @@ class SequenceEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(statistics.std, dtype=torch.float32), persistent=False)
         self.project = nn.Linear(dim_in, config.dim)
         self.cls = nn.Parameter(torch.randn(config.dim) * 0.02)
+        self.stand_in = nn.Parameter(torch.randn(config.dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(config.max_positions + 1, config.dim) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
@@ -63,7 +65,7 @@ class SequenceEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence [B, T + 1, d] and its mask [B, T + 1], True at [CLS]; T = 0 leaves [CLS] alone.
+        """Sequence [B, T + 1, d] and its mask [B, T + 1], True at position 0.
 
         Raises:
             ValueError: T is greater than the positions that the network has.
@@ -75,7 +77,8 @@ class SequenceEncoder(nn.Module):
                 "read the clips with its model.max_positions"
             )
         normal_BTD = ((values_BTD - self.mean) / self.std) * mask_BT[:, :, None]
-        x = torch.cat([self.cls.expand(clips, 1, -1), self.project(normal_BTD)], dim=1)
+        first_B1d = torch.where(mask_BT.any(dim=1)[:, None, None], self.cls, self.stand_in)
+        x = torch.cat([first_B1d, self.project(normal_BTD)], dim=1)
         x = self.dropout(x + self.positions[: steps + 1])
         mask = torch.cat([mask_BT.new_ones(clips, 1), mask_BT], dim=1)
         for layer in self.layers:

@@ -119,10 +119,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Sequential):
-    """Linear(d -> 2d), GELU, Linear(2d -> d)."""
+    """Linear(d -> hidden), GELU, Linear(hidden -> out); 2d and d where nothing else is said."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+    def __init__(self, dim: int, hidden: int | None = None, out: int | None = None) -> None:
+        super().__init__(nn.Linear(dim, hidden or 2 * dim), nn.GELU(), nn.Linear(hidden or 2 * dim, out or dim))
 
 
 class AttentionLayer(nn.Module):
@@ -176,3 +176,17 @@ class SharedQueryAttention(nn.Module):
             attended = _read(query_BTI, sources[name], project, masks[name], self.heads)
             total = attended if total is None else total + attended
         return total
+
+    def weights(
+        self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Source -> its attention [B, T, S], mean over the heads, for looking at: `forward` never has it whole."""
+        query_BhTe = self.query(query_BTd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        found = {}
+        for name, project in self.key_value.items():
+            key_BhSe = project(sources[name]).chunk(2, dim=-1)[0].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            open_BS, some_B = _open(masks[name])
+            scores_BhTS = query_BhTe @ key_BhSe.mT * key_BhSe.shape[-1] ** -0.5
+            weights_BhTS = scores_BhTS.masked_fill(~open_BS[:, None, None, :], float("-inf")).softmax(dim=-1)
+            found[name] = weights_BhTS.mean(dim=1) * some_B[:, None, None]
+        return found

@@ -52,12 +52,12 @@ def semantic_loss(embedding: Embedding, temperature: float, anchor: str = "text"
     modalities, neither as an anchor nor as a negative.
 
     Args:
-        anchor: text, audio, vision, or symmetric: each of the three is the anchor once.
+        anchor: text, audio, vision, or else (symmetric, adaptive) each of the three is the anchor once.
 
     Returns:
         The mean over clips and pairs of modalities; 0 where nothing can be compared.
     """
-    anchors = MODALITIES if anchor == "symmetric" else (anchor,)
+    anchors = (anchor,) if anchor in MODALITIES else MODALITIES
     losses = []
     for first, second in ((a, m) for a in anchors for m in MODALITIES if m != a):
         both_B = embedding.present[first] & embedding.present[second]

@@ -55,8 +55,8 @@ class DashFusion(nn.Module):
     """The network: modality encoders, alignment, fusion, predictor; `config` says which of them.
 
     Audio and vision are normalised inside by the dataset's training statistics, so that batches hold raw
-    features. A modality that a clip lacks is an empty sequence: audio and vision keep their learned [CLS],
-    text a learned stand-in. With a `text` the network takes token ids in place of text features.
+    features. A modality that a clip lacks is a learned stand-in, one step long; where it is the anchor, another that
+    the clip has takes its place. With a `text` the network takes token ids in place of text features.
 
     Raises:
         ValueError: the text encoder's weights cannot be had, or do not fit `config.text`.
@@ -91,7 +91,7 @@ class DashFusion(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Predict, and give the embedding on the way."""
         sequences, masks = self.encode(batch)
-        aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks)
+        aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks, batch.absent())
         fused_B4d = self.fusion(aligned_BTd, aligned_mask_BT, sequences, masks)
         embedding = _embedding(batch, sequences, masks, aligned_BTd)
         prediction = at_least_float32(self.predictor(fused_B4d)).squeeze(-1)
@@ -101,11 +101,11 @@ class DashFusion(nn.Module):
     def embed(self, batch: Batch) -> Embedding:
         """The embedding alone: no fusion, and the alignment for the first position only."""
         sequences, masks = self.encode(batch)
-        aligned_B1d, _ = self.alignment(sequences, masks, steps=1)
+        aligned_B1d, _ = self.alignment(sequences, masks, batch.absent(), steps=1)
         return _embedding(batch, sequences, masks, aligned_B1d)
 
     def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Modality -> X_m [B, T_m, d] and its mask [B, T_m]; audio and vision begin with their [CLS]."""
+        """Modality -> X_m [B, T_m, d] and its mask [B, T_m]; position 0 is [CLS], or the stand-in."""
         encoded = {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
         return {m: x for m, (x, _) in encoded.items()}, {m: mask for m, (_, mask) in encoded.items()}
 

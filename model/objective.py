@@ -10,7 +10,7 @@ first, P partners of an anchor, d width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
+from model.augment import augmented
 from model.batching import cheapest_chunks
 from model.config import MODALITIES, TrainConfig
 from model.data import Batch, ClipTable
@@ -125,10 +126,10 @@ class Planner:
         anchors = own if len(own) else rows_B[:1]
         modalities = self.config.modalities
         chunks = [own_others[chunk] for chunk in cheapest_chunks(lengths[own_others], self.overhead)]
-        texts, text_places = self._texts(np.concatenate([anchors, *chunks]))
+        texts, text_places = self._texts(np.concatenate([anchors, *chunks]), len(anchors), epoch)
         return Share(
             clip_ids=tuple(self.clips.clip_ids[rows_B]),
-            anchors=self.clips.batch(anchors, modalities),
+            anchors=self._augmented(self.clips.batch(anchors, modalities), anchors, epoch),
             weight_b=torch.full((len(anchors),), float(len(own) > 0)),
             others=[self.clips.batch(chunk, modalities) for chunk in chunks],
             texts=texts,
@@ -139,13 +140,18 @@ class Planner:
             steps=int(lengths[distinct_C].sum()),
         )
 
-    def _texts(self, rows: np.ndarray) -> tuple[list[Batch], Tensor]:
-        """Chunks of the clips' tokens, and where among these each of `rows` lies."""
+    def _augmented(self, batch: Batch, rows: np.ndarray, epoch: int) -> Batch:
+        return augmented(batch, rows, self.config, self.clips.info, self.seed, epoch)
+
+    def _texts(self, rows: np.ndarray, anchors: int, epoch: int) -> tuple[list[Batch], Tensor]:
+        """Chunks of the clips' tokens, and where among these each of `rows`, anchors first, lies."""
         if self.clips.text is None or "text" not in self.config.modalities:
             return [], torch.zeros(0, dtype=torch.int64)
         chunks = cheapest_chunks(self.clips.lengths(("text",))[rows], self.overhead)
         places = torch.from_numpy(np.argsort(np.concatenate(chunks)))
-        return [self.clips.batch(rows[chunk], ("text",)) for chunk in chunks], places
+        changed = np.where(np.arange(len(rows)) < anchors, rows, -1)
+        texts = [self._augmented(self.clips.batch(rows[c], ("text",)), changed[c], epoch) for c in chunks]
+        return texts, places
 
     def _exchange(self, anchors: int, others: int) -> tuple[int, Tensor]:
         """Rows of a process, that of the most; and where the anchors, then the others, lie among all rows."""
@@ -196,7 +202,10 @@ class Objective(nn.Module):
         longest = max(part_BTD.shape[1] for part_BTD in hidden)
         hidden = [F.pad(part_BTD, (0, 0, 0, longest - part_BTD.shape[1])) for part_BTD in hidden]
         together = torch.cat(hidden)[share.text_places].split([len(batch) for batch in batches])
-        return [_with_text(batch, part_BTD) for batch, part_BTD in zip(batches, together, strict=True)]
+        return [
+            batch.with_values("text", part_BTD[:, : max(1, batch.masks["text"].shape[1])])
+            for batch, part_BTD in zip(batches, together, strict=True)
+        ]
 
     def _unimodal(self, output: Output, anchors: Batch, share: Share) -> Tensor:
         """Mean over the batch's clips and the modalities; without a label or the modality a clip counts as no error."""
@@ -224,11 +233,6 @@ class Objective(nn.Module):
         return supervised_loss(
             embedding, share.clips, positions_BP, valid_BP, mining.positives, contrastive.temperature
         )
-
-
-def _with_text(batch: Batch, hidden_BTD: Tensor) -> Batch:
-    steps = max(1, batch.masks["text"].shape[1])
-    return replace(batch, values={**batch.values, "text": hidden_BTD[:, :steps]})
 
 
 def mined_vectors(embedding: Embedding) -> Tensor:

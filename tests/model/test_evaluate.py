@@ -61,7 +61,7 @@ def test_a_missing_or_foreign_checkpoint_is_refused(dataset, tmp_path):
     untrained(dataset, tmp_path / "best", seed=0)
     path = tmp_path / "best" / "checkpoint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
-    with pytest.raises(ValueError, match="checkpoint schema 9, this version reads 1"):
+    with pytest.raises(ValueError, match="checkpoint schema 9, this version reads 2"):
         checkpoint.load(tmp_path / "best")
 
 

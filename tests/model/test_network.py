@@ -21,6 +21,7 @@ VARIANTS = {
     "audio anchor": replace(SMALL, anchor="audio"),
     "vision anchor, more layers": replace(SMALL, anchor="vision", fusion_layers=3, bottleneck_tokens=16),
     "symmetric": replace(SMALL, anchor="symmetric"),
+    "adaptive": replace(SMALL, anchor="adaptive"),
     "no alignment": replace(SMALL, alignment=False),
     "no alignment, audio anchor": replace(SMALL, alignment=False, anchor="audio"),
     "concat_attention": replace(SMALL, fusion="concat_attention"),
@@ -100,6 +101,30 @@ def test_values_under_the_mask_never_reach_the_output(clips, variant):
     assert hidden > 100
     spoilt = every_vector(variant(replace(batch, values=noise)))
     assert torch.equal(every_vector(variant(batch)), spoilt)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(hidden=st.lists(st.sets(st.sampled_from(MODALITIES)), min_size=5, max_size=5), seed=st.integers(0, 99))
+@torch.inference_mode()
+def test_a_modality_that_is_masked_out_never_influences_the_prediction(clips, variant, hidden, seed):
+    """Each clip of a batch without modalities of its own: whatever stands under the masks, the output is the same."""
+    batch = clips.batch(np.arange(8, 13))
+    masks = {m: mask.clone() for m, mask in batch.masks.items()}
+    noise, rng = {m: value.clone() for m, value in batch.values.items()}, torch.Generator().manual_seed(seed)
+    for clip, without in enumerate(hidden):
+        for m in without:
+            masks[m][clip] = False
+            noise[m][clip] = 100 * torch.randn(noise[m][clip].shape, generator=rng)
+    masked = replace(batch, masks=masks)
+    result = variant(masked)
+    assert torch.equal(every_vector(result), every_vector(variant(replace(masked, values=noise))))
+    for clip, without in enumerate(hidden):
+        shown = [m for m in MODALITIES if m not in without]
+        alone = variant(clips.batch(np.array([8 + clip]), shown))
+        assert (result.prediction[clip] - alone.prediction).abs() < 1e-5
+        assert [bool(result.embedding.present[m][clip]) for m in shown] == [
+            bool(batch.masks[m][clip].any()) for m in shown
+        ]
 
 
 @torch.inference_mode()
@@ -217,8 +242,7 @@ def test_bfloat16_stays_close_to_float32(clips, variant):
 
 def test_compilation_takes_the_network_in_one_graph(clips):
     network, batch = DashFusion(VARIANTS["symmetric"], clips.info), clips.batch(np.arange(6))
-    explained = torch._dynamo.explain(lambda values, masks: network(replace(batch, values=values, masks=masks)))
-    found = explained(batch.values, batch.masks)
+    found = torch._dynamo.explain(network)(batch)
     torch._dynamo.reset()
     assert found.graph_break_count == 0, [r.reason for r in found.break_reasons]
 
@@ -235,8 +259,31 @@ def test_audio_is_normalised_by_the_training_statistics(clips, network):
     assert not any("mean" in name or "std" in name for name in network.state_dict())
 
 
+@pytest.mark.parametrize("modality", ["audio", "vision"])
 @torch.inference_mode()
-def test_a_clip_without_text_is_anchored_by_the_stand_in(clips, network):
+def test_an_absent_modality_is_its_stand_in_and_no_cls(clips, network, modality):
+    batch = clips.batch(np.arange(3), [m for m in MODALITIES if m != modality])
+    before, encoder = network(batch).prediction, network.encoders[modality]
+    encoder.cls.mul_(-5)
+    assert torch.equal(network(batch).prediction, before)
+    encoder.stand_in.mul_(-5)
+    assert (network(batch).prediction - before).abs().min() > 1e-6
+
+
+def test_what_a_batch_lacks_is_known_before_it_goes_to_a_gpu(clips):
+    whole, some = clips.batch(np.arange(3, 7)), clips.batch(np.arange(7))
+    assert whole.lacking == frozenset() and whole.absent() == {}
+    assert some.lacking == set(MODALITIES)
+    assert [some.absent()[m].tolist().index(True) for m in MODALITIES] == [0, 1, 2]
+    there = some.to("meta")  # where nothing can be looked at
+    assert there.lacking == some.lacking and whole.to("meta").lacking == frozenset()
+    assert whole.to("meta").with_values("text", torch.empty(4, 2, 3, device="meta")).lacking == frozenset()
+    hidden = replace(whole, masks={**whole.masks, "audio": torch.zeros_like(whole.masks["audio"])})
+    assert hidden.lacking == {"audio"}
+
+
+@torch.inference_mode()
+def test_a_clip_without_text_has_a_stand_in_for_its_vector(clips, network):
     embedding = network.embed(clips.batch(np.arange(2)))  # clip 0 has no text
     stand_in = network.encoders["text"].stand_in
     assert torch.allclose(embedding.streams["text"][0], stand_in)
