@@ -66,8 +66,8 @@ def info(shape: Shape, clips: Mapping[str, int]) -> DatasetInfo:
     """What dataset.json says of such a corpus."""
     return DatasetInfo.from_dict(
         {
-            "schema_version": 1, "corpus": "synthetic", "language": "en", "label_range": shape.label_range,
-            "mode": "unaligned", "clips": dict(clips),
+            "schema_version": 2, "corpus": "synthetic", "language": "en", "label_range": shape.label_range,
+            "mode": "unaligned", "mask_invalid": [], "clips": dict(clips),
             "modalities": {
                 m: {
                     "dim": dim, "extractor": "synthetic", "options": {}, "signature": f"{m}.synthetic",

@@ -35,7 +35,7 @@ from extractors.transcripts import PROPORTIONAL, Transcript, read_transcripts, w
 from extractors.word_files import read_word_table
 from extractors.words import match_words, timing_error, token_times, word_times
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MODES = ("unaligned", "aligned")
 NORMALISED = ("audio", "vision")
 """Modalities with statistics; text values are an encoder's hidden states, used as they are."""
@@ -383,6 +383,7 @@ def _write_json(
         "language": languages.pop() if len(languages) == 1 else SEVERAL_LANGUAGES,
         "label_range": list(manifest.label_range),
         "mode": config.mode,
+        "mask_invalid": list(config.mask_invalid),
         "modalities": {m: _describe(meta) for m, meta in metas.items()},
         "statistics": {m: running.to_json() for m, running in statistics.items()},
         "clips": dict(clips),

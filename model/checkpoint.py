@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
 from model.data import DatasetInfo
-from model.files import atomic_folder
+from model.files import atomic_file, atomic_folder
 from model.network import DashFusion
 from model.text import TokenText
 
@@ -39,6 +39,7 @@ class CheckpointInfo:
         epoch: after which it was saved, counted from 1.
         metrics: of that epoch.
         versions: of Python and the packages that it was made with.
+        calibration: how far its predictions are off, see `model.calibration`; empty until training has ended.
     """
 
     model: ModelConfig
@@ -48,6 +49,7 @@ class CheckpointInfo:
     epoch: int
     metrics: Mapping[str, float]
     versions: Mapping[str, str]
+    calibration: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def check_compatible(self, dataset: DatasetInfo) -> None:
         """Refuse features that the network was not trained on; modalities that it never saw do not matter, nor
@@ -101,8 +103,19 @@ def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch
         save_file(weights, temporary / WEIGHTS)
         if network.text:
             network.text.save(temporary / TEXT)
-        text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False)
-        (temporary / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (temporary / DESCRIPTION).write_text(_to_text(description), encoding="utf-8")
+
+
+def add_calibration(folder: Path, calibration: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Write into a checkpoint how far its predictions are off."""
+    path = Path(folder) / DESCRIPTION
+    description = json.loads(path.read_text(encoding="utf-8")) | {"calibration": calibration}
+    with atomic_file(path) as temporary:
+        temporary.write_text(_to_text(description), encoding="utf-8")
+
+
+def _to_text(description: Mapping[str, Any]) -> str:
+    return json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
@@ -147,4 +160,5 @@ def _parse(raw: dict[str, Any], path: Path) -> CheckpointInfo:
         epoch=raw["epoch"],
         metrics=raw["metrics"],
         versions=raw["versions"],
+        calibration=raw.get("calibration", {}),
     )

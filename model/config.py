@@ -6,10 +6,19 @@ Plain dataclasses: the fields' names are the keys of the `model` and `train` blo
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from typing import Any, ClassVar, Literal, get_args
 
 MODALITIES = ("text", "audio", "vision")
+
+
+def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """All non-empty subsets, the largest first, each in the usual order."""
+    ordered = [m for m in MODALITIES if m in modalities]
+    return [chosen for size in range(len(ordered), 0, -1) for chosen in combinations(ordered, size)]
+
 
 Modality = Literal["text", "audio", "vision"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]

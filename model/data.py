@@ -21,7 +21,7 @@ from model.config import MODALITIES
 if TYPE_CHECKING:
     from model.text import TokenText
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NORMALISED = ("audio", "vision")
 """Modalities with training-split statistics; text values are hidden states, used as they are."""
 
@@ -64,6 +64,7 @@ class DatasetInfo:
         corpus, language: as the manifest has them.
         label_range: least and greatest label, (-3, 3) or (-1, 1).
         mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
+        mask_invalid: modalities whose invalid steps are hidden.
         modalities: text, audio and vision.
         statistics: of audio and vision.
         clips: clips in each split.
@@ -74,6 +75,7 @@ class DatasetInfo:
     language: str
     label_range: tuple[float, float]
     mode: str
+    mask_invalid: tuple[str, ...]
     modalities: Mapping[str, ModalityInfo]
     statistics: Mapping[str, Statistics]
     clips: Mapping[str, int] = field(default_factory=dict)
@@ -126,6 +128,7 @@ class DatasetInfo:
             language=raw["language"],
             label_range=(float(low), float(high)),
             mode=raw["mode"],
+            mask_invalid=tuple(raw["mask_invalid"]),
             modalities=modalities,
             statistics=statistics,
             clips=dict(raw.get("clips", {})),
@@ -140,6 +143,7 @@ class DatasetInfo:
             "language": self.language,
             "label_range": list(self.label_range),
             "mode": self.mode,
+            "mask_invalid": list(self.mask_invalid),
             "modalities": {
                 m: {
                     "dim": info.dim,

@@ -42,8 +42,9 @@ class Evaluation:
             the sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads
             also `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels.
         by_seed: seed -> metrics of that network.
-        predictions: `PREDICTIONS_SCHEMA`, all clips of one network after the other; with unimodal heads also
-            `label_<modality>` and `prediction_<modality>`, null where the clip lacks the modality.
+        predictions: `PREDICTIONS_SCHEMA`, all clips of one network after the other, and `prediction_without_<modality>`
+            of each that the network is shown beside others, null where the clip lacks it, or has nothing else; with
+            unimodal heads also `label_<modality>` and `prediction_<modality>`, null where the clip lacks the modality.
         unlabelled: clips that are predicted but not measured.
         truncated: modality -> clips that were cut to the network's longest sequence.
     """
@@ -135,7 +136,7 @@ def evaluate(
         labelled = table.labelled
         label_range = table.info.label_range
         metrics = evaluate_metrics(prediction_N[labelled], table.labels[labelled], label_range)
-        predictions = _predictions(table, info.seed, prediction_N)
+        predictions = _without_each(_predictions(table, info.seed, prediction_N), network, table, shown, batch_size)
         if unimodal_NM is not None:
             metrics |= _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
             predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
@@ -171,6 +172,18 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
         pa.array(prediction_N, pa.float32()),
     ]
     return pa.Table.from_arrays(columns, schema=PREDICTIONS_SCHEMA)
+
+
+def _without_each(
+    predictions: pa.Table, network: DashFusion, table: ClipTable, shown: Sequence[str], batch_size: int
+) -> pa.Table:
+    has = {m: table.lengths((m,))[:, 0] > 0 for m in shown}
+    for m in shown if len(shown) > 1 else ():
+        others = [other for other in shown if other != m]
+        defined = has[m] & np.logical_or.reduce([has[other] for other in others])
+        column = pa.array(predict(network, table, others, batch_size), pa.float32(), mask=~defined)
+        predictions = predictions.append_column(pa.field(f"prediction_without_{m}", pa.float32()), column)
+    return predictions
 
 
 def _unimodal_metrics(

@@ -21,6 +21,7 @@ from torch import nn
 
 from model import checkpoint
 from model.batching import sorted_batches, training_batches
+from model.calibration import calibrate
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data import ClipTable
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
@@ -220,6 +221,9 @@ def train(
                 observer.on_epoch(epoch, metrics)
     if len(run.history) < config.epochs:
         log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
+    if fabric.is_global_zero:
+        best, _ = checkpoint.load(out / "best", device)
+        checkpoint.add_calibration(out / "best", calibrate(best, valid, config.modalities))
     fabric.barrier()
 
     return TrainResult(

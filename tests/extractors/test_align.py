@@ -113,8 +113,8 @@ def test_dataset_json_says_what_is_inside(tmp_path):
     corpus = make(tmp_path)
     corpus.align()
     info = corpus.info()
-    assert info["schema_version"] == 1 and info["corpus"] == "fake" and info["language"] == "en"
-    assert info["label_range"] == [-3, 3] and info["mode"] == "unaligned"
+    assert info["schema_version"] == 2 and info["corpus"] == "fake" and info["language"] == "en"
+    assert info["label_range"] == [-3, 3] and info["mode"] == "unaligned" and info["mask_invalid"] == ["vision"]
     assert info["modalities"]["vision"] == {
         "dim": 2,
         "extractor": "fake.vision",

@@ -94,11 +94,12 @@ def write_dataset(
         (root / split).mkdir(parents=True, exist_ok=True)
         pq.write_table(change(split, table), root / split / "part-00000.parquet", compression="zstd")
     description = {
-        "schema_version": 1,
+        "schema_version": 2,
         "corpus": "synthetic",
         "language": "en",
         "label_range": list(label_range),
         "mode": "unaligned",
+        "mask_invalid": ["vision"],
         "modalities": {
             m: {
                 "dim": d,

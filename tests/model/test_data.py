@@ -137,7 +137,7 @@ def test_what_is_missing_on_disk_is_named_with_the_stage_that_makes_it(dataset_w
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema_version=2), "dataset schema 2, this version reads 1"),
+        (lambda d: d.update(schema_version=1), "dataset schema 1, this version reads 2"),
         (lambda d: d["modalities"].pop("vision"), "no entry for vision"),
         (lambda d: d["statistics"]["audio"]["std"].__setitem__(0, 0.0), "positive standard deviations"),
         (lambda d: d["modalities"]["text"].update(dim=13), "text is 12 wide, dataset.json says 13"),

@@ -79,10 +79,28 @@ def test_one_checkpoint_is_measured_plainly(dataset, tmp_path):
     table = ClipTable.read(dataset, "test", 32)
     expected = predict(network, table, MODALITIES)
     assert found.metrics == evaluate_metrics(expected, table.labels, (-3, 3))
-    assert found.predictions.column_names == ["clip_id", "split", "seed", "label", "prediction"]
+    columns = ["clip_id", "split", "seed", "label", "prediction"]
+    assert found.predictions.column_names == [*columns, *(f"prediction_without_{m}" for m in MODALITIES)]
     assert found.predictions["clip_id"].to_pylist() == table.clip_ids.tolist()
     assert found.predictions["prediction"].to_pylist() == expected.tolist()
     assert set(found.predictions["split"].to_pylist()) == {"test"}
+
+
+def test_predictions_without_each_modality_stand_beside_those_with_all(dataset_writer, tmp_path):
+    dataset = dataset_writer(tmp_path / "data", clips={"train": 8, "valid": 4, "test": 30})
+    network = untrained(dataset, tmp_path / "best", seed=0)
+    table = ClipTable.read(dataset, "test", 32)
+    found = evaluate(dataset, [tmp_path / "best"], "test", device="cpu").predictions
+    for m in MODALITIES:
+        expected = predict(network, table, [other for other in MODALITIES if other != m])
+        lacks = table.sequences[m].lengths == 0
+        column = found[f"prediction_without_{m}"].to_numpy()
+        assert lacks.any() and np.isnan(column[lacks]).all() and np.array_equal(column[~lacks], expected[~lacks])
+    two = evaluate(dataset, [tmp_path / "best"], "test", ("text", "audio"), device="cpu").predictions
+    alone = np.array([(table.sequences[m].lengths > 0) for m in ("text", "audio")]).sum(axis=0) == 1
+    assert np.isnan(two["prediction_without_text"].to_numpy()[alone]).all() and "prediction_without_vision" not in two
+    one = evaluate(dataset, [tmp_path / "best"], "test", ("text",), device="cpu").predictions
+    assert not any(name.startswith("prediction_without") for name in one.column_names)
 
 
 def test_several_seeds_give_mean_and_deviation(dataset, tmp_path):

@@ -1,0 +1,64 @@
+"""Intervals from errors on held-out clips: their coverage, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model import checkpoint
+from model.calibration import LEVELS, calibrate, half_width, subset_name
+from model.config import MODALITIES, ModelConfig, TrainConfig, subsets
+from model.data import ClipTable
+from model.evaluate import predict
+from model.train import train
+
+SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
+SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, learning_rate=2e-3, device="cpu")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_further_clip_is_covered_as_often_as_is_said(level):
+    rng = np.random.default_rng(0)
+    clips, trials = 60, 4000
+    errors = np.abs(rng.standard_t(3, (trials, clips + 1)))
+    covered = [row[-1] <= half_width(row[:-1], level) for row in errors]
+    exact = np.ceil((clips + 1) * level) / (clips + 1)  # of exchangeable errors without ties
+    assert np.mean(covered) == pytest.approx(exact, abs=0.02) and exact >= level
+
+
+def test_few_clips_promise_little():
+    errors = np.arange(1.0, 10.0)
+    assert half_width(errors, 0.9) == 9.0 and half_width(errors, 0.5) == 5.0
+    assert half_width(errors, 0.95) is None and half_width(np.zeros(0), 0.5) is None
+
+
+def test_subsets_come_from_the_largest_to_the_smallest():
+    names = [subset_name(chosen) for chosen in subsets(("vision", "text", "audio"))]
+    assert names == ["text+audio+vision", "text+audio", "text+vision", "audio+vision", "text", "audio", "vision"]
+    assert subsets(("audio",)) == [("audio",)]
+
+
+def test_a_trained_checkpoint_knows_how_far_it_is_off_for_every_subset(dataset_writer, tmp_path):
+    dataset = dataset_writer(tmp_path / "data", clips={"train": 24, "valid": 40, "test": 4})
+    result = train(dataset, tmp_path / "out", SMALL, SHORT, seed=0)
+    network, info = checkpoint.load(result.best)
+    valid = ClipTable.read(dataset, "valid", 32)
+    assert [*info.calibration] == [subset_name(chosen) for chosen in subsets(MODALITIES)]
+    shown = ("text", "vision")
+    rows = np.flatnonzero((valid.lengths(shown) > 0).all(axis=1))
+    error = np.abs(predict(network, valid.select(rows), shown) - valid.labels[rows])
+    found = info.calibration["text+vision"]
+    assert found["n"] == len(rows) < 40
+    assert found["0.8"] == pytest.approx(half_width(error, 0.8), abs=1e-6)
+    assert found["0.5"] < found["0.9"] < found["0.95"] or found["0.95"] is None
+    assert "calibration" not in json.loads((result.last / "checkpoint.json").read_text())
+
+
+def test_a_network_of_fewer_modalities_is_calibrated_for_these(dataset, tmp_path):
+    result = train(dataset, tmp_path, SMALL, replace(SHORT, modalities=("audio",)), seed=0)
+    network, info = checkpoint.load(result.best)
+    assert [*info.calibration] == ["audio"]
+    assert info.calibration == calibrate(network, ClipTable.read(dataset, "valid", 32), ("audio",))
