@@ -39,6 +39,7 @@ class Paths:
     metrics: Path
     predictions: Path
     report: Path
+    studies: Path
 
     @property
     def training_curves(self) -> Path:
