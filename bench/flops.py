@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench.results import write_result
 from model.alignment import build_alignment
 from model.config import ModelConfig
+from model.cost import count_multiply_adds
 from model.fusion import build_fusion
 
 # Raw steps at the published lengths, with the [CLS] in front of audio and vision.
@@ -57,15 +57,6 @@ def parts(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, C
         fusion = build_fusion(replace(config, fusion=name)).eval()
         found[name] = lambda fusion=fusion: fusion(aligned, mask, sequences, masks)
     return found
-
-
-def count_multiply_adds(forward: Callable[[], object]) -> float:
-    """Multiply-adds of one call, attention's products included."""
-    # The counter knows matrix products, not every fused attention kernel.
-    unfused = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with unfused, FlopCounterMode(display=False) as counter:
-        forward()
-    return counter.get_total_flops() / 2
 
 
 def measure_milliseconds(forward: Callable[[], Tensor]) -> float:

@@ -158,6 +158,50 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def study(
+    name: Annotated[
+        str | None, typer.Argument(help="A file of studies/, or a path; without it they are listed.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="In place of the file's, such as 0,1,2.")] = "",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="For all variants: key=value, such as train.epochs=8.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one a core, or one a GPU.")] = 0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for another run in this folder.")] = True,
+) -> None:
+    """Train variants of the model over several seeds, compare them, and add the table to the report.
+
+    A study is a small file of [bold]studies/[/bold]: ablation, bottleneck, anchor, missing, noise, ... or one of your
+    own. Trainings that were done before, for whichever study, are not done again.
+    """
+    import yaml
+
+    from flows import runtime
+    from flows.pipeline import StageFailed, WorkspaceBusy
+    from flows.study import TrialFailed
+    from flows.study import study as run
+    from flows.study_spec import available, read_spec
+
+    with _plain_errors():
+        if name is None:
+            for known in available():
+                typer.echo(f"{known:<14} {read_spec(known).question}")
+            return
+        if any(not seed.strip().isdigit() for seed in filter(None, seeds.split(","))):
+            raise ValueError(f"--seeds {seeds}: give whole numbers with commas between them, such as 0,1,2")
+        changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in change or ())}
+        numbers = [int(seed) for seed in filter(None, seeds.split(","))]
+        try:
+            runtime.run_stage(run, name=name, seeds=numbers, changes=changes, workers=workers, wait=wait)
+        except (StageFailed, WorkspaceBusy, TrialFailed) as error:
+            runtime.console.print(str(error).splitlines()[0], style="bold red", markup=False)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            runtime.console.print("interrupted: trainings that ended are kept, and the next run goes on from there")
+            raise typer.Exit(130) from None
+
+
 export = typer.Typer(no_args_is_help=True, help="The dataset for other tools.")
 app.add_typer(export, name="export")
 

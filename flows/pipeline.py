@@ -322,22 +322,34 @@ def pipeline(
         time_limit: Minutes that one stage may take before it is ended; 0: no limit. What was finished is kept.
         wait: Where another run works in the same folder, wait for its end; otherwise fail at once.
     """
-    results: list[StageResult] = []
     with workspace(wait):
-        order = stage_order(targets)
-        cached = set() if force else up_to_date()
-        for stage in order:
-            began = time.monotonic()
-            try:
-                results.append(
-                    runtime.call(run_stage_through_dvc, stage, force, time_limit, wait, known_cached=stage in cached)
-                )
-            except StageFailed:
-                _publish([*results, StageResult(stage, "failed", time.monotonic() - began)])
-                raise
-        _publish(results)
+        results = run_stages(targets, force, time_limit, wait)
         if results and results[-1].stage == "evaluate":
             _publish_metrics()
+    return results
+
+
+def run_stages(
+    targets: Sequence[str], force: bool = False, time_limit: float = 0.0, wait: bool = True
+) -> list[StageResult]:
+    """Bring stages up to date, in order, in a workspace that the caller has; arguments as of `pipeline`.
+
+    Raises:
+        StageFailed: see `run_stage_through_dvc`.
+    """
+    results: list[StageResult] = []
+    order = stage_order(targets)
+    cached = set() if force else up_to_date()
+    for stage in order:
+        began = time.monotonic()
+        try:
+            results.append(
+                runtime.call(run_stage_through_dvc, stage, force, time_limit, wait, known_cached=stage in cached)
+            )
+        except StageFailed:
+            _publish([*results, StageResult(stage, "failed", time.monotonic() - began)])
+            raise
+    _publish(results)
     return results
 
 

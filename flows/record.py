@@ -64,9 +64,13 @@ class RunRecord:
             **facts,
         }
 
+    def facts(self, **facts: Any) -> dict[str, Any]:
+        """The record, with the seconds since it began, and what else there is to say now."""
+        return self._facts | {"seconds": round(time.monotonic() - self._began, 1)} | facts
+
     def write(self, path: Path, **facts: Any) -> dict[str, Any]:
-        """Write the record, with the seconds since it began, as JSON; what is written is returned as well."""
-        record = self._facts | {"seconds": round(time.monotonic() - self._began, 1)} | facts
+        """Write the record as JSON; what is written is returned as well."""
+        record = self.facts(**facts)
         with atomic_path(path) as temporary:
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")

@@ -90,14 +90,14 @@ def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> 
 
 
 def run_name() -> str:
-    """Name of the current flow run: its flow, modality and corpus."""
+    """Name of the current flow run: its flow, modality or study, and corpus."""
     from prefect.runtime import flow_run
 
     from flows.params import load_params
 
     given = flow_run.parameters
     corpus = load_params(given.get("params_file", "params.yaml")).prepare.corpus
-    return " ".join(filter(None, (flow_run.flow_name, given.get("modality"), corpus)))
+    return " ".join(filter(None, (flow_run.flow_name, given.get("modality"), given.get("name"), corpus)))
 
 
 def add_tags(flow: Any, run: Any, state: Any) -> None:

@@ -341,6 +341,12 @@ class ClipTable:
             sequences=sequences,
         )
 
+    def without(self, modality: str, rows_N: np.ndarray) -> ClipTable:
+        """The same clips, of which those at `rows_N` (a bool mask [N]) lack the modality."""
+        sequences = self.sequences[modality]
+        lengths = np.where(rows_N, 0, sequences.lengths)
+        return replace(self, sequences={**self.sequences, modality: replace(sequences, lengths=lengths)})
+
     def batch(self, indices: np.ndarray, modalities: Sequence[str] = MODALITIES) -> Batch:
         """Pad the clips at `indices` to the longest among them.
 

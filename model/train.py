@@ -239,10 +239,16 @@ def train(
     )
 
 
-def forget_run(scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig) -> None:
-    """Remove what runs with these settings and `config.seeds` left in `scratch` to go on from; features stay mapped."""
+def forget_run(
+    scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig, seeds: Sequence[int] | None = None
+) -> None:
+    """Remove what runs with these settings and seeds left in `scratch` to go on from; features stay mapped.
+
+    Args:
+        seeds: None: `config.seeds`.
+    """
     folder = runs_folder(scratch, dataset, model, config)
-    for seed in config.seeds:
+    for seed in config.seeds if seeds is None else seeds:
         shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
     with suppress(OSError):  # it is not empty: another run has the same settings and other seeds
         folder.rmdir()

@@ -1,0 +1,284 @@
+"""`dashfusion study`: variants times seeds, trained beside each other and compared; the table goes into the report.
+
+No stage of DVC's: nobody wants an hour of ablations for a `dvc repro`. A training is kept in scratch by what it depends
+on, so a study goes on where it was stopped, and studies share trainings. The report depends on the results.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extractors.run import tag_scratch
+from extractors.workers import GRACE, Worker
+from flows import runtime
+from flows.extract import scratch_folder
+from flows.params import Params, load_params
+from flows.pipeline import StageResult, run_stages, up_to_date, workspace
+from flows.record import RunRecord
+from flows.report import METRICS
+from flows.runtime import console, progress
+from flows.study_rows import Numbers, answers, tidy_rows
+from flows.study_show import publish, tables, yes_or_no
+from flows.study_spec import Condition, StudySpec, metric_keys, read_spec, variant_params
+from flows.study_table import ALL_CLIPS, AS_IT_IS, StudyResult, write_study
+
+from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training of a study."""
+
+    variant: str
+    seed: int
+    params: Params
+
+
+class TrialFailed(RuntimeError):
+    """A training of a study failed; the message says which, and why. Those that ended are kept."""
+
+
+class _Crew:
+    """Worker processes that trainings take turns on; with GPUs one for each, which sees no other.
+
+    Args:
+        workers: processes.
+        threads: of each.
+        gpus: whether the n-th process is to see the n-th GPU alone.
+    """
+
+    def __init__(self, workers: int, threads: int, gpus: bool) -> None:
+        self.workers = [Worker(threads=threads) for _ in range(workers)]
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._stopped = False
+        self._gpus = gpus
+        for number in range(workers):
+            self._idle.put(number)
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        """`function(*arguments)` in the next free process. To be called from several threads at a time."""
+        number = self._idle.get()
+        worker = self.workers[number]
+        try:
+            if self._stopped:
+                raise RuntimeError("the study was stopped")
+            if self._gpus and not worker.running:
+                worker.call(None, _see_gpu, number)
+            return worker.call(None, function, *arguments)
+        except KeyboardInterrupt:  # of the terminal, which reaches the workers first
+            self._stopped = True
+            raise
+        finally:
+            self._idle.put(number)
+
+    def close(self, grace: float) -> None:
+        """End the processes, by force after `grace` seconds."""
+        for worker in self.workers:
+            worker.close(grace)
+
+
+def _see_gpu(number: int) -> None:
+    """In a worker, before CUDA starts there."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+
+
+_crews: dict[str, _Crew] = {}  # by study: processes cannot travel through a task's parameters
+
+
+@contextmanager
+def _crew(name: str, params: Params, workers: int, trials: int) -> Iterator[int]:
+    """The study's processes for the length of the block; how many."""
+    from model.device import resolve_device
+
+    gpus = 0
+    if resolve_device(params.train.device).type == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    cores = os.cpu_count() or 1
+    count = max(1, min(trials, workers or gpus or cores, gpus or trials))
+    crew = _crews[name] = _Crew(count, 1 if not gpus and count > 1 else max(1, cores // count), bool(gpus))
+    grace = 0.0
+    try:
+        with runtime.gpu_slot() if gpus else nullcontext():
+            yield count
+            grace = GRACE
+    finally:
+        crew.close(grace)
+        del _crews[name]
+
+
+@task(task_run_name="{trial.variant}, seed {trial.seed}")
+def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
+    """One training; what it cost."""
+    from model.trial import train_trial as train
+
+    params = trial.params
+    arguments = params.paths.dataset, params.model, params.train, trial.seed, scratch, params.evaluate.split
+    try:
+        return _crews[study].call(train, *arguments)
+    except (ValueError, OSError, ArithmeticError) as error:
+        raise TrialFailed(f"study {study}, variant {trial.variant!r}, seed {trial.seed}: {error}") from error
+
+
+@task(task_run_name="{trial.variant}, seed {trial.seed}: predict")
+def predict_trial(trial: Trial, *, study: str, scratch: Path, views: Sequence[Any]) -> list[np.ndarray]:
+    """A training's predictions for each view of the split."""
+    from model.trial import predict_views, trial_folder
+
+    params = trial.params
+    folder = trial_folder(scratch, params.paths.dataset, params.model, params.train, trial.seed)
+    return _crews[study].call(predict_views, folder, views, params.evaluate.split, params.train.device)
+
+
+@flow(name="study", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+def study(
+    name: str,
+    seeds: Sequence[int] = (),
+    changes: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    wait: bool = True,
+    params_file: Path = Path("params.yaml"),
+) -> StudyResult:
+    """Train a study's variants, compare them, and add what was found to the report.
+
+    Args:
+        name: Of the study: a file of studies/, or the path of one.
+        seeds: In place of the file's.
+        changes: Over params.yaml, for all variants: dotted keys of the blocks model and train, such as train.epochs.
+        workers: Trainings at a time; 0: one a core, or one a GPU.
+        wait: Where another run works in the same folder, wait for its end; otherwise fail at once.
+        params_file: The parameters that the variants start from.
+    """
+    params, spec = load_params(params_file), read_spec(name)
+    spec = replace(spec, base={**spec.base, **(changes or {})}, seeds=tuple(seeds) or spec.seeds)
+    trials = [
+        Trial(variant, seed, trained)
+        for variant in spec.variants
+        for trained in (variant_params(params, spec, variant),)  # all of them are checked before the first is trained
+        for seed in spec.seeds
+    ]
+    with workspace(wait):
+        run_stages(["align"], wait=wait)
+        result = _measured(params, spec, trials, workers)
+        path = write_study(result, params.paths.studies)
+        publish(result)
+        reported = _into_the_report(wait)
+    for table in tables(result):
+        console.print(table)
+    for answer in result.answers:
+        console.print(f"{answer.question} {yes_or_no(answer.holds)}{answer.answer}", markup=False)
+    for note in result.notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+    console.print(f"{path}" + (f"; report: {(params.paths.report / 'index.html').resolve()}" if reported else ""))
+    if not reported:
+        console.print("the report takes it in with the next `dashfusion evaluate`: the model itself is not trained yet")
+    return result
+
+
+def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers: int) -> StudyResult:
+    """Train what is not trained yet, evaluate, and put the numbers together."""
+    from model.data import ClipTable
+    from model.slices import slice_rows
+    from model.trial import View
+
+    scratch = scratch_folder()
+    tag_scratch(scratch)
+    record = RunRecord(params, {"dataset": params.paths.dataset}, study=spec.name)
+    split = params.evaluate.split
+    table = ClipTable.read(params.paths.dataset, split, params.model.max_positions, cache=None)
+    spec, notes = _possible(params, spec)
+    views = {(AS_IT_IS, None): View(params.paths.dataset)}
+    for condition, item in spec.conditions.items():
+        for level in item.levels or (None,):
+            views[condition, level] = _view(params, item, level)
+    with _crew(spec.name, params, workers, len(trials)) as count:
+        fixed = {"study": spec.name, "scratch": scratch}
+        costs = _with_bar("train", train_trial, trials, count, **fixed)
+        predictions = _with_bar("evaluate", predict_trial, trials, count, views=list(views.values()), **fixed)
+    numbers = Numbers(
+        spec=spec,
+        label=table.labels,
+        label_range=table.info.label_range,
+        metrics=metric_keys(spec.metrics, METRICS, table.info.label_range),
+        slices={name: slice_rows(table, name) for name in spec.slices},
+        predictions={
+            (variant, *view): np.stack([p[i] for t, p in zip(trials, predictions, strict=True) if t.variant == variant])
+            for variant in spec.variants
+            for i, view in enumerate(views)
+        },
+        costs={v: [c for t, c in zip(trials, costs, strict=True) if t.variant == v] for v in spec.variants},
+    )
+    metric_of = {name: key for name in spec.metrics for key in metric_keys([name], METRICS, numbers.label_range)}
+    notes += [f"no clip is known to be one whose {name}" for name in spec.slices if name not in numbers.groups]
+    return StudyResult(
+        study=spec.name,
+        title=spec.title,
+        question=spec.question,
+        corpus=params.prepare.corpus,
+        split=split,
+        clips=len(numbers.groups[ALL_CLIPS]),
+        reference=spec.reference,
+        variants={name: {**spec.base, **changes} for name, changes in spec.variants.items()},
+        seeds=list(spec.seeds),
+        metrics=numbers.metrics,
+        conditions={name: item.unit for name, item in spec.conditions.items()},
+        pareto=(spec.pareto.cost, metric_of[spec.pareto.metric]) if spec.pareto else None,
+        answers=answers(numbers, spec.checks, metric_of),
+        notes=notes,
+        record=record.facts(),
+        rows=tidy_rows(numbers),
+    )
+
+
+def _possible(params: Params, spec: StudySpec) -> tuple[StudySpec, list[str]]:
+    """The study without the conditions that this corpus does not allow, and why."""
+    return spec, []
+
+
+def _view(params: Params, condition: Condition, level: float | None) -> Any:
+    """How the split is shown in a condition, at a level."""
+    from model.trial import View
+
+    if condition.show:
+        return View(params.paths.dataset, show=condition.show)
+    return View(params.paths.dataset, drop=(condition.drop, level))
+
+
+def _with_bar(what: str, one: Any, trials: Sequence[Trial], workers: int, **fixed: Any) -> list[Any]:
+    """`one(trial)` of every trial, with a progress bar of them."""
+    publish = runtime.publish_progress(f"study-{what}-progress", f"Trainings of the study: {what}")
+    done = 0
+    with progress("trainings") as bar:
+        row = bar.add_task(f"study: {what}", total=len(trials), note="")
+
+        def each(result: Any) -> None:
+            nonlocal done
+            done += 1
+            bar.advance(row)
+            publish(100 * done / len(trials), f"{done} of {len(trials)}")
+
+        return runtime.map_tasks(one, trials, workers=workers, each=each, **fixed)
+
+
+def _into_the_report(wait: bool) -> bool:
+    """Let the evaluate stage make the report anew, unless a model would have to be trained for it; whether it did."""
+    if "train" not in up_to_date():
+        return False
+    results: list[StageResult] = run_stages(["evaluate"], wait=wait)
+    return bool(results)
+
+
+if __name__ == "__main__":
+    import sys
+
+    runtime.main(study, name=sys.argv[1])
