@@ -240,7 +240,11 @@ app.add_typer(cache, name="cache")
 
 
 @cache.command()
-def prune() -> None:
+def prune(
+    studies: Annotated[
+        bool, typer.Option("--studies", help="Also what studies have trained; their tables stay.")
+    ] = False,
+) -> None:
     """Remove what [bold]params.yaml[/bold]'s settings do not need: results, states of stopped trainings, tracebacks."""
     from corpora.manifest import MODALITIES
     from corpora.problems import read_problems
@@ -249,6 +253,7 @@ def prune() -> None:
     from flows.extract import scratch_folder
     from flows.params import load_params
     from model.train import MAPPED, runs_folder
+    from model.trial import TRIALS
 
     with _plain_errors():
         params, scratch = load_params(), scratch_folder()
@@ -256,7 +261,7 @@ def prune() -> None:
         keep = {run.describe(item.extractor, item.options).signature for item in chosen}
         keep |= signatures(params.transcribe)
         problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
-        training = {MAPPED}
+        training = {MAPPED} if studies else {MAPPED, TRIALS}
         if (params.paths.dataset / "dataset.json").exists():
             training.add(runs_folder(scratch, params.paths.dataset, params.model, params.train).name)
         folders, freed = run.prune(scratch, keep | training | {problem.traceback for problem in problems})
