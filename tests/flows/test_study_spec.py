@@ -115,7 +115,7 @@ def test_metrics_have_the_names_of_the_label_range():
 def test_every_study_of_the_project_can_be_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = available()
-    assert {"ablation", "bottleneck", "anchor", "missing", "noise", "text_quality"} <= set(names)
+    assert {"ablation", "bottleneck", "anchor", "missing"} <= set(names)
     for name in names:
         spec = read_spec(name)
         for variant in spec.variants:
