@@ -322,12 +322,15 @@ def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
 
 def _update(run: _Run, factor: float, clip_ids: Sequence[str]) -> None:
     """One step of the optimizer, refused where it would spoil the weights."""
-    norm = nn.utils.clip_grad_norm_(run.network.parameters(), GRADIENT_NORM)
+    parameters = [p for p in run.network.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"the gradient's norm is {norm.item()} in a batch of the clips {', '.join(clip_ids)}; "
             "look at these clips' features, or lower train.learning_rate"
         )
+    if norm > GRADIENT_NORM:  # most are less: a text encoder's need not be written again for that
+        nn.utils.clip_grads_with_norm_(parameters, GRADIENT_NORM, norm)
     for group, highest in zip(run.optimizer.param_groups, run.highest_rates, strict=True):
         group["lr"] = highest * factor
     run.optimizer.step()
