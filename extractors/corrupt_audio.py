@@ -54,6 +54,8 @@ class SpeechNoise:
         """The next [count] samples."""
         from scipy.signal import fftconvolve
 
+        if not count:
+            return np.zeros(0)
         noise = fftconvolve(self._rng.standard_normal(count), self._filter)
         noise[: len(self._tail)] += self._tail
         self._tail = noise[count:]
@@ -133,7 +135,7 @@ def _write(blocks: Iterable[np.ndarray], out: Path, rate: int) -> Path:
     """
     import soundfile
 
-    path = out.with_suffix(".wav")
+    path = out.with_name(f"{out.name}.wav")
     with soundfile.SoundFile(path, "w", rate, channels=1, subtype="FLOAT") as file:
         for samples in blocks:
             file.write(samples.astype(np.float32))

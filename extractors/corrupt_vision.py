@@ -29,7 +29,7 @@ Draw = Callable[[], np.random.Generator]
 """Gives the clip's random numbers, from their beginning at each call."""
 
 KEPT_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
-"""Pixel formats that are changed and encoded as they are; others (10 bits, RGB, palettes) become 8-bit 4:4:4."""
+"""Pixel formats that are changed and encoded as they are; others (10 bits, RGB, palettes) become the nearest one."""
 
 LOSSLESS = {"qp": "0", "preset": "ultrafast", "threads": "1"}
 """Of x264. `ultrafast` makes no B-frames: packets come in the order in which their frames are shown."""
@@ -159,7 +159,7 @@ def write_frames(media: Path, out: Path, change: Change) -> Path:
     frames = read_stored_frames(media)
     first = next(frames)
     rotation, tick = first[0].rotation, first[0].time_base
-    path = out.with_suffix(".mov")
+    path = out.with_name(f"{out.name}.mov")
     with av.open(str(path), "w", format="mov") as container:
         stream: VideoStream | None = None
         ends: dict[int, int] = {}
@@ -183,12 +183,20 @@ def _plain(frames: Iterable[Stored]) -> Iterator[Stored]:
         if end <= 0:
             continue
         if not kind:
-            width, height, kind = frame.width, frame.height, frame.format.name
-            subsampled = "444" not in kind and (width % 2 or height % 2)  # x264 wants even sizes for that
-            kind = kind if kind in KEPT_FORMATS and not subsampled else "yuv444p"
+            width, height, kind = frame.width, frame.height, _nearest_format(frame)
         if (frame.width, frame.height, frame.format.name) != (width, height, kind):
             frame = frame.reformat(width, height, kind, threads=1)
         yield frame, max(start, Fraction(0)), end
+
+
+def _nearest_format(frame: av.VideoFrame) -> str:
+    """One of `KEPT_FORMATS`, with colours as fine as the frame's; x264 has coarser ones of even sizes only."""
+    width, height, kind = frame.width, frame.height, frame.format
+    colours = kind.chroma_width(width) / width, kind.chroma_height(height) / height
+    even = width % 2 == 0 and height % 2 == 0
+    if kind.name in KEPT_FORMATS and (even or "444" in kind.name):
+        return kind.name
+    return {(0.5, 0.5): "yuv420p", (0.5, 1): "yuv422p"}.get(colours, "yuv444p") if even else "yuv444p"
 
 
 def _add_stream(

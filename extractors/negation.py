@@ -60,6 +60,8 @@ PREDICATES_ZH = {
 }  # fmt: skip
 """Chinese words before which 不, or 并不, negates what follows."""
 
+PRONOUNS_ZH = {"这", "那", "我", "你", "他", "她", "它"}
+
 
 def negate(text: str, language: str) -> tuple[list[str], list[list[str]]]:
     """A text's units, and what stands in the place of each in the contrary of the text.
@@ -178,10 +180,15 @@ def _with_negation_zh(text: str, units: Sequence[str]) -> list[list[str]]:
     place = 0
     for word in split_words(text, CHINESE):
         core = re.sub(r"\W+$", "", word)
+        characters = len(split_words(word))
+        ends = len(core) < len(word) or place + characters == len(units)
+        at = place
+        if core[:-1] in PRONOUNS_ZH and core[-1] == "是":  # one word to jieba
+            core, at = "是", place + characters - 1
         sign = "没" if core == "有" else "不" if core in MODALS_ZH else "并不" if core in PREDICATES_ZH else ""
-        if sign:
-            instead[place] = [sign, units[place]]
+        if sign and (core != "好" or ends):  # good, not a good film
+            instead[at] = [sign, units[at]]
             return instead
-        place += len(split_words(word))
+        place += characters
     instead[0] = ["并不是", units[0]]
     return instead
