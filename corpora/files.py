@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,16 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
 
-    The temporary name carries machine and process id, so that two writers of one path never share it, and what a
+    The temporary name carries machine, process and thread, so that two writers of one path never share it, and what a
     killed writer left behind is known and removed by the next one. The folder is made when it is missing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     writers = f".{path.name}.{platform.node()[:32]}."
     for entry in [entry for entry in os.listdir(path.parent) if entry.startswith(writers)]:
-        if not _running(entry.removeprefix(writers).removesuffix(".tmp")):
+        if not _running(entry.removeprefix(writers).removesuffix(".tmp").partition("-")[0]):
             path.with_name(entry).unlink(missing_ok=True)
-    temporary = path.with_name(f"{writers}{os.getpid()}.tmp")
+    temporary = path.with_name(f"{writers}{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as handle:

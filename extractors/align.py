@@ -282,17 +282,19 @@ def align(
     out: Path,
     config: AlignConfig,
     word_times_path: Path | None = None,
+    keep_empty: bool = False,
 ) -> AlignSummary:
     """Write the dataset: `out`/dataset.json and `out`/<split>/part-*.parquet, clips in the manifest's order.
 
     A modality of which a clip has no row is missing in that clip; a clip without any is dropped, with a
-    problem. The same inputs give the same bytes.
+    problem, unless `keep_empty`. The same inputs give the same bytes.
 
     Args:
         transcripts_path: the clips' texts, and times of their words; words without times are placed in proportion.
         feature_folders: modality -> its feature store, all three.
         out: appears, or is replaced, whole.
         word_times_path: true word times (`read_word_table`) to measure the others by, if it exists.
+        keep_empty: keep clips without any modality, with their problem.
 
     Raises:
         FileNotFoundError: no manifest, no transcripts, or no features of a modality.
@@ -319,9 +321,10 @@ def align(
                 for m, reader in readers.items()
             }
             if not any(map(len, found.values())):
-                problems.append(_nothing_left(clip, readers))
-                continue
-            duration = clip.duration or max(float(s.end.max(initial=0.0)) for s in found.values())
+                problems.append(_nothing_left(clip, readers, keep_empty))
+                if not keep_empty:
+                    continue
+            duration = known_duration(clip, found)
             times, method = _token_times(transcripts[clip.clip_id], found, words, duration)
             steps = _steps(clip, found, times, duration, config)
             writers[clip.split].write(_row(clip, steps, found["text"], method))
@@ -361,9 +364,15 @@ def _token_times(
         ) from error
 
 
-def _nothing_left(clip: Clip, readers: Mapping[str, FeatureReader]) -> Problem:
+def known_duration(clip: Clip, found: Mapping[str, FeatureSequence]) -> float:
+    """A clip's duration in seconds; where the manifest has none, the end of what was extracted."""
+    return clip.duration or max(float(sequence.end.max(initial=0.0)) for sequence in found.values())
+
+
+def _nothing_left(clip: Clip, readers: Mapping[str, FeatureReader], kept: bool) -> Problem:
     states = ", ".join(f"{m} {'empty' if clip.clip_id in r else 'not extracted'}" for m, r in readers.items())
-    message = f"no modality is left ({states}): the clip is not in the dataset; see its rows of the extract stage"
+    stays = "stays in the dataset, empty" if kept else "is not in the dataset"
+    message = f"no modality is left ({states}): the clip {stays}; see its rows of the extract stage"
     return Problem(clip.clip_id, "align", "", "NoModality", message)
 
 

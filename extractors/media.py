@@ -348,26 +348,46 @@ def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tu
         stream = _need(path, container, "video")
         number: int | None = None
         shown: np.ndarray | None = None
+        early = _early(stream)
         for frame, start, end in _intervals(path, container, stream, step):
             number = int(max(start, 0) / step) if number is None else number
             shown = None
-            while number * step < end:
+            while number * step < end - early:
                 shown = _to_rgb(shrink, convert, frame, max_side) if shown is None else shown
                 yield float(number * step), shown
                 number += 1
 
 
+def read_stored_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
+    """A clip's pictures as they are stored, neither turned nor scaled, each with its start and end in exact seconds.
+
+    A frame ends where the next one starts. `frame.time_base` is the stream's own, the unit of its stamps.
+
+    Raises:
+        MissingStream, MediaError: as `read_frames`; possibly after some frames.
+    """
+    with _open(path) as container:
+        yield from _intervals(path, container, _need(path, container, "video"))
+
+
+def _early(stream: Stream) -> Fraction:
+    """How much earlier than its stamp a frame may be there, in seconds.
+
+    Stamps are rounded to the stream's time base, so it may be half a tick; but a time base as coarse as the frame rate
+    (AVI) is exact.
+    """
+    return min(stream.time_base / 2, Fraction(1, 1000))
+
+
 def _intervals(
-    path: Path, container: InputContainer, stream: Stream, step: Fraction
+    path: Path, container: InputContainer, stream: Stream, step: Fraction | None = None
 ) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Each frame with the time it appears and the time the next one replaces it.
 
-    Stamps are rounded to the stream's time base, so a frame may be half a tick early; but a time base as
-    coarse as the frame rate (AVI) is exact. A frame that is not on the screen at any multiple of `step`, and that no
-    other is made of, may be left out: the one before it then lasts longer.
+    With a `step`, a frame that is not on the screen at any multiple of it, and that no other is made of, may be left
+    out: the one before it then lasts longer.
     """
     zero = _time_zero(container)
-    early = min(stream.time_base / 2, Fraction(1, 1000))
 
     def unseen(packet: Packet) -> bool:
         if packet.pts is None or not packet.duration:
@@ -379,7 +399,7 @@ def _intervals(
 
     length = 1 / (stream.average_rate or stream.guessed_rate or FALLBACK_RATE)
     held, start = None, Fraction(0)
-    for frame in _decode(path, container, stream, unseen):
+    for frame in _decode(path, container, stream, None if step is None else unseen):
         expected = start + length if held is not None else Fraction(0)
         time = expected if frame.pts is None else frame.pts * frame.time_base - zero
         if held is not None:
@@ -388,12 +408,12 @@ def _intervals(
                     f"{path}: the picture's time jumps from {float(start):.0f} s to {float(time):.0f} s; "
                     "convert it again"
                 )
-            yield held, start, time - early
+            yield held, start, time
         held, start = frame, time
         if frame.duration:
             length = min(frame.duration * frame.time_base, LONGEST_GAP)
     if held is not None:
-        yield held, start, start + length - early
+        yield held, start, start + length
 
 
 def _to_rgb(shrink: VideoReformatter, convert: VideoReformatter, frame: av.VideoFrame, max_side: int) -> np.ndarray:

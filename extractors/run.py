@@ -15,13 +15,15 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +41,9 @@ from extractors.base import (
 from extractors.media import MediaError
 from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_sequence
 
+if TYPE_CHECKING:
+    from extractors.corrupt import Condition
+
 logger = logging.getLogger(__name__)
 
 BATCH_CLIPS = 32
@@ -49,6 +54,9 @@ CACHE_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Features of cli
 """Backups skip a folder with this file (https://bford.info/cachedir/), `prune` touches no other."""
 
 TRACEBACKS = "tracebacks"
+
+CORRUPTED = ".corrupted-"
+"""How folders in scratch begin that hold corrupted media; a killed process leaves its own behind."""
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 """Where the numeric libraries look for the number of their threads, each as it is loaded."""
@@ -156,11 +164,12 @@ def clips_at_a_time(extractor_name: str, options: Mapping[str, Any]) -> int:
     return BATCH_CLIPS if getattr(_extractor(extractor_name, options)[0], "batched", False) else 1
 
 
-def scratch_path(scratch: Path, meta: FeatureMeta, clip: Clip, root: Path) -> Path:
+def scratch_path(scratch: Path, meta: FeatureMeta, clip: Clip, root: Path, condition: Condition | None = None) -> Path:
     """Where the clip's result lies in scratch: its key covers all that the extractor is shown.
 
-    Text: transcript, language, duration. Audio and vision: the media file's content, language, duration. A
-    clip without a hash in the manifest has its file hashed.
+    Text: transcript, language, duration. Audio and vision: the media file's content, language, duration, and where the
+    media are corrupted, how, and the clip's id, on which that hangs. A clip without a hash in the manifest has its file
+    hashed.
 
     Raises:
         ValueError: the extractor's signature cannot name a folder.
@@ -174,7 +183,9 @@ def scratch_path(scratch: Path, meta: FeatureMeta, clip: Clip, root: Path) -> Pa
     else:
         media = root / clip.media
         content = sha256_of(media) if media.is_file() else "absent"
-    payload = json.dumps([content, clip.language, clip.duration])
+    shown = [content, clip.language, clip.duration]
+    shown += [condition.signature, clip.clip_id] if condition is not None else []
+    payload = json.dumps(shown)
     key = hashlib.sha256(payload.encode()).hexdigest()
     return scratch / meta.signature / key[:2] / f"{key}.npz"
 
@@ -308,7 +319,12 @@ def _settle(
 
 
 def extract_unit(
-    clips: Sequence[Clip], root: Path, extractor_name: str, options: Mapping[str, Any], scratch: Path
+    clips: Sequence[Clip],
+    root: Path,
+    extractor_name: str,
+    options: Mapping[str, Any],
+    scratch: Path,
+    condition: Condition | None = None,
 ) -> UnitReport:
     """Extract one modality of the clips into scratch, except where scratch has the result already.
 
@@ -318,6 +334,7 @@ def extract_unit(
     Args:
         root: the folder that the clips' `media` start from.
         extractor_name, options: as in the parameters; the extractor is built once a process.
+        condition: how the media are corrupted before the extractor sees them; None: not at all.
 
     Raises:
         ValueError: no such extractor or option.
@@ -329,7 +346,7 @@ def extract_unit(
     pending: list[tuple[Clip, Path]] = []
     missing = 0
     for clip in clips:
-        path = scratch_path(scratch, meta, clip, root)
+        path = scratch_path(scratch, meta, clip, root, condition)
         known = _load(path)
         if known is None:
             pending.append((clip, path))
@@ -338,32 +355,50 @@ def extract_unit(
     problems: list[Problem] = []
     seconds = 0.0
     for batch in (pending[i : i + BATCH_CLIPS] for i in range(0, len(pending), BATCH_CLIPS)):
-        for clip, path, result in _extract_batch(extractor, meta.modality, batch, root):
-            settled = _settle(clip, result, meta, path.stem, scratch)
-            if isinstance(settled, Problem):
-                problems.append(settled)
-            else:
-                _save(path, settled)
-                missing += not len(settled)
-                seconds += clip.duration or 0.0
+        with tempfile.TemporaryDirectory(prefix=CORRUPTED, dir=scratch) if condition else nullcontext("") as folder:
+            show = functools.partial(_show, root=root, modality=meta.modality, condition=condition, folder=Path(folder))
+            for clip, path, result in _extract_batch(extractor, batch, show):
+                settled = _settle(clip, result, meta, path.stem, scratch)
+                if isinstance(settled, Problem):
+                    problems.append(settled)
+                else:
+                    _save(path, settled)
+                    missing += not len(settled)
+                    seconds += clip.duration or 0.0
     extracted, reused = len(pending) - len(problems), len(clips) - len(pending)
     return UnitReport(meta, extracted, reused, missing, tuple(problems), seconds)
 
 
+def _show(clip: Clip, root: Path, modality: str, condition: Condition | None, folder: Path) -> Source:
+    """What the extractor is shown; corrupted media are written to `folder`.
+
+    Raises:
+        MediaError, ExtractionError: the clip's media cannot be used, or have nothing to corrupt.
+    """
+    source = _source(clip, root, modality)
+    if source.media is None:
+        return source
+    check_media(clip, root)
+    if condition is None:
+        return source
+    out = folder / hashlib.sha256(clip.clip_id.encode()).hexdigest()
+    return replace(source, media=condition.write_media(source.media, clip.clip_id, out))
+
+
 def _extract_batch(
-    extractor: Extractor, modality: str, batch: Sequence[tuple[Clip, Path]], root: Path
+    extractor: Extractor, batch: Sequence[tuple[Clip, Path]], show: Callable[[Clip], Source]
 ) -> Iterator[tuple[Clip, Path, FeatureSequence | Exception]]:
     fit = []
     for clip, path in batch:
         try:
-            if modality != "text":
-                check_media(clip, root)
-            fit.append((clip, path))
-        except MediaError as error:
+            fit.append((clip, path, show(clip)))
+        except OSError:  # of the disk, not of the clip
+            raise
+        except Exception as error:  # becomes the clip's row in the problems table
             yield clip, path, error
     if fit:
-        results = _results(extractor, [_source(clip, root, modality) for clip, _ in fit])
-        yield from ((clip, path, result) for (clip, path), result in zip(fit, results, strict=True))
+        results = _results(extractor, [source for *_, source in fit])
+        yield from ((clip, path, result) for (clip, path, _), result in zip(fit, results, strict=True))
 
 
 def assemble(
@@ -373,12 +408,14 @@ def assemble(
     scratch: Path,
     out_folder: Path,
     problems: Sequence[Problem] = (),
+    condition: Condition | None = None,
 ) -> Summary:
     """Stream the clips' results from scratch into the feature store `out_folder`, in the order of `clips`.
 
     Args:
         meta: from the units' reports, or from `describe`.
         problems: of the units; their clips get no row.
+        condition: as the units were given.
 
     Raises:
         StoreError: a clip has neither a result nor a problem.
@@ -389,7 +426,7 @@ def assemble(
         for clip in clips:
             if clip.clip_id in failed:
                 continue
-            path = scratch_path(Path(scratch), meta, clip, Path(root))
+            path = scratch_path(Path(scratch), meta, clip, Path(root), condition)
             sequence = _load(path)
             if sequence is None:
                 raise StoreError(

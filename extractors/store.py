@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpora.files import atomic_path
@@ -325,6 +326,14 @@ class FeatureReader:
     def _decode(self, shard: int, group: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         table = self._read(shard, [group]).drop_columns(["clip_id", "extractor"])
         return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
+
+    def steps(self) -> dict[str, int]:
+        """T of each clip, in stored order; of the values nothing is read."""
+        lengths: list[int] = []
+        for shard, footer in enumerate(self._footers):
+            valid = self._read(shard, range(footer.num_row_groups), ["valid"]).column("valid")
+            lengths += pc.list_value_length(valid).to_pylist()
+        return dict(zip(self.clip_ids, lengths, strict=True))
 
     def __len__(self) -> int:
         return len(self.clip_ids)

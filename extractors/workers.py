@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from corpora.manifest import Clip
 from corpora.problems import Problem
@@ -28,9 +28,12 @@ from corpora.processes import end_with_parent
 from extractors.run import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
 from extractors.store import FeatureMeta
 
+if TYPE_CHECKING:
+    from extractors.corrupt import Condition
+
 logger = logging.getLogger(__name__)
 
-Job = tuple[Path, str, Mapping[str, Any], Path]  # what `extract_unit` takes beside the clips
+Job = tuple[Path, str, Mapping[str, Any], Path, "Condition | None"]  # what `extract_unit` takes beside the clips
 
 GRACE = 10.0
 """Seconds that an idle worker has to end by itself."""
@@ -186,8 +189,19 @@ class WorkerPool:
         for worker in self._workers:
             self._idle.put(worker)
 
+    @property
+    def size(self) -> int:
+        """Calls of `run` that go on at a time; further ones wait."""
+        return len(self._workers)
+
     def run(
-        self, clips: Sequence[Clip], root: Path, extractor: str, options: Mapping[str, Any], scratch: Path
+        self,
+        clips: Sequence[Clip],
+        root: Path,
+        extractor: str,
+        options: Mapping[str, Any],
+        scratch: Path,
+        condition: Condition | None = None,
     ) -> UnitReport:
         """`extract_unit` in the next free worker process. To be called from several threads at a time.
 
@@ -197,7 +211,7 @@ class WorkerPool:
             WorkerLost: a worker does not come up at all.
         """
         worker = self._idle.get()
-        job = (root, extractor, options, scratch)
+        job = (root, extractor, options, scratch, condition)
         try:
             meta: FeatureMeta = worker.call(None, describe, extractor, options)
             size: int = worker.call(None, clips_at_a_time, extractor, options)

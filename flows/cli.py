@@ -249,6 +249,7 @@ def prune(
     from corpora.manifest import MODALITIES
     from corpora.problems import read_problems
     from extractors import run
+    from extractors.corrupt_split import folders_of
     from extractors.transcribe import signatures
     from flows.extract import scratch_folder
     from flows.params import load_params
@@ -260,11 +261,13 @@ def prune(
         chosen = [getattr(params.extract, modality) for modality in MODALITIES]
         keep = {run.describe(item.extractor, item.options).signature for item in chosen}
         keep |= signatures(params.transcribe)
+        corrupted = folders_of(scratch, keep)
         problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
         training = {MAPPED} if studies else {MAPPED, TRIALS}
         if (params.paths.dataset / "dataset.json").exists():
             training.add(runs_folder(scratch, params.paths.dataset, params.model, params.train).name)
-        folders, freed = run.prune(scratch, keep | training | {problem.traceback for problem in problems})
+        traces = {problem.traceback for problem in problems}
+        folders, freed = run.prune(scratch, keep | corrupted | training | traces)
     typer.echo(f"{folders} folders removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
 
 

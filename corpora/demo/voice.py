@@ -17,6 +17,7 @@ SYNCHRONOUS = 2
 DO_NOT_EXIT = 0x8000
 CHARACTERS = 1
 UTF8 = 1
+IPA = 2
 WORD_EVENT = 1
 LIST_END = 0
 RATE, PITCH, RANGE = 1, 3, 4
@@ -148,6 +149,26 @@ def say(
     starts, ends = word_times(words, len(joiner), events, samples, rate)
     samples *= prosody.gain * _emphasis(starts, ends, emphasised, prosody.emphasis, len(samples), rate)
     return Speech(np.clip(samples, -1, 1), rate, tuple(starts), tuple(ends))
+
+
+def pronounce(words: Sequence[str], voice: str) -> list[str] | None:
+    """How an espeak voice such as `en-us` pronounces each word alone, in the International Phonetic Alphabet.
+
+    None where there is no such voice.
+
+    Raises:
+        RuntimeError: as `say`.
+    """
+    with _Library() as espeak:
+        if espeak.library.espeak_SetVoiceByName(voice.encode()) != 0:
+            return None
+        translate = espeak.library.espeak_TextToPhonemes
+        translate.restype, translate.argtypes = (
+            ctypes.c_char_p,
+            [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int],
+        )
+        texts = (ctypes.byref(ctypes.c_char_p(word.encode())) for word in words)
+        return [translate(text, UTF8, IPA).decode() for text in texts]
 
 
 def word_times(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,22 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     with atomic_path(path) as temporary:
         temporary.write_text("whole")
     assert names(tmp_path) == ["file"]
+
+
+def test_two_threads_can_write_one_file(tmp_path):
+    path = tmp_path / "file"
+    with atomic_path(path) as ours:
+        ours.write_text("ours")
+
+        def write() -> None:
+            with atomic_path(path) as theirs:
+                theirs.write_text("theirs")
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours" and names(tmp_path) == ["file"]
 
 
 def test_another_writers_file_is_left_alone(tmp_path):
