@@ -165,6 +165,15 @@ def corrupt_split(
     return CorruptedSplit(dataset, read_problems([dataset / PROBLEMS]), reused)
 
 
+def why_not(original: Original, condition: Condition) -> str | None:
+    """Why this corpus cannot be corrupted so, for people; None where it can."""
+    try:
+        _check(original, condition, FeatureReader(original.features[condition.modality], condition.modality).meta)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def folders_of(scratch: Path, signatures: Collection[str]) -> set[str]:
     """Names of the folders in scratch whose datasets hold features of these signatures alone."""
     found = set()

@@ -215,7 +215,7 @@ def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | _link_to_parent(),
+        env=os.environ | _link_to_parent() | {"PATH": server.path_of_this_python()},
         start_new_session=True,  # Ctrl-C reaches us, and through us the stage
     )
     assert process.stdin is not None and process.stdout is not None

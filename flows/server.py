@@ -48,6 +48,11 @@ def pages(api_url: str) -> str:
     return api_url.rstrip("/").removesuffix("/api")
 
 
+def path_of_this_python() -> str:
+    """PATH for a process whose `python` is to be that of the environment that we run in, activated or not."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
 def find_or_start() -> tuple[str | None, str]:
     """Address of a server to report to and one line saying which it is.
 

@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from corpora.manifest import MODALITIES
+from extractors.corrupt import Condition as Corrupted
+from extractors.corrupt_split import CorruptedSplit, Original, corrupt_split, read_original, why_not
 from extractors.run import tag_scratch
-from extractors.workers import GRACE, Worker
+from extractors.workers import GRACE, Worker, WorkerPool
 from flows import runtime
 from flows.extract import scratch_folder
 from flows.params import Params, load_params
@@ -27,7 +30,7 @@ from flows.report import METRICS
 from flows.runtime import console, progress
 from flows.study_rows import Numbers, answers, tidy_rows
 from flows.study_show import publish, tables, yes_or_no
-from flows.study_spec import Condition, StudySpec, metric_keys, read_spec, variant_params
+from flows.study_spec import StudySpec, metric_keys, read_spec, variant_params
 from flows.study_table import ALL_CLIPS, AS_IT_IS, StudyResult, write_study
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
@@ -189,18 +192,15 @@ def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers:
     """Train what is not trained yet, evaluate, and put the numbers together."""
     from model.data import ClipTable
     from model.slices import slice_rows
-    from model.trial import View
 
     scratch = scratch_folder()
     tag_scratch(scratch)
     record = RunRecord(params, {"dataset": params.paths.dataset}, study=spec.name)
     split = params.evaluate.split
     table = ClipTable.read(params.paths.dataset, split, params.model.max_positions, cache=None)
-    spec, notes = _possible(params, spec)
-    views = {(AS_IT_IS, None): View(params.paths.dataset)}
-    for condition, item in spec.conditions.items():
-        for level in item.levels or (None,):
-            views[condition, level] = _view(params, item, level)
+    original = _original(params, spec)
+    spec, notes = _possible(params, spec, original)
+    views = _views(params, spec, original, scratch)
     with _crew(spec.name, params, workers, len(trials)) as count:
         fixed = {"study": spec.name, "scratch": scratch}
         costs = _with_bar("train", train_trial, trials, count, **fixed)
@@ -240,18 +240,57 @@ def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers:
     )
 
 
-def _possible(params: Params, spec: StudySpec) -> tuple[StudySpec, list[str]]:
-    """The study without the conditions that this corpus does not allow, and why."""
-    return spec, []
+def _possible(params: Params, spec: StudySpec, original: Original | None) -> tuple[StudySpec, list[str]]:
+    """The study without the conditions that this corpus does not allow, and why; and without what was asked of them."""
+    left_out: dict[str, str] = {}
+    for name, item in spec.conditions.items():
+        if item.corrupt and original:
+            reason = why_not(original, Corrupted(item.corrupt, item.levels[0]))
+            left_out |= {name: reason} if reason else {}
+    conditions = {name: item for name, item in spec.conditions.items() if name not in left_out}
+    checks = [c for c in spec.checks if not {c.of.condition, c.against.condition} & left_out.keys()]
+    notes = [f"{name} was left out: {reason}" for name, reason in left_out.items()]
+    return replace(spec, conditions=conditions, checks=tuple(checks)), notes
 
 
-def _view(params: Params, condition: Condition, level: float | None) -> Any:
-    """How the split is shown in a condition, at a level."""
+def _original(params: Params, spec: StudySpec) -> Original | None:
+    """The split as it is, where it is to be corrupted."""
+    if not any(item.corrupt for item in spec.conditions.values()):
+        return None
+    paths, split = params.paths, params.evaluate.split
+    features = {m: paths.features / m for m in MODALITIES}
+    return read_original(paths.manifest, paths.transcripts, features, split, params.align)
+
+
+@task(task_run_name="{what.corruption} {what.level:g}")
+def corrupt(what: Corrupted, *, original: Original, params: Params, scratch: Path, pool: WorkerPool) -> CorruptedSplit:
+    """The split's clips, corrupted, as a dataset of its own."""
+    return corrupt_split(original, what, scratch, pool, params.extract.max_failed_fraction)
+
+
+def _views(params: Params, spec: StudySpec, original: Original | None, scratch: Path) -> dict[tuple, Any]:
+    """How the split is shown: (condition, level) -> `model.trial.View`; what is to be corrupted is so by then."""
     from model.trial import View
 
-    if condition.show:
-        return View(params.paths.dataset, show=condition.show)
-    return View(params.paths.dataset, drop=(condition.drop, level))
+    views: dict[tuple[str, float | None], Any] = {(AS_IT_IS, None): View(params.paths.dataset)}
+    corrupted = [(name, level) for name, item in spec.conditions.items() if item.corrupt for level in item.levels]
+    datasets: dict[tuple[str, float], Path] = {}
+    if corrupted:
+        workers = params.extract.workers or os.cpu_count() or 1
+        with WorkerPool(workers, params.extract.clip_timeout) as pool, progress("conditions") as bar:
+            row = bar.add_task("study: corrupt", total=len(corrupted), note="")
+            for name, level in corrupted:
+                bar.update(row, note=f"{name} {level:g}")
+                what = Corrupted(spec.conditions[name].corrupt, level)
+                made = runtime.call(corrupt, what, original=original, params=params, scratch=scratch, pool=pool)
+                datasets[name, level] = made.dataset
+                bar.advance(row)
+    for name, item in spec.conditions.items():
+        for level in item.levels or (None,):
+            dataset = datasets.get((name, level), params.paths.dataset)
+            drop = (item.drop, level) if item.drop else None
+            views[name, level] = View(dataset, show=item.show, drop=drop)
+    return views
 
 
 def _with_bar(what: str, one: Any, trials: Sequence[Trial], workers: int, **fixed: Any) -> list[Any]:

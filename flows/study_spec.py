@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from extractors.corrupt import CORRUPTIONS
+from extractors.corrupt import Condition as Corrupted
 from flows.params import Params, ParamsError, check_params
 from flows.study_table import ALL_CLIPS, AS_IT_IS
 from model.config import Modality
@@ -35,7 +37,7 @@ class Condition:
         drop: a modality that some clips lose; the levels are their share.
         corrupt: a corruption of `extractors.corrupt`; the levels are its own.
         levels: of `drop` and `corrupt`.
-        unit: of the levels, for plots.
+        unit: of the levels, for plots; a corruption has its own.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -53,6 +55,10 @@ class Condition:
             raise ValueError("drop and corrupt want levels, such as [0.25, 0.5], and show takes none")
         if self.drop and not all(0 <= level <= 1 for level in self.levels):
             raise ValueError("levels of drop are shares of the clips, from 0 to 1")
+        for level in self.levels if self.corrupt else ():
+            Corrupted(self.corrupt, level)  # which knows what there is
+        if self.corrupt and not self.unit:
+            object.__setattr__(self, "unit", CORRUPTIONS[self.corrupt].unit)
 
 
 @dataclass(frozen=True)

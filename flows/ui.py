@@ -6,7 +6,6 @@ import http.server
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -65,7 +64,7 @@ def _worker(pool: str, api_url: str, report_url: str) -> Iterator[subprocess.Pop
     environment = {
         "PREFECT_API_URL": api_url,
         "PREFECT_LOGGING_LEVEL": "INFO",  # a run's page shows its log
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": server.path_of_this_python(),
         PROJECT: str(Path.cwd()),
         REPORT_URL: report_url,
     }

@@ -53,6 +53,8 @@ def test_a_file_is_a_study_of_its_name(tmp_path):
         ({"conditions": {"x": {"drop": "audio"}}}, "want levels"),
         ({"conditions": {"x": {"drop": "audio", "levels": [2]}}}, "from 0 to 1"),
         ({"conditions": {"x": {"drop": "sound", "levels": [1]}}}, "text.*audio.*vision"),
+        ({"conditions": {"x": {"corrupt": "audio.nois", "levels": [10]}}}, "did you mean 'audio.noise'"),
+        ({"conditions": {"x": {"corrupt": "audio.spans", "levels": [0.1, 7]}}}, "audio.spans.* 7"),
         ({"checks": [{"question": "?", "metric": "acc2"}]}, "one of at_least, at_most and knee"),
         ({"checks": [{"question": "?", "metric": "acc2", "of": {"variant": "empty"}, "at_least": 0}]}, "no 'empty'"),
         (
@@ -115,7 +117,7 @@ def test_metrics_have_the_names_of_the_label_range():
 def test_every_study_of_the_project_can_be_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = available()
-    assert {"ablation", "bottleneck", "anchor", "missing"} <= set(names)
+    assert {"ablation", "bottleneck", "anchor", "missing", "noise", "text_quality"} <= set(names)
     for name in names:
         spec = read_spec(name)
         for variant in spec.variants:
