@@ -14,7 +14,7 @@ import pytest
 from corpora.demo import DemoConfig, generate
 from corpora.demo.plan import OFF_CYCLE, draw_sentiments, modality_off, plan_clip, split_of_speakers
 from corpora.demo.script import compose, kind_of, languages, load_script
-from corpora.demo.voice import Prosody, say, word_times
+from corpora.demo.voice import Prosody, pronounce, say, word_times
 from corpora.manifest import MODALITIES, SPLITS
 
 CALM = Prosody(rate=170, pitch=50, pitch_range=50, gain=0.5, emphasis=1.0)
@@ -223,6 +223,14 @@ def test_mandarin_voice_times_every_character() -> None:
 def test_unknown_voice_is_named() -> None:
     with pytest.raises(ValueError, match="no voice 'xx-none'"):
         say(["hello"], "xx-none", CALM)
+
+
+def test_words_are_pronounced_alike_in_any_order():
+    words = ["write", "right", "read", "film"]
+    sounds = dict(zip(words, pronounce(words, "en-us"), strict=True))
+    assert sounds["write"] == sounds["right"] != sounds["film"]
+    assert pronounce(words[::-1], "en-us") == [sounds[word] for word in words[::-1]]
+    assert pronounce(["x"], "xx-none") is None
 
 
 def test_words_said_as_one_share_its_time_and_pauses_belong_to_no_word() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, write_manifest
-from extractors.align import AlignConfig, RunningStatistics, Steps, align, pool
+from extractors.align import MODES, AlignConfig, RunningStatistics, Steps, align, pool
 from extractors.base import FeatureSequence
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, StoreError
 from extractors.transcripts import Transcript, write_transcripts
@@ -179,6 +179,19 @@ def test_a_modality_without_a_row_is_missing_and_a_clip_without_any_is_dropped(t
 def test_a_clip_with_only_empty_rows_is_dropped(tmp_path):
     corpus = make(tmp_path, clips=3, text=0, audio=0, vision=0)
     assert len(corpus.align().problems) == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_clip_with_nothing_stays_where_that_is_asked_for(tmp_path, mode):
+    corpus = make(tmp_path, leave_out={m: ["v3/c"] for m in MODALITIES})
+    config = AlignConfig(mode=mode)
+    out = tmp_path / "dataset"
+    summary = align(corpus.manifest, corpus.transcripts, corpus.folders, out, config, keep_empty=True)
+    (problem,) = summary.problems
+    assert problem.clip_id == "v3/c" and "stays in the dataset, empty" in problem.message
+    rows = corpus.table("train")
+    assert corpus.info()["clips"]["train"] == len(rows) == 7
+    assert not any(rows["v3/c"][f"{m}_values"] for m in MODALITIES)
 
 
 def test_an_empty_split_has_a_readable_file(tmp_path):

@@ -154,6 +154,47 @@ def test_a_stop_inside_a_unit_keeps_the_batches_before_it(tmp_path, monkeypatch)
     assert (report.extracted, report.reused) == (3, 2)
 
 
+class Upper:
+    """A condition that writes the media's text in capitals, with the clip's id behind it."""
+
+    signature = "upper"
+
+    def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
+        match media.read_text():
+            case "nothing":
+                raise MissingModality("nothing to corrupt")
+            case "mistake":
+                raise ZeroDivisionError("of the corruption")
+            case "full":
+                raise OSError("no space left on device")
+        path = out.with_name(f"{out.name}.txt")
+        path.write_text(f"{media.read_text().upper()} {clip_id}")
+        return path
+
+
+def test_corrupted_media_are_what_the_extractor_sees_and_are_gone_afterwards(tmp_path):
+    clips = corpus(tmp_path / "raw", "one", "nothing", "mistake", "one")
+    plain = extract(clips[:1], tmp_path)
+    job = (tmp_path / "raw", NAME, {}, tmp_path / "scratch", Upper())
+    report = run.extract_unit(clips, *job)
+    assert (report.extracted, report.missing, [p.clip_id for p in report.problems]) == (3, 1, ["v/2"])
+    assert report.problems[0].error == "ZeroDivisionError"
+    assert not list((tmp_path / "scratch").glob(f"{run.CORRUPTED}*"))
+    assert run.extract_unit([clips[0], clips[3]], *job).reused == 2
+    out = tmp_path / "out"
+    run.assemble(clips, tmp_path / "raw", plain.meta, tmp_path / "scratch", out, report.problems, Upper())
+    reader = FeatureReader(out, "audio")
+    assert bytes(reader["v/0"].values[:, 0].astype(np.uint8)) == b"ONE v/0"
+    assert bytes(reader["v/3"].values[:, 0].astype(np.uint8)) == b"ONE v/3"  # the same file, another clip
+    assert len(assembled(clips[:1], tmp_path, plain)[1]["v/0"]) == 3  # what was extracted as it is stays
+
+
+def test_a_full_disk_is_no_clips_problem(tmp_path):
+    clips = corpus(tmp_path / "raw", "full")
+    with pytest.raises(OSError, match="no space left"):
+        run.extract_unit(clips, tmp_path / "raw", NAME, {}, tmp_path / "scratch", Upper())
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no zip"])
 def test_a_damaged_result_is_made_again(tmp_path, damage):
     clips = corpus(tmp_path / "raw", "one", "two")

@@ -80,6 +80,12 @@ def test_any_clip_can_be_read_by_its_id_across_shards_and_row_groups(tmp_path):
         reader["nobody/0"]
 
 
+def test_the_steps_of_all_clips_are_known_without_their_values(tmp_path):
+    written = fill(tmp_path / "f", shard_clips=100)
+    steps = FeatureReader(tmp_path / "f", "audio").steps()
+    assert steps == {clip_id: len(sequence) for clip_id, sequence in written.items()} and len(set(steps.values())) > 1
+
+
 def test_row_groups_are_small_in_bytes_so_that_one_clip_is_read_quickly(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "GROUP_BYTES", 200)
     written = fill(tmp_path / "f")

@@ -84,6 +84,10 @@ def test_cache_prune_keeps_what_the_parameters_name(project, monkeypatch):
     for name in (kept, "audio.librosa-v0-old", "mapped", "training-0123"):
         (scratch / name).mkdir(parents=True)
     (scratch / run.CACHE_TAG).write_text(run.CACHE_TAG_TEXT)
+    for name, signature in (("corrupted-ours", kept), ("corrupted-others", "audio.librosa-v0-old")):
+        (scratch / name).mkdir()
+        modalities = {"modalities": {"audio": {"signature": signature}}}
+        (scratch / name / "dataset.json").write_text(json.dumps(modalities))
     shown = runner.invoke(app, ["cache", "prune"])
-    assert shown.exit_code == 0 and "2 folders removed" in shown.output
-    assert {path.name for path in scratch.iterdir() if path.is_dir()} == {kept, "mapped"}
+    assert shown.exit_code == 0 and "3 folders removed" in shown.output
+    assert {path.name for path in scratch.iterdir() if path.is_dir()} == {kept, "mapped", "corrupted-ours"}
