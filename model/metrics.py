@@ -35,20 +35,10 @@ def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tup
     Raises:
         ValueError: another label range, shapes that differ, a prediction or label that is NaN or infinite.
     """
-    _check_range(label_range)
     prediction, label = np.asarray(prediction), np.asarray(label)
-    if prediction.shape != label.shape or prediction.ndim != 1:
-        raise ValueError(f"predictions {prediction.shape} and labels {label.shape} must be [N] both")
-    for name, values in (("prediction", prediction), ("label", label)):
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            raise ValueError(
-                f"{len(bad)} of {len(values)} {name}s are NaN or infinite, the first at row {bad[0]}; "
-                "leave unlabelled clips out, and look for a diverged training"
-            )
+    check_comparable(prediction, label, label_range)
     wide = tuple(label_range) == WIDE
-    if not wide:
-        prediction, label = np.clip(prediction, *UNIT), np.clip(label, *UNIT)
+    prediction, label = within(prediction, label_range), within(label, label_range)
     error = np.abs(prediction.astype(np.float64) - label.astype(np.float64))
     metrics: dict[str, Metric] = {
         "n": len(label),
@@ -65,6 +55,25 @@ def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tup
         found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
         metrics[f"acc{count}"] = _accuracy(found, true)
     return metrics
+
+
+def check_comparable(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> None:
+    """Raise ValueError where `evaluate_metrics` does."""
+    _check_range(label_range)
+    if prediction.shape != label.shape or prediction.ndim != 1:
+        raise ValueError(f"predictions {prediction.shape} and labels {label.shape} must be [N] both")
+    for name, values in (("prediction", prediction), ("label", label)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise ValueError(
+                f"{len(bad)} of {len(values)} {name}s are NaN or infinite, the first at row {bad[0]}; "
+                "leave unlabelled clips out, and look for a diverged training"
+            )
+
+
+def within(values: np.ndarray, label_range: tuple[float, float]) -> np.ndarray:
+    """Values as the metrics see them: clipped to [-1, 1] for labels in it, as they are for [-3, 3]."""
+    return values if tuple(label_range) == WIDE else np.clip(values, *UNIT)
 
 
 def correlation(prediction: np.ndarray, label: np.ndarray) -> float | None:
