@@ -12,7 +12,7 @@ import numpy as np
 
 from model.config import MODALITIES
 from model.intervals import interval, resampled_metrics
-from model.metrics import WIDE, evaluate_metrics
+from model.metrics import WIDE, evaluate_metrics, within
 
 FEWEST_IN_VIDEO = 5
 """Labelled clips from which a video is measured."""
@@ -126,7 +126,8 @@ def measure_videos(
     labelled_N = np.isfinite(facts.label_N)
     videos, index_N = np.unique(facts.video_N, return_inverse=True)
     clips_V = np.bincount(index_N, weights=labelled_N, minlength=len(videos))
-    error_N = np.where(labelled_N, np.abs(prediction_SN - facts.label_N).mean(axis=0), 0)
+    error_N = np.abs(within(prediction_SN, label_range) - facts.label_N).mean(axis=0)
+    error_N = np.where(labelled_N, error_N, 0)
     error_V = np.bincount(index_N, weights=error_N, minlength=len(videos)) / np.maximum(clips_V, 1)
     enough = np.flatnonzero(clips_V >= FEWEST_IN_VIDEO)
     ordered = enough[np.argsort(-error_V[enough], kind="stable")]

@@ -8,6 +8,7 @@ Shapes: N clips of a split, T steps of a clip in a modality, D features, F featu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +32,18 @@ from model.text import TokenText
 FEATURES = 3
 """Features of a modality that are shown."""
 
-ALIKE = 0.7
+ALIKE = 0.8
 """Features whose clip means correlate by more than so much say the same: one of them is shown."""
 
+NUMBERED = re.compile(r"_\d+(_|$)")
+"""Names such as landmark_50_y, which tell a reader less than mouth_width: their correlation counts half."""
+
 BATCH = 32
+
+NO_ALIGNMENT = "the network has no temporal alignment (model.alignment: false)"
+NO_TEXT = "the network was trained without text (train.modalities)"
+NO_WORDS = "the text features came without the words that they are of"
+"""Why there is no attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +140,7 @@ def explain(
     features = {m: telling_features(table, m) for m in NORMALISED if m in info.train.modalities}
     clips = _StoredTimes(dataset, split, table)
     attention, anchors = {}, {}
-    reason = _no_attention(network)
+    reason = _no_attention(network, info.train.modalities)
     if not reason:
         tokens = {row: clips.word_of_token(row, words[table.clip_ids[row]], network.text) for row in rows.tolist()}
         reason = "" if any((index_K >= 0).any() for index_K in tokens.values()) else NO_WORDS
@@ -149,18 +158,18 @@ def explain(
     return Explanation(views, features, info.model.anchor, reason)
 
 
-NO_ALIGNMENT = "the network has no temporal alignment (model.alignment: false)"
-NO_WORDS = "the text features came without the words that they are of"
-
-
-def _no_attention(network: DashFusion) -> str:
-    return NO_ALIGNMENT if isinstance(network.alignment, NoAlignment) else ""
+def _no_attention(network: DashFusion, modalities: Sequence[str]) -> str:
+    """Why a network has no attention of words; empty where it may have."""
+    if isinstance(network.alignment, NoAlignment):
+        return NO_ALIGNMENT
+    return "" if "text" in modalities else NO_TEXT
 
 
 def telling_features(table: ClipTable, modality: str, most: int = FEATURES) -> list[Feature]:
     """The features whose clip means correlate most with the label, and do not say the same as one before.
 
-    Without labels, or where none correlates, those whose clip means vary most, by the training statistics.
+    Of those with a number in place of a name the correlation counts half. Without labels, or where none correlates,
+    those whose clip means vary most, by the training statistics.
     """
     info, statistics = table.info.modalities[modality], table.info.statistics[modality]
     mean_ND = (_clip_means(table, modality) - np.array(statistics.mean)) / np.array(statistics.std)
@@ -172,6 +181,7 @@ def telling_features(table: ClipTable, modality: str, most: int = FEATURES) -> l
     strength_D = np.array([0.0 if value is None else abs(value) for value in found_D])
     if not strength_D.any():
         strength_D = mean_ND[has_N].std(axis=0)
+    strength_D *= [0.5 if NUMBERED.search(name) else 1.0 for name in info.feature_names]
     chosen: list[int] = []
     for column in np.argsort(-strength_D, kind="stable").tolist():
         alike = (correlation(mean_ND[has_N, column], mean_ND[has_N, other]) for other in chosen)

@@ -139,8 +139,6 @@ def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> Non
 
 def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> None:
     """A point a clip, at most at twice the label range; the diagonal is a perfect prediction."""
-    from matplotlib.ticker import MultipleLocator
-
     low, high = label_range
     shown = np.clip(prediction, 2 * low, 2 * high)  # a diverged model must not stretch the axis out of sight
     margin = 0.04 * (high - low)
@@ -152,8 +150,15 @@ def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_r
         axes.plot(label, shown, "o", color=ACCENT, markersize=4.5, markeredgewidth=0, alpha=alpha)
     axes.set(xlim=(low - margin, high + margin), xlabel="true", ylabel="predicted")
     axes.set_ylim(min(low, float(shown.min())) - margin, max(high, float(shown.max())) + margin)
+    _tick_labels(axes, label_range)
+
+
+def _tick_labels(axes: Axes, label_range: tuple[float, float]) -> None:
+    """Ticks as far apart as the labels' classes, on both axes."""
+    from matplotlib.ticker import MultipleLocator
+
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MultipleLocator((high - low) / (class_count(label_range) - 1)))
+        axis.set_major_locator(MultipleLocator((label_range[1] - label_range[0]) / (class_count(label_range) - 1)))
 
 
 def _draw_density(axes: Axes, label: np.ndarray, prediction: np.ndarray) -> None:
@@ -192,6 +197,7 @@ def _draw_reliability(axes: Axes, bins: Sequence[Bin], label_range: tuple[float,
     low, high = min(label_range[0], *x), max(label_range[1], *x)
     margin = 0.04 * (high - low)
     axes.set(xlim=(low - margin, high + margin), xlabel="mean prediction of a bin", ylabel="mean label of its clips")
+    _tick_labels(axes, label_range)
 
 
 def _draw_coverage(axes: Axes, coverage: Sequence[Coverage]) -> None:

@@ -83,12 +83,15 @@ class Explorer:
         total: clips of the split.
         parts: (group, name) by which rows can be filtered.
         data: JSON that may stand within a script element.
+        has_views: whether clips can be looked into.
+        without_attention: why no attention is shown; empty where it is.
     """
 
     rows: Sequence[ClipRow]
     total: int
     parts: Sequence[tuple[str, str]]
     data: str
+    has_views: bool
     without_attention: str
 
 
@@ -145,6 +148,7 @@ def explorer(
         total=len(clip_ids),
         parts=[(part.group, part.name) for part in parts],
         data=to_script(data),
+        has_views=bool(known.explanation and known.explanation.views),
         without_attention=known.explanation.without_attention if known.explanation else "",
     )
 
@@ -173,17 +177,19 @@ def _detail(
     """What script needs of a clip; what is not known is left out."""
     text = row.clip.text if row.clip else ""
     found: dict[str, Any] = {"id": row.clip_id, "text": text, "lang": row.clip.language if row.clip else ""}
-    found |= {"label": row.label, "prediction": round(row.prediction, 4), "seconds": row.seconds}
+    label = None if row.label is None else round(row.label, 4)
+    found |= {"label": label, "prediction": round(row.prediction, 4), "seconds": row.seconds}
     found |= {"missing": list(row.missing), "parts": list(parts)}
     found["moves"] = {m: round(value, 3) for m, value in moves.items()}
     own = {m: getattr(row.clip, f"label_{m}") for m in MODALITIES} if row.clip else {}
     found["own"] = {m: round(value, 3) for m, value in own.items() if value is not None}
     if view is None or not row.seconds:
         return {key: value for key, value in found.items() if value not in ({}, [])}
-    found["words"] = [
-        [word, *(round(float(t), 2) if np.isfinite(t) else None for t in times)]
-        for word, times in zip(known.words.get(row.clip_id, ()), view.word_times_W2, strict=False)
-    ]
+    if np.isfinite(view.word_times_W2).any() or view.attention:
+        found["words"] = [
+            [word, *(round(float(t), 2) if np.isfinite(t) else None for t in times)]
+            for word, times in zip(known.words.get(row.clip_id, ()), view.word_times_W2, strict=False)
+        ]
     found["tracks"] = {
         m: _track(track, known.valid.get(m, {}).get(row.clip_id), row.seconds) for m, track in view.tracks.items()
     }

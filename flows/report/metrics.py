@@ -41,7 +41,7 @@ METRICS = {
 }
 METRICS |= {
     f"{key}_{m}": MetricText(
-        f"{name}, {m} alone", f"{name}, {m}", key == "acc2", f"against the labels of {m} alone, by its own head"
+        f"{name}, {m} alone", f"{name}, {m}", key == "acc2", "its own head, against its own labels"
     )
     for m in MODALITIES
     for key, name in {"acc2": "Acc-2", "mae": METRICS["mae"].label, "corr": METRICS["corr"].label}.items()
@@ -121,9 +121,9 @@ def table_rows(
                 meaning=METRICS[key].meaning if key in METRICS else "",
                 value=value,
                 spread=spread,
-                between=told_interval(key, intervals.get(key)),
+                between=told_interval(key, intervals[key]) or NOTHING if key in intervals else "",
                 before=_value(key, before) if before and key in before else "",
-                change=change,
+                change=change.replace("-", MINUS),
                 better=better,
             )
         )

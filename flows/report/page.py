@@ -161,6 +161,7 @@ def _metrics(report: ReportInput) -> dict[str, Any]:
     rows = metric_texts.table_rows(report.metrics, report.intervals, before)
     by_key = {row.key: row for row in rows}
     return {
+        "measured": any(row.value != NOTHING for row in rows),
         "rows": rows,
         "cards": [by_key[key] for key in metric_texts.HEADLINE if key in by_key][: metric_texts.CARDS],
         "counts": metric_texts.counts(report.metrics),

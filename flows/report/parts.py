@@ -83,15 +83,15 @@ def part_table(breakdown: Breakdown) -> PartTable:
 
 
 def video_table(breakdown: Breakdown) -> PartTable:
-    """The videos, on the same scales."""
+    """The videos, on scales of their own: their metrics are further apart."""
     return _table(breakdown, breakdown.videos, 0)
 
 
 def _table(breakdown: Breakdown, parts: Sequence[PartMetrics], fewest: int) -> PartTable:
-    known = [breakdown.whole, *breakdown.parts, *breakdown.videos]
+    on_scale = [breakdown.whole, *(part for part in parts if part.clips >= fewest)]
     columns = [
-        (breakdown.accuracy, "accuracy", _scale(known, "accuracy", 1.0)),
-        ("mae", "mae", _scale(known, "mae", None)),
+        (breakdown.accuracy, "accuracy", _scale(on_scale, "accuracy", 1.0)),
+        ("mae", "mae", _scale(on_scale, "mae", None)),
     ]
     rows = [
         PartRow(
@@ -119,8 +119,8 @@ def _cell(key: str, value: float | None, between: Interval, scale: Scale) -> tup
 
 
 def _scale(parts: Sequence[PartMetrics], name: str, most: float | None) -> Scale:
-    """From the least end of an interval to the greatest, rounded to tenths; small parts do not stretch it."""
-    ends = [end for part in parts if part.clips >= FEWEST for end in getattr(part, f"{name}_between") or ()]
+    """From the least end of an interval to the greatest, rounded to tenths; the first part is the whole split."""
+    ends = [end for part in parts for end in getattr(part, f"{name}_between") or ()]
     ends += [value for part in parts[:1] if (value := getattr(part, name)) is not None]
     if not ends:
         return Scale(0.0, most or 1.0, None)

@@ -106,6 +106,14 @@ def test_videos_come_with_the_greatest_error_first_and_only_those_with_enough_cl
     assert measured == 2
 
 
+def test_a_prediction_beyond_the_labels_counts_as_the_metrics_count_it():
+    videos = np.repeat(["far", "off"], 5).astype(object)
+    facts = make_facts(10, video_N=videos, label_N=np.ones(10))
+    prediction = np.where(videos == "far", 4.0, 0.5)
+    found, _ = measure_videos(facts, prediction[None], UNIT, most=4)
+    assert [(video.name, video.mae) for video in found] == [("off", 0.5), ("far", 0.0)]
+
+
 def test_of_many_videos_both_ends_are_measured():
     videos = np.repeat([f"v{i:02d}" for i in range(20)], 5).astype(object)
     facts = make_facts(100, video_N=videos, label_N=np.zeros(100))

@@ -12,7 +12,7 @@ import torch
 from model import checkpoint
 from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
 from model.data import ClipTable, read_info
-from model.explain import ALIKE, NO_ALIGNMENT, NO_WORDS, explain, telling_features, words_of_tokens
+from model.explain import ALIKE, NO_ALIGNMENT, NO_TEXT, NO_WORDS, explain, telling_features, words_of_tokens
 from model.network import DashFusion
 from model.text import prepare_text
 
@@ -132,7 +132,8 @@ def test_tokens_without_words_leave_attention_out(dataset_writer, tmp_path):
 def test_a_network_of_one_modality_shows_that_one(dataset, tmp_path):
     save(dataset, tmp_path, train=TrainConfig(modalities=("vision",)))
     found = explain(dataset, tmp_path, "test", words_of(dataset))
-    assert list(found.features) == ["vision"]
+    assert list(found.features) == ["vision"] and found.without_attention == NO_TEXT
+    assert not any(view.attention for view in found.views.values())
     assert all(set(view.tracks) <= {"vision"} for view in found.views.values())
 
 
@@ -198,6 +199,16 @@ def test_features_are_chosen_by_their_correlation_and_none_twice_over(dataset_wr
     unlabelled = replace(table, labels=np.full(len(table), np.nan, np.float32))
     assert len(telling_features(unlabelled, "audio", most=2)) == 2
     assert telling_features(unlabelled, "audio", most=2)[0].correlation is None
+
+
+def test_a_feature_with_a_name_goes_before_a_numbered_one_that_tells_little_more(dataset):
+    table = ClipTable.read(dataset, "train", 32)
+    plain = telling_features(table, "vision", most=1)[0]
+    info = table.info.modalities["vision"]
+    names = tuple(f"part_{i}" if i == plain.column else name for i, name in enumerate(info.feature_names))
+    renamed = replace(table.info, modalities={**table.info.modalities, "vision": replace(info, feature_names=names)})
+    found = telling_features(replace(table, info=renamed), "vision", most=1)[0]
+    assert found.column != plain.column and abs(found.correlation) > abs(plain.correlation) / 2
 
 
 def test_steps_that_are_pooled_onto_special_tokens_have_no_moment(dataset_writer, tmp_path):

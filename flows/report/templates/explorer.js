@@ -6,6 +6,7 @@
   const panel = get("clip-table"), body = panel.querySelector("tbody"), more = get("more");
   const rows = [...body.rows];
   const LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"; // as in explorer.py
+  const anchoredElsewhere = ["audio", "vision"].includes(data.anchor); // then these look at the words, not the words at them
   const PAGE = 20, COLUMNS = 64, MINUS = "\u2212";
   const state = { sort: "error", ascending: false, shown: PAGE, open: new Map() };
 
@@ -187,18 +188,18 @@
       }
       caption.textContent = told(clip, word, captions);
     });
-    const box = make("div", {}, grid, caption);
-    return box;
+    return make("div", {}, grid, caption);
   }
 
   function told(clip, word, captions) {
-    const anchored = { text: "", "": "" }[data.anchor] ?? "";
-    if (!captions.length) return anchored || legend(clip);
-    const looks = ["audio", "vision"].includes(data.anchor) ? "what looks at" : "what is looked at by";
-    if (word === null) return `Attention: ${looks} the words, on average; point at a word for its own. ${legend(clip)}`;
+    const looks = anchoredElsewhere ? "what looks at" : "what is looked at by";
+    if (word === null)
+      return captions.length
+        ? `Attention: ${looks} the words, on average; point at a word for its own. ${legend(clip)}`
+        : legend(clip);
     const [name, start, end] = clip.words[word];
     const when = start === null ? "" : `, ${start.toFixed(2)} to ${end.toFixed(2)} s`;
-    return `“${name}”${when}. ` + captions.map(([modality, tell]) => `${modality}: ${tell(word)}`).join("; ") + ".";
+    return [`“${name}”${when}`, ...captions.map(([modality, tell]) => `${modality}: ${tell(word)}`)].join("; ") + ".";
   }
 
   function legend(clip) {
@@ -229,8 +230,8 @@
 
   function sparkline(line, states) {
     const svg = draw("svg", { viewBox: `0 0 ${COLUMNS} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    for (const [column, shade] of [...states].entries())
-      if (shade !== "0") svg.append(draw("rect", { class: `state-${shade}`, x: column, y: 0, width: 1.02, height: 1 }));
+    for (const run of states.matchAll(/([1-3])\1*/g))
+      svg.append(draw("rect", { class: `state-${run[1]}`, x: run.index, y: 0, width: run[0].length, height: 1 }));
     svg.append(draw("line", { class: "zero", x1: 0, x2: COLUMNS, y1: 0.5, y2: 0.5 }));
     let path = "", pen = "M";
     for (const [column, character] of [...line].entries()) {
@@ -261,7 +262,7 @@
       const strip = strips[word] || [];
       if (!strip.length) return "nothing kept of this word";
       const times = (attention.most * Math.max(...strip)).toFixed(1);
-      const aside = ["audio", "vision"].includes(data.anchor) ? "" : `, ${Math.round(100 * attention.aside[word])} % on no moment`;
+      const aside = anchoredElsewhere ? "" : `, ${Math.round(100 * attention.aside[word])} % on no moment`;
       return `at most ${times} times an even spread${aside}`;
     };
     return { lane: make("div", { class: "heat" }, svg), tell };

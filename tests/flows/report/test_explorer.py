@@ -125,6 +125,15 @@ def test_attention_is_told_as_multiples_of_an_even_spread(make):
     assert entry["anchors"] == {"text": 0.75}
 
 
+def test_words_of_which_nothing_is_known_are_no_more_than_the_transcript(make):
+    clips = make.clips(1)
+    known = make.explorer(clips)
+    view = replace(known.explanation.views["v0/0001"], word_times_W2=np.full((3, 2), np.nan), attention={})
+    known = replace(known, explanation=replace(known.explanation, views={"v0/0001": view}))
+    found = entries(make_explorer(make, clips, known))[0]
+    assert "words" not in found and found["text"] == "It was fine." and "tracks" in found
+
+
 def test_attention_of_a_very_long_transcript_is_cut(make):
     clips = make.clips(1, text=" ".join(["so"] * 200))
     found = entries(make_explorer(make, clips, make.explorer(clips, words=200)))[0]
@@ -142,6 +151,14 @@ def test_data_cannot_leave_their_script_element():
     text = to_script({"text": "</script><!--\u2028&amp;", "other": "é很"})
     assert not set(text) & set("<>&\u2028") and json.loads(text) == {"text": "</script><!--\u2028&amp;", "other": "é很"}
     assert "é很" in text
+
+
+def test_the_page_says_why_there_is_no_attention_and_whose_it_is_where_there_are_several_seeds(render, make):
+    known = make.explorer(make.clips())
+    assert "first seed" not in render(explorer=known)[1].words
+    assert "Attention is that of the first seed" in render(explorer=known, metrics={"mae": 0.5, "seeds": 2})[1].words
+    none = replace(known, explanation=replace(known.explanation, without_attention="the model has no alignment"))
+    assert "no attention to be shown: the model has no alignment." in render(explorer=none)[1].words
 
 
 def test_the_page_says_how_many_clips_of_a_large_split_it_holds(render, make):

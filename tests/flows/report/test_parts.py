@@ -24,6 +24,12 @@ def test_a_part_of_few_clips_is_small_and_does_not_stretch_the_scale(make):
     assert rows["neutral (0)"].cells[1][2].high == 100.0, "cut at the end of the scale"
 
 
+def test_videos_have_scales_of_their_own(make):
+    breakdown = make.breakdown()
+    assert part_table(breakdown).scales[1] == ("0.300", "0.700")
+    assert video_table(breakdown).scales[1] == ("0.100", "1.000")
+
+
 def test_a_video_is_measured_from_fewer_clips_than_a_part(make):
     assert not any(row.small for row in video_table(make.breakdown()).rows)
 
