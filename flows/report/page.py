@@ -150,7 +150,6 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters |= {"signed": metric_texts.signed, "decimals": metric_texts.decimals}
-    environment.filters["trimmed"] = lambda text: text.replace(".0%", "%").removesuffix("00")
     environment.globals |= {"NOTHING": NOTHING, "MINUS": metric_texts.MINUS}
     return environment
 

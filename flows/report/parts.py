@@ -105,8 +105,13 @@ def _table(breakdown: Breakdown, parts: Sequence[PartMetrics], fewest: int) -> P
         )
         for part in parts
     ]
-    scales = [(told(key, scale.low), told(key, scale.high)) for key, _, scale in columns]
+    scales = [tuple(_told_end(key, end) for end in (scale.low, scale.high)) for key, _, scale in columns]
     return PartTable(rows, scales, METRICS[breakdown.accuracy])
+
+
+def _told_end(key: str, end: float) -> str:
+    """An end of a scale, which is a round number."""
+    return f"{end:.0%}" if METRICS[key].is_fraction else f"{end:.1f}"
 
 
 def _cell(key: str, value: float | None, between: Interval, scale: Scale) -> tuple[str, str, Mark | None]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -124,14 +124,23 @@ def _attributes(declarations: str) -> str:
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a picture on white."""
-    from matplotlib.colors import is_color_like, to_hex
-
     figure.canvas.draw()  # an axis makes its ticks only then
     for artist in figure.findobj():
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             read, write = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
-            if read and write and is_color_like(colour := read()) and to_hex(colour) in PICTURE_COLOURS:
-                write(PICTURE_COLOURS[to_hex(colour)])
+            if read and write and (colour := _picture_colour(read())) is not None:
+                write(colour)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white")
     return buffer.getvalue()
+
+
+def _picture_colour(colour: Any) -> Any:
+    """A picture's colour, or the colours of a collection's parts, for marker colours; None for others."""
+    from matplotlib.colors import is_color_like, to_hex, to_rgba
+
+    if is_color_like(colour):
+        return PICTURE_COLOURS.get(to_hex(colour))
+    if getattr(colour, "ndim", 0) == 2 and len(colour) and to_hex(colour[0]) in PICTURE_COLOURS:
+        return [to_rgba(PICTURE_COLOURS[to_hex(one)], one[3]) for one in colour]
+    return None

@@ -229,7 +229,7 @@ def _cell(numbers: _Numbers, variant: str, metric: str, **place: Any) -> Cell:
         return Cell(told(metric, mean.value), spread)
     low, high = difference.low, difference.high
     known = low is not None and high is not None
-    between = f"{told_difference(metric, low)} to {told_difference(metric, high)}" if known else ""
+    between = f"{told_difference(metric, low)}, {told_difference(metric, high)}" if known else ""
     better = (low < 0) == (metric in LESS_IS_BETTER) if known and (low > 0 or high < 0) else None
     return Cell(told(metric, mean.value), spread, told_difference(metric, difference.value), between, better)
 
@@ -292,16 +292,15 @@ def _pareto_plot(numbers: _Numbers, number: int, cost: str, metric: str) -> Plot
     with plotting(4.6, 3.4) as (figure, axes):
         line = sorted((points[i][0], _scaled(metric, points[i][1].value)) for i in front)
         axes.plot(*zip(*line, strict=True), color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-        for place, i in enumerate(sorted(range(len(points)), key=lambda i: points[i][0])):
-            price, row, style, variant = points[i]
+        for i, (price, row, style, variant) in enumerate(points):
             colour, _ = line_style(style)
             y = _scaled(metric, row.value)
             if None not in (row.low, row.high):
                 ends = [_scaled(metric, row.low), _scaled(metric, row.high)]
                 axes.plot((price, price), ends, color=colour, linewidth=1.0, alpha=0.5)
             axes.plot(price, y, "o", color=colour, markersize=7 if i in front else 4.5, markeredgewidth=0)
-            offset = (6, -10 if place % 2 else 5)  # neighbours' names above and below
-            axes.annotate(variant, (price, y), offset, textcoords="offset points", fontsize=8, color=MUTED)
+            if i in front or variant == numbers.study.reference:  # the others' names would lie on each other
+                axes.annotate(variant, (price, y), (6, 5), textcoords="offset points", fontsize=8, color=MUTED)
         name, unit = COSTS.get(cost, (cost, ""))
         whole = "Multiply-adds of the fusion" if cost == "fusion_madds" else name
         axes.set_xlabel(f"{whole} ({unit})" if unit else whole)

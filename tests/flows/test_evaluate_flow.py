@@ -82,11 +82,12 @@ def test_the_table_has_columns_for_the_change_only_where_there_is_one(params):
     assert "+5.0 points, better" in shown(NEW, OLD) and "last run" not in shown(NEW)
 
 
-def test_pictures_are_drawn_in_colours_that_can_be_seen():
+@pytest.mark.parametrize("clips", [30, 2000])
+def test_pictures_are_drawn_in_colours_that_can_be_seen(clips):
     import matplotlib.image
 
-    label = np.linspace(-3, 3, 30)
-    predictions = pa.table({"clip_id": [str(i) for i in range(30)], "label": label, "prediction": label / 2})
+    label = np.linspace(-3, 3, clips)
+    predictions = pa.table({"clip_id": [str(i) for i in range(clips)], "label": label, "prediction": label / 2})
     curves = [{"seed": 0, "epoch": i, "train_loss": 1 / i, "valid_mae": 1 / i} for i in (1, 2, 3)]
     made = dict(pictures(predictions, (-3.0, 3.0), curves))
     assert list(made)[:3] == ["Confusion matrix", "Predicted against true", "Training loss"]

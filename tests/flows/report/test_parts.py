@@ -13,7 +13,7 @@ def test_parts_stand_below_the_whole_split_on_one_scale(make):
     assert table.accuracy.label == "Acc-2 (negative / positive)"
     value, between, mark = table.rows[1].cells[0]
     assert (value, between) == ("85.0%", "77.0 to 91.0%")
-    assert table.scales[0] == ("70.0%", "100.0%") and mark.at == 50.0 and mark.whole == pytest.approx(66.7)
+    assert table.scales[0] == ("70%", "100%") and mark.at == 50.0 and mark.whole == pytest.approx(66.7)
     assert mark.low < mark.at < mark.high
 
 
@@ -26,8 +26,8 @@ def test_a_part_of_few_clips_is_small_and_does_not_stretch_the_scale(make):
 
 def test_videos_have_scales_of_their_own(make):
     breakdown = make.breakdown()
-    assert part_table(breakdown).scales[1] == ("0.300", "0.700")
-    assert video_table(breakdown).scales[1] == ("0.100", "1.000")
+    assert part_table(breakdown).scales[1] == ("0.3", "0.7")
+    assert video_table(breakdown).scales[1] == ("0.1", "1.0")
 
 
 def test_a_video_is_measured_from_fewer_clips_than_a_part(make):

@@ -31,7 +31,7 @@ def test_variants_stand_with_their_spread_their_paired_difference_and_their_cost
     rows = page.rows[page.rows.index(head) + 1 :][:3]
     assert rows[0][0] == "full (reference)" and rows[0][1:3] == ["90.0% ± 1.2", "0.500 ± 0.012"]
     assert rows[1][0] == "no alignmentmodel.alignment: false"
-    assert rows[1][1] == "87.0% ± 1.2\u22123.0 [\u22127.0 to +1.0]"
+    assert rows[1][1] == "87.0% ± 1.2\u22123.0 [\u22127.0, +1.0]"
     assert rows[1][3:] == ["–", "30.0 M", "30.0 M", "0.125 s"]  # noqa: RUF001
     assert rows[2][0].startswith("<b>wide</b>")
 
