@@ -65,7 +65,7 @@ def shown(page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 768, 390])
+@pytest.mark.parametrize("width", [1200, 900, 768, 390])
 def test_the_page_is_shown_whole_whatever_it_holds(opened, make, width, scheme):
     clips = make.clips(text=HOSTILE)
     page = opened(width, scheme, **everything(make, clips, studies=[make.study(title=HOSTILE)]))
@@ -231,8 +231,9 @@ def test_everything_can_be_reached_and_done_by_key(opened, make):
     assert page.locator("th[aria-sort]").inner_text().startswith("Seconds")
 
 
-def test_open_clips_stay_with_their_rows_when_the_order_changes(opened, make):
-    page = opened(**everything(make, make.clips(4)))
+@pytest.mark.parametrize("width", [1200, 390])
+def test_open_clips_stay_with_their_rows_when_the_order_changes(opened, make, width):
+    page = opened(width, **everything(make, make.clips(4)))
     page.locator(".toggle").nth(1).click()
     name = shown(page)[1]
     for button in ("True", "Predicted"):
