@@ -344,6 +344,20 @@ class FeatureReader:
     def __iter__(self) -> Iterator[tuple[str, FeatureSequence]]:
         return ((clip_id, self[clip_id]) for clip_id in self.clip_ids)
 
+    def valid_steps(self) -> dict[str, np.ndarray]:
+        """Clip id -> which of its steps are valid [T] bool, of all clips, without their values.
+
+        Raises:
+            StoreError: a part is damaged.
+        """
+        found = {}
+        for shard, footer in enumerate(self._footers):
+            table = self._read(shard, range(footer.num_row_groups), ["clip_id", "valid"])
+            offsets, valid = to_numpy(table.column("valid").combine_chunks())
+            for row, clip_id in enumerate(table.column("clip_id").to_pylist()):
+                found[clip_id] = valid[offsets[row] : offsets[row + 1]]
+        return found
+
     def __getitem__(self, clip_id: str) -> FeatureSequence:
         """One clip's features, values as float32.
 

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, by_split
 from corpora.problems import Problem
 from extractors.transcripts import Transcript
-from flows.report import NOTHING, SERIES, Plot, class_count, plotting, to_svg
+from flows.report.drawings import class_count
+from flows.report.metrics import NOTHING
+from flows.report.plots import SERIES, Plot, plotting, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

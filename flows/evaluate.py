@@ -5,31 +5,52 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.table import Table
 
-from corpora.manifest import read_manifest
+from corpora.manifest import MODALITIES, Manifest, read_manifest
 from corpora.problems import read_problems
-from extractors.transcripts import read_transcripts, with_transcripts
+from extractors.store import FeatureReader
+from extractors.transcripts import Transcript, read_transcripts, with_transcripts
 from flows import runtime, server
 from flows.corpus_card import corpus_card
 from flows.params import Params, load_params
 from flows.record import RECORD, RunRecord, read_training
-from flows.report import METRICS, ReportInput, metrics_rows, pictures, write_plot_data, write_report
+from flows.report import (
+    Before,
+    Breakdown,
+    CalibrationInput,
+    ExplorerInput,
+    ReportInput,
+    compared_rows,
+    metrics_rows,
+    pictures,
+    write_plot_data,
+    write_report,
+)
+from flows.report.explorer import choose_clips
 from flows.runtime import console
+from flows.study_table import read_studies
 
 from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+
+if TYPE_CHECKING:
+    from model.breakdown import ClipFacts, Part
+    from model.evaluate import ClipPredictions
 
 HISTORY = server.STATE / "metrics.jsonl"
 """A line an evaluation in this folder. DVC removes a stage's files before it runs, so what was there before is here."""
 
+MOST_VIDEOS = 12
+"""In the report's table; of more, the worst and the best."""
+
 REPORT_PAGE = "index.html"
 REPORT_URL = "DASHFUSION_REPORT_URL"  # where the report's folder is served, if it is; pages may not link to files
-LESS_IS_BETTER = {key for key in METRICS if key.startswith("mae")}
 
 
 def checkpoints(params: Params) -> list[Path]:
@@ -84,14 +105,131 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
             metrics=result.metrics,
             predictions=result.predictions,
             clips={clip.clip_id: clip for clip in manifest.clips},
+            before=evaluation_before(params, result.metrics),
+            studies=read_studies(params.paths.studies),
             curves=training_curves(params),
             problems=problems,
             word_times=dataset["word_times"],
             record=record,
             card=corpus_card(manifest, transcripts, params.paths.dataset, problems, params.align.mask_invalid),
+            **analysed(params, result, manifest, transcripts),
         ),
     )
     return path
+
+
+def analysed(params: Params, result: Any, manifest: Manifest, transcripts: Mapping[str, Transcript]) -> dict[str, Any]:
+    """What is measured for the report alone: `ReportInput`'s explorer and, where there are labels, the other three."""
+    from model.breakdown import split_into_parts
+    from model.evaluate import ClipPredictions
+
+    clips = ClipPredictions.of(result.predictions)
+    valid = {m: FeatureReader(params.paths.features / m, m).valid_steps() for m in ("audio", "vision")}
+    facts = clip_facts(clips, result.steps, manifest, valid)
+    parts = split_into_parts(facts)
+    labelled = clips.labelled()
+    found = {"explorer": explorer_input(params, clips, result.steps, parts, transcripts, valid)}
+    if not labelled.clip_ids:
+        return found
+    return found | {
+        "intervals": metric_intervals(labelled, manifest.label_range),
+        "breakdown": breakdown(clips, parts, facts, manifest.label_range),
+        "calibration": calibration(params, clips, result.steps),
+    }
+
+
+def clip_facts(
+    clips: ClipPredictions,
+    steps: Mapping[str, np.ndarray],
+    manifest: Manifest,
+    valid: Mapping[str, Mapping[str, np.ndarray]],
+) -> ClipFacts:
+    """What the predicted clips are told apart by, in their order."""
+    from model.breakdown import ClipFacts
+
+    by_id = {clip.clip_id: clip for clip in manifest.clips}
+    rows = [by_id[clip_id] for clip_id in clips.clip_ids]
+    shares = {m: [of[c].mean() if len(of.get(c, ())) else np.nan for c in clips.clip_ids] for m, of in valid.items()}
+    return ClipFacts(
+        seconds_N=_numbers(clip.duration for clip in rows),
+        video_N=np.array([clip.video_id for clip in rows], object),
+        steps=steps,
+        valid={m: np.array(share_N, np.float64) for m, share_N in shares.items()},
+        label_N=clips.label_N,
+        own_label={m: _numbers(getattr(clip, f"label_{m}") for clip in rows) for m in MODALITIES},
+    )
+
+
+def _numbers(values: Iterable[float | None]) -> np.ndarray:
+    """NaN for None."""
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def metric_intervals(labelled: ClipPredictions, label_range: tuple[float, float]) -> dict[str, Any]:
+    """A 95 % interval of each metric of the split."""
+    from model.intervals import interval, resampled_metrics
+
+    draws = resampled_metrics(labelled.prediction_SN, labelled.label_N, label_range)
+    return {key: interval(values_R) for key, values_R in draws.items()}
+
+
+def breakdown(
+    clips: ClipPredictions, parts: Sequence[Part], facts: ClipFacts, label_range: tuple[float, float]
+) -> Breakdown:
+    """Metrics of the whole split, its parts and its videos."""
+    from model.breakdown import Part, accuracy_key, measure_parts, measure_videos
+
+    whole = Part("", "all clips", np.ones(len(clips.clip_ids), bool))
+    measured = measure_parts([whole, *parts], clips.prediction_SN, clips.label_N, label_range)
+    videos, count = measure_videos(facts, clips.prediction_SN, label_range, MOST_VIDEOS)
+    return Breakdown(measured[0], measured[1:], videos, count, accuracy_key(label_range))
+
+
+def calibration(params: Params, clips: ClipPredictions, steps: Mapping[str, np.ndarray]) -> CalibrationInput:
+    """How far the predictions of the split, and the checkpoints' intervals, can be trusted there."""
+    from model.calibration import coverage, mean_widths, reliability, subset_name
+    from model.checkpoint import read_description
+
+    infos = [read_description(folder) for folder in checkpoints(params)]
+    shown = infos[0].train.modalities
+    subset_N = [subset_name([m for m in shown if steps[m][n]]) for n in range(len(clips.clip_ids))]
+    labelled, known = clips.labelled(), np.isfinite(clips.label_N)
+    subset_n = [subset for subset, keep in zip(subset_N, known, strict=True) if keep]
+    calibrations = [info.calibration for info in infos]
+    return CalibrationInput(
+        bins=reliability(labelled.mean_N, labelled.label_N),
+        coverage=coverage(calibrations, subset_n, labelled.prediction_SN, labelled.label_N),
+        widths=mean_widths(calibrations),
+    )
+
+
+def explorer_input(
+    params: Params,
+    clips: ClipPredictions,
+    steps: Mapping[str, np.ndarray],
+    parts: Sequence[Part],
+    transcripts: Mapping[str, Transcript],
+    valid: Mapping[str, Mapping[str, np.ndarray]],
+) -> ExplorerInput:
+    """What can be looked at in the clips that the explorer holds; attention by the first seed's network."""
+    from model.data import read_info
+    from model.explain import explain
+
+    chosen = [clips.clip_ids[n] for n in choose_clips(clips.label_N, clips.mean_N)]
+    words = {clip_id: transcripts[clip_id].words for clip_id in chosen}
+    missing = {
+        clip_id: lacks for n, clip_id in enumerate(clips.clip_ids) if (lacks := [m for m in steps if not steps[m][n]])
+    }
+    whole_steps = read_info(params.paths.dataset).mode == "unaligned"  # else pooled: not the steps that were measured
+    return ExplorerInput(
+        explanation=explain(
+            params.paths.dataset, checkpoints(params)[0], params.evaluate.split, words, params.train.device
+        ),
+        words=words,
+        valid=valid if whole_steps else {},
+        missing=missing,
+        parts=parts,
+    )
 
 
 def remember(params: Params, metrics: Mapping[str, Any]) -> None:
@@ -118,38 +256,22 @@ def history() -> list[dict[str, Any]]:
     return entries
 
 
-def metrics_before(params: Params, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The metrics of the evaluation before the one that gave `metrics`, of the same corpus and split, if any.
+def evaluation_before(params: Params, metrics: Mapping[str, Any]) -> Before | None:
+    """The evaluation before the one that gave `metrics`, of the same corpus and split, if any.
 
     DVC may have brought `metrics` from its cache; then it is the last evaluation that was run here.
     """
     of = params.prepare.corpus, params.evaluate.split
-    found = [entry["metrics"] for entry in history() if (entry["corpus"], entry["split"]) == of]
-    if found and found[-1] == metrics:
+    found = [entry for entry in history() if (entry["corpus"], entry["split"]) == of]
+    if found and found[-1]["metrics"] == metrics:
         found.pop()
-    return found[-1] if found else None
+    return Before(found[-1]["time"], found[-1]["metrics"]) if found else None
 
 
-def compared_rows(metrics: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(name, value, value before, change) of each metric; the change says whether it is one for the better."""
-    shown_before = dict(metrics_rows(before))
-    keys = {text.label: key for key, text in METRICS.items()}
-    return [
-        (name, value, shown_before.get(name, ""), _change(keys.get(name, ""), metrics, before))
-        for name, value in metrics_rows(metrics)
-    ]
-
-
-def _change(key: str, metrics: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """Points of a percentage, or the number itself, as exact as the values are shown."""
-    new, old = metrics.get(key), before.get(key)
-    if new is None or old is None:
-        return ""
-    difference = new - old
-    shown = f"{100 * difference:+.1f} points" if METRICS[key].is_fraction else f"{difference:+.3f}"
-    if not any(digit in shown for digit in "123456789"):
-        return "same"
-    return f"{shown}, {'better' if (difference < 0) == (key in LESS_IS_BETTER) else 'worse'}"
+def metrics_before(params: Params, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The metrics of `evaluation_before`."""
+    before = evaluation_before(params, metrics)
+    return dict(before.metrics) if before else None
 
 
 def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Table:
@@ -200,8 +322,8 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     result = runtime.call(measure, params)
     training = read_training(params.paths.models, params.train.seeds)
     record = begun.write(params.paths.metrics / RECORD, train=training)
-    path = runtime.call(report, params, result, record)
     remember(params, result.metrics)
+    path = runtime.call(report, params, result, record)
     publish_metrics(params, result.metrics)
     publish_plots(params, result)
     console.print(metrics_table(params, result.metrics, metrics_before(params, result.metrics)))

@@ -26,7 +26,7 @@ from flows.extract import scratch_folder
 from flows.params import Params, load_params
 from flows.pipeline import StageResult, run_stages, up_to_date, workspace
 from flows.record import RunRecord
-from flows.report import METRICS
+from flows.report.metrics import METRICS
 from flows.runtime import console, progress
 from flows.study_rows import Numbers, answers, tidy_rows
 from flows.study_show import publish, tables, yes_or_no
@@ -190,8 +190,8 @@ def study(
 
 def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers: int) -> StudyResult:
     """Train what is not trained yet, evaluate, and put the numbers together."""
+    from model.breakdown import slice_rows
     from model.data import ClipTable
-    from model.slices import slice_rows
 
     scratch = scratch_folder()
     tag_scratch(scratch)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from flows.report import METRICS
+from flows.report.metrics import LESS_IS_BETTER, METRICS
 from flows.study_spec import Check, Place, StudySpec
 from flows.study_table import ALL_CLIPS, AS_IT_IS, Answer, Row
 from model.intervals import difference_interval, interval, resampled_metrics
@@ -188,7 +188,7 @@ def _knee(numbers: Numbers, check: Check, metric_of: Mapping[str, str]) -> Answe
     metric = metric_of.get(check.metric)
     if metric is None:
         return Answer(check.question, f"{check.metric} is not defined for this label range.", None)
-    better = -1 if metric.startswith("mae") else 1
+    better = -1 if metric in LESS_IS_BETTER else 1
     points = []
     for variant in check.knee.variants:
         values = numbers.by_seed((variant, AS_IT_IS, None), ALL_CLIPS, metric)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from flows import runtime
-from flows.report import METRICS, NOTHING
+from flows.report.metrics import METRICS, NOTHING
 from flows.study_table import ALL_CLIPS, AS_IT_IS, Row, StudyResult
 
 TERMINAL_METRICS = 3
@@ -48,7 +48,7 @@ def _variants_table(result: StudyResult, condition: str, clips: str) -> Table:
     table = Table(title=f"{result.title} ({of})", title_justify="left", caption_justify="left")
     table.add_column("variant")
     shown, others = result.metrics[:TERMINAL_METRICS], result.metrics[TERMINAL_METRICS:]
-    for name in (*map(_short, shown), "MAdds", "s a step"):
+    for name in (*(METRICS[m].short for m in shown), "MAdds", "s a step"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in result.variants:
         where = {"variant": variant, "condition": condition, "level": None, "clips": clips}
@@ -59,19 +59,14 @@ def _variants_table(result: StudyResult, condition: str, clips: str) -> Table:
     table.caption = (
         f"Under a mean: its difference to '{result.reference}', and the 95 % interval of that over the clips. "
         "MAdds: millions of multiply-adds of a clip."
-        + (f" {', '.join(map(_short, others))}: in the report." if others else "")
+        + (f" {', '.join(METRICS[m].short for m in others)}: in the report." if others else "")
     )
     return table
 
 
-def _short(metric: str) -> str:
-    """A metric's name for a narrow column."""
-    return {"mae": "MAE", "corr": "Corr"}.get(metric, METRICS[metric].label.partition(" (")[0])
-
-
 def _conditions_table(result: StudyResult, conditions: Sequence[str]) -> Table:
     metric = result.metrics[0]
-    table = Table(title=f"{_short(metric)} in each condition", title_justify="left")
+    table = Table(title=f"{METRICS[metric].short} in each condition", title_justify="left")
     table.add_column("variant")
     for name in ("as it is", *conditions):
         table.add_column(name, justify="right", no_wrap=True)
@@ -85,7 +80,7 @@ def _levels_table(result: StudyResult, condition: str) -> Table:
     metric = result.metrics[0]
     levels = list(dict.fromkeys(row.level for row in result.find(condition=condition, statistic="mean")))
     unit = result.conditions[condition]
-    table = Table(title=f"{_short(metric)}: {condition}{f' ({unit})' if unit else ''}", title_justify="left")
+    table = Table(title=f"{METRICS[metric].short}: {condition}{f' ({unit})' if unit else ''}", title_justify="left")
     table.add_column("variant")
     for name in ("as it is", *(f"{level:g}" for level in levels if level is not None), "area"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -16,8 +16,8 @@ from extractors.corrupt import CORRUPTIONS
 from extractors.corrupt import Condition as Corrupted
 from flows.params import Params, ParamsError, check_params
 from flows.study_table import ALL_CLIPS, AS_IT_IS
+from model.breakdown import SLICES
 from model.config import Modality
-from model.slices import SLICES
 
 FOLDER = Path("studies")
 STRICT: dict[str, str] = {"extra": "forbid"}
@@ -129,7 +129,7 @@ class StudySpec:
         variants: name -> what it changes over params.yaml and `base`: dotted keys of the blocks model and train.
         reference: the variant that the others are compared with.
         metrics: keys of metrics/test.json; acc2 and f1 stand for acc2_np and f1_np where the labels are in [-3, 3].
-        slices: parts of the split that are measured too, see `model.slices`.
+        slices: parts of the split that are measured too, see `model.breakdown`.
     """
 
     __pydantic_config__: ClassVar = STRICT

@@ -118,6 +118,14 @@ def _to_text(description: Mapping[str, Any]) -> str:
     return json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def read_description(folder: Path) -> CheckpointInfo:
+    """What stands beside the weights, without them. Raises as `load` does."""
+    path = Path(folder) / DESCRIPTION
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
+    return _parse(json.loads(path.read_text(encoding="utf-8")), path)
+
+
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
     """The network, in eval mode on `device`, and its description.
 
@@ -125,10 +133,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, 
         FileNotFoundError: no checkpoint there; the message says which stage makes it.
         ValueError: of another schema version.
     """
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
-    info = _parse(json.loads(path.read_text(encoding="utf-8")), path)
+    info = read_description(folder)
     text = None if info.model.text.mode == "frozen" else TokenText.load(Path(folder) / TEXT)
     network = DashFusion(info.model, info.dataset, text)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))

@@ -58,6 +58,12 @@ def resampled_metrics(
     }
 
 
+def resampled_mean(value_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """The mean [R] of a clip's value, such as whether it lies within an interval, on each draw; NaN without clips."""
+    ones_N = np.ones(len(value_N))
+    return np.concatenate([_share(count @ value_N, count @ ones_N) for count in draws(len(value_N), resamples, seed)])
+
+
 def draws(clips: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """[r, N] float64 how often each of N draws holds each clip, r of R draws at a time; each row sums to N."""
     rng = np.random.default_rng((seed, clips))

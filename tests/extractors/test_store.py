@@ -54,6 +54,14 @@ def assert_same(found: FeatureSequence, expected: FeatureSequence) -> None:
             assert left.dtype == right.dtype, name
 
 
+def test_valid_steps_of_all_clips_are_read_without_their_values(tmp_path):
+    written = fill(tmp_path / "f", clips=30, shard_clips=12)
+    found = FeatureReader(tmp_path / "f", "audio").valid_steps()
+    assert list(found) == list(written)
+    for clip_id, one in written.items():
+        np.testing.assert_array_equal(found[clip_id], one.valid)
+
+
 @pytest.mark.parametrize("meta", [AUDIO, TEXT])
 def test_what_is_written_is_read_in_the_same_order(tmp_path, meta):
     written = fill(tmp_path / "f", meta)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from corpora.manifest import Clip, Manifest
 from flows import evaluate
 from flows.params import Params, load_params
 from flows.report import pictures
+from model import checkpoint
+from model.breakdown import split_into_parts
+from model.evaluate import ClipPredictions
 
 OLD = {"acc2_np": 0.90, "mae": 0.60, "corr": 0.5, "acc7": None, "n": 80}
 NEW = {"acc2_np": 0.95, "mae": 0.65, "corr": 0.5001, "acc7": 0.4, "n": 80}
@@ -54,6 +59,13 @@ def test_an_evaluation_is_compared_with_the_last_one_of_its_corpus_and_split(par
     assert evaluate.metrics_before(params, NEW) == NEW, "the same again"
 
 
+def test_the_last_evaluation_says_when_it_was(params):
+    evaluate.remember(params, OLD)
+    evaluate.remember(params, NEW)
+    before = evaluate.evaluation_before(params, NEW)
+    assert before.metrics == OLD and before.time.endswith("+00:00") and before.day.endswith(" UTC")
+
+
 def test_a_line_that_was_cut_short_does_not_hide_the_others(params):
     evaluate.remember(params, OLD)
     with open(evaluate.HISTORY, "a", encoding="utf-8") as file:
@@ -70,11 +82,12 @@ def test_the_table_has_columns_for_the_change_only_where_there_is_one(params):
     assert "+5.0 points, better" in shown(NEW, OLD) and "last run" not in shown(NEW)
 
 
-def test_pictures_are_drawn_in_colours_that_can_be_seen():
+@pytest.mark.parametrize("clips", [30, 2000])
+def test_pictures_are_drawn_in_colours_that_can_be_seen(clips):
     import matplotlib.image
 
-    label = np.linspace(-3, 3, 30)
-    predictions = pa.table({"clip_id": [str(i) for i in range(30)], "label": label, "prediction": label / 2})
+    label = np.linspace(-3, 3, clips)
+    predictions = pa.table({"clip_id": [str(i) for i in range(clips)], "label": label, "prediction": label / 2})
     curves = [{"seed": 0, "epoch": i, "train_loss": 1 / i, "valid_mae": 1 / i} for i in (1, 2, 3)]
     made = dict(pictures(predictions, (-3.0, 3.0), curves))
     assert list(made)[:3] == ["Confusion matrix", "Predicted against true", "Training loss"]
@@ -84,3 +97,56 @@ def test_pictures_are_drawn_in_colours_that_can_be_seen():
         blue = (image[:, :, 2] > image[:, :, 0] + 0.2).mean()
         assert blue > 0.002, f"{title}: the data are not in the accent's colour"
         assert (image.max(axis=2) < 0.05).mean() < 0.001, f"{title}: marker colours are left"
+
+
+def make_split() -> tuple[Manifest, ClipPredictions, dict[str, np.ndarray]]:
+    """Twelve clips of two videos, the first unlabelled and without a picture; predictions of two seeds."""
+    labels = np.linspace(-3, 3, 12)
+    clips = [
+        Clip(f"{'ab'[i % 2]}/{i:02d}", "ab"[i % 2], "test", "en", "", "", None if i == 0 else float(labels[i]),
+             label_text=-1.0, duration=None if i == 1 else float(i + 1))
+        for i in range(12)
+    ]  # fmt: skip
+    rows = [
+        {"clip_id": clip.clip_id, "label": clip.label, "prediction": labels[i] + off}
+        for off in (0.2, -0.4)
+        for i, clip in enumerate(clips)
+    ]
+    steps = {m: np.full(12, 5) for m in ("text", "audio", "vision")}
+    steps["vision"][0] = 0
+    return Manifest("tiny", "", (-3.0, 3.0), tuple(clips)), ClipPredictions.of(pa.Table.from_pylist(rows)), steps
+
+
+def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features():
+    manifest, clips, steps = make_split()
+    valid = {"audio": {clip_id: np.array([True, False]) for clip_id in clips.clip_ids}}
+    valid["audio"]["a/00"] = np.zeros(0, bool)
+    facts = evaluate.clip_facts(clips, steps, manifest, valid)
+    assert np.isnan(facts.seconds_N[1]) and facts.seconds_N[2] == 3.0
+    assert list(facts.video_N[:3]) == ["a", "b", "a"]
+    assert np.isnan(facts.valid["audio"][0]) and facts.valid["audio"][1] == 0.5
+    assert facts.own_label["text"].tolist() == [-1.0] * 12 and np.isnan(facts.own_label["audio"]).all()
+
+
+def test_parts_and_videos_of_a_split_are_measured():
+    manifest, clips, steps = make_split()
+    facts = evaluate.clip_facts(clips, steps, manifest, {})
+    found = evaluate.breakdown(clips, split_into_parts(facts), facts, manifest.label_range)
+    assert found.whole.clips == 11 and found.whole.mae == pytest.approx(0.3)
+    assert {part.group for part in found.parts} == {"Length", "Modalities", "Polarity", "Conflict"}
+    assert {video.name: video.clips for video in found.videos} == {"a": 5, "b": 6} and found.videos_measured == 2
+    low, high = evaluate.metric_intervals(clips.labelled(), manifest.label_range)["acc2_np"]
+    assert 0.5 < low < high <= 1
+
+
+def test_a_clip_is_measured_against_the_intervals_of_the_modalities_that_it_has(params, monkeypatch):
+    _, clips, steps = make_split()
+    steps["vision"][1:] = [0, *[5] * 10]
+    widths = {"text+audio+vision": {"n": 9, "0.5": 1.0}, "text+audio": {"n": 9, "0.5": 0.1}}
+    info = SimpleNamespace(calibration=widths, train=SimpleNamespace(modalities=("text", "audio", "vision")))
+    monkeypatch.setattr(checkpoint, "read_description", lambda folder: info)
+    two_seeds = replace(params, train=replace(params.train, seeds=(0, 1)))
+    found = evaluate.calibration(two_seeds, clips, steps)
+    half = found.coverage[0]
+    assert (half.level, half.clips) == (0.5, 11) and half.share == pytest.approx(10 / 11)
+    assert found.widths["text+audio"]["0.5"] == pytest.approx(0.1) and len(found.bins) == 1

@@ -64,7 +64,7 @@ def test_means_differences_and_costs_stand_beside_each_other():
         "full", "80.0 ± 1.1", "75.0 ± 1.1", "0.900 ± 0.011", "51.3", "0.34",
     ]  # fmt: skip
     assert "75.0 ± 1.1" in text and "-5.0 [-7.0, -2.0]" in text and "-0.050 [-0.070, -0.020]" in text
-    assert "Corr: in the report" in " ".join(text.split())
+    assert "Correlation: in the report" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 120
 
 

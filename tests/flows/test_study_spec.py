@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.params import ParamsError, load_params
-from flows.report import METRICS
+from flows.report.metrics import METRICS
 from flows.study_spec import FOLDER, available, metric_keys, read_spec, variant_params
 from model.config import AugmentConfig
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model import checkpoint
-from model.calibration import LEVELS, calibrate, half_width, subset_name
+from model.calibration import LEVELS, calibrate, coverage, half_width, mean_widths, reliability, subset_name
 from model.config import MODALITIES, ModelConfig, TrainConfig, subsets
 from model.data import ClipTable
 from model.evaluate import predict
@@ -62,3 +62,53 @@ def test_a_network_of_fewer_modalities_is_calibrated_for_these(dataset, tmp_path
     network, info = checkpoint.load(result.best)
     assert [*info.calibration] == ["audio"]
     assert info.calibration == calibrate(network, ClipTable.read(dataset, "valid", 32), ("audio",))
+
+
+def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
+    widths = {
+        "text": {"n": 9, "0.5": 1.0, "0.8": 2.0, "0.9": None},
+        "audio": {"n": 9, "0.5": 0.1, "0.8": 0.1, "0.9": 1},
+    }
+    label = np.zeros(4)
+    prediction_SN = np.array([[0.5, 1.5, 0.05, 0.5]])
+    found = {
+        entry.level: entry for entry in coverage([widths], ["text", "text", "audio", "audio"], prediction_SN, label)
+    }
+    assert (found[0.5].clips, found[0.5].share) == (4, 0.5)
+    assert found[0.8].share == 0.75
+    assert (found[0.9].clips, found[0.9].share) == (2, 1.0), "text has no interval of that level"
+    assert (found[0.95].clips, found[0.95].share, found[0.95].between) == (0, None, None)
+    low, high = found[0.5].between
+    assert low < 0.5 < high
+
+
+def test_coverage_of_several_seeds_is_their_mean():
+    seeds = [{"text": {"n": 9, "0.5": 1.0}}, {"text": {"n": 9, "0.5": 3.0}}]
+    found = coverage(seeds, ["text"] * 3, np.array([[2.0, 2.0, 0.5], [2.0, 2.0, 4.0]]), np.zeros(3))[0]
+    assert found.share == pytest.approx(3 / 6)
+    assert mean_widths(seeds) == {"text": {"n": 9, "0.5": 2.0, "0.8": None, "0.9": None, "0.95": None}}
+    assert mean_widths([]) == {}
+
+
+def test_conformal_intervals_cover_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    errors = rng.normal(size=5000)
+    widths = {"text": {"n": 2000, **{f"{level:g}": half_width(np.abs(errors[:2000]), level) for level in LEVELS}}}
+    label = rng.uniform(-3, 3, 3000)
+    for entry in coverage([widths], ["text"] * 3000, (label + errors[2000:])[None], label):
+        assert entry.share == pytest.approx(entry.level, abs=0.03)
+        assert entry.between[0] < entry.share < entry.between[1]
+
+
+def test_bins_hold_equal_numbers_of_neighbouring_predictions():
+    rng = np.random.default_rng(0)
+    prediction = rng.permutation(np.linspace(-2, 2, 100))
+    bins = reliability(prediction, 0.5 * prediction + 1)
+    assert [entry.clips for entry in bins] == [10] * 10
+    means = [entry.prediction for entry in bins]
+    assert means == sorted(means)
+    for entry in bins:
+        assert entry.label == pytest.approx(0.5 * entry.prediction + 1)
+        assert entry.between[0] < entry.label < entry.between[1]
+    assert len(reliability(prediction[:20], prediction[:20])) == 2
+    assert reliability(prediction[:7], prediction[:7]) == []

@@ -150,3 +150,12 @@ def test_a_description_that_does_not_hold_is_refused(dataset_writer, tmp_path, c
     (root / "dataset.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match=message):
         ClipTable.read(root, "train", 100)
+
+
+def test_a_clip_can_be_made_to_lack_a_modality(dataset):
+    clips = ClipTable.read(dataset, "train", 32)
+    rows = np.arange(len(clips)) % 2 == 0
+    without = clips.without("audio", rows)
+    lengths = without.lengths()
+    assert not lengths[rows, 1].any() and np.array_equal(lengths[~rows], clips.lengths()[~rows])
+    assert without.batch(np.arange(4)).lacking >= {"audio"} and clips.lengths()[rows, 1].any()

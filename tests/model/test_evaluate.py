@@ -15,7 +15,7 @@ import torch
 from model import checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig
 from model.data import ClipTable, read_info
-from model.evaluate import evaluate, predict, write_metrics, write_predictions
+from model.evaluate import ClipPredictions, evaluate, predict, write_metrics, write_predictions
 from model.metrics import evaluate_metrics
 from model.network import DashFusion
 
@@ -162,3 +162,39 @@ def test_what_is_written_reads_back(dataset, tmp_path):
     with pytest.raises(ValueError):
         write_metrics({"mae": float("nan")}, tmp_path / "metrics" / "test.json")
     assert json.loads((tmp_path / "metrics" / "test.json").read_text())["n"] == 8
+
+
+def test_predictions_become_arrays_by_clip_and_seed():
+    table = pa.table(
+        {
+            "clip_id": ["b", "a", "b", "a"],
+            "label": pa.array([1.0, None, 1.0, None], pa.float32()),
+            "prediction": pa.array([0.5, 2.0, 1.5, 4.0], pa.float32()),
+            "prediction_without_text": pa.array([0.0, None, 2.0, None], pa.float32()),
+        }
+    )
+    clips = ClipPredictions.of(table)
+    assert clips.clip_ids == ("b", "a")
+    np.testing.assert_array_equal(clips.label_N, [1.0, np.nan])
+    np.testing.assert_array_equal(clips.prediction_SN, [[0.5, 2.0], [1.5, 4.0]])
+    np.testing.assert_array_equal(clips.mean_N, [1.0, 3.0])
+    np.testing.assert_array_equal(clips.without["text"], [1.0, np.nan])
+    labelled = clips.labelled()
+    assert labelled.clip_ids == ("b",) and labelled.without["text"].tolist() == [1.0]
+    nothing = ClipPredictions.of(table.slice(0, 0))
+    assert nothing.clip_ids == () and len(nothing.mean_N) == len(nothing.label_N) == 0
+
+
+def test_an_evaluation_says_how_many_steps_each_clip_has(dataset, tmp_path):
+    untrained(dataset, tmp_path / "best", seed=0)
+    result = evaluate(dataset, [tmp_path / "best"], device="cpu")
+    table = ClipTable.read(dataset, "test", 32)
+    assert result.predictions["clip_id"].to_pylist() == list(table.clip_ids)
+    for m in MODALITIES:
+        np.testing.assert_array_equal(result.steps[m], table.lengths((m,))[:, 0])
+
+
+def test_a_checkpoint_can_be_described_without_its_weights(dataset, tmp_path):
+    untrained(dataset, tmp_path / "best", seed=3)
+    (tmp_path / "best" / "model.safetensors").unlink()
+    assert checkpoint.read_description(tmp_path / "best").seed == 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model import intervals
-from model.intervals import difference_interval, draws, interval, resampled_metrics
+from model.intervals import difference_interval, draws, interval, resampled_mean, resampled_metrics
 from model.metrics import evaluate_metrics
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
@@ -100,6 +100,14 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     assert low < np.abs(error_N).mean() < high
     narrow = interval(values, 0.5)
     assert low < narrow[0] < narrow[1] < high
+
+
+def test_a_mean_is_resampled_like_the_metrics():
+    prediction_SN, label_N = make_clips(50, 1, WIDE)
+    error_N = np.abs(prediction_SN[0].astype(np.float64) - label_N)
+    expected = resampled_metrics(prediction_SN, label_N, WIDE, 100, 5)["mae"]
+    np.testing.assert_allclose(resampled_mean(error_N, 100, 5), expected, atol=1e-12)
+    assert np.isnan(resampled_mean(np.zeros(0), 10)).all()
 
 
 def test_a_paired_difference_is_known_far_better_than_either_value():

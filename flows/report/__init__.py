@@ -1,0 +1,20 @@
+"""The report: one HTML file that says how good the model is, where it fails, and what it was made from."""
+
+from flows.report.explorer import ExplorerInput
+from flows.report.metrics import Before, compared_rows, metrics_rows
+from flows.report.page import CalibrationInput, ReportInput, write_report
+from flows.report.parts import Breakdown
+from flows.report.plot_data import pictures, write_plot_data
+
+__all__ = [
+    "Before",
+    "Breakdown",
+    "CalibrationInput",
+    "ExplorerInput",
+    "ReportInput",
+    "compared_rows",
+    "metrics_rows",
+    "pictures",
+    "write_plot_data",
+    "write_report",
+]
