@@ -69,6 +69,8 @@ class DatasetInfo:
         statistics: of audio and vision.
         clips: clips in each split.
         word_times: how the words' times were had, as the align stage describes it.
+        training: of the training clips, `seconds` (median and longest) and `missing`, clips without each modality;
+            empty where that is not known.
     """
 
     corpus: str
@@ -80,6 +82,7 @@ class DatasetInfo:
     statistics: Mapping[str, Statistics]
     clips: Mapping[str, int] = field(default_factory=dict)
     word_times: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json") -> DatasetInfo:
@@ -133,6 +136,7 @@ class DatasetInfo:
             statistics=statistics,
             clips=dict(raw.get("clips", {})),
             word_times=dict(raw.get("word_times", {})),
+            training=dict(raw.get("training", {})),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,6 +164,7 @@ class DatasetInfo:
             },
             "clips": dict(self.clips),
             "word_times": dict(self.word_times),
+            "training": dict(self.training),
         }
 
 
