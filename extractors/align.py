@@ -31,7 +31,7 @@ from extractors.store import (
     list_type,
     sequence_type,
 )
-from extractors.transcripts import PROPORTIONAL, Transcript, read_transcripts, with_transcripts
+from extractors.transcripts import PROPORTIONAL, Transcript, read_recogniser, read_transcripts, with_transcripts
 from extractors.word_files import read_word_table
 from extractors.words import match_words, timing_error, token_times, word_times
 
@@ -381,6 +381,7 @@ def align(
                     statistics[m].update(one.values[one.mask])
         stack.close()
         facts = {"clips": clips, "word_times": words.to_json(), "training": training.to_json()}
+        facts["recogniser"] = read_recogniser(transcripts_path)
         _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
     hidden = {m: 1 - visible[m] / seen[m] if seen[m] else 0.0 for m in MODALITIES}
     counts = {m: missing[m] for m in MODALITIES}

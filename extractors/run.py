@@ -247,7 +247,8 @@ def check_media(clip: Clip, root: Path) -> None:
         )
 
 
-def _alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
+def extract_alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
+    """What the extractor makes of one clip, or raises; an error where it gives another number of results."""
     try:
         results = list(extractor.extract([source]))
         if len(results) != 1:
@@ -271,7 +272,7 @@ def extract_all(extractor: Extractor, sources: Sequence[Source]) -> list[Feature
         if len(results) == len(sources):
             return results
         logger.warning("%d results for %d clips, going through them one by one", len(results), len(sources))
-    return [_alone(extractor, source) for source in sources]
+    return [extract_alone(extractor, source) for source in sources]
 
 
 def traceback_path(scratch: Path, reference: str) -> Path:
