@@ -25,6 +25,7 @@ app = typer.Typer(
     """,
 )
 
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; if left out, the first seed's best.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Run also what has not changed.")]
 
 
@@ -35,7 +36,7 @@ def _plain_errors(stderr: bool = False) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if stderr:
             typer.secho(str(error), err=True, fg="red", bold=True)
         else:
@@ -153,7 +154,7 @@ def predict(
     asr: Annotated[
         str | None, typer.Option(help="Recognise speech with this model: a folder or Hugging Face id; '': never.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Checkpoint folder; if left out, the first seed's best.")] = None,
+    model: Checkpoint = None,
     language: Annotated[str | None, typer.Option(help="What is spoken, such as en; the corpus's if left out.")] = None,
     level: Annotated[float, typer.Option(help="Of the intervals: 0.5, 0.8, 0.9 or 0.95.")] = 0.9,
     window: Annotated[
@@ -212,7 +213,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-export = typer.Typer(no_args_is_help=True, help="The dataset for other tools.")
+export = typer.Typer(no_args_is_help=True, help="The dataset and the model for other tools.")
 app.add_typer(export, name="export")
 
 
@@ -243,6 +244,43 @@ def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")])
     with _plain_errors():
         clips = export_datasets(load_params().paths.dataset, path)
     typer.echo(f"{path}: {', '.join(f'{count} {split}' for split, count in clips.items())}")
+
+
+@export.command("model")
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")], model: Checkpoint = None
+) -> None:
+    """Copy a checkpoint, all that predicting needs, with the test metrics in its model card (README.md)."""
+    from flows.params import load_params
+    from flows.predict import default_model
+    from model.card import export_checkpoint
+
+    with _plain_errors():
+        params = load_params()
+        split = params.evaluate.split
+        path = params.paths.metrics / f"{split}.json"
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        export_checkpoint(model or default_model(), folder, metrics, split)
+    told = f"metrics of {path}" if metrics else f"no {path} yet: its card has the validation metrics"
+    typer.echo(f"{folder}: {told}")
+
+
+@export.command()
+def onnx(path: Annotated[Path, typer.Argument(help="The .onnx file to write.")], model: Checkpoint = None) -> None:
+    """Write the network as ONNX, from features to the score, for any number of clips and steps; masks are inputs.
+
+    Its predictions are compared with PyTorch's, alone and in padded batches, missing modalities included; a difference
+    over 1e-4 is refused. Needs pip install -e '.[onnx]'.
+    """
+    from flows.predict import default_model
+
+    with _plain_errors():
+        from model.export import export_onnx
+
+        written = export_onnx(model or default_model(), path)
+    for name, shape in written.inputs.items():
+        typer.echo(f"{name:<12} [{', '.join(map(str, shape))}]")
+    typer.echo(f"{path}: differs from PyTorch by {written.difference:.1e} at most, over {written.clips} clips")
 
 
 cache = typer.Typer(no_args_is_help=True, help="What extraction keeps between runs, in .dashfusion/scratch.")
