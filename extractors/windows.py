@@ -5,6 +5,8 @@ T steps, W words; times are seconds, half-open.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from extractors.base import FeatureSequence
@@ -13,16 +15,14 @@ from extractors.words import CHINESE, Word, match_words, split_words
 
 
 def window_times(duration: float, window: float | None, hop: float | None) -> list[tuple[float, float]]:
-    """Start and end of windows over [0, duration), `hop` apart, the last one ending with it.
+    """Start and end of windows over [0, duration), evenly spread, at most `hop` apart.
 
     None where there is no `window`, or one would hold it all.
     """
     if not window or not hop or duration <= window:
         return []
-    starts = [*np.arange(0.0, duration - window, hop).tolist(), duration - window]
-    if len(starts) > 1 and starts[-1] - starts[-2] < hop / 2:  # hardly another than the one before
-        del starts[-2]
-    return [(start, start + window) for start in starts]
+    count = 1 + math.ceil((duration - window) / hop)
+    return [(start, start + window) for start in np.linspace(0.0, duration - window, count).tolist()]
 
 
 def cut_sequence(sequence: FeatureSequence, start: float, end: float) -> FeatureSequence:

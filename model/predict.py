@@ -133,7 +133,7 @@ class Predictor:
             level: of the intervals: one that the checkpoint was calibrated for (0.5, 0.8, 0.9, 0.95).
             window: seconds of the windows of a time line, which every longer video gets. None: the median length of
                 the training clips, and a time line for videos of two windows or more.
-            hop: seconds between two windows' starts; None: half a window.
+            hop: most seconds between two windows' starts; None: half a window.
             workers: processes that read the videos; 0: this one, in which a damaged file may hang or crash it all.
             timeout: seconds that a worker may take for one video.
 
