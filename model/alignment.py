@@ -179,6 +179,6 @@ def _longer(x: Tensor, steps: int) -> Tensor:
 
 def _present(like_BTd: Tensor, absent: Mapping[str, Tensor]) -> Tensor:
     """[B, M] bool, True where the clip has the modality; of a clip without any, all True."""
-    all_B = torch.ones(len(like_BTd), dtype=torch.bool, device=like_BTd.device)
+    all_B = torch.ones(like_BTd.shape[0], dtype=torch.bool, device=like_BTd.device)
     present_BM = torch.stack([~absent[m] if m in absent else all_B for m in MODALITIES], dim=1)
     return present_BM | ~present_BM.any(dim=1, keepdim=True)

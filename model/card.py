@@ -191,8 +191,6 @@ def _terms(description: Mapping[str, Any]) -> Iterator[str]:
             continue
         chosen = model["text"].get("encoder") if m == "text" and mode == "finetune" else ""
         name = chosen or entry["options"].get("model", "minilm" if entry["extractor"] == "text.transformer" else "")
-        if name == "minilm":
-            terms = MINILM
-        else:
-            terms = TERMS.get(entry["extractor"]) or f"weights of `{name}`, under their own terms; see their card"
+        of_others = f"weights of `{name}`, under their own terms; see their card"
+        terms = MINILM if name == "minilm" else of_others if chosen else TERMS.get(entry["extractor"], of_others)
         yield f"- {m}: {terms}."

@@ -80,16 +80,17 @@ class _FromFeatures(nn.Module):
 def export_onnx(folder: Path, path: Path) -> Exported:
     """Write the network of a checkpoint as ONNX, after its predictions were compared with PyTorch's.
 
-    Inputs, of each modality: `<modality>` [B, T, D] float32, raw features as the extractors give them (of a checkpoint
-    that reads transcripts, `text` [B, T] int64, ids of its tokenizer), and `<modality>_mask` [B, T] bool, True where
-    there is a step that may be looked at. T is 1 at least: a modality that a clip lacks has a mask of False. Output:
-    `sentiment` [B] float32, as the network gives it, not clipped to the corpus's range. What a client needs beside
-    that, such as feature names and intervals, is JSON in the file's metadata under `dashfusion`.
+    Inputs, of each modality: `<modality>` [B, T, D] float32, raw features as the extractors give them, and
+    `<modality>_mask` [B, T] bool, True where there is a step that may be looked at. T is 1 at least: a modality that a
+    clip lacks has a mask of False. Output: `sentiment` [B] float32, as the network gives it, not clipped to the
+    corpus's range. What a client needs beside that, such as feature names and intervals, is JSON in the file's metadata
+    under `dashfusion`.
 
     Raises:
         FileNotFoundError: no checkpoint there.
         ImportError: a package of the extra `onnx` is not installed, or does not fit.
-        ValueError: the graph's predictions differ from PyTorch's by more than `TOLERANCE`; nothing is written.
+        ValueError: the network reads transcripts, not features of them; or the graph's predictions differ from
+            PyTorch's by more than `TOLERANCE`. Nothing is written.
     """
     try:
         import onnxruntime
@@ -97,7 +98,12 @@ def export_onnx(folder: Path, path: Path) -> Exported:
     except (ImportError, AttributeError) as error:  # an older ml-dtypes lacks what onnxscript looks up in it
         raise ImportError(f"{_NEEDED} ({error})") from error
     network, info = checkpoint.load(folder)
-    clips = _random_clips(network, info, np.random.default_rng(0))
+    if network.text:
+        raise ValueError(
+            f"{folder}: reads transcripts with an encoder of its own (model.text.mode {info.model.text.mode}), which "
+            "is not exported; train with model.text.mode frozen for a network that reads features"
+        )
+    clips = _random_clips(info, np.random.default_rng(0))
     program = _export(network, clips[:2], info)
     program.model.metadata_props["dashfusion"] = json.dumps(_description(info))
     with atomic_file(Path(path)) as temporary:
@@ -118,7 +124,7 @@ def _export(network: DashFusion, clips: list[dict[str, Tensor]], info: Checkpoin
     inputs = _padded(clips)
     count = Dim("clips", min=1, max=2**16)
     most = {m: info.model.max_positions for m in MODALITIES}
-    most["text"] = (network.text.limit if network.text else most["text"]) - info.model.bottleneck_tokens
+    most["text"] -= info.model.bottleneck_tokens  # what the graph pads
     steps = {m: Dim(f"{m}_steps", min=1, max=most[m]) for m in MODALITIES}
     shapes = {name: {0: count, 1: steps[name.removesuffix("_mask")]} for name in inputs}
     noise = logging.getLogger("torch.onnx")
@@ -149,7 +155,7 @@ def _description(info: CheckpointInfo) -> dict[str, Any]:
     return {**{key: dataset[key] for key in kept}, "calibration": dict(info.calibration), "seed": info.seed}
 
 
-def _random_clips(network: DashFusion, info: CheckpointInfo, rng: np.random.Generator) -> list[dict[str, Tensor]]:
+def _random_clips(info: CheckpointInfo, rng: np.random.Generator) -> list[dict[str, Tensor]]:
     """Clips of the lengths of short and long ones, each modality and each pair of them missing in some."""
     lacking = [(), (), ("text",), ("audio",), ("vision",), ("text", "audio"), ("audio", "vision"), ("text", "vision")]
     clips = []
@@ -162,9 +168,6 @@ def _random_clips(network: DashFusion, info: CheckpointInfo, rng: np.random.Gene
             if m in info.dataset.statistics:
                 scale = info.dataset.statistics[m]
                 values = values * np.float32(scale.std) + np.float32(scale.mean)
-            if m == "text" and network.text:
-                length = min(length, network.text.limit - info.model.bottleneck_tokens)
-                values = rng.integers(0, network.text.tokenizer.get_vocab_size(), length)
             mask = rng.random(length) > 0.1
             mask[0] = True
             clip |= {m: torch.from_numpy(values), f"{m}_mask": torch.from_numpy(mask & (m not in without))}
