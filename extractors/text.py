@@ -115,8 +115,12 @@ class TransformerText:
 
     def change_model(self, change: Callable[[Any], Any]) -> None:
         """Put what `change` makes of the loaded encoder in its place: features are then no longer its signature's."""
-        tokenizer, model = self._load()
-        self._loaded = tokenizer, change(model)
+        self._loaded = self._load()[0], change(self.model)
+
+    @property
+    def model(self) -> Any:
+        """The encoder, loaded."""
+        return self._load()[1]
 
     def _sequence(self, source: Source, values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> FeatureSequence:
         if self._pooling == "words":
