@@ -57,7 +57,7 @@ FEW_FACES = 0.1
 NO_VOICE = 0.02
 """Part of the sound with a voice, below which there is none."""
 
-_in_use = {m: threading.Lock() for m in MEDIA_MODALITIES}
+_busy = {m: threading.Lock() for m in MEDIA_MODALITIES}
 """An extractor is built once a process and keeps state: one video at a time."""
 
 
@@ -185,7 +185,7 @@ def _extract(
     modality: str, name: str, options: Mapping[str, Any], clip: Clip
 ) -> tuple[FeatureSequence | Exception, float, float]:
     """Features or an error, the seconds that went into decoding, and all seconds."""
-    with _in_use[modality]:
+    with _busy[modality]:
         extractor, meta = built(name, options)
         began, before = time.perf_counter(), decoding_seconds()
         result = checked(extract_alone(extractor, source_of(clip, Path(), modality)), meta)
@@ -231,13 +231,12 @@ class FeatureMaker:
         change_text: Callable[[Any], Any] | None = None,
     ) -> None:
         self.config = AlignConfig(dataset["mode"], tuple(dataset["mask_invalid"]))
-        known = dataset["language"] if dataset["language"] != SEVERAL_LANGUAGES else ""
-        self.language = known if language is None else language
+        self._trained_on = dataset["language"] if dataset["language"] != SEVERAL_LANGUAGES else ""
+        self.language = self._trained_on if language is None else language
         self._reads_text = "text" in modalities
         # Pooling needs the times of the text's tokens, and these the sound.
-        made = (
-            MODALITIES if self.config.mode == "aligned" else tuple(m for m in modalities if m != "text" or not tokens)
-        )
+        read = [m for m in modalities if m != "text" or not tokens]
+        made = MODALITIES if self.config.mode == "aligned" else read
         self._dims = {m: int(dataset["modalities"][m]["dim"]) for m in MODALITIES}
         self._methods = tuple(dataset.get("word_times", {}).get("methods", {}))
         obtained = {m: obtain(m, dataset["modalities"][m]) for m in made}
@@ -257,9 +256,11 @@ class FeatureMaker:
         self._text.change_model(change)
 
     def prepare(self) -> None:
-        """Load what the first transcript would wait for."""
-        if self._text is not None:
-            with self._in_use:
+        """Load what the first video would wait for, but for what reads media."""
+        with self._in_use:
+            if self._recogniser is not None:
+                self._recogniser.load()
+            if self._text is not None:
                 extract_all(self._text, [source_of(Clip("", "", "test", self.language, "", "a"), Path(), "text")])
 
     def make(
@@ -379,6 +380,9 @@ class FeatureMaker:
 
     def _notes(self, looked: Looked, transcript: Transcript, text: FeatureSequence, method: str) -> Iterator[Note]:
         """What is out of the ordinary in the video itself."""
+        if self._trained_on and self.language != self._trained_on:
+            message = f"{self.language} is spoken, the training clips were {self._trained_on}: the score means little"
+            yield Note("other_language", message)
         for m, reason in looked.failures.items():
             yield Note(f"{m}_failed", f"{m} could not be read and counts as missing: {reason}")
         if (vision := looked.found.get("vision")) is not None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 BLOCKS = "▁▂▃▄▅▆▇█"
 LINE_WIDTH = 60  # characters of a time line
 
-JSON_VERSION = 1
-
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -150,7 +148,9 @@ def predict(
         "epoch": predictor.description["epoch"],
     }
     if wishes.as_json:
-        content = {"schema_version": JSON_VERSION, "model": model, "level": level, "results": plain}
+        from model.results import SCHEMA_VERSION
+
+        content = {"schema_version": SCHEMA_VERSION, "model": model, "level": level, "results": plain}
         print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
     else:
         show(console, plain, dataset["label_range"])

@@ -241,10 +241,10 @@ class Predictor:
         named = dataset.get("recogniser")
         if self._recogniser is not None or not named:
             return made(self._recogniser or None)
-        maker = made(None)
         try:
             return made(named)
         except ValueError as error:
+            maker = made(None)  # or the same error, where it is not the recogniser's
             message = f"the recogniser of the training's transcripts cannot be had here: {error}"
             self._notices.append(Notice("no_recogniser", message))
             return maker

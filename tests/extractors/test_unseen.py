@@ -269,3 +269,6 @@ def test_another_script_than_the_languages_is_seen(text, language, other):
 def test_another_script_is_said(real_clips, maker):
     (made,) = maker.make([Wanted(real_clips / "bus_chinese.wav", "今天很好")])
     assert "other_language" in codes(made)
+    chinese = FeatureMaker(dataset(), tuple(EXTRACTORS), language="zh")  # of a network that was trained on English
+    (made,) = chinese.make([Wanted(real_clips / "bus_chinese.wav", "今天很好")])
+    assert [note.message for note in made.notes if note.code == "other_language"][0].startswith("zh is spoken")
