@@ -7,7 +7,6 @@ it what `model.features` says. T steps, D features, W words; times are seconds f
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections import deque
@@ -18,8 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from corpora.manifest import MODALITIES, Clip
 from extractors.align import (
     SEVERAL_LANGUAGES,
@@ -29,24 +26,17 @@ from extractors.align import (
     align_clip,
     missing_sequence,
 )
-from extractors.asr import SAMPLE_RATE, Recogniser
+from extractors.asr import Recogniser
 from extractors.base import ExtractionError, Extractor, FeatureSequence, create
-from extractors.media import MediaError, decoding_seconds, probe
-from extractors.per_clip import read_sound
-from extractors.run import built, checked, extract_all, extract_alone, meta_of, source_of
+from extractors.looking import MEDIA_MODALITIES, Looked, look
+from extractors.media import MediaError
+from extractors.run import built, checked, extract_all, meta_of, source_of
 from extractors.store import FeatureMeta
 from extractors.subtitles import read_transcript
 from extractors.transcripts import Transcript
 from extractors.windows import cut_sequence, cut_transcript, window_times
 from extractors.words import CHINESE, is_ideographic, match_words, split_words
 from extractors.workers import Worker, WorkerLost
-
-logger = logging.getLogger(__name__)
-
-MEDIA_MODALITIES = ("audio", "vision")
-
-Settings = tuple[str, Mapping[str, Any]]
-"""An extractor's registered name and its options."""
 
 Stretches = Callable[[float], list[tuple[float, float]]]
 """A video's length in seconds -> starts and ends of its windows."""
@@ -56,9 +46,6 @@ FEW_FACES = 0.1
 
 NO_VOICE = 0.02
 """Part of the sound with a voice, below which there is none."""
-
-_busy = {m: threading.Lock() for m in MEDIA_MODALITIES}
-"""An extractor is built once a process and keeps state: one video at a time."""
 
 
 class Wanted(Protocol):
@@ -120,86 +107,6 @@ class Failed:
 
     error: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """What was found in one media file.
-
-    Attributes:
-        duration: seconds, as the header says.
-        found: of audio and vision, T = 0 where the file has none.
-        failures: modality -> why it could not be read.
-        sound: [N] for the recogniser; None where it was not asked for or there is none.
-        seconds: see `Made`.
-    """
-
-    duration: float | None
-    found: Mapping[str, FeatureSequence]
-    failures: Mapping[str, str]
-    sound: np.ndarray | None
-    seconds: Mapping[str, float]
-
-
-def look(media: Path, extractors: Mapping[str, Settings], language: str, hear: bool) -> Looked:
-    """Audio and vision of one file, side by side; in this process.
-
-    Args:
-        extractors: of those that are wanted.
-        hear: give the sound as well.
-
-    Raises:
-        MediaError: the file cannot be used, or nothing in it can.
-    """
-    if not media.is_file():
-        kind = "a folder, not a media file" if media.is_dir() else "no such file"
-        raise MediaError(f"{media}: {kind}; check the path")
-    info = probe(media)
-    clip = Clip(media.name, "", "test", language, str(media.absolute()), "", duration=_as_stored(info.duration))
-    found: dict[str, FeatureSequence] = {}
-    failures: dict[str, str] = {}
-    seconds = dict.fromkeys(("decode", "features"), 0.0)
-    with ThreadPoolExecutor(len(MEDIA_MODALITIES) + 1) as pool:
-        waiting = {m: pool.submit(_extract, m, *settings, clip) for m, settings in extractors.items()}
-        sound = pool.submit(_hear, media) if hear and info.has_audio else None
-        for m, extraction in waiting.items():
-            result, decoded, spent = extraction.result()
-            seconds["decode"] += decoded
-            seconds["features"] += spent - decoded
-            if isinstance(result, FeatureSequence):
-                found[m] = result
-            else:
-                failures[m] = str(result) or repr(result)
-        heard = sound.result() if sound else None
-    if failures and not any(map(len, found.values())):
-        raise MediaError("; ".join(dict.fromkeys(failures.values())))
-    return Looked(clip.duration, found, failures, heard, seconds)
-
-
-def _as_stored(duration: float | None) -> float | None:
-    """As exact as the manifest keeps it."""
-    return None if duration is None else float(np.float32(duration))
-
-
-def _extract(
-    modality: str, name: str, options: Mapping[str, Any], clip: Clip
-) -> tuple[FeatureSequence | Exception, float, float]:
-    """Features or an error, the seconds that went into decoding, and all seconds."""
-    with _busy[modality]:
-        extractor, meta = built(name, options)
-        began, before = time.perf_counter(), decoding_seconds()
-        result = checked(extract_alone(extractor, source_of(clip, Path(), modality)), meta)
-        spent, decoded = time.perf_counter() - began, decoding_seconds() - before
-    if isinstance(result, Exception) and not isinstance(result, (ExtractionError, MediaError)):
-        logger.error("%s, %s: %r", clip.clip_id, modality, result, exc_info=result)
-    return result, decoded, spent
-
-
-def _hear(media: Path) -> np.ndarray | None:
-    try:
-        return read_sound(media, SAMPLE_RATE)
-    except (MediaError, ExtractionError):  # which audio's features will tell of as well
-        return None
 
 
 class FeatureMaker:
