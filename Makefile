@@ -52,7 +52,7 @@ $(VENV)/.run: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,dask,ray,opensmile,s3,tensorboard,words]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,dask,onnx,ray,opensmile,s3,tensorboard,words]'
 	@touch $@
 
 clean:

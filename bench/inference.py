@@ -1,14 +1,29 @@
-"""Prediction from features: python -m bench.inference [--shapes mosi sims]
+"""Prediction: python -m bench.inference [--what network videos text] [--shapes mosi sims]
 
-One clip at a time (what an answer waits for) and a whole split (`model.evaluate.predict`), on this machine's default
-device and number of threads, with clips of the lengths that real ones have. `padded`, the baseline, gives the network
-the same clips padded to the corpus's fixed lengths in the order they come in, as published code does.
+network: from features, one clip at a time (what an answer waits for) and a whole split (`model.evaluate.predict`), on
+this machine's default device and number of threads, with clips of the lengths that real ones have. `padded`, the
+baseline, gives the network the same clips padded to the corpus's fixed lengths in the order they come in, as published
+code does.
+
+videos: of the demo (`make demo` first), by its checkpoint. The command on one clip of about 3 s from its start to its
+end; warm calls of a `Predictor`, as wall seconds a second of video; the command on a folder of 100 clips against the
+extraction of the same files as the stages do it, both from the start of their processes.
+
+text: the text encoder in int8 against float32, on the demo's test clips: scores, error, seconds, size.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +31,26 @@ import torch.nn.functional as F
 
 from bench.results import write_result
 from bench.shapes import SHAPES, Shape, table
+from corpora.manifest import Clip, Manifest, read_manifest
+from extractors.base import Source
+from extractors.run import work_units
+from extractors.text import TransformerText
+from extractors.workers import WorkerPool
+from flows.params import load_params
+from flows.predict import default_model
 from model.config import MODALITIES, ModelConfig
 from model.data import ClipTable
 from model.device import resolve_device
 from model.evaluate import predict
+from model.features import Video
 from model.network import DashFusion
+from model.predict import Predictor
+from model.quantise import quantise_linear
 
 CLIPS, SINGLE, BATCH = 640, 100, 64
+
+WHAT = ("network", "videos", "text")
+FOLDER_CLIPS, WARM_CLIPS, COLD_RUNS = 100, 30, 3
 
 
 def padded(network: DashFusion, clips: ClipTable, shape: Shape, device: torch.device) -> np.ndarray:
@@ -73,16 +101,112 @@ def measure(shape: Shape, device: torch.device) -> dict[str, float]:
     }
 
 
+def measure_videos(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
+    """The command and warm calls on the demo's videos."""
+    clips = [clip for clip in manifest.clips if clip.duration]
+    short = min(clips, key=lambda clip: abs(clip.duration - 3))
+    command = [sys.executable, "-m", "flows.cli", "predict", "--model", str(checkpoint.resolve())]
+    one = [str(manifest.media_path(short)), "--text", short.text]
+    cold = [_seconds_of([*command, *one]) for _ in range(COLD_RUNS)]
+    figures = {
+        "command_seconds_one_clip": float(np.median(cold)),
+        "warm_real_time_factor": warm_real_time_factor(manifest, clips[:WARM_CLIPS], checkpoint),
+    }
+    some = clips[:FOLDER_CLIPS]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, clip in enumerate(some):
+            (folder / f"{number:03}.mp4").symlink_to(manifest.media_path(clip).resolve())
+            (folder / f"{number:03}.txt").write_text(clip.text, encoding="utf-8")
+        figures["command_seconds_folder"] = _seconds_of([*command, name, "--transcript", name])
+        figures["extraction_seconds_folder"] = extraction_seconds(manifest, some, folder / "scratch")
+    figures["folder_clips"] = len(some)
+    figures["folder_over_extraction"] = figures["command_seconds_folder"] / figures["extraction_seconds_folder"]
+    return figures
+
+
+def _seconds_of(command: Sequence[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def warm_real_time_factor(manifest: Manifest, clips: Sequence[Clip], checkpoint: Path) -> float:
+    """Seconds of a call a second of video, one video after the other, once everything is loaded."""
+    predictor = Predictor.load(checkpoint)
+    predictor(manifest.media_path(clips[0]), clips[0].text)
+    began = time.perf_counter()
+    for clip in clips:
+        predictor(manifest.media_path(clip), clip.text)
+    return (time.perf_counter() - began) / sum(clip.duration for clip in clips)
+
+
+def extraction_seconds(manifest: Manifest, clips: Sequence[Clip], scratch: Path) -> float:
+    """The three stages `extract` over the clips, one after the other, each with worker processes of its own."""
+    params, workers = load_params().extract, os.cpu_count() or 1
+    began = time.perf_counter()
+    for m in MODALITIES:
+        chosen = getattr(params, m)
+        job = (Path(manifest.root), chosen.extractor, chosen.options, scratch)
+        units = work_units(clips, -(-len(clips) // (2 * workers)))
+        with WorkerPool(workers, 600.0) as pool, ThreadPoolExecutor(workers) as threads:
+            list(threads.map(lambda unit, pool=pool, job=job: pool.run(unit, *job), units))
+    return time.perf_counter() - began
+
+
+def measure_text(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
+    """What int8 changes of the test clips' scores, and what it saves."""
+    clips = [clip for clip in manifest.clips if clip.split == "test" and clip.label is not None]
+    videos = [Video(manifest.media_path(clip), clip.text) for clip in clips]
+    labels = np.array([clip.label for clip in clips])
+    plain, int8 = (
+        np.array([r.score.raw for r in Predictor(checkpoint, quantise_text=on).predict(videos, workers=2)])
+        for on in (False, True)
+    )
+    figures = {
+        "score_difference_mean": float(np.abs(plain - int8).mean()),
+        "score_difference_max": float(np.abs(plain - int8).max()),
+        "mae_float32": float(np.abs(plain - labels).mean()),
+        "mae_int8": float(np.abs(int8 - labels).mean()),
+    }
+    encoder = TransformerText()
+    sources = [Source(clip.clip_id, None, clip.text, clip.language, clip.duration) for clip in clips]
+    for name in ("float32", "int8"):
+        if name == "int8":
+            encoder.change_model(quantise_linear)
+        list(encoder.extract(sources))  # to warm up
+        began = time.perf_counter()
+        list(encoder.extract(sources))
+        figures[f"milliseconds_a_transcript_{name}"] = 1000 * (time.perf_counter() - began) / len(sources)
+        file = io.BytesIO()
+        torch.save(encoder.model.state_dict(), file)
+        figures[f"megabytes_{name}"] = file.tell() / 2**20
+    return figures
+
+
 def main() -> None:
-    """Measure, print and write bench/results/inference.json."""
+    """Measure and print; where all is measured, write bench/results/inference.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    figures = {}
-    for name in parser.parse_args().shapes:
-        for key, value in measure(SHAPES[name], resolve_device("auto")).items():
-            figures[f"{name}_{key}"] = value
-            print(f"{name:<8}{key:<32}{value:>10.2f}", flush=True)
-    write_result("inference", figures)
+    chosen = parser.parse_args()
+    figures: dict[str, float] = {}
+
+    def add(prefix: str, found: dict[str, float]) -> None:
+        for key, value in found.items():
+            figures[f"{prefix}_{key}"] = value
+            print(f"{prefix:<8}{key:<36}{value:>10.3f}", flush=True)
+
+    if "network" in chosen.what:
+        for name in chosen.shapes:
+            add(name, measure(SHAPES[name], resolve_device("auto")))
+    if {"videos", "text"} & set(chosen.what):
+        manifest, checkpoint = read_manifest(load_params().paths.manifest), default_model()
+        for what, measured in (("videos", measure_videos), ("text", measure_text)):
+            if what in chosen.what:
+                add(what, measured(manifest, checkpoint))
+    if len(chosen.what) == len(WHAT):
+        write_result("inference", figures)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from extractors.store import (
     list_type,
     sequence_type,
 )
-from extractors.transcripts import PROPORTIONAL, Transcript, read_transcripts, with_transcripts
+from extractors.transcripts import PROPORTIONAL, Transcript, read_recogniser, read_transcripts, with_transcripts
 from extractors.word_files import read_word_table
 from extractors.words import match_words, timing_error, token_times, word_times
 
@@ -211,10 +211,10 @@ class _Method:
         return summary
 
 
-class _WordTimes:
+class WordTimes:
     """Times of words by the method that timed each clip, and how far off they are where the true ones are known."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self._known = read_word_table(path) if path is not None and Path(path).exists() else {}
         self._methods: dict[str, _Method] = {}
 
@@ -240,13 +240,60 @@ class _WordTimes:
         return {"methods": {name: method.to_json() for name, method in sorted(self._methods.items())}}
 
 
-def _missing(dim: int) -> FeatureSequence:
+class TrainingClips:
+    """What a video is compared with that is predicted later: the training clips' lengths, and what they lack."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self._missing = dict.fromkeys(MODALITIES, 0)
+
+    def add(self, clip: Clip, found: Mapping[str, FeatureSequence]) -> None:
+        """Count one clip with its features."""
+        self._seconds.append(clip.duration or max(float(s.end.max(initial=0.0)) for s in found.values()))
+        for m, sequence in found.items():
+            self._missing[m] += not len(sequence)
+
+    def to_json(self) -> dict[str, Any]:
+        """`seconds`: median and longest; `missing`: by modality, clips without it. Empty where there are no clips."""
+        if not self._seconds:
+            return {}
+        seconds = {"median": float(np.median(self._seconds)), "longest": max(self._seconds)}
+        return {"seconds": {name: round(value, 3) for name, value in seconds.items()}, "missing": self._missing}
+
+
+def missing_sequence(dim: int) -> FeatureSequence:
+    """T = 0: the features of a modality that a clip has not."""
     none, integers = np.empty(0, np.float32), np.empty(0, np.int32)
     return FeatureSequence(np.empty((0, dim), np.float32), none, none, none.astype(bool), integers, integers)
 
 
+def align_clip(
+    transcript: Transcript,
+    found: Mapping[str, FeatureSequence],
+    duration: float | None,
+    config: AlignConfig,
+    words: WordTimes,
+) -> tuple[dict[str, Steps], str]:
+    """One clip as the model gets it, in the dataset or when it is predicted.
+
+    Args:
+        found: all three modalities; `missing_sequence` where the clip has none.
+        duration: seconds; None: the end of the last step.
+        words: times the clip's words.
+
+    Returns:
+        Each modality's steps, and what timed the words.
+
+    Raises:
+        ValueError: tokens of words that the transcript has not, or steps out of time order; the message names the clip.
+    """
+    duration = known_duration(duration, found)
+    times, method = _token_times(transcript, found, words, duration)
+    return _steps(transcript.clip_id, found, times, duration, config), method
+
+
 def _steps(
-    clip: Clip, found: Mapping[str, FeatureSequence], times: np.ndarray, duration: float, config: AlignConfig
+    clip_id: str, found: Mapping[str, FeatureSequence], times: np.ndarray, duration: float, config: AlignConfig
 ) -> dict[str, Steps]:
     """Each modality of the clip, masked; tokens at `times` [K, 2]; the others pooled in aligned mode."""
     text = found["text"]
@@ -262,7 +309,7 @@ def _steps(
                 try:
                     steps[m] = pool(steps[m], grid)
                 except ValueError as error:
-                    raise ValueError(f"clip {clip.clip_id}, {m}: {error}") from error
+                    raise ValueError(f"clip {clip_id}, {m}: {error}") from error
     return steps
 
 
@@ -309,7 +356,7 @@ def align(
     readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
     metas = {m: readers[m].meta for m in MODALITIES}
     statistics = {m: RunningStatistics(len(metas[m].feature_names)) for m in NORMALISED}
-    words = _WordTimes(word_times_path)
+    words, training = WordTimes(word_times_path), TrainingClips()
     clips, missing, seen, visible = dict.fromkeys(SPLITS, 0), Counter(), Counter(), Counter()
     problems: list[Problem] = []
     with atomic_folder(out) as folder, ExitStack() as stack:
@@ -317,16 +364,16 @@ def align(
         writers = {split: stack.enter_context(ShardWriter(folder / split, schema)) for split in SPLITS}
         for clip in manifest.clips:
             found = {
-                m: reader[clip.clip_id] if clip.clip_id in reader else _missing(len(metas[m].feature_names))
+                m: reader[clip.clip_id] if clip.clip_id in reader else missing_sequence(len(metas[m].feature_names))
                 for m, reader in readers.items()
             }
             if not any(map(len, found.values())):
                 problems.append(_nothing_left(clip, readers, keep_empty))
                 if not keep_empty:
                     continue
-            duration = known_duration(clip, found)
-            times, method = _token_times(transcripts[clip.clip_id], found, words, duration)
-            steps = _steps(clip, found, times, duration, config)
+            steps, method = align_clip(transcripts[clip.clip_id], found, clip.duration, config, words)
+            if clip.split == "train":
+                training.add(clip, found)
             writers[clip.split].write(_row(clip, steps, found["text"], method))
             clips[clip.split] += 1
             for m, one in steps.items():
@@ -336,14 +383,16 @@ def align(
                 if m in statistics and clip.split == "train":
                     statistics[m].update(one.values[one.mask])
         stack.close()
-        _write_json(folder / "dataset.json", manifest, config, metas, statistics, clips, words.to_json())
+        facts = {"clips": clips, "word_times": words.to_json(), "training": training.to_json()}
+        facts["recogniser"] = read_recogniser(transcripts_path)
+        _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
     hidden = {m: 1 - visible[m] / seen[m] if seen[m] else 0.0 for m in MODALITIES}
     counts = {m: missing[m] for m in MODALITIES}
     return AlignSummary(clips, counts, hidden, words.to_json(), tuple(problems))
 
 
 def _token_times(
-    transcript: Transcript, found: Mapping[str, FeatureSequence], words: _WordTimes, duration: float
+    transcript: Transcript, found: Mapping[str, FeatureSequence], words: WordTimes, duration: float
 ) -> tuple[np.ndarray, str]:
     """[K, 2] times of the clip's tokens, and the method that timed its words; K = 0 where it has no text.
 
@@ -364,9 +413,9 @@ def _token_times(
         ) from error
 
 
-def known_duration(clip: Clip, found: Mapping[str, FeatureSequence]) -> float:
-    """A clip's duration in seconds; where the manifest has none, the end of what was extracted."""
-    return clip.duration or max(float(sequence.end.max(initial=0.0)) for sequence in found.values())
+def known_duration(duration: float | None, found: Mapping[str, FeatureSequence]) -> float:
+    """A clip's duration in seconds; where it is not known, the end of what was extracted."""
+    return duration or max(float(sequence.end.max(initial=0.0)) for sequence in found.values())
 
 
 def _nothing_left(clip: Clip, readers: Mapping[str, FeatureReader], kept: bool) -> Problem:
@@ -382,8 +431,7 @@ def _write_json(
     config: AlignConfig,
     metas: Mapping[str, FeatureMeta],
     statistics: Mapping[str, RunningStatistics],
-    clips: Mapping[str, int],
-    words: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
     languages = {clip.language for clip in manifest.clips}
     content = {
@@ -395,8 +443,7 @@ def _write_json(
         "mask_invalid": list(config.mask_invalid),
         "modalities": {m: _describe(meta) for m, meta in metas.items()},
         "statistics": {m: running.to_json() for m, running in statistics.items()},
-        "clips": dict(clips),
-        "word_times": dict(words),
+        **facts,
     }
     with atomic_path(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)

@@ -48,6 +48,9 @@ VERSION = 1
 FOLDER = "corrupted-"
 """How the datasets' folders in scratch begin."""
 
+LOCK = "corrupting.lock"
+"""In scratch, held by whoever makes a dataset; it is never removed, as another may be about to take it."""
+
 PROBLEMS = "problems.parquet"
 """In a dataset's folder: clips that failed, by the extraction or for want of any modality."""
 
@@ -155,10 +158,10 @@ def corrupt_split(
         _check(original, condition, meta)
         tag_scratch(Path(scratch))
         part = dataset.with_name(f"{dataset.name}.part")
-        part.mkdir(exist_ok=True)
-        with FileLock(part / "lock"):  # two studies may want the same
+        with FileLock(Path(scratch) / LOCK):  # two studies may want the same
             reused = dataset.is_dir()
             if not reused:
+                part.mkdir(exist_ok=True)
                 job = _Job(original, condition, meta, part, Path(scratch), pool, max_failed_fraction)
                 os.replace(job.make(), dataset)
             shutil.rmtree(part, ignore_errors=True)
@@ -287,7 +290,7 @@ def _timed(original: Original) -> dict[str, Transcript]:
         row = original.transcripts[clip.clip_id]
         if row.words and not row.times_method:
             found = {m: reader[clip.clip_id] for m, reader in readers.items() if clip.clip_id in reader}
-            start, end = word_times(row.words, found.get("audio"), known_duration(clip, found)).T.tolist()
+            start, end = word_times(row.words, found.get("audio"), known_duration(clip.duration, found)).T.tolist()
             row = replace(row, start=start, end=end, times_method=PROPORTIONAL)
         rows[clip.clip_id] = row
     return rows

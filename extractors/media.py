@@ -6,13 +6,16 @@ another keeps its distance. H, W are a frame's height and width, N counts sample
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import wraps
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import av
 import numpy as np
@@ -21,6 +24,9 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.reformatter import VideoReformatter
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_SIDE = 640
 """Pixels. Larger frames are scaled down while they are converted: a face keeps enough for the models."""
@@ -39,6 +45,33 @@ LOWEST_RATE = 2000
 
 FALLBACK_RATE = Fraction(25)
 """Frames a second, where neither the time stamps nor the header know better."""
+
+
+_clock = threading.local()
+
+
+def decoding_seconds() -> float:
+    """Seconds that this thread has spent in reading sound and pictures so far: what remains is the features' own."""
+    return getattr(_clock, "seconds", 0.0)
+
+
+def _clocked(read: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """The same generator, with the time that it takes added to `decoding_seconds`."""
+
+    @wraps(read)
+    def clocked(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        with closing(read(*args, **kwargs)) as items:
+            while True:
+                began = time.perf_counter()
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                finally:
+                    _clock.seconds = decoding_seconds() + time.perf_counter() - began
+                yield item
+
+    return clocked
 
 
 class MediaError(Exception):
@@ -236,6 +269,7 @@ def read_audio(path: Path, sample_rate: int) -> np.ndarray:
     return np.concatenate(list(read_audio_blocks(path, sample_rate)))
 
 
+@_clocked
 def read_audio_blocks(path: Path, sample_rate: int) -> Iterator[np.ndarray]:
     """What `read_audio` gives, in blocks of about a second, one after the other: an hour need not fit the memory.
 
@@ -327,6 +361,7 @@ def _gather(pieces: Iterable[np.ndarray], least: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
+@_clocked
 def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tuple[float, np.ndarray]]:
     """A clip's picture, looked at `fps` times a second: (seconds, [H, W, 3] uint8 RGB, read-only).
 

@@ -140,10 +140,20 @@ def _built(name: str, options: str) -> Extractor:
     return create(name, json.loads(options))
 
 
-def _extractor(name: str, options: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
+def built(name: str, options: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
+    """The extractor, built once a process and shared, and what a store made with it says of itself.
+
+    Raises:
+        ValueError: no such extractor or option.
+    """
     extractor = _built(name, json.dumps(dict(options), sort_keys=True))
+    return extractor, meta_of(extractor, name, options)
+
+
+def meta_of(extractor: Extractor, name: str, options: Mapping[str, Any]) -> FeatureMeta:
+    """What a store made with the extractor, called `name` and built with `options`, says of itself."""
     names = tuple(extractor.feature_names)
-    return extractor, FeatureMeta(extractor.modality, name, dict(options), extractor.signature, names)
+    return FeatureMeta(extractor.modality, name, dict(options), extractor.signature, names)
 
 
 def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
@@ -152,7 +162,7 @@ def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
     Raises:
         ValueError: no such extractor or option.
     """
-    return _extractor(extractor_name, options)[1]
+    return built(extractor_name, options)[1]
 
 
 def clips_at_a_time(extractor_name: str, options: Mapping[str, Any]) -> int:
@@ -161,7 +171,7 @@ def clips_at_a_time(extractor_name: str, options: Mapping[str, Any]) -> int:
     Raises:
         ValueError: no such extractor or option.
     """
-    return BATCH_CLIPS if getattr(_extractor(extractor_name, options)[0], "batched", False) else 1
+    return BATCH_CLIPS if getattr(built(extractor_name, options)[0], "batched", False) else 1
 
 
 def scratch_path(scratch: Path, meta: FeatureMeta, clip: Clip, root: Path, condition: Condition | None = None) -> Path:
@@ -223,7 +233,7 @@ def _empty(meta: FeatureMeta) -> FeatureSequence:
     return FeatureSequence(np.empty((0, len(meta.feature_names)), np.float32), none, none, none.astype(bool), *tokens)
 
 
-def _source(clip: Clip, root: Path, modality: str) -> Source:
+def source_of(clip: Clip, root: Path, modality: str) -> Source:
     """What the extractor is shown. It sees no more than `scratch_path`'s key covers."""
     if modality == "text":
         return Source(clip.clip_id, None, clip.text, clip.language, clip.duration)
@@ -248,7 +258,8 @@ def check_media(clip: Clip, root: Path) -> None:
         )
 
 
-def _alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
+def extract_alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
+    """What the extractor makes of one clip, or raises; an error where it gives another number of results."""
     try:
         results = list(extractor.extract([source]))
         if len(results) != 1:
@@ -258,7 +269,7 @@ def _alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
         return error
 
 
-def _results(extractor: Extractor, sources: Sequence[Source]) -> list[FeatureSequence | Exception]:
+def extract_all(extractor: Extractor, sources: Sequence[Source]) -> list[FeatureSequence | Exception]:
     """One result a source, whatever the extractor does.
 
     Where it raises instead of yielding the error, or gives another number of results, nothing tells which
@@ -272,7 +283,7 @@ def _results(extractor: Extractor, sources: Sequence[Source]) -> list[FeatureSeq
         if len(results) == len(sources):
             return results
         logger.warning("%d results for %d clips, going through them one by one", len(results), len(sources))
-    return [_alone(extractor, source) for source in sources]
+    return [extract_alone(extractor, source) for source in sources]
 
 
 def traceback_path(scratch: Path, reference: str) -> Path:
@@ -299,18 +310,25 @@ def keep_traceback(error: Exception, clip: Clip, signature: str, key: str, scrat
     return reference
 
 
-def _settle(
-    clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta, key: str, scratch: Path
-) -> FeatureSequence | Problem:
-    """What goes into scratch for a result, or into the problems table."""
+def checked(result: FeatureSequence | Exception, meta: FeatureMeta) -> FeatureSequence | Exception:
+    """The clip's features, an empty sequence where it has no such modality; or what is wrong."""
     if isinstance(result, MissingModality):
         return _empty(meta)
     if isinstance(result, FeatureSequence):
         try:
             check_sequence(result, meta)
-            return result
         except ExtractionError as error:
-            result = error
+            return error
+    return result
+
+
+def _settle(
+    clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta, key: str, scratch: Path
+) -> FeatureSequence | Problem:
+    """What goes into scratch for a result, or into the problems table."""
+    result = checked(result, meta)
+    if isinstance(result, FeatureSequence):
+        return result
     if not isinstance(result, (ExtractionError, MediaError)):
         logger.error("clip %s, %s: %r", clip.clip_id, meta.modality, result, exc_info=result)
     reference = keep_traceback(result, clip, meta.signature, key, scratch)
@@ -341,7 +359,7 @@ def extract_unit(
         OSError: scratch cannot be written.
     """
     root, scratch = Path(root), Path(scratch)
-    extractor, meta = _extractor(extractor_name, options)
+    extractor, meta = built(extractor_name, options)
     tag_scratch(scratch)
     pending: list[tuple[Clip, Path]] = []
     missing = 0
@@ -375,7 +393,7 @@ def _show(clip: Clip, root: Path, modality: str, condition: Condition | None, fo
     Raises:
         MediaError, ExtractionError: the clip's media cannot be used, or have nothing to corrupt.
     """
-    source = _source(clip, root, modality)
+    source = source_of(clip, root, modality)
     if source.media is None:
         return source
     check_media(clip, root)
@@ -397,7 +415,7 @@ def _extract_batch(
         except Exception as error:  # becomes the clip's row in the problems table
             yield clip, path, error
     if fit:
-        results = _results(extractor, [source for *_, source in fit])
+        results = extract_all(extractor, [source for *_, source in fit])
         yield from ((clip, path, result) for (clip, path, _), result in zip(fit, results, strict=True))
 
 

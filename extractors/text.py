@@ -6,7 +6,7 @@ T tokens of a transcript, special ones included; B clips a batch; D the model's 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,15 @@ class TransformerText:
                 except ExtractionError as error:  # the weights overflow on this transcript, or it has no word
                     results[index] = error
         return (results[index] for index in range(len(sources)))
+
+    def change_model(self, change: Callable[[Any], Any]) -> None:
+        """Put what `change` makes of the loaded encoder in its place: features are then no longer its signature's."""
+        self._loaded = self._load()[0], change(self.model)
+
+    @property
+    def model(self) -> Any:
+        """The encoder, loaded."""
+        return self._load()[1]
 
     def _sequence(self, source: Source, values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> FeatureSequence:
         if self._pooling == "words":

@@ -140,7 +140,7 @@ def transcribe(
         source = "" if not clip.text else "corpus" if before.text.strip() else "asr"
         rows.append(_transcript(clip, source, given[clip.clip_id], ctc.speech, asr.speech))
     models = {kind: heard.signature for kind, heard in (("asr", asr), ("ctc", ctc)) if heard.signature}
-    write_transcripts(rows, out, models, sha256_of(manifest_path))
+    write_transcripts(rows, out, models, sha256_of(manifest_path), config.model or "")
     differing = [clip for clip in clips if clip.text and clip.clip_id in files and given[clip.clip_id] is None]
     return TranscribeSummary(
         Counter(row.text_source or "none" for row in rows),

@@ -59,15 +59,21 @@ class Transcript:
 
 
 def write_transcripts(
-    rows: Sequence[Transcript], path: Path, models: Mapping[str, str] | None = None, manifest: str = ""
+    rows: Sequence[Transcript],
+    path: Path,
+    models: Mapping[str, str] | None = None,
+    manifest: str = "",
+    recogniser: str = "",
 ) -> None:
     """Write the table, whole or not at all.
 
     Args:
         models: signatures of the models that were listened with, by `asr` and `ctc`.
         manifest: hash of the manifest that the rows are of.
+        recogniser: folder or id of the model that clips without a transcript were given to; empty where there was none.
     """
     meta = {"schema_version": SCHEMA_VERSION, "models": dict(models or {}), "manifest": manifest}
+    meta["recogniser"] = recogniser
     schema = TRANSCRIPTS_SCHEMA.with_metadata({METADATA_KEY: json.dumps(meta)})
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -94,6 +100,11 @@ def read_transcripts(path: Path) -> dict[str, Transcript]:
             "run the transcribe stage again"
         )
     return {row["clip_id"]: Transcript(**row) for row in table.to_pylist()}
+
+
+def read_recogniser(path: Path) -> str:
+    """Folder or id of the speech recogniser that the transcripts of silent clips are from; empty for none."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")).get("recogniser", "")
 
 
 def with_transcripts(manifest: Manifest, transcripts: Mapping[str, Transcript]) -> Manifest:

@@ -93,6 +93,11 @@ def word_length(word: str) -> int:
     return letters + (LETTERS_AN_IDEOGRAPH - 1) * ideographs + LETTERS_A_DIGIT * digits
 
 
+def is_ideographic(character: str) -> bool:
+    """Whether it is a Chinese or Japanese character."""
+    return _IDEOGRAPH.match(character) is not None
+
+
 def voiced_spans(audio: FeatureSequence, closed_gap: float = CLOSED_GAP) -> np.ndarray:
     """[S, 2] stretches of speech: the valid steps, with gaps up to `closed_gap` seconds closed."""
     start, end = audio.start[audio.valid].astype(float), audio.end[audio.valid].astype(float)

@@ -25,18 +25,22 @@ app = typer.Typer(
     """,
 )
 
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; if left out, the first seed's best.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Run also what has not changed.")]
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(stderr: bool = False) -> Iterator[None]:
     """Print what a user can mend as a line and end with exit code 1; a traceback is for mistakes of ours."""
     from flows.runtime import console
 
     try:
         yield
-    except (ValueError, OSError) as error:
-        console.print(str(error), style="bold red", markup=False)
+    except (ValueError, OSError, ImportError) as error:
+        if stderr:
+            typer.secho(str(error), err=True, fg="red", bold=True)
+        else:
+            console.print(str(error), style="bold red", markup=False)
         raise typer.Exit(1) from error
 
 
@@ -140,6 +144,57 @@ def results() -> None:
 
 
 @app.command()
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Video or sound files, folders of them, or patterns.")],
+    text: Annotated[str | None, typer.Option(help="What is said, of a single file.")] = None,
+    transcript: Annotated[
+        Path | None,
+        typer.Option(help=".srt, .vtt or .txt of a single file; or a folder of them, named like the files."),
+    ] = None,
+    asr: Annotated[
+        str | None, typer.Option(help="Recognise speech with this model: a folder or Hugging Face id; '': never.")
+    ] = None,
+    model: Checkpoint = None,
+    language: Annotated[str | None, typer.Option(help="What is spoken, such as en; the corpus's if left out.")] = None,
+    level: Annotated[float, typer.Option(help="Of the intervals: 0.5, 0.8, 0.9 or 0.95.")] = 0.9,
+    window: Annotated[
+        float | None, typer.Option(help="Seconds of the time line's windows; if left out, as long as training clips.")
+    ] = None,
+    hop: Annotated[float | None, typer.Option(help="Seconds from window to window; half a window if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the results as Parquet.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the results as an HTML page.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read videos; 0: one a core.")] = 0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that reading one video may take.")] = 300.0,
+    device: Annotated[str, typer.Option(help="Of the network: auto, cpu, cuda.")] = "auto",
+    quantise_text: Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any file cannot be scored.")] = False,
+) -> None:
+    """Score your own videos: sentiment, how sure it is, from which modalities, and over time.
+
+    Features are made as the checkpoint says that its training's were. A file that cannot be scored is a row with the
+    reason, and the others go on; the exit status is 1 if no file could be scored. See docs/predict.md.
+    """
+    from flows import predict as scoring
+
+    with _plain_errors(stderr=as_json):  # it loads flows.runtime before torch is loaded, whose threads then spin less
+        from model.predict import Predictor
+
+        predictor = Predictor(
+            model or scoring.default_model(),
+            device=device,
+            language=language,
+            recogniser=asr,
+            quantise_text=quantise_text,
+        )
+        videos = scoring.to_videos(scoring.find_media(paths), text, transcript)
+        wishes = scoring.Wishes(as_json, out, report, strict)
+        fit = scoring.predict(predictor, videos, level, workers, wishes, window=window, hop=hop, timeout=timeout)
+    if not fit:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
     corpus: Annotated[Path, typer.Argument(help="Folder with label.csv and Raw/<video_id>/<clip_id>.mp4.")],
     sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
@@ -202,7 +257,7 @@ def study(
             raise typer.Exit(130) from None
 
 
-export = typer.Typer(no_args_is_help=True, help="The dataset for other tools.")
+export = typer.Typer(no_args_is_help=True, help="The dataset and the model for other tools.")
 app.add_typer(export, name="export")
 
 
@@ -233,6 +288,43 @@ def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")])
     with _plain_errors():
         clips = export_datasets(load_params().paths.dataset, path)
     typer.echo(f"{path}: {', '.join(f'{count} {split}' for split, count in clips.items())}")
+
+
+@export.command("model")
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")], model: Checkpoint = None
+) -> None:
+    """Copy a checkpoint, all that predicting needs, with the test metrics in its model card (README.md)."""
+    from flows.params import load_params
+    from flows.predict import default_model
+    from model.card import export_checkpoint
+
+    with _plain_errors():
+        params = load_params()
+        split = params.evaluate.split
+        path = params.paths.metrics / f"{split}.json"
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        export_checkpoint(model or default_model(), folder, metrics, split)
+    told = f"metrics of {path}" if metrics else f"no {path} yet: its card has the validation metrics"
+    typer.echo(f"{folder}: {told}")
+
+
+@export.command()
+def onnx(path: Annotated[Path, typer.Argument(help="The .onnx file to write.")], model: Checkpoint = None) -> None:
+    """Write the network as ONNX, from features to the score, for any number of clips and steps; masks are inputs.
+
+    Its predictions are compared with PyTorch's, alone and in padded batches, missing modalities included; a difference
+    over 1e-4 is refused. Needs pip install -e '.[onnx]'.
+    """
+    from flows.predict import default_model
+
+    with _plain_errors():
+        from model.export import export_onnx
+
+        written = export_onnx(model or default_model(), path)
+    for name, shape in written.inputs.items():
+        typer.echo(f"{name:<12} [{', '.join(map(str, shape))}]")
+    typer.echo(f"{path}: differs from PyTorch by {written.difference:.1e} at most, over {written.clips} clips")
 
 
 cache = typer.Typer(no_args_is_help=True, help="What extraction keeps between runs, in .dashfusion/scratch.")

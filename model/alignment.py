@@ -9,6 +9,7 @@ Shapes: B clips, T steps of the anchor (or the first of them), S steps of anothe
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -77,7 +78,7 @@ class SymmetricAlignment(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """H [B, T, d] and its mask [B, T]."""
         results = [align(sequences, masks, {}, steps) for align in self.anchors]
-        longest = max(mask.shape[1] for _, mask in results)
+        longest = functools.reduce(torch.sym_max, (mask.shape[1] for _, mask in results))  # which export can follow
         share_BM = self.shares(sequences, masks, absent)
         total_BTd, sum_BT = 0, 0
         for (aligned_BSd, mask_BS), share_B in zip(results, share_BM.unbind(dim=1), strict=True):
@@ -162,9 +163,11 @@ def _anchor(
             continue
         takes_B = open_B & ~absent[m] if m in absent else open_B
         other_BTd, other_mask_BT = sequences[m][:, :steps], masks[m][:, :steps]
-        longest = max(mask_BT.shape[1], other_mask_BT.shape[1])
+        longest = torch.sym_max(mask_BT.shape[1], other_mask_BT.shape[1])
         x_BTd = torch.where(takes_B[:, None, None], _longer(other_BTd, longest), _longer(x_BTd, longest))
-        mask_BT = torch.where(takes_B[:, None], _longer(other_mask_BT, longest), _longer(mask_BT, longest))
+        # as `where` chooses, which ONNX's runtime does not have for bool
+        taken_BT = takes_B[:, None] & _longer(other_mask_BT, longest)
+        mask_BT = taken_BT | (~takes_B[:, None] & _longer(mask_BT, longest))
         open_B = open_B & ~takes_B
     return x_BTd, mask_BT
 
@@ -176,6 +179,6 @@ def _longer(x: Tensor, steps: int) -> Tensor:
 
 def _present(like_BTd: Tensor, absent: Mapping[str, Tensor]) -> Tensor:
     """[B, M] bool, True where the clip has the modality; of a clip without any, all True."""
-    all_B = torch.ones(len(like_BTd), dtype=torch.bool, device=like_BTd.device)
+    all_B = torch.ones(like_BTd.shape[0], dtype=torch.bool, device=like_BTd.device)
     present_BM = torch.stack([~absent[m] if m in absent else all_B for m in MODALITIES], dim=1)
     return present_BM | ~present_BM.any(dim=1, keepdim=True)

@@ -15,13 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
 from model.data import DatasetInfo
+from model.description import DESCRIPTION, SCHEMA_VERSION, read_description
 from model.files import atomic_file, atomic_folder
 from model.network import DashFusion
 from model.text import TokenText
 
-SCHEMA_VERSION = 2
 WEIGHTS = "model.safetensors"
-DESCRIPTION = "checkpoint.json"
 TEXT = "text"
 """Folder with the trained text encoder's tokenizer and shape; its weights are with the network's."""
 RECORDED_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "transformers", "tokenizers")
@@ -109,7 +108,7 @@ def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch
 def add_calibration(folder: Path, calibration: Mapping[str, Mapping[str, float | None]]) -> None:
     """Write into a checkpoint how far its predictions are off."""
     path = Path(folder) / DESCRIPTION
-    description = json.loads(path.read_text(encoding="utf-8")) | {"calibration": calibration}
+    description = read_description(folder) | {"calibration": calibration}
     with atomic_file(path) as temporary:
         temporary.write_text(_to_text(description), encoding="utf-8")
 
@@ -118,12 +117,9 @@ def _to_text(description: Mapping[str, Any]) -> str:
     return json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_description(folder: Path) -> CheckpointInfo:
+def read_info(folder: Path) -> CheckpointInfo:
     """What stands beside the weights, without them. Raises as `load` does."""
-    path = Path(folder) / DESCRIPTION
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
-    return _parse(json.loads(path.read_text(encoding="utf-8")), path)
+    return _parse(read_description(folder), Path(folder) / DESCRIPTION)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
@@ -133,7 +129,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, 
         FileNotFoundError: no checkpoint there; the message says which stage makes it.
         ValueError: of another schema version.
     """
-    info = read_description(folder)
+    info = read_info(folder)
     text = None if info.model.text.mode == "frozen" else TokenText.load(Path(folder) / TEXT)
     network = DashFusion(info.model, info.dataset, text)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))
@@ -141,11 +137,6 @@ def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, 
 
 
 def _parse(raw: dict[str, Any], path: Path) -> CheckpointInfo:
-    if raw["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path}: checkpoint schema {raw['schema_version']}, this version reads {SCHEMA_VERSION}; "
-            "run the train stage again"
-        )
     train = raw["train"]
     config = TrainConfig(
         **train

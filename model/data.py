@@ -69,6 +69,9 @@ class DatasetInfo:
         statistics: of audio and vision.
         clips: clips in each split.
         word_times: how the words' times were had, as the align stage describes it.
+        training: of the training clips, `seconds` (median and longest) and `missing`, clips without each modality;
+            empty where that is not known.
+        recogniser: what recognised the speech of clips without a transcript; empty: nothing did.
     """
 
     corpus: str
@@ -80,6 +83,8 @@ class DatasetInfo:
     statistics: Mapping[str, Statistics]
     clips: Mapping[str, int] = field(default_factory=dict)
     word_times: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    recogniser: str = ""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json") -> DatasetInfo:
@@ -133,6 +138,8 @@ class DatasetInfo:
             statistics=statistics,
             clips=dict(raw.get("clips", {})),
             word_times=dict(raw.get("word_times", {})),
+            training=dict(raw.get("training", {})),
+            recogniser=raw.get("recogniser", ""),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,6 +167,8 @@ class DatasetInfo:
             },
             "clips": dict(self.clips),
             "word_times": dict(self.word_times),
+            "training": dict(self.training),
+            "recogniser": self.recogniser,
         }
 
 
@@ -306,6 +315,45 @@ class ClipTable:
         return cls(info, split, clip_ids, labels, np.stack(of_modalities, axis=1), sequences, truncated, text)
 
     @classmethod
+    def from_clips(
+        cls,
+        info: DatasetInfo,
+        clip_ids: Sequence[str],
+        clips: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]],
+        texts: Sequence[str],
+        max_positions: int,
+        text: TokenText | None = None,
+    ) -> ClipTable:
+        """Clips of no dataset, without labels: what `read` makes of the same values on disk.
+
+        Args:
+            clips: modality -> values [T, D] and mask [T], True where the network may look. A modality that a clip lacks
+                is left out, or has T = 0.
+            texts: what `text` cuts into tokens; else nobody looks at them.
+
+        Raises:
+            ValueError: values of another shape than the dataset's, that are NaN or infinite, or a mask of another
+                length; the message names clip and modality.
+        """
+        sequences, truncated = {}, {}
+        for m in NORMALISED if text else MODALITIES:
+            nothing = np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool)
+            found = [clip.get(m, nothing) for clip in clips]
+            for clip_id, (values, mask) in zip(clip_ids, found, strict=True):
+                _check_clip(clip_id, m, values, mask, info.modalities[m].dim)
+            lengths = np.array([len(values) for values, _ in found], np.int64)
+            truncated[m] = int((lengths > max_positions).sum())
+            values_SD = np.concatenate([nothing[0], *(values for values, _ in found)])
+            visible_S = np.concatenate([nothing[1], *(mask for _, mask in found)])
+            starts, kept = np.cumsum(lengths) - lengths, np.minimum(lengths, max_positions)
+            sequences[m] = Sequences(values_SD, visible_S, starts, kept)
+        if text:
+            sequences["text"], truncated["text"] = text.sequences(texts)
+        none = np.full((len(clips), 1 + len(MODALITIES)), np.nan, np.float32)
+        ids = np.array(clip_ids, object)
+        return cls(info, "", ids, none[:, 0], none[:, 1:], sequences, truncated, text)
+
+    @classmethod
     def _empty(cls, info: DatasetInfo, split: str, text: TokenText | None) -> ClipTable:
         none = np.zeros(0, np.int64)
         sequences = {
@@ -372,6 +420,17 @@ class ClipTable:
             masks[modality] = torch.from_numpy(mask_BT)
         labels, of_modalities = (torch.from_numpy(x[indices]) for x in (self.labels, self.unimodal_labels))
         return Batch(tuple(self.clip_ids[indices]), labels, of_modalities, values, masks)
+
+
+def _check_clip(clip_id: str, modality: str, values: np.ndarray, mask: np.ndarray, dim: int) -> None:
+    if values.ndim != 2 or values.shape[1] != dim:
+        raise ValueError(f"clip {clip_id}: {modality} must be [T, {dim}] as in training, found shape {values.shape}")
+    if mask.shape != values.shape[:1] or mask.dtype != bool:
+        raise ValueError(
+            f"clip {clip_id}: the mask of {modality} must be [{len(values)}] bool, found {mask.shape} {mask.dtype}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"clip {clip_id}: {modality} holds values that are NaN or infinite; replace or hide them")
 
 
 def _read_labels(parts: Sequence[Path], column: str) -> np.ndarray:

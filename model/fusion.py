@@ -106,7 +106,8 @@ class ConcatAttentionFusion(nn.Module):
         firsts = [sum(part.shape[1] for part in parts[:i]) for i in range(len(parts))]
         for layer in self.layers[:-1]:
             x_BNd = layer(x_BNd, x_BNd, mask_BN)
-        return self.layers[-1](x_BNd[:, firsts], x_BNd, mask_BN).flatten(1)
+        asking_B4d = torch.stack([x_BNd[:, first] for first in firsts], dim=1)
+        return self.layers[-1](asking_B4d, x_BNd, mask_BN).flatten(1)
 
 
 class ConcatFusion(nn.Module):

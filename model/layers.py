@@ -88,13 +88,21 @@ def _open(mask_BS: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def are_few_queries(steps: int, source_steps: int, dim: int, inner: int, heads: int) -> bool:
-    """Whether `attend_unprojected` multiplies less than keys, values and `attend` do: T, S, d, I and h."""
-    return steps * dim * (inner + heads * source_steps) < source_steps * inner * (dim + steps)
+    """Whether `attend_unprojected` multiplies less than keys, values and `attend` do: T, S, d, I and h.
+
+    A graph that is exported for any lengths has one order for all of them.
+    """
+    return not torch.compiler.is_exporting() and steps * dim * (inner + heads * source_steps) < source_steps * inner * (
+        dim + steps
+    )
 
 
 def are_few_sources(steps: int, source_steps: int, dim: int, heads: int) -> bool:
-    """Whether `attend_to_few` multiplies less than queries, `attend` and output do: T, S, d = I and h."""
-    return source_steps * (dim + steps * heads) < steps * (dim + source_steps)
+    """Whether `attend_to_few` multiplies less than queries, `attend` and output do: T, S, d = I and h.
+
+    Never in a graph that is exported, as above.
+    """
+    return not torch.compiler.is_exporting() and source_steps * (dim + steps * heads) < steps * (dim + source_steps)
 
 
 def _read(query_BTI: Tensor, source_BSd: Tensor, key_value: nn.Linear, mask_BS: Tensor, heads: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch import nn
 from model import checkpoint
 from model.batching import sorted_batches, training_batches
 from model.calibration import calibrate
+from model.card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data import ClipTable
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
@@ -224,6 +225,7 @@ def train(
     if fabric.is_global_zero:
         best, _ = checkpoint.load(out / "best", device)
         checkpoint.add_calibration(out / "best", calibrate(best, valid, config.modalities))
+        write_card(out / "best")
     fabric.barrier()
 
     return TrainResult(

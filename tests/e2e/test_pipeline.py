@@ -79,6 +79,19 @@ def test_a_stage_that_fails_says_why_in_the_pipelines_own_error(project, first_r
     assert "stage extract@audio failed" in done.stdout and "did you mean 'audio.librosa'?" in done.stdout
 
 
+def test_a_video_gets_the_score_that_evaluate_gave_it(project, first_run):
+    project.repro()  # the test before has left a failed stage behind
+    expected = pq.read_table(project.folder / "predictions.parquet").to_pylist()[0]
+    texts = pq.read_table(project.folder / "data/dataset/test", columns=["clip_id", "text"]).to_pylist()
+    text = next(row["text"] for row in texts if row["clip_id"] == expected["clip_id"])
+    media = f"data/generated/Raw/{expected['clip_id']}.mp4"
+    done = project.run(sys.executable, "-m", "flows.cli", "predict", media, "--text", text, "--json")
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["raw_score"] == pytest.approx(expected["prediction"], abs=1e-4)
+    assert done.stderr == ""
+
+
 def test_the_page_about_one_clip_runs_as_written(project, first_run):
     project.repro()  # the test before has left a failed stage behind
     page = (project.folder / "docs/one_clip.md").read_text(encoding="utf-8")

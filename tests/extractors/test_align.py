@@ -15,7 +15,7 @@ from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, write_manifest
 from extractors.align import MODES, AlignConfig, RunningStatistics, Steps, align, pool
 from extractors.base import FeatureSequence
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, StoreError
-from extractors.transcripts import Transcript, write_transcripts
+from extractors.transcripts import Transcript, read_transcripts, write_transcripts
 
 DIMS = {"text": 4, "audio": 3, "vision": 2}
 TRANSCRIPT = "one three five"
@@ -406,3 +406,21 @@ def test_features_are_read_by_id_whatever_their_order(tmp_path):
     assert FeatureReader(again.folders["audio"], "audio").clip_ids[0] == corpus.clips[-1].clip_id
     again.align("b")
     assert corpus.table("train", "a") == again.table("train", "b")
+
+
+def test_the_dataset_tells_what_a_new_video_is_compared_with(tmp_path):
+    corpus = make(tmp_path, leave_out={"audio": ["v0/c", "v1/c"]})  # one of the training split, one of validation
+    corpus.align()
+    assert corpus.info()["training"] == {
+        "seconds": {"median": 2.0, "longest": 2.0},
+        "missing": {"text": 0, "audio": 1, "vision": 0},
+    }
+    assert corpus.info()["recogniser"] == ""
+
+
+def test_the_dataset_names_what_recognised_its_speech(tmp_path):
+    corpus = make(tmp_path)
+    rows = [*read_transcripts(corpus.transcripts).values()]
+    write_transcripts(rows, corpus.transcripts, {"asr": "transcribe.asr-v1-0"}, "", "openai/whisper-small")
+    corpus.align()
+    assert corpus.info()["recogniser"] == "openai/whisper-small"

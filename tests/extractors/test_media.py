@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import av
@@ -11,7 +13,15 @@ import numpy as np
 import pytest
 
 from extractors import media
-from extractors.media import MediaError, MissingStream, probe, read_audio, read_audio_blocks, read_frames
+from extractors.media import (
+    MediaError,
+    MissingStream,
+    decoding_seconds,
+    probe,
+    read_audio,
+    read_audio_blocks,
+    read_frames,
+)
 
 
 def numbers(path, fps, frame_number):
@@ -273,3 +283,15 @@ def test_decoding_writes_nothing_to_standard_error(tmp_path, make_clip):
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     assert "damaged" in ran.stdout
     assert ran.stderr == ""
+
+
+def test_the_time_spent_in_decoding_is_counted_and_the_readers_own_is_not(make_clip, tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4")
+    before, began = decoding_seconds(), time.perf_counter()
+    for _ in read_frames(clip, 10):
+        time.sleep(0.01)
+    list(read_audio_blocks(clip, 16_000))
+    spent, decoded = time.perf_counter() - began, decoding_seconds() - before
+    assert 0 < decoded <= spent - 20 * 0.01
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(decoding_seconds).result() == 0.0  # of each thread its own

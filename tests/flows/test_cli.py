@@ -15,7 +15,8 @@ runner = CliRunner()
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare", "transcribe", "extract", "align", "train", "evaluate", "pipeline", "results", "use"]
+    "command",
+    ["prepare", "transcribe", "extract", "align", "train", "evaluate", "pipeline", "predict", "results", "use"],
 )
 def test_every_command_says_what_it_makes(command):
     shown = runner.invoke(app, [command, "--help"])

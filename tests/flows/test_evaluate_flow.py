@@ -144,7 +144,7 @@ def test_a_clip_is_measured_against_the_intervals_of_the_modalities_that_it_has(
     steps["vision"][1:] = [0, *[5] * 10]
     widths = {"text+audio+vision": {"n": 9, "0.5": 1.0}, "text+audio": {"n": 9, "0.5": 0.1}}
     info = SimpleNamespace(calibration=widths, train=SimpleNamespace(modalities=("text", "audio", "vision")))
-    monkeypatch.setattr(checkpoint, "read_description", lambda folder: info)
+    monkeypatch.setattr(checkpoint, "read_info", lambda folder: info)
     two_seeds = replace(params, train=replace(params.train, seeds=(0, 1)))
     found = evaluate.calibration(two_seeds, clips, steps)
     half = found.coverage[0]

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from model.config import MODALITIES
 from model.data import ClipTable, read_info
 
 
@@ -159,3 +161,21 @@ def test_a_clip_can_be_made_to_lack_a_modality(dataset):
     lengths = without.lengths()
     assert not lengths[rows, 1].any() and np.array_equal(lengths[~rows], clips.lengths()[~rows])
     assert without.batch(np.arange(4)).lacking >= {"audio"} and clips.lengths()[rows, 1].any()
+
+
+def test_clips_in_memory_are_batched_as_those_on_disk(dataset):
+    stored = ClipTable.read(dataset, "train", 10)
+    whole = ClipTable.read(dataset, "train", 1000)
+    clips = []
+    for row in range(len(whole)):
+        batch = whole.batch(np.array([row]))
+        clips.append({m: (batch.values[m][0].numpy(), batch.masks[m][0].numpy()) for m in MODALITIES})
+        for m in [m for m, (values, _) in clips[-1].items() if not len(values)]:
+            del clips[-1][m]  # left out is missing
+    given = ClipTable.from_clips(stored.info, stored.clip_ids.tolist(), clips, [""] * len(clips), 10)
+    rows = np.arange(len(stored))
+    a, b = stored.batch(rows), given.batch(rows)
+    for m in MODALITIES:
+        assert torch.equal(a.values[m], b.values[m]) and torch.equal(a.masks[m], b.masks[m])
+    assert given.truncated == stored.truncated and given.truncated["audio"] > 0
+    assert not given.labelled.any() and a.clip_ids == b.clip_ids

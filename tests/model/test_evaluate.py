@@ -197,4 +197,4 @@ def test_an_evaluation_says_how_many_steps_each_clip_has(dataset, tmp_path):
 def test_a_checkpoint_can_be_described_without_its_weights(dataset, tmp_path):
     untrained(dataset, tmp_path / "best", seed=3)
     (tmp_path / "best" / "model.safetensors").unlink()
-    assert checkpoint.read_description(tmp_path / "best").seed == 3
+    assert checkpoint.read_info(tmp_path / "best").seed == 3
