@@ -32,12 +32,16 @@ lint: $(VENV)/.dev
 ui: $(VENV)/.run
 	dashfusion ui $(if $(filter on,$(SCHEDULE)),--schedule) $(if $(filter off,$(SCHEDULE)),--no-schedule)
 
-# Resolve pyproject.toml anew into one pinned set for every supported Python and platform. CUDA's wheels are left
-# out: PyTorch pins its own, and a CPU build has none.
-constraints: $(VENV)/.dev
+# Resolve pyproject.toml into one pinned set for every supported Python and platform, with as few other versions as
+# need be; UPGRADE=1 takes the newest of all. CUDA's wheels are left out: PyTorch pins its own, and a CPU build has none.
+constraints: $(VENV)/.run
+	python -m pip install --quiet uv
+	cp constraints.txt constraints.new
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-header --quiet \
-	  | grep -Ev '^(triton|cuda-[a-z]+|nvidia-(cu|nccl|nvj|nvs|nvt)[a-z0-9-]*)==' > constraints.new
-	(echo '# Made by `make constraints`; do not edit.'; cat constraints.new) > constraints.txt
+	  $(if $(UPGRADE),--upgrade) --output-file constraints.new
+	(echo '# Made by `make constraints`; do not edit.'; \
+	 grep -Ev '^#|^(triton|cuda-[a-z]+|nvidia-(cu|nccl|nvj|nvs|nvt)[a-z0-9-]*)==' constraints.new \
+	 | sed -E "s/ ; python_full_version < '3.13'$$//; s/python_full_version < '3.13' and //") > constraints.txt
 	rm constraints.new
 
 $(VENV)/pyvenv.cfg:
