@@ -47,6 +47,11 @@ FALLBACK_RATE = Fraction(25)
 """Frames a second, where neither the time stamps nor the header know better."""
 
 
+REFERRING = frozenset(("concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sdp", "vobsub", "webm_dash_manifest"))
+"""FFmpeg's formats that name other files, or addresses, to be read in their place. A clip is what it holds itself."""
+
+_OPTIONS = {"protocol_whitelist": "file,crypto,data", "format_whitelist": ",".join(av.formats_available - REFERRING)}
+
 _clock = threading.local()
 
 
@@ -116,10 +121,8 @@ def _open(path: Path) -> Iterator[InputContainer]:
     if not path.stat().st_size:
         raise MediaError(f"{path}: zero bytes; copy or download the file again")
     try:
-        # `file:`: a colon in a name is no protocol; the white list: a playlist cannot reach the network
-        container = av.open(
-            f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file,crypto,data"}
-        )
+        # `file:`: a colon in a name is no protocol; the lists: no file can reach the network, or another file
+        container = av.open(f"file:{path}", metadata_errors="replace", options=_OPTIONS)
     except (FFmpegError, ValueError) as error:
         raise MediaError(
             f"{path}: {path.stat().st_size} bytes, but not a media file, or cut off before its index "
@@ -160,6 +163,31 @@ def probe(path: Path) -> MediaInfo:
         if video is None and audio is None:
             raise MediaError(f"{path}: {container.format.name} without sound or picture; replace the file")
         return _info(container, video, audio)
+
+
+def found_length(path: Path, most: float) -> float:
+    """Seconds up to the end of a file's last packet, whatever its header declares; nothing is decoded.
+
+    Reading ends with the first packet beyond `most` seconds, so a long file costs no more than that.
+
+    Raises:
+        MediaError: as `probe`.
+    """
+    reached = 0.0
+    with _open(path) as container:
+        zero = float(_time_zero(container))
+        packets = container.demux()
+        while reached <= most:
+            try:
+                packet = next(packets, None)
+            except FFmpegError:  # torn; whoever decodes it says where
+                break
+            if packet is None:
+                break
+            if packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                reached = max(reached, float(end) - zero)
+    return reached
 
 
 def _info(container: InputContainer, video: Stream | None, audio: Stream | None) -> MediaInfo:

@@ -108,6 +108,12 @@ class Worker:
         """Whether the next call finds the process of the last one."""
         return self._process is not None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None where none runs."""
+        process = self._process
+        return process.pid if process else None
+
     def _start(self) -> Connection:
         spawn = multiprocessing.get_context("spawn")  # forked children of a threaded process can deadlock
         self._calls, theirs = spawn.Pipe()

@@ -14,6 +14,7 @@ import yaml
 from flows import server
 
 FILE = Path("prefect.yaml")
+NIGHTLY = "pipeline"  # the deployment whose schedule the commands' options change
 GPU_LIMIT = "gpu"  # a global concurrency limit: as many trainings at once
 PROJECT = "DASHFUSION_PROJECT"  # a worker's: the folder in which it runs the deployments
 TAIL = 20  # lines of a failed `prefect deploy` that its error carries
@@ -21,7 +22,7 @@ TAIL = 20  # lines of a failed `prefect deploy` that its error carries
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What to change of the schedules of prefect.yaml; what is None stays as it is written there.
+    """What to change of the nightly run's schedule in prefect.yaml; what is None stays as it is written there.
 
     Raises:
         ValueError: `cron` or `timezone` is none that Prefect knows.
@@ -89,7 +90,7 @@ def deploy(api_url: str, change: Schedule) -> list[Deployed]:
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         _create_missing(client)
         _run_prefect_deploy(api_url)
-        for deployment in _read(client, names):
+        for deployment in _read(client, [NIGHTLY]):
             _change_schedules(client, deployment, change)
         return [_describe(api_url, deployment) for deployment in _read(client, names)]
 

@@ -9,7 +9,7 @@ import glob
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,30 +138,43 @@ def predict(
     count = min(workers or os.cpu_count() or 1, len(videos))
     results = list(_watched(predictor.predict(videos, level=level, workers=count, **options), len(videos)))
     plain = [result.to_dict() for result in results]
-    dataset = predictor.description["dataset"]
-    model = {
-        "path": str(predictor.folder),
-        "corpus": dataset["corpus"],
-        "language": dataset["language"],
-        "label_range": dataset["label_range"],
-        "seed": predictor.description["seed"],
-        "epoch": predictor.description["epoch"],
-    }
+    content = document(predictor.description, str(predictor.folder), level, plain)
     if wishes.as_json:
-        from model.results import SCHEMA_VERSION
-
-        content = {"schema_version": SCHEMA_VERSION, "model": model, "level": level, "results": plain}
         print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        show(console, plain, dataset["label_range"])
+        show(console, plain, content["model"]["label_range"])
     if wishes.out:
         from model.results import write_results
 
         write_results(results, wishes.out)
     if wishes.report:
-        write_page(wishes.report, plain, model, level)
+        write_page(wishes.report, plain, content["model"], level)
     failed = sum(result["error"] is not None for result in plain)
     return failed == 0 if wishes.strict else failed < len(plain)
+
+
+def document(
+    description: Mapping[str, Any], folder: str, level: float, results: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What is printed as JSON, and what the server answers.
+
+    Args:
+        description: the content of the checkpoint's checkpoint.json.
+        folder: of the checkpoint, as it is to be named.
+        results: as `to_dict` of a result gives them.
+    """
+    from model.results import SCHEMA_VERSION
+
+    dataset = description["dataset"]
+    model = {
+        "path": folder,
+        "corpus": dataset["corpus"],
+        "language": dataset["language"],
+        "label_range": dataset["label_range"],
+        "seed": description["seed"],
+        "epoch": description["epoch"],
+    }
+    return {"schema_version": SCHEMA_VERSION, "model": model, "level": level, "results": list(results)}
 
 
 def _watched(results: Iterator[Result], total: int) -> Iterator[Result]:

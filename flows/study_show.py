@@ -72,7 +72,8 @@ def _conditions_table(result: StudyResult, conditions: Sequence[str]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for variant in result.variants:
         at = {"variant": variant, "level": None, "clips": ALL_CLIPS}
-        table.add_row(variant, *(_cell(result, metric, at | {"condition": c}) for c in (AS_IT_IS, *conditions)))
+        cells = (_cell(result, metric, at | {"condition": c}, False) for c in (AS_IT_IS, *conditions))
+        table.add_row(variant, *cells)
     return table
 
 
@@ -86,15 +87,18 @@ def _levels_table(result: StudyResult, condition: str) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for variant in result.variants:
         at = {"variant": variant, "clips": ALL_CLIPS}
-        cells = [_cell(result, metric, at | {"condition": AS_IT_IS, "level": None})]
-        cells += [_cell(result, metric, at | {"condition": condition, "level": level}) for level in levels]
+        where = [
+            at | {"condition": AS_IT_IS, "level": None},
+            *(at | {"condition": condition, "level": n} for n in levels),
+        ]
+        cells = [_cell(result, metric, place, False) for place in where]
         area = result.one(**at, condition=condition, metric=metric, statistic="area")
         table.add_row(variant, *cells, _number(metric, area.value if area else None))
     return table
 
 
-def _cell(result: StudyResult, metric: str, where: Mapping[str, Any]) -> str:
-    """Mean and standard deviation, and below it the difference to the reference."""
+def _cell(result: StudyResult, metric: str, where: Mapping[str, Any], compared: bool = True) -> str:
+    """Mean and standard deviation, and below it, if there is room for it, the difference to the reference."""
     rows: dict[str, Row | None] = {
         name: result.one(**where, metric=metric, statistic=name) for name in ("mean", "std", "difference")
     }
@@ -102,7 +106,7 @@ def _cell(result: StudyResult, metric: str, where: Mapping[str, Any]) -> str:
     shown = _number(metric, mean.value if mean else None)
     if std and std.value is not None:
         shown += f" ± {_number(metric, std.value)}"
-    if difference and difference.value is not None:
+    if compared and difference and difference.value is not None:
         ends = [_number(metric, value, signed=True) for value in (difference.low, difference.high)]
         shown += f"\n{_number(metric, difference.value, signed=True)} [{ends[0]}, {ends[1]}]"
     return shown

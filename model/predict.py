@@ -60,6 +60,7 @@ class Predictor:
     Attributes:
         folder: the checkpoint.
         description: the content of its checkpoint.json.
+        recogniser: what videos without a transcript are heard by; None: nothing, or not known before `maker`.
 
     Raises:
         FileNotFoundError: no checkpoint there.
@@ -81,6 +82,7 @@ class Predictor:
             raise ValueError(f"{folder}: trained without text, so there is no text encoder to quantise")
         self._device, self._quantise = device, quantise_text
         self._language, self._recogniser = language, recogniser
+        self.recogniser: str | None = None
         self._notices: list[Notice] = []
         self._loading = threading.Lock()
         self._network: tuple[DashFusion, CheckpointInfo] | None = None
@@ -240,9 +242,11 @@ class Predictor:
 
         named = dataset.get("recogniser")
         if self._recogniser is not None or not named:
-            return made(self._recogniser or None)
+            self.recogniser = self._recogniser or None
+            return made(self.recogniser)
         try:
-            return made(named)
+            hearing, self.recogniser = made(named), named
+            return hearing
         except ValueError as error:
             maker = made(None)  # or the same error, where it is not the recogniser's
             message = f"the recogniser of the training's transcripts cannot be had here: {error}"

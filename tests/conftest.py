@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium of the system; the tests skip where there is none."""
+def chromium() -> Iterator[Callable[..., Any]]:
+    """Starts headless Chromium of the system, with further arguments; the tests skip where there is none."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("no Chromium on PATH; install it (Debian: apt-get install chromium)")
@@ -19,6 +19,18 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield chromium
-        chromium.close()
+        started: list[Any] = []
+
+        def start(*more: str) -> Any:
+            started.append(playwright.chromium.launch(executable_path=path, args=[*arguments, *more]))
+            return started[-1]
+
+        yield start
+        for one in started:
+            one.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium) -> Any:
+    """Headless Chromium of the system; the tests skip where there is none."""
+    return chromium()

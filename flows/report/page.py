@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from model.calibration import Bin, Coverage
 
 TEMPLATES = Path(__file__).parent / "templates"
+COLOURS = Path(__file__).parents[1] / "colours.css"
+"""Of all our pages."""
 LISTED_PROBLEMS = 200
 
 
@@ -103,7 +105,9 @@ def write_report(path: Path, report: ReportInput) -> None:
     """
     from markupsafe import Markup
 
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "explorer.js"))
+    files = COLOURS, TEMPLATES / "page.css", TEMPLATES / "explorer.js"
+    colours, layout, script = (file.read_text(encoding="utf-8") for file in files)
+    style = colours + layout
     page = (
         _environment()
         .get_template("page.html.j2")

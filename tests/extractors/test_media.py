@@ -17,6 +17,7 @@ from extractors.media import (
     MediaError,
     MissingStream,
     decoding_seconds,
+    found_length,
     probe,
     read_audio,
     read_audio_blocks,
@@ -35,6 +36,36 @@ def test_probe_reads_the_headers(tmp_path, make_clip):
     assert (info.width, info.height, info.sample_rate) == (64, 48, 44_100)
     assert (info.video_codec, info.audio_codec) == ("h264", "aac")
     assert "mp4" in info.container
+
+
+def test_the_length_that_is_found_is_that_of_the_packets_and_not_the_headers(tmp_path, make_clip):
+    whole = make_clip(tmp_path / "whole.mkv", seconds=4.0)
+    assert found_length(whole, 60) == pytest.approx(4.0, abs=0.1)
+    live = make_clip(tmp_path / "live.mkv", seconds=4.0, options={"live": "1"})
+    assert probe(live).duration is None and found_length(live, 60) == pytest.approx(4.0, abs=0.1)
+    torn = tmp_path / "torn.mkv"
+    torn.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert probe(torn).duration == pytest.approx(4.0, abs=0.1) and 0.5 < found_length(torn, 60) < 3
+    assert 1 < found_length(whole, 1) < 2, "no more is read than it takes to know"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"),
+        ("script.ffconcat", "ffconcat version 1.0\nfile clip.mp4\n"),
+        (
+            "session.sdp",
+            "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        ),
+    ],
+)
+def test_a_file_that_names_others_to_be_read_in_its_place_is_none(tmp_path, make_clip, name, content):
+    other = make_clip(tmp_path / "clip.mp4")
+    (tmp_path / name).write_text(content.format(other))
+    for read in (probe, lambda path: list(read_frames(path, 5)), lambda path: read_audio(path, 16_000)):
+        with pytest.raises(MediaError, match="not a media file"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from starlette.testclient import TestClient
 
+from corpora.demo import DemoConfig, generate
+from corpora.manifest import write_manifest
+from corpora.raw import read_raw
+from extractors import run
+from extractors.align import AlignConfig, align
+from extractors.transcribe import TranscribeConfig, transcribe
 from flows import server
+from flows.scorers import Limits, Scorers
+from flows.scoring import Model
+from flows.serve_app import make_app
+from flows.serve_guard import LOOPBACK, Rules
+from model.config import ModelConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
+
+EXTRACTORS = {
+    "text": ("text.transformer", {"model": "minilm"}),
+    "audio": ("audio.librosa", {"hop_seconds": 0.064}),
+    "vision": ("vision.face_mesh", {"fps": 10}),
+}
+SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, fusion_layers=1)
+SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu", modality_dropout=0.2)
 
 
 @contextmanager
@@ -42,3 +64,99 @@ def project(tmp_path, monkeypatch) -> Path:
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A generated corpus of 16 clips, with a dataset and a checkpoint of each mode, made by the stages' functions."""
+    from model.train import train  # loads torch, which most tests here do without
+
+    folder = tmp_path_factory.mktemp("corpus")
+    generate(folder / "media", DemoConfig(clips=16, speakers=8, seed=3))
+    manifest, _ = read_raw(folder / "media", corpus="demo_en", language="en", label_range=(-3, 3))
+    write_manifest(manifest, folder / "manifest.parquet")
+    transcribe(folder / "manifest.parquet", folder / "transcripts.parquet", TranscribeConfig(), folder / "scratch", 60)
+    for m, (name, options) in EXTRACTORS.items():
+        run.extract_unit(manifest.clips, folder / "media", name, options, folder / "scratch")
+        meta = run.describe(name, options)
+        run.assemble(manifest.clips, folder / "media", meta, folder / "scratch", folder / "features" / m)
+    features = {m: folder / "features" / m for m in EXTRACTORS}
+    for mode in ("unaligned", "aligned"):
+        tables = folder / "manifest.parquet", folder / "transcripts.parquet"
+        align(*tables, features, folder / mode, AlignConfig(mode=mode, mask_invalid=("audio", "vision")))
+        train(folder / mode, folder / f"models-{mode}", SMALL, SHORT, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(corpus) -> Path:
+    """A clip of the corpus's test split, of a few seconds."""
+    return sorted((corpus / "media/Raw").glob("*/0001.mp4"))[-1]
+
+
+def join_clips(paths: Sequence[Path], target: Path) -> Path:
+    """One clip of several from the same encoder, one after the other; nothing is encoded again."""
+    import av
+
+    streams: dict[str, Any] = {}
+    offset = Fraction(0)
+    with av.open(str(target), "w") as joined:
+        for path in paths:
+            end = Fraction(0)
+            with av.open(str(path)) as source:
+                streams = streams or {s.type: joined.add_stream_from_template(s) for s in source.streams}
+                for packet in source.demux():
+                    if packet.dts is None or packet.pts < 0:  # the encoder's first samples, before time zero
+                        continue
+                    end = max(end, (packet.pts + packet.duration) * packet.time_base)
+                    shift = round(offset / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                    packet.stream = streams[packet.stream.type]
+                    joined.mux(packet)
+            offset += end
+    return target
+
+
+@pytest.fixture(scope="session")
+def long_clip(corpus, tmp_path_factory) -> Path:
+    """About 25 s: long enough for a time line, and for being caught in the midst of its scoring."""
+    clips = sorted((corpus / "media/Raw").glob("*/*.mp4"))[:8]
+    return join_clips(clips, tmp_path_factory.mktemp("long") / "long.mp4")
+
+
+@pytest.fixture(scope="session")
+def scorers(corpus, tmp_path_factory) -> Iterator[Scorers]:
+    """One worker that scores with the corpus's checkpoint; it takes clips of a minute and of 4 MiB."""
+    limits = Limits(size=4 << 20, length=60.0, scoring_seconds=100.0, waiting=8)
+    model = Model(corpus / "models-unaligned/best", device="cpu")
+    started = Scorers(model, limits, 1, tmp_path_factory.mktemp("scorers"))
+    try:
+        started.start()
+        yield started
+    finally:
+        started.close()
+
+
+@pytest.fixture
+def uploads(tmp_path) -> Path:
+    """Where uploads lie while they are scored."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def new_client(scorers, uploads) -> Callable[..., TestClient]:
+    """Makes a client of the server's application on loopback; `rules` change the guard's."""
+
+    def make(**rules: Any) -> TestClient:
+        chosen = {"hosts": LOOPBACK, "names": (), "token": "", "size": scorers.limits.size, "seconds": 60.0} | rules
+        return TestClient(make_app(scorers, Rules(**chosen), uploads), base_url="http://127.0.0.1:8000")
+
+    return make
+
+
+@pytest.fixture
+def client(new_client) -> TestClient:
+    """Of a server that asks for no token."""
+    return new_client()

@@ -16,7 +16,20 @@ runner = CliRunner()
 
 @pytest.mark.parametrize(
     "command",
-    ["prepare", "transcribe", "extract", "align", "train", "evaluate", "pipeline", "predict", "results", "use"],
+    [
+        "prepare",
+        "transcribe",
+        "extract",
+        "align",
+        "train",
+        "evaluate",
+        "pipeline",
+        "predict",
+        "serve",
+        "watch",
+        "results",
+        "use",
+    ],
 )
 def test_every_command_says_what_it_makes(command):
     shown = runner.invoke(app, [command, "--help"])

@@ -11,50 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from corpora.demo import DemoConfig, generate
-from corpora.manifest import MODALITIES, write_manifest
-from corpora.raw import read_raw
-from extractors import run
-from extractors.align import AlignConfig, align
-from extractors.transcribe import TranscribeConfig, transcribe
+from corpora.manifest import MODALITIES
 from flows.cli import app
 from flows.predict import default_model, find_media, time_line, to_videos
 from flows.predict_page import clock, write_page
-from model.config import ModelConfig, TrainConfig
 from model.evaluate import evaluate
 from model.predict import Predictor
-from model.train import train
 
 runner = CliRunner()
 
-EXTRACTORS = {
-    "text": ("text.transformer", {"model": "minilm"}),
-    "audio": ("audio.librosa", {"hop_seconds": 0.064}),
-    "vision": ("vision.face_mesh", {"fps": 10}),
-}
-SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, fusion_layers=1)
-SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu", modality_dropout=0.2)
 MODES = ("unaligned", "aligned")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    """A generated corpus of 16 clips, with a dataset and a checkpoint of each mode, made by the stages' functions."""
-    folder = tmp_path_factory.mktemp("corpus")
-    generate(folder / "media", DemoConfig(clips=16, speakers=8, seed=3))
-    manifest, _ = read_raw(folder / "media", corpus="demo_en", language="en", label_range=(-3, 3))
-    write_manifest(manifest, folder / "manifest.parquet")
-    transcribe(folder / "manifest.parquet", folder / "transcripts.parquet", TranscribeConfig(), folder / "scratch", 60)
-    for m, (name, options) in EXTRACTORS.items():
-        run.extract_unit(manifest.clips, folder / "media", name, options, folder / "scratch")
-        meta = run.describe(name, options)
-        run.assemble(manifest.clips, folder / "media", meta, folder / "scratch", folder / "features" / m)
-    features = {m: folder / "features" / m for m in EXTRACTORS}
-    for mode in MODES:
-        tables = folder / "manifest.parquet", folder / "transcripts.parquet"
-        align(*tables, features, folder / mode, AlignConfig(mode=mode, mask_invalid=("audio", "vision")))
-        train(folder / mode, folder / f"models-{mode}", SMALL, SHORT, seed=0)
-    return folder
 
 
 def clips(corpus: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from flows import server
 
 pytestmark = pytest.mark.server
 
-NAMES = ["evaluate", "extract", "pipeline", "train"]
+STAGED = ["evaluate", "extract", "pipeline", "train"]
+NAMES = sorted([*STAGED, "predict", "study", "watch"])
 STAGES = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
 
 
@@ -26,18 +27,27 @@ def test_ui_makes_the_deployments_and_says_where_they_are(house):
     for name, one in found.items():
         assert f"{house.api_url.removesuffix('/api')}/deployments/deployment/{one['id']}" in house.said
         assert (one["work_pool_name"], one["global_concurrency_limit"]["limit"]) == ("dashfusion", 1)
-        assert one["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-        assert one["parameters"] == {"targets": [] if name == "pipeline" else [name]}
+        assert one["concurrency_options"]["collision_strategy"] == ("CANCEL_NEW" if name == "watch" else "ENQUEUE")
+        if name in STAGED:
+            assert one["parameters"] == {"targets": [] if name == "pipeline" else [name]}
         assert "dashfusion" in one["tags"] and one["description"]
-    assert [schedule["active"] for schedule in found["pipeline"]["schedules"]] == [False]
+    for name in ("pipeline", "watch"):
+        assert [schedule["active"] for schedule in found[name]["schedules"]] == [False]
     assert house.api("work_pools/dashfusion")["type"] == "process"
     assert house.api("v2/concurrency_limits/gpu")["limit"] == 1
 
 
 def test_parameters_are_described_and_checked(house):
-    schema = house.deployments()["pipeline"]["parameter_openapi_schema"]["properties"]
-    assert {"targets", "force", "time_limit"} <= set(schema)
-    assert all(one["description"] for one in schema.values())
+    takes = {
+        "pipeline": {"targets", "force", "time_limit"},
+        "study": {"name", "seeds", "changes", "workers"},
+        "predict": {"path", "level"},
+        "watch": {"folder"},
+    }
+    for name, parameters in takes.items():
+        schema = house.deployments()[name]["parameter_openapi_schema"]["properties"]
+        assert parameters <= set(schema)
+        assert all(one["description"] for one in schema.values()), name
     with pytest.raises(urllib.error.HTTPError) as refused:
         house.start("pipeline", targets=["trian"])
     assert "is not one of" in (said := refused.value.read().decode()) and "trian" in said
@@ -133,6 +143,7 @@ def test_the_clock_starts_a_run(house, first_run):
     house.api("v2/concurrency_limits/gpu", method="PATCH", limit=2)
     done = house.run("-m", "flows.cli", "deploy", "--schedule", "--cron", "* * * * *", "--timezone", "Europe/Berlin")
     assert done.returncode == 0 and "* * * * * Europe/Berlin" in done.stdout, done.stdout + done.stderr
+    assert not house.deployments()["watch"]["schedules"][0]["active"], "the options are for the nightly run alone"
     assert house.api("v2/concurrency_limits/gpu")["limit"] == 2, "what the server has of its own is left alone"
     scheduled = {"deployment_id": {"any_": [house.deployments()["pipeline"]["id"]]}}
 

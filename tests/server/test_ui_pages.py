@@ -47,3 +47,15 @@ def test_the_runs_page_shows_the_metrics(page):
 def test_the_page_of_the_run_of_evaluate_shows_the_plots(page):
     click(page, "Subflow Runs", "evaluate demo_en", "Artifacts", "plots")
     page.locator("img[src^='data:image/png']").first.wait_for()
+
+
+def test_the_page_of_a_prediction_shows_its_time_line(browser, house, first_run):
+    clip = next((house.project.folder / "data/generated/Raw").glob("*/0001.mp4"))
+    run = house.finished("predict", path=str(clip), window=1.0)
+    opened = browser.new_page(viewport={"width": 1400, "height": 900})
+    opened.set_default_timeout(60_000)
+    opened.goto(f"{server.pages(house.api_url)}/runs/flow-run/{run['id']}")
+    click(opened, "Artifacts", "prediction")
+    opened.locator("img[src^='data:image/png']").first.wait_for()
+    opened.get_by_text("on a scale from").first.wait_for()
+    opened.close()
