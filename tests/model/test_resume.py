@@ -38,7 +38,7 @@ EXACT = TrainConfig(
 MEASURED = ("seconds", "clips_per_second", "steps_per_second", "peak_megabytes")
 
 RUN = """
-import json, pickle, sys
+import json, os, pickle, sys
 from pathlib import Path
 import torch
 from model.train import train
@@ -54,7 +54,8 @@ class Diary:
         print("epoch", epoch, flush=True)
 
 result = train(Path(dataset), Path(out), model, config, 0, Diary(), Path(scratch) if scratch else None)
-Path(out, "history.json").write_text(json.dumps(list(result.history)))
+if os.environ.get("RANK", "0") == "0":  # every process of a run has the history; two that write one file mix it
+    Path(out, "history.json").write_text(json.dumps(list(result.history)))
 """
 
 
