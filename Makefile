@@ -4,6 +4,8 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
+# Two processes, also on larger machines: each makes the corpora and servers that its tests share.
+PYTEST := python -m pytest -q -n 2 --dist loadfile
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing here may wait for a network: packages are installed by pip, and that is all that is fetched.
 export HF_HUB_OFFLINE ?= 1
@@ -16,11 +18,11 @@ demo: $(VENV)/.run
 	dashfusion results
 
 test: $(VENV)/.dev
-	python -m pytest -q
+	$(PYTEST)
 
 # What CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser.
 ci-tests: $(VENV)/.dev
-	python -m pytest -q -m "e2e or server or browser"
+	$(PYTEST) -m "e2e or server or browser"
 
 lint: $(VENV)/.dev
 	ruff check .
