@@ -118,7 +118,7 @@ def _decode(
             "run the align stage again"
         )
     blocks = _checked_blocks(parts, modality, offsets, clip_ids)
-    shape, dtype = (len(visible_S), dim), np.dtype(field.value_type.to_pandas_dtype())
+    shape, dtype = (len(visible_S), dim), pa.array([], field.value_type).to_numpy(zero_copy_only=False).dtype
     if folder is None:
         values_SD, first = np.empty(shape, dtype), 0
         for block in blocks:

@@ -10,10 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from corpora.demo import DemoConfig, generate
 from flows.presets import apply
@@ -46,9 +49,9 @@ class Project:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def repro(self) -> list[str]:
+    def repro(self, **environment: str) -> list[str]:
         """`dvc repro`; the stages that it ran."""
-        return _stages_run(self.dvc("repro"))
+        return _stages_run(self.dvc("repro", **environment))
 
     def experiment(self, *settings: str) -> list[str]:
         """`dvc exp run` with settings changed; the stages that it ran."""
@@ -106,6 +109,45 @@ def new_project(folder: Path, settings: Mapping[str, object]) -> Project:
     return made
 
 
+REFUSING = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}: no requirement of ours brings it", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def without_extras(folder: Path) -> dict[str, str]:
+    """Environment for Python processes in which modules are absent that only extras and tests bring, such as pandas."""
+    needed, waiting = set(), [Requirement("dashfusion")]
+    while waiting:
+        wanted = waiting.pop()
+        name = canonicalize_name(wanted.name)
+        try:
+            more = [Requirement(line) for line in requires(name) or ()]
+        except PackageNotFoundError:  # of a platform, or an option of a requirement, that is not this one
+            continue
+        needed.add(name)
+        for item in more:
+            chosen = any(
+                item.marker is None or item.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)
+            )
+            if chosen and canonicalize_name(item.name) not in needed:
+                waiting.append(item)
+    absent = {
+        module
+        for module, owners in packages_distributions().items()
+        if not needed & {canonicalize_name(owner) for owner in owners}
+    }
+    assert "pandas" in absent, "the tests' extras bring it; else this refuses too little"
+    (folder / "sitecustomize.py").write_text(REFUSING.format(names=sorted(absent)), encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
+
+
 @pytest.fixture(scope="session")
 def make_project() -> Callable[[Path, Mapping[str, object]], Project]:
     """`new_project`."""
@@ -120,9 +162,9 @@ def project(tmp_path_factory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def first_run(project) -> list[str]:
-    """The stages that the project's first `dvc repro` ran; what it made is committed."""
-    ran = project.repro()
+def first_run(project, tmp_path_factory) -> list[str]:
+    """The stages that the project's first `dvc repro` ran, as they run for those who installed no extra; committed."""
+    ran = project.repro(**without_extras(tmp_path_factory.mktemp("bare")))
     project.commit()
     return ran
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,21 @@ def wait(ready: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any
             return found
         time.sleep(0.3)
     raise AssertionError(f"waited {patience} s in vain for {what}")
+
+
+BUSY = object()
+
+
+def _answer(request: urllib.request.Request) -> Any:
+    """What the server says, or `BUSY`: its database, SQLite's, takes one writer at a time. Prefect's clients ask again too."""
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            said = answer.read()
+    except urllib.error.HTTPError as error:
+        if error.code == 503:
+            return BUSY
+        raise
+    return json.loads(said) if said else None
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
@@ -81,9 +97,7 @@ class House:
         request = urllib.request.Request(
             f"{self.api_url}/{path}", data=data, method=method, headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            said = answer.read()
-        return json.loads(said) if said else None
+        return wait(lambda: (answer := _answer(request)) is not BUSY and (answer,), f"{path} to be answered")[0]
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """`python COMMAND` in the project, with our server as the one that is meant."""
