@@ -109,15 +109,11 @@ def new_project(folder: Path, settings: Mapping[str, object]) -> Project:
     return made
 
 
-REFUSING = """
-import sys
+ABSENT = """
+from importlib.machinery import PathFinder
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {names}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}: no requirement of ours brings it", name=name)
-
-sys.meta_path.insert(0, Absent())
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {names} else find(name, *more)
 """
 
 
@@ -133,9 +129,8 @@ def without_extras(folder: Path) -> dict[str, str]:
             continue
         needed.add(name)
         for item in more:
-            chosen = any(
-                item.marker is None or item.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)
-            )
+            extras = "", *wanted.extras
+            chosen = item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in extras)
             if chosen and canonicalize_name(item.name) not in needed:
                 waiting.append(item)
     absent = {
@@ -144,7 +139,7 @@ def without_extras(folder: Path) -> dict[str, str]:
         if not needed & {canonicalize_name(owner) for owner in owners}
     }
     assert "pandas" in absent, "the tests' extras bring it; else this refuses too little"
-    (folder / "sitecustomize.py").write_text(REFUSING.format(names=sorted(absent)), encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(ABSENT.format(names=absent), encoding="utf-8")
     return {"PYTHONPATH": str(folder)}
 
 
@@ -171,7 +166,8 @@ def first_run(project, tmp_path_factory) -> list[str]:
 
 @pytest.fixture
 def reproduced(project, first_run) -> Iterator[Project]:
-    """The project as the first run left it; what a test changes in its files is undone."""
+    """The project as the first run left it, whatever ran before; what a test changes in its files is undone."""
+    project.restore()
     yield project
     project.restore()
 

@@ -81,7 +81,7 @@ def test_a_study_goes_on_where_it_was_stopped_and_its_table_is_in_the_report(wit
     result = read_study(project.folder / "studies/results/mine.parquet")
     assert [row.value for row in result.find(variant="no alignment", metric="mae", clips="all", statistic="value")]
     assert result.record["code"]["revision"] and result.record["data"]["dataset"]
-    assert "A small study" in (project.folder / "report/index.html").read_text(encoding="utf-8")
+    assert "A small study" in (project.folder / "report/index.html").read_text(encoding="utf-8"), done.stdout
     assert "up to date" in project.dvc("status"), "the report was made through DVC"
     assert project.repro() == []
 

@@ -49,7 +49,7 @@ BUSY = object()
 
 
 def _answer(request: urllib.request.Request) -> Any:
-    """What the server says, or `BUSY`: its database, SQLite's, takes one writer at a time. Prefect's clients ask again too."""
+    """What the server says, or `BUSY`: SQLite takes one writer at a time, and Prefect's own clients ask again too."""
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             said = answer.read()
