@@ -121,7 +121,7 @@ def main() -> None:
         figures |= {f"{name}_{count}_workers" if number else name: value for name, value in found.items()}
         print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()), "\n")
     if not chosen.dry:
-        write_result("serve", figures)
+        write_result("serve", figures, " ".join(["serve", *sys.argv[1:]]))
 
 
 if __name__ == "__main__":
