@@ -199,18 +199,18 @@ def _knee(numbers: Numbers, check: Check, metric_of: Mapping[str, str]) -> Answe
         if not front or point[1] > front[-1][1]:
             front.append(point)
     shown = ", ".join(f"{name}: {_value(metric, better * y)} at {x:.1f} million" for x, y, name in sorted(points))
-    label = METRICS[metric].label
-    if len(front) < 3:
-        best = front[-1][2]
-        said = f"there is no bend to be seen: the best trade-offs are {' and '.join(name for *_, name in front)}"
-        if len(front) == 2:
-            cells = [(name, AS_IT_IS, None) for name in (best, front[0][2])]
-            found = _interval_between(numbers, cells, ALL_CLIPS, metric, better)
-            said += f"; the dearer is better by {_told(metric, front[-1][1] - front[0][1], found, False)}"
-        return Answer(check.question, f"{label} and multiply-adds: {shown}; {said}.", None)
-    (x0, y0, _), (x1, y1, _) = front[0], front[-1]
+    said = f"{METRICS[metric].label} and multiply-adds: {shown}; "
+    (x0, y0, cheapest), (x1, y1, best) = front[0], front[-1]
+    if cheapest == best:
+        return Answer(check.question, f"{said}there is no bend to be seen: the cheapest, {best}, is the best.", None)
+    # Of a front's ends neither lies above the line between them.
     bend = max(front, key=lambda p: (p[1] - y0) / (y1 - y0) - (p[0] - x0) / (x1 - x0))
-    return Answer(check.question, f"{label} and multiply-adds: {shown}; the front bends at {bend[2]}.", None)
+    if bend in (front[0], front[-1]):
+        cells = [(name, AS_IT_IS, None) for name in (best, cheapest)]
+        told = _told(metric, y1 - y0, _interval_between(numbers, cells, ALL_CLIPS, metric, better), False)
+        said += f"there is no bend to be seen: the best, {best}, is better than the cheapest, {cheapest}, by {told}."
+        return Answer(check.question, said, None)
+    return Answer(check.question, f"{said}the front bends at {bend[2]}.", None)
 
 
 def _interval_between(

@@ -149,10 +149,11 @@ def test_what_cannot_be_told_is_said_to_be_so(numbers):
     ("noise", "said"),
     [
         ({"a": 2.5, "b": 0.6, "c": 0.5}, "the front bends at b."),
-        ({"a": 0.5, "b": 1.5, "c": 2.5}, "there is no bend to be seen: the best trade-offs are a."),
-        ({"a": 1.5, "b": 2.0, "c": 0.5}, "best trade-offs are a and c; the dearer is better by"),
+        ({"a": 0.5, "b": 1.5, "c": 2.5}, "there is no bend to be seen: the cheapest, a, is the best."),
+        ({"a": 1.5, "b": 2.0, "c": 0.5}, "no bend to be seen: the best, c, is better than the cheapest, a, by "),
+        ({"a": 2.5, "b": 2.4, "c": 0.5}, "no bend to be seen: the best, c, is better than the cheapest, a, by "),
     ],
-    ids=["bend", "cheapest is best", "two"],
+    ids=["bend", "cheapest is best", "two", "below the line"],
 )
 def test_the_knee_is_where_the_front_bends(noise, said):
     variants = {name: {} for name in noise}
