@@ -72,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question that a study was made to answer: `holds` is None where it cannot be told. Both texts are plain."""
+    """A question that a study was made to answer; `holds` is None where it is neither yes nor no. All text is plain."""
 
     question: str
     answer: str

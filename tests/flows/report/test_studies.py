@@ -19,7 +19,7 @@ def test_a_study_says_its_question_answers_and_notes(render, make):
     _, page = render(studies=[make.study()])
     for text in ("What noise costs", "How fast do metrics fall?", "demo_en, test split, 80 clips", "2 seeds"):
         assert text in page.words
-    for text in ("yes Does it help? It gains 3.1 points.", "no Is it worth it?", "cannot be told And that?"):
+    for text in ("yes Does it help? It gains 3.1 points.", "no Is it worth it?", "answer And that?"):
         assert text.replace(" ", "") in page.words.replace(" ", "")
     assert "vision blur was left out: no media" in page.words
 
@@ -135,4 +135,4 @@ def test_two_studies_of_one_shape_have_ids_of_their_own(render, make):
 def test_an_answer_is_told_in_words_and_not_by_colour_alone(render, make, holds):
     answer = replace(make.study().answers[0], holds=holds)
     _, page = render(studies=[make.study(answers=[answer])])
-    assert {True: "yes", False: "no", None: "cannot be told"}[holds] in page.words
+    assert {True: "yes", False: "no", None: "answer"}[holds] in page.words
