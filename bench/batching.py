@@ -15,11 +15,11 @@ import torch
 
 from bench.results import write_result
 from bench.shapes import SHAPES, labels, lengths, table
-from model.batching import batch_cost, padding_fraction, training_batches
 from model.config import ModelConfig
-from model.mining import label_classes
-from model.network import DashFusion
-from model.objective import mined_vectors
+from model.data.batching import batch_cost, padding_fraction, training_batches
+from model.network.dashfusion import DashFusion
+from model.training.mining import label_classes
+from model.training.objective import mined_vectors
 
 
 def padding() -> dict[str, float]:

@@ -17,8 +17,8 @@ import psutil
 
 from bench.results import write_result
 from bench.shapes import SHAPES, write_split
-from model.batching import training_batches
-from model.data import ClipTable
+from model.data.batching import training_batches
+from model.data.clips import ClipTable
 
 READ = 1000
 

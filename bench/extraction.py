@@ -22,11 +22,12 @@ from pathlib import Path
 from bench.results import write_result
 from corpora.demo import DemoConfig, generate
 from corpora.manifest import Clip, Manifest, write_manifest
-from corpora.raw import read_raw
-from extractors.base import Source, create
-from extractors.media import probe
-from extractors.run import limit_threads, work_units
-from extractors.workers import WorkerPool
+from corpora.readers.raw import read_raw
+from extractors.base import Source
+from extractors.execution.units import limit_threads, work_units
+from extractors.execution.workers import WorkerPool
+from extractors.registry import create
+from media.container import probe
 
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
 SCALING_CLIPS = 96

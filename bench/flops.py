@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from bench.results import write_result
-from model.alignment import build_alignment
 from model.config import ModelConfig
-from model.cost import count_multiply_adds
-from model.fusion import build_fusion
+from model.network.alignment import build_alignment
+from model.network.flops import count_multiply_adds
+from model.network.fusion import build_fusion
 
 # Raw steps at the published lengths, with the [CLS] in front of audio and vision.
 SHAPES = {
@@ -37,7 +37,7 @@ def project_everything() -> Iterator[None]:
     """Within it, attention projects every query, key and value before it compares them."""
     with ExitStack() as stack:
         for name in ("are_few_queries", "are_few_sources"):
-            stack.enter_context(patch(f"model.layers.{name}", lambda *shapes: False))
+            stack.enter_context(patch(f"model.network.layers.{name}", lambda *shapes: False))
         yield
 
 

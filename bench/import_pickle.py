@@ -57,8 +57,8 @@ def write_pickle(path: Path, kind: type, times: float) -> None:
 def import_file(path: Path, out: Path, clips: dict[str, int]) -> float:
     """Seconds of what the `prepare` stage does with the file of so many clips."""
     from corpora.manifest import write_manifest
-    from corpora.mmsa_pickle import read_mmsa
-    from extractors.import_features import write_imported
+    from corpora.readers.mmsa_pickle import read_mmsa
+    from extractors.imported import write_imported
 
     forget(path.parent)
     began = time.perf_counter()

@@ -1,7 +1,7 @@
 """Prediction: python -m bench.inference [--what network videos text] [--shapes mosi sims]
 
-network: from features, one clip at a time (what an answer waits for) and a whole split (`model.evaluate.predict`), on
-this machine's default device and number of threads, with clips of the lengths that real ones have. `padded`, the
+network: from features, one clip at a time (what an answer waits for) and a whole split
+(`model.evaluation.inference.predict`), on this machine's default device and number of threads, with clips of the lengths that real ones have. `padded`, the
 baseline, gives the network the same clips padded to the corpus's fixed lengths in the order they come in, as published
 code does.
 
@@ -33,19 +33,19 @@ from bench.results import write_result
 from bench.shapes import SHAPES, Shape, table
 from corpora.manifest import Clip, Manifest, read_manifest
 from extractors.base import Source
-from extractors.run import work_units
-from extractors.text import TransformerText
-from extractors.workers import WorkerPool
-from flows.params import load_params
-from flows.predict import default_model
+from extractors.execution.units import work_units
+from extractors.execution.workers import WorkerPool
+from extractors.text.transformer import TransformerText
+from flows.config.params import load_params
+from flows.prediction.inputs import default_model
 from model.config import MODALITIES, ModelConfig
-from model.data import ClipTable
+from model.data.clips import ClipTable
 from model.device import resolve_device
-from model.evaluate import predict
-from model.features import Video
-from model.network import DashFusion
+from model.evaluation.inference import predict
+from model.network.dashfusion import DashFusion
 from model.predict import Predictor
-from model.quantise import quantise_linear
+from model.prediction.protocol import Video
+from model.prediction.quantisation import quantise_linear
 
 CLIPS, SINGLE, BATCH = 640, 100, 64
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from bench.results import write_result
 from model.config import MiningConfig
-from model.mining import mine
+from model.training.mining import mine
 
 WIDTH = 3 * 128
 SIZES = {"mosi": 1284, "mosei": 16326}

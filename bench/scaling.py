@@ -36,8 +36,8 @@ from corpora.demo import DemoConfig, generate
 from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, Manifest, read_manifest, write_manifest
 from corpora.problems import write_problems
-from corpora.raw import read_raw
-from extractors.run import assemble, describe
+from corpora.readers.raw import read_raw
+from extractors.execution.units import assemble, describe
 
 ROOT = Path(__file__).parents[1]
 ORIGINALS = 8
@@ -141,21 +141,21 @@ def _watch(pid: int, peak: list[float], over: threading.Event) -> None:
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[Path]:
     """A server for the stages to report to; the path of its database."""
-    from flows import server
+    from flows.orchestration import prefect_server
 
     os.environ |= {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / "prefect"), "HF_HUB_OFFLINE": "1"}
     os.environ.pop("DASHFUSION_SERVER", None)
-    port = server.free_port()
+    port = prefect_server.free_port()
     api_url = f"http://127.0.0.1:{port}/api"
-    keeper = server.start(psutil.Process(), port)
+    supervisor = prefect_server.start(psutil.Process(), port)
     try:
-        if not server.wait_until_healthy(api_url, keeper):
+        if not prefect_server.wait_until_healthy(api_url, supervisor):
             raise SystemExit("no Prefect server could be started")
         os.environ["PREFECT_API_URL"] = api_url
         yield folder / "prefect" / "prefect.db"
     finally:
-        keeper.terminate()
-        keeper.wait()
+        supervisor.terminate()
+        supervisor.wait()
 
 
 def database_bytes(path: Path) -> int:

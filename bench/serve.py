@@ -26,10 +26,10 @@ import psutil
 
 from bench.results import write_result
 from corpora.manifest import Clip, Manifest, read_manifest
-from flows.params import load_params
-from flows.predict import default_model
-from flows.scorers import default_workers
-from flows.server import free_port
+from flows.config.params import load_params
+from flows.orchestration.prefect_server import free_port
+from flows.prediction.inputs import default_model
+from flows.serving.worker_pool import default_workers
 
 ALONE = 50
 TYPICAL = (2.5, 3.5)  # seconds

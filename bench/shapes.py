@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.arrays import Sequences
 from model.config import MODALITIES
-from model.data import ClipTable, DatasetInfo
+from model.data.clips import ClipTable
+from model.data.info import DatasetInfo
+from model.data.sequences import Sequences
 
 
 @dataclass(frozen=True)

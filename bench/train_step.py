@@ -38,15 +38,16 @@ from torch import Tensor
 
 from bench.results import write_result
 from bench.shapes import SHAPES, Shape, table
-from model.batching import training_batches
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig
-from model.data import Batch, ClipTable
+from model.data.batch import Batch
+from model.data.batching import training_batches
+from model.data.clips import ClipTable
+from model.data.tokens import MINILM, TokenText, encoder_name, prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device
-from model.losses import semantic_loss, supervised_loss
-from model.mining import Partners, label_classes, mine
-from model.network import DashFusion
-from model.objective import CHUNK_OVERHEAD, Objective, Planner, _concatenate
-from model.text import MINILM, TokenText, encoder_name, prepare_text
+from model.network.dashfusion import DashFusion
+from model.training.losses import semantic_loss, supervised_loss
+from model.training.mining import Partners, label_classes, mine
+from model.training.objective import CHUNK_OVERHEAD, Objective, Planner, _concatenate
 
 CLIPS = 600
 """Of the synthetic split: enough for batches and partners of all lengths."""

@@ -17,13 +17,14 @@ import numpy as np
 from bench.results import write_result
 from corpora.demo import DemoConfig, generate
 from corpora.manifest import Clip, Manifest
-from corpora.raw import read_raw
-from extractors.asr import SAMPLE_RATE
-from extractors.base import ExtractionError, Source, create
-from extractors.ctc import CtcAligner
-from extractors.per_clip import read_sound
-from extractors.word_files import read_word_files
-from extractors.words import match_words, split_words, timing_error, word_times
+from corpora.readers.raw import read_raw
+from extractors.base import ExtractionError, Source
+from extractors.registry import create
+from extractors.transcripts.asr import SAMPLE_RATE
+from extractors.transcripts.forced_alignment import CtcAligner
+from extractors.transcripts.word_timings import read_word_files
+from extractors.transcripts.words import match_words, split_words, timing_error, word_times
+from media.audio import read_audio
 
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
 
@@ -59,7 +60,7 @@ def by_ctc(manifest: Manifest, model: str) -> Times:
     for clip in manifest.clips:
         try:
             words = aligner.align(
-                read_sound(manifest.media_path(clip), SAMPLE_RATE), split_words(clip.text), clip.language
+                read_audio(manifest.media_path(clip), SAMPLE_RATE), split_words(clip.text), clip.language
             )
         except ExtractionError as error:
             print(f"{clip.clip_id}: {error}")

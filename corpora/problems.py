@@ -29,8 +29,8 @@ class Problem:
 
     `stage` is prepare, transcribe, extract or align; `modality` is text, audio, vision or empty where the whole clip is
     meant; `error` a short class such as `MissingMedia`; `message` says what was found and what to do. `traceback`
-    is the name, without its ending, of the file with the error's full trace (`extractors.run.traceback_path`);
-    empty where there is none.
+    is the name, without its ending, of the file with the error's full trace
+    (`extractors.execution.cache.traceback_path`); empty where there is none.
     """
 
     clip_id: str

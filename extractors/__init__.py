@@ -1,1 +1,1 @@
-"""From media to feature sequences: decoding, extractors, word timing, the feature store, alignment."""
+"""Feature extraction: extractors, word timings, the feature store, alignment into datasets."""

@@ -1,29 +1,17 @@
-"""What an extractor takes and gives, and the registry that finds one by name."""
+"""The extractor interface: what an extractor is given and returns, and how its features are described."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-ENTRY_POINT_GROUP = "dashfusion.extractors"
-
-BUILT_IN = {
-    "text.transformer": "extractors.text:TransformerText",
-    "text.words": "extractors.text_words:WordsText",
-    "audio.librosa": "extractors.audio:LibrosaAudio",
-    "audio.opensmile": "extractors.audio_opensmile:OpenSmileAudio",
-    "audio.transformer": "extractors.audio_transformer:TransformerAudio",
-    "vision.face_mesh": "extractors.vision:FaceMeshVision",
-    "vision.face_landmarker": "extractors.face_landmarker:FaceLandmarkerVision",
-    "vision.transformer": "extractors.vision_transformer:TransformerVision",
-}
+from media.container import MediaError, MissingStream
 
 
 class ExtractionError(Exception):
@@ -112,6 +100,21 @@ class Extractor(Protocol):
         ...
 
 
+class MediaCondition(Protocol):
+    """A condition that media are brought into before an extractor sees them: a corruption at some level.
+
+    Attributes:
+        signature: changes whenever the written media could.
+    """
+
+    @property
+    def signature(self) -> str: ...
+
+    def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
+        """Write the clip's media in this condition to `out` (without suffix) and return the file's path."""
+        ...
+
+
 def make_signature(name: str, version: int, options: Mapping[str, Any], weights: str = "") -> str:
     """`<name>-v<version>-<12 hex digits>` over everything that the output depends on.
 
@@ -122,28 +125,70 @@ def make_signature(name: str, version: int, options: Mapping[str, Any], weights:
     return f"{name}-v{version}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
 
 
-def available() -> dict[str, str]:
-    """Registered extractors: name -> `module:attribute`, ours and those of installed packages."""
-    return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)} | BUILT_IN
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Features of one meaning.
 
-
-def create(name: str, options: Mapping[str, Any]) -> Extractor:
-    """Build the extractor called `name` with keyword `options`.
-
-    Raises:
-        ValueError: no such extractor, or an option that it does not take; the message lists what there is.
+    Attributes:
+        names: as in the extractor's `feature_names`; one `*` stands for the numbers of a model's columns.
+        meaning: what is measured, and which way is up.
+        unit: of the values.
     """
-    import difflib
-    import importlib
 
-    known = available()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no extractor is called {name!r}{hint} Known: {', '.join(sorted(known))}")
-    module, _, attribute = known[name].partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
-    try:
-        return factory(**options)
-    except TypeError as error:
-        raise ValueError(f"extractor {name!r}: {error}") from error
+    names: tuple[str, ...]
+    meaning: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How an extractor's features are made.
+
+    Attributes:
+        source: library and method.
+        rate: steps a second, and where a step lies.
+        window: what one step sees.
+        valid: when a step is.
+        features: every feature, in the order of the columns.
+        extra: the optional dependency that the extractor needs, empty for none.
+    """
+
+    source: str
+    rate: str
+    window: str
+    valid: str
+    features: tuple[Feature, ...]
+    extra: str = ""
+
+
+def numbered(prefix: str, count: int, first: int = 0) -> tuple[str, ...]:
+    """`count` names: `prefix` with the numbers from `first` on."""
+    return tuple(f"{prefix}{i}" for i in range(first, first + count))
+
+
+Result = TypeVar("Result")
+"""A feature sequence, or what becomes one."""
+
+
+def extract_each(
+    sources: Iterable[Source], extract_media: Callable[[Path], Result]
+) -> Iterator[Result | ExtractionError]:
+    """`extract_media` of each source's media file; its media and extraction errors become results.
+
+    No media file, or one without the stream in question, is a missing modality. Any other exception is a
+    mistake in a program, not in a clip, and passes through.
+    """
+    for source in sources:
+        result: Result | ExtractionError
+        try:
+            if source.media is None:
+                raise MissingModality(f"{source.clip_id}: no media file")
+            result = extract_media(source.media)
+        except MissingStream as error:
+            result = MissingModality(str(error))
+        except MediaError as error:
+            result = ExtractionError(str(error))
+            result.__cause__ = error
+        except ExtractionError as error:
+            result = error
+        yield result

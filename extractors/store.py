@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_path
+from corpora.files import atomic_folder, atomic_path
 from extractors.base import ExtractionError, FeatureSequence
 
 SCHEMA_VERSION = 1
@@ -34,28 +32,6 @@ GROUP_CLIPS, GROUP_BYTES = 64, 1 << 19
 
 class StoreError(ValueError):
     """A store on disk cannot be used. The message names the file and the stage that makes it anew."""
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; on success it replaces `path`, on an exception it is removed.
-
-    A run that was killed leaves the temporary folder behind, and the next one clears it: a folder has one
-    writer at a time.
-    """
-    path = Path(path)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def sequence_type(dim: int) -> pa.DataType:

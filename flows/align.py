@@ -8,13 +8,13 @@ from typing import Any
 
 from corpora.manifest import MODALITIES, read_manifest
 from corpora.problems import read_problems, write_problems
-from extractors.align import AlignSummary
-from extractors.align import align as align_features
-from flows import runtime
-from flows.params import Params, load_params
-from flows.runtime import console
+from extractors.dataset.align import AlignSummary
+from extractors.dataset.align import align as align_features
+from flows.config.params import Params, load_params
+from flows.display.console import console
+from flows.orchestration import engine
 
-from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
 TRUE_WORD_TIMES = "words.csv"  # beside a corpus's label table, where its words were timed
 
@@ -28,7 +28,7 @@ def join(params: Params) -> AlignSummary:
     return align_features(paths.manifest, paths.transcripts, folders, paths.dataset, params.align, true_times)
 
 
-@flow(name="align", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+@flow(name="align", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     """Join the features by clip, time the words, and take the training split's statistics.
 
@@ -36,12 +36,12 @@ def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
         params_file: The parameters; every stage reads its own block of them.
     """
     params = load_params(params_file)
-    summary = runtime.call(join, params)
+    summary = engine.call(join, params)
     earlier = [params.paths.problems / f"{stage}.parquet" for stage in ("prepare", "transcribe")]
     earlier += [params.paths.problems / f"extract-{modality}.parquet" for modality in MODALITIES]
     problems = [*read_problems(earlier), *summary.problems]
     write_problems(problems, params.paths.all_problems)
-    runtime.publish_table("problems", map(asdict, problems), "Every clip that had a problem, in any stage so far")
+    engine.publish_table("problems", map(asdict, problems), "Every clip that had a problem, in any stage so far")
     counts = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     console.print(f"{params.align.mode}: {counts}; {len(problems)} problems so far -> {params.paths.dataset}")
     for name, method in summary.word_times["methods"].items():
@@ -57,4 +57,4 @@ def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    runtime.main(align)
+    engine.main(align)

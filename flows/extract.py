@@ -13,15 +13,17 @@ from typing import Any, Literal
 
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import write_problems
-from extractors.import_features import imported_folder, take_over
-from extractors.run import UnitReport, assemble, check_failures, describe, work_units
-from extractors.transcripts import read_transcripts, with_transcripts
-from extractors.workers import Stage, WorkerLost, WorkerPool, close_own_pools, own_pool
-from flows import clusters, runtime
-from flows.params import IMPORTED_LAYOUTS, ExtractorParams, ExtractParams, Params, load_params
-from flows.progress import LEGEND, Meter, summarise, table
+from extractors.execution.units import UnitReport, assemble, check_failures, describe, work_units
+from extractors.execution.workers import Stage, WorkerLost, WorkerPool, close_own_pools, own_pool
+from extractors.imported import imported_folder, take_over
+from extractors.transcripts.table import read_transcripts, with_transcripts
+from flows.config.params import IMPORTED_LAYOUTS, ExtractorParams, ExtractParams, Params, load_params
+from flows.display import console
+from flows.orchestration import engine, task_runners
+from flows.orchestration.extraction_progress import LEGEND, Meter, summarise, table
 
-from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
+from flows.orchestration.settings import scratch_folder
 
 UNIT_CLIPS = (16, 64)  # fewest and most clips of a work unit: one Prefect task each
 
@@ -53,20 +55,6 @@ def extract_clips(
     return pool.run(clips, root, extractor.extractor, extractor.options, scratch)
 
 
-def scratch_folder() -> Path:
-    """Where finished clips lie between runs: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` of the project.
-
-    In a copy of the project that DVC makes for an experiment (in `.dvc/tmp/exps`) it is the project's own: what was
-    extracted once is not extracted again, and does not go with the copy.
-    """
-    if named := os.environ.get("DASHFUSION_SCRATCH"):
-        return Path(named).absolute()
-    here = Path.cwd()
-    copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
-    project = next((folder.parents[2] for folder in copies), here)
-    return project / ".dashfusion/scratch"
-
-
 def run_units(
     clips: Sequence[Clip], params: ExtractParams, each: Callable[[UnitReport], None], **fixed: Any
 ) -> list[UnitReport]:
@@ -83,15 +71,15 @@ def run_units(
         modality = fixed["modality"]
         with WorkerPool(min(workers, len(units)), params.clip_timeout, each=each) as _pools[modality]:
             try:
-                return runtime.map_tasks(extract_clips, units, workers=workers, **fixed)
+                return engine.map_tasks(extract_clips, units, workers=workers, **fixed)
             finally:
                 del _pools[modality]
     with (
-        clusters.task_runner(params.runner, params.address, workers, close_own_pools) as runner,
+        task_runners.task_runner(params.runner, params.address, workers, close_own_pools) as runner,
         _mark(fixed["scratch"]) as mark,
     ):
         stage = Stage(platform.node(), Path.cwd(), Path(mark.name), params.clip_timeout)
-        return runtime.map_tasks(extract_clips, units, workers=workers, each=each, runner=runner, stage=stage, **fixed)
+        return engine.map_tasks(extract_clips, units, workers=workers, each=each, runner=runner, stage=stage, **fixed)
 
 
 def _mark(scratch: Path) -> Any:
@@ -106,14 +94,14 @@ def take_imported(brought: Path, modality: str, manifest: Manifest, params: Para
     meta, summary = take_over(brought, modality, [clip.clip_id for clip in manifest.clips], folder)
     write_problems([], params.paths.problems / f"extract-{modality}.parquet")
     figures = summarise(len(meta.feature_names), [], summary, 0.0)
-    runtime.publish_table(f"extract-{modality}", [figures], f"{modality} as it came with the corpus")
+    engine.publish_table(f"extract-{modality}", [figures], f"{modality} as it came with the corpus")
     chosen: ExtractorParams = getattr(params.extract, modality)
-    runtime.console.print(f"{modality}: as it came with the corpus, not by {chosen.extractor} -> {folder}")
-    runtime.console.print(table({name: figures[name] for name in ("clips", "missing", "steps", "features")}))
+    console.console.print(f"{modality}: as it came with the corpus, not by {chosen.extractor} -> {folder}")
+    console.console.print(table({name: figures[name] for name in ("clips", "missing", "steps", "features")}))
     return asdict(summary)
 
 
-@flow(name="extract", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+@flow(name="extract", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Extract one modality's features of every clip in the manifest.
 
@@ -136,17 +124,17 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     problems = [problem for report in reports for problem in report.problems]
     listed = params.paths.problems / f"extract-{modality}.parquet"
     write_problems(problems, listed)
-    runtime.publish_table(f"extract-{modality}-problems", map(asdict, problems), f"Clips whose {modality} failed")
+    engine.publish_table(f"extract-{modality}-problems", map(asdict, problems), f"Clips whose {modality} failed")
     check_failures(problems, len(manifest.clips), params.extract.max_failed_fraction, listed, scratch)
     folder = params.paths.features / modality
     summary = assemble(manifest.clips, root, meta, scratch, folder, problems)
     figures = summarise(len(meta.feature_names), reports, summary, meter.seconds)
-    runtime.publish_table(f"extract-{modality}", [figures], f"Extraction of {modality} with {chosen.extractor}")
-    runtime.console.print(f"{modality}: {chosen.extractor} ({figures['reused']} from an earlier run) -> {folder}")
-    runtime.console.print(table(figures))
-    runtime.console.print(LEGEND, style="dim")
+    engine.publish_table(f"extract-{modality}", [figures], f"Extraction of {modality} with {chosen.extractor}")
+    console.console.print(f"{modality}: {chosen.extractor} ({figures['reused']} from an earlier run) -> {folder}")
+    console.console.print(table(figures))
+    console.console.print(LEGEND, style="dim")
     return asdict(summary)
 
 
 if __name__ == "__main__":
-    runtime.main(extract, modality=sys.argv[1])
+    engine.main(extract, modality=sys.argv[1])

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from corpora.demo import generate
 from corpora.manifest import SPLITS, Manifest, write_manifest
-from corpora.mmsa_pickle import read_mmsa
 from corpora.problems import Problem, write_problems
-from corpora.raw import read_raw
-from extractors.csd import read_csd
-from extractors.import_features import write_imported
-from flows import runtime
-from flows.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_params
-from flows.runtime import console, progress
+from corpora.readers.csd import read_csd
+from corpora.readers.mmsa_pickle import read_mmsa
+from corpora.readers.raw import read_raw
+from extractors.imported import write_imported
+from flows.config.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_params
+from flows.display.console import console, progress
+from flows.orchestration import engine
 
-from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
 
 READERS = {"mmsa_pickle": read_mmsa, "csd": read_csd}  # of the layouts whose features are extracted already
@@ -67,7 +67,7 @@ def import_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Pro
     return corpus.manifest, [*corpus.problems, *problems]
 
 
-@flow(name="prepare", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+@flow(name="prepare", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Turn a corpus into the manifest: one checked row a clip, problems listed and never dropped in silence.
 
@@ -77,21 +77,21 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
     params: Params = load_params(params_file)
     media = params.paths.media
     if params.prepare.layout == "demo":
-        runtime.call(generate_demo, params.prepare, media, params.extract.workers)
+        engine.call(generate_demo, params.prepare, media, params.extract.workers)
         root = media
     else:
         media.mkdir(parents=True, exist_ok=True)  # DVC wants every output of a stage to be there
         root = Path(params.prepare.root)
     if params.prepare.layout in IMPORTED_LAYOUTS:
-        manifest, problems = runtime.call(import_corpus, params.prepare, media)
+        manifest, problems = engine.call(import_corpus, params.prepare, media)
     else:
-        manifest, problems = runtime.call(read_corpus, params.prepare, root)
+        manifest, problems = engine.call(read_corpus, params.prepare, root)
     write_manifest(manifest, params.paths.manifest)
     write_problems(problems, params.paths.problems / "prepare.parquet")
     if not manifest.clips:
         raise ValueError(f"{root}: no usable clip in this corpus; {_first(problems)}")
     counts = Counter(clip.split for clip in manifest.clips)
-    runtime.publish_table("prepare-problems", map(asdict, problems), "Rows of the corpus that had a problem")
+    engine.publish_table("prepare-problems", map(asdict, problems), "Rows of the corpus that had a problem")
     console.print(
         f"{manifest.corpus}: {len(manifest.clips)} clips ("
         + ", ".join(f"{counts[split]} {split}" for split in SPLITS)
@@ -105,4 +105,4 @@ def _first(problems: list[Problem]) -> str:
 
 
 if __name__ == "__main__":
-    runtime.main(prepare)
+    engine.main(prepare)

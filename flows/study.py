@@ -17,23 +17,25 @@ from typing import Any
 import numpy as np
 
 from corpora.manifest import MODALITIES
-from extractors.corrupt import Condition as Corrupted
-from extractors.corrupt_split import CorruptedSplit, Original, corrupt_split, read_original, why_not
-from extractors.run import tag_scratch
-from extractors.workers import GRACE, Worker, WorkerPool
-from flows import runtime
-from flows.extract import scratch_folder
-from flows.params import Params, load_params
-from flows.pipeline import StageResult, run_stages, up_to_date, workspace
-from flows.record import RunRecord
-from flows.report.metrics import METRICS
-from flows.runtime import console, progress
-from flows.study_rows import Numbers, answers, tidy_rows
-from flows.study_show import publish, tables, yes_or_no
-from flows.study_spec import StudySpec, metric_keys, read_spec, variant_params
-from flows.study_table import ALL_CLIPS, AS_IT_IS, StudyResult, write_study
+from extractors.corruption.conditions import Condition as Corrupted
+from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, why_not
+from extractors.execution.cache import tag_scratch
+from extractors.execution.workers import GRACE, Worker, WorkerPool
+from flows.config.params import Params, load_params
+from flows.display.console import console, progress
+from flows.display.metrics import METRICS
+from flows.orchestration import engine
+from flows.orchestration.dvc import StageResult, up_to_date
+from flows.orchestration.settings import scratch_folder
+from flows.orchestration.workspace import workspace
+from flows.pipeline import run_stages
+from flows.report.provenance import RunRecord
+from flows.studies.results import ALL_CLIPS, AS_IT_IS, StudyResult, write_study
+from flows.studies.spec import StudySpec, metric_keys, read_spec, variant_params
+from flows.studies.statistics import Numbers, answers, tidy_rows
+from flows.studies.tables import tables, yes_or_no
 
-from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ def _crew(name: str, params: Params, workers: int, trials: int) -> Iterator[int]
     crew = _crews[name] = _Crew(count, 1 if not gpus and count > 1 else max(1, cores // count), bool(gpus))
     grace = 0.0
     try:
-        with runtime.gpu_slot() if gpus else nullcontext():
+        with engine.gpu_slot() if gpus else nullcontext():
             yield count
             grace = GRACE
     finally:
@@ -123,7 +125,7 @@ def _crew(name: str, params: Params, workers: int, trials: int) -> Iterator[int]
 @task(task_run_name="{trial.variant}, seed {trial.seed}")
 def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
     """One training; what it cost."""
-    from model.trial import train_trial as train
+    from flows.studies.trial import train_trial as train
 
     params = trial.params
     arguments = params.paths.dataset, params.model, params.train, trial.seed, scratch, params.evaluate.split
@@ -136,14 +138,14 @@ def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
 @task(task_run_name="{trial.variant}, seed {trial.seed}: predict")
 def predict_trial(trial: Trial, *, study: str, scratch: Path, views: Sequence[Any]) -> list[np.ndarray]:
     """A training's predictions for each view of the split."""
-    from model.trial import predict_views, trial_folder
+    from flows.studies.trial import predict_views, trial_folder
 
     params = trial.params
     folder = trial_folder(scratch, params.paths.dataset, params.model, params.train, trial.seed)
     return _crews[study].call(predict_views, folder, views, params.evaluate.split, params.train.device)
 
 
-@flow(name="study", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+@flow(name="study", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def study(
     name: str,
     seeds: Sequence[int] = (),
@@ -190,8 +192,8 @@ def study(
 
 def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers: int) -> StudyResult:
     """Train what is not trained yet, evaluate, and put the numbers together."""
-    from model.breakdown import slice_rows
-    from model.data import ClipTable
+    from model.data.clips import ClipTable
+    from model.evaluation.subgroups import slice_rows
 
     scratch = scratch_folder()
     tag_scratch(scratch)
@@ -269,8 +271,8 @@ def corrupt(what: Corrupted, *, original: Original, params: Params, scratch: Pat
 
 
 def _views(params: Params, spec: StudySpec, original: Original | None, scratch: Path) -> dict[tuple, Any]:
-    """How the split is shown: (condition, level) -> `model.trial.View`; what is to be corrupted is so by then."""
-    from model.trial import View
+    """How the split is shown: (condition, level) -> `flows.studies.trial.View`; what is to be corrupted is so by then."""
+    from flows.studies.trial import View
 
     views: dict[tuple[str, float | None], Any] = {(AS_IT_IS, None): View(params.paths.dataset)}
     corrupted = [(name, level) for name, item in spec.conditions.items() if item.corrupt for level in item.levels]
@@ -282,7 +284,7 @@ def _views(params: Params, spec: StudySpec, original: Original | None, scratch: 
             for name, level in corrupted:
                 bar.update(row, note=f"{name} {level:g}")
                 what = Corrupted(spec.conditions[name].corrupt, level)
-                made = runtime.call(corrupt, what, original=original, params=params, scratch=scratch, pool=pool)
+                made = engine.call(corrupt, what, original=original, params=params, scratch=scratch, pool=pool)
                 datasets[name, level] = made.dataset
                 bar.advance(row)
     for name, item in spec.conditions.items():
@@ -295,7 +297,7 @@ def _views(params: Params, spec: StudySpec, original: Original | None, scratch: 
 
 def _with_bar(what: str, one: Any, trials: Sequence[Trial], workers: int, **fixed: Any) -> list[Any]:
     """`one(trial)` of every trial, with a progress bar of them."""
-    publish = runtime.publish_progress(f"study-{what}-progress", f"Trainings of the study: {what}")
+    publish = engine.publish_progress(f"study-{what}-progress", f"Trainings of the study: {what}")
     done = 0
     with progress("trainings") as bar:
         row = bar.add_task(f"study: {what}", total=len(trials), note="")
@@ -306,7 +308,7 @@ def _with_bar(what: str, one: Any, trials: Sequence[Trial], workers: int, **fixe
             bar.advance(row)
             publish(100 * done / len(trials), f"{done} of {len(trials)}")
 
-        return runtime.map_tasks(one, trials, workers=workers, each=each, **fixed)
+        return engine.map_tasks(one, trials, workers=workers, each=each, **fixed)
 
 
 def _into_the_report(wait: bool) -> bool:
@@ -317,7 +319,20 @@ def _into_the_report(wait: bool) -> bool:
     return bool(results)
 
 
+def publish(result: StudyResult) -> None:
+    """The summary as an artifact of the flow run."""
+    rows = [
+        {"variant": row.variant, "metric": row.metric, "mean": row.value, "low": row.low, "high": row.high}
+        for row in result.find(condition=AS_IT_IS, clips=ALL_CLIPS, statistic="mean")
+    ]
+    engine.publish_table(f"study-{result.study.replace('_', '-')}", rows, f"{result.title}: means over the seeds")
+    lines = [f"- **{a.question}** {yes_or_no(a.holds)}{a.answer}" for a in result.answers]
+    if lines:
+        key = f"study-{result.study.replace('_', '-')}-answers"
+        engine.publish_markdown(key, "\n".join(lines), f"{result.title}: answers")
+
+
 if __name__ == "__main__":
     import sys
 
-    runtime.main(study, name=sys.argv[1])
+    engine.main(study, name=sys.argv[1])

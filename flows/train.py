@@ -18,14 +18,14 @@ from typing import Any
 from rich.progress import Progress, TaskID
 
 from corpora.files import atomic_path
-from extractors.run import tag_scratch
-from flows import runtime
-from flows.extract import scratch_folder
-from flows.params import Params, load_params
-from flows.record import RECORD, RunRecord
-from flows.runtime import console, progress
+from extractors.execution.cache import tag_scratch
+from flows.config.params import Params, load_params
+from flows.display.console import console, progress
+from flows.orchestration import engine
+from flows.orchestration.settings import scratch_folder
+from flows.report.provenance import RECORD, RunRecord
 
-from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
 
 PUBLISH_EVERY = 2.0
@@ -87,9 +87,9 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     curves = params.paths.training_curves / f"seed-{seed}"
     board = _tensorboard(seed) if params.train.tensorboard else None
     live = Live(dir=str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
-    publish = runtime.publish_progress(f"train-seed-{seed}-progress", f"Epochs of seed {seed}")
+    publish = engine.publish_progress(f"train-seed-{seed}-progress", f"Epochs of seed {seed}")
     on_gpu = resolve_device(params.train.device).type == "cuda"
-    with runtime.gpu_slot() if on_gpu else nullcontext(), live, progress("batches") as bar:
+    with engine.gpu_slot() if on_gpu else nullcontext(), live, progress("batches") as bar:
         row = bar.add_task(f"train seed {seed}", total=None, note="")
         observer = CurveObserver(live, board, bar, row, params.train.epochs, publish)
         result = train_model(*arguments, observer, scratch_folder())
@@ -122,7 +122,7 @@ def _tensorboard(seed: int) -> Any:
     return SummaryWriter(str(folder))
 
 
-@flow(name="train", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+@flow(name="train", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE.
 
@@ -134,15 +134,15 @@ def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     from model.train import forget_run
 
     params = load_params(params_file)
-    results = [runtime.call(train_seed, seed, params) for seed in params.train.seeds]
+    results = [engine.call(train_seed, seed, params) for seed in params.train.seeds]
     if FIRST_PROCESS:
         forget_run(scratch_folder(), params.paths.dataset, params.model, params.train)
-        runtime.publish_table("training", results, "One row a seed: its best epoch with that epoch's metrics")
+        engine.publish_table("training", results, "One row a seed: its best epoch with that epoch's metrics")
     return results
 
 
 if __name__ == "__main__":
     if FIRST_PROCESS:
-        runtime.main(train)
+        engine.main(train)
     else:
         train.fn()

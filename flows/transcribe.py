@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.progress import TaskID
 
 from corpora.problems import write_problems
-from extractors.run import check_failures
-from extractors.transcribe import TranscribeSummary
-from extractors.transcribe import transcribe as transcribe_clips
-from flows import runtime
-from flows.extract import scratch_folder
-from flows.params import Params, load_params
-from flows.runtime import console, progress
+from extractors.execution.units import check_failures
+from extractors.transcripts.transcribe import TranscribeSummary
+from extractors.transcripts.transcribe import transcribe as transcribe_clips
+from flows.config.params import Params, load_params
+from flows.display.console import console, progress
+from flows.orchestration import engine
+from flows.orchestration.settings import scratch_folder
 
-from prefect import flow, task  # isort: skip  (flows.runtime sets Prefect's switches before it is imported)
+from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
 
 @task
@@ -40,7 +40,7 @@ def listen(params: Params) -> TranscribeSummary:
             bar.stop()
 
 
-@flow(name="transcribe", flow_run_name=runtime.run_name, on_running=[runtime.add_tags])
+@flow(name="transcribe", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, int]]:
     """Say who says what when: transcripts, and the times of their words where anything but `align` knows them.
 
@@ -48,12 +48,10 @@ def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, i
         params_file: The parameters; every stage reads its own block of them.
     """
     params = load_params(params_file)
-    summary = runtime.call(listen, params)
+    summary = engine.call(listen, params)
     table = params.paths.problems / "transcribe.parquet"
     write_problems(summary.problems, table)
-    runtime.publish_table(
-        "transcribe-problems", map(asdict, summary.problems), "Clips that could not be heard or timed"
-    )
+    engine.publish_table("transcribe-problems", map(asdict, summary.problems), "Clips that could not be heard or timed")
     clips = sum(summary.texts.values())
     check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, scratch_folder())
     console.print(
@@ -68,4 +66,4 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    runtime.main(transcribe)
+    engine.main(transcribe)

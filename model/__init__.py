@@ -1,1 +1,1 @@
-"""DashFusion: network, losses, mining, batching, training, evaluation. Runs on a bare GPU machine."""
+"""DashFusion: data, network, training, evaluation, prediction. Runs on a bare GPU machine."""

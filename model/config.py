@@ -294,7 +294,7 @@ class TrainConfig:
         seeds: one run each.
         epochs: most epochs; training stops earlier after `patience` epochs without a better validation MAE.
         batch_size: most clips that are regressed in one batch; their partners come on top.
-        batch_tokens: most steps of one batch, padding and attention's square counted (`model.batching.batch_cost`,
+        batch_tokens: most steps of one batch, padding and attention's square counted (`model.data.batching.batch_cost`,
             all modalities together): a batch of long clips holds fewer of them, which bounds memory. 0: no bound.
         accumulate: batches whose gradients are averaged into one update.
         learning_rate: the highest, reached after `warmup_epochs`, falling linearly to 0 at the end.

@@ -11,29 +11,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from model import checkpoint
-from model.batching import sorted_batches
+from model.checkpoint import io as checkpoint
 from model.config import MODALITIES, check_modalities
-from model.data import ClipTable
-from model.device import prefetch, resolve_device
+from model.data.clips import ClipTable
+from model.device import resolve_device
+from model.evaluation.inference import _predict, predict
+from model.evaluation.metrics import Metric, evaluate_metrics
+from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
 from model.files import atomic_file
-from model.metrics import Metric, evaluate_metrics
-from model.network import DashFusion
-
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("seed", pa.int64(), nullable=False),
-        pa.field("label", pa.float32()),
-        pa.field("prediction", pa.float32(), nullable=False),
-    ]
-)
-
-WITHOUT = "prediction_without_"
-"""Columns of the predictions with one modality left out: this and its name."""
+from model.network.dashfusion import DashFusion
 
 
 @dataclass(frozen=True)
@@ -59,93 +46,6 @@ class Evaluation:
     unlabelled: int
     truncated: Mapping[str, int]
     steps: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class ClipPredictions:
-    """A table of predictions as arrays of N clips, in the order of their first rows, and S seeds.
-
-    Attributes:
-        clip_ids: N ids.
-        label_N: NaN where unlabelled.
-        prediction_SN: by each seed's network.
-        without: modality -> [N] the mean over the seeds of what is predicted without it, NaN where that is undefined.
-    """
-
-    clip_ids: tuple[str, ...]
-    label_N: np.ndarray
-    prediction_SN: np.ndarray
-    without: Mapping[str, np.ndarray]
-
-    @classmethod
-    def of(cls, predictions: pa.Table) -> ClipPredictions:
-        """From a table as `Evaluation` has it, each seed with the same clips."""
-        without = {name.removeprefix(WITHOUT): name for name in predictions.column_names if name.startswith(WITHOUT)}
-        groups = predictions.group_by("clip_id", use_threads=False)
-        table = groups.aggregate([(name, "list") for name in ("label", "prediction", *without.values())])
-
-        def by_seed(name: str) -> np.ndarray:
-            values = table[f"{name}_list"].combine_chunks().flatten()
-            return values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1).T
-
-        return cls(
-            clip_ids=tuple(table["clip_id"].to_pylist()),
-            label_N=by_seed("label")[0] if len(table) else np.zeros(0),
-            prediction_SN=by_seed("prediction") if len(table) else np.zeros((1, 0)),
-            without={m: by_seed(name).mean(axis=0) for m, name in without.items() if len(table)},
-        )
-
-    @property
-    def mean_N(self) -> np.ndarray:
-        """The mean prediction over the seeds."""
-        return self.prediction_SN.mean(axis=0)
-
-    def labelled(self) -> ClipPredictions:
-        """The clips that have a label."""
-        rows = np.flatnonzero(np.isfinite(self.label_N))
-        return ClipPredictions(
-            clip_ids=tuple(self.clip_ids[row] for row in rows),
-            label_N=self.label_N[rows],
-            prediction_SN=self.prediction_SN[:, rows],
-            without={m: values_N[rows] for m, values_N in self.without.items()},
-        )
-
-
-def predict(
-    network: DashFusion,
-    table: ClipTable,
-    modalities: Sequence[str],
-    batch_size: int = 64,
-    part: tuple[int, int] = (0, 1),
-) -> np.ndarray:
-    """Sentiment [N] float32 of the table's clips, in its order, by the network in eval mode.
-
-    Args:
-        modalities: what the network is shown; the others are fed as missing.
-        part: (k, n) = every n-th batch from the k-th on; clips of the others are 0, so that the n parts add up.
-    """
-    return _predict(network, table, modalities, batch_size, part)[0]
-
-
-@torch.inference_mode()
-def _predict(
-    network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int, part: tuple[int, int] = (0, 1)
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """`predict`, and of unimodal heads [N, 3], NaN where the clip lacks the modality."""
-    device = next(network.parameters()).device
-    training = network.training
-    network.eval()
-    prediction_N = np.zeros(len(table), np.float32)
-    unimodal_NM = np.zeros((len(table), len(MODALITIES)), np.float32) if network.config.unimodal_heads else None
-    batches = sorted_batches(table.lengths(modalities), batch_size)[part[0] :: part[1]]
-    for rows, batch in zip(batches, prefetch(lambda rows: table.batch(rows, modalities), batches), strict=True):
-        output = network(batch.to(device))
-        prediction_N[rows] = output.prediction.cpu().numpy()
-        if unimodal_NM is not None:
-            present_BM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
-            unimodal_NM[rows] = output.unimodal.where(present_BM, torch.nan).cpu().numpy()
-    network.train(training)
-    return prediction_N, unimodal_NM
 
 
 def evaluate(

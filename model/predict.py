@@ -1,7 +1,7 @@
 """Sentiment of new videos, by a checkpoint: `Predictor.load("models/seed-0/best")("talk.mp4")`.
 
 The network sees what `model.evaluate` would show it of the same clip, so that the scores are the same. What features a
-video has is the business of whoever is registered for it (`model.features`). Torch is imported where the weights are
+video has is the business of whoever is registered for it (`model.prediction.protocol`). Torch is imported where the weights are
 loaded, and workers begin to read videos meanwhile.
 """
 
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from model.checkpoint.description import read_description
 from model.config import MODALITIES
-from model.description import read_description
-from model.features import Failed, FeatureMaker, Made, Part, Steps, Video, find_maker
-from model.results import Failure, Notice, Prediction, Result
+from model.prediction.protocol import Failed, FeatureMaker, Made, Part, Steps, Video, find_maker
+from model.prediction.results import Failure, Notice, Prediction, Result
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from model.checkpoint import CheckpointInfo
-    from model.network import DashFusion
+    from model.checkpoint.io import CheckpointInfo
+    from model.network.dashfusion import DashFusion
 
 LEVEL = 0.9
 
@@ -55,7 +55,7 @@ class Predictor:
         language: ISO 639-1 code of what is said; None: the corpus's.
         recogniser: folder or id of a speech recogniser, for videos without a transcript. None: the one that the
             checkpoint names, if it names one and it can be had; empty: none.
-        quantise_text: compute the Linear layers of the text encoder in int8, see `model.quantise`.
+        quantise_text: compute the Linear layers of the text encoder in int8, see `model.prediction.quantisation`.
 
     Attributes:
         folder: the checkpoint.
@@ -205,7 +205,7 @@ class Predictor:
             return self._network
 
     def _load_network(self) -> tuple[DashFusion, CheckpointInfo]:
-        from model import checkpoint
+        from model.checkpoint import io as checkpoint
         from model.device import resolve_device
 
         network, info = checkpoint.load(self.folder, resolve_device(self._device))
@@ -274,7 +274,7 @@ class Predictor:
         yield from self._score(waiting, level)
 
     def _score(self, batch: Sequence[tuple[str, Made | Failed]], level: float) -> list[Result]:
-        from model.scoring import score_videos
+        from model.prediction.scoring import score_videos
 
         return score_videos(batch, *self.network(), level, self._notices)
 
@@ -286,6 +286,6 @@ def _prediction(result: Result) -> Prediction:
 
 
 def _quantise(encoder: nn.Module) -> nn.Module:
-    from model.quantise import quantise_linear
+    from model.prediction.quantisation import quantise_linear
 
     return quantise_linear(encoder)

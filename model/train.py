@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from model import checkpoint
-from model.batching import sorted_batches, training_batches
-from model.calibration import calibrate
-from model.card import write_card
+from model.checkpoint import io as checkpoint
+from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
-from model.data import ClipTable
+from model.data.batching import sorted_batches, training_batches
+from model.data.clips import ClipTable
+from model.data.tokens import TokenText, prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
-from model.evaluate import predict
-from model.metrics import evaluate_metrics
-from model.mining import Partners, label_classes, mine
-from model.network import DashFusion
-from model.objective import CHUNK_OVERHEAD, PARTS, Objective, Planner, Share, mined_vectors
-from model.resume import RunStore, run_signature
-from model.text import TokenText, prepare_text
+from model.evaluation.calibration import calibrate
+from model.evaluation.inference import predict
+from model.evaluation.metrics import evaluate_metrics
+from model.network.dashfusion import DashFusion
+from model.training.mining import Partners, label_classes, mine
+from model.training.objective import CHUNK_OVERHEAD, PARTS, Objective, Planner, Share, mined_vectors
+from model.training.resume import RunStore, run_signature
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

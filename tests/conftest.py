@@ -1,4 +1,4 @@
-"""What tests of several packages need."""
+"""A browser for the tests that need one, and the fixtures of `tests.support`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+pytest_plugins = ["tests.support.clips", "tests.support.datasets", "tests.support.project"]
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ import numpy as np
 from corpora.manifest import MODALITIES, Clip
 
 if TYPE_CHECKING:
-    from model.breakdown import Part
-    from model.explain import Attention, ClipView, Explanation, Track
+    from model.evaluation.explain import Attention, ClipView, Explanation, Track
+    from model.evaluation.subgroups import Part
 
 MOST_CLIPS = 300
 """Of larger splits: half of them the worst, half drawn from the others."""

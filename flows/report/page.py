@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpora.files import atomic_path
-from flows.record import told, told_versions
-from flows.report import metrics as metric_texts
-from flows.report.drawings import calibration_plots, curve_plots, error_plots
+from flows.display import COLOURS
+from flows.display import metrics as metric_texts
+from flows.display.metrics import NOTHING, Before, Interval
 from flows.report.explorer import ExplorerInput, explorer
-from flows.report.metrics import NOTHING, Before, Interval
-from flows.report.parts import Breakdown, part_table, video_table
+from flows.report.figures import calibration_plots, curve_plots, error_plots
+from flows.report.provenance import told, told_versions
 from flows.report.studies import study_views
+from flows.report.subgroups import Breakdown, part_table, video_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from corpora.manifest import Clip
     from corpora.problems import Problem
-    from flows.corpus_card import CorpusCard
-    from flows.study_table import StudyResult
-    from model.calibration import Bin, Coverage
+    from flows.report.corpus_card import CorpusCard
+    from flows.studies.results import StudyResult
+    from model.evaluation.calibration import Bin, Coverage
 
 TEMPLATES = Path(__file__).parent / "templates"
-COLOURS = Path(__file__).parents[1] / "colours.css"
 """Of all our pages."""
 LISTED_PROBLEMS = 200
 
@@ -46,7 +46,7 @@ class CalibrationInput:
     Attributes:
         bins: mean label by prediction.
         coverage: of the checkpoints' intervals.
-        widths: subset of modalities -> n and half-width by level, see `model.calibration`.
+        widths: subset of modalities -> n and half-width by level, see `model.evaluation.calibration`.
     """
 
     bins: Sequence[Bin] = ()
@@ -174,7 +174,7 @@ def _metrics(report: ReportInput) -> dict[str, Any]:
 
 def _predictions(report: ReportInput) -> dict[str, Any]:
     """What is told and drawn of single predictions, and of parts of the split."""
-    from model.evaluate import ClipPredictions
+    from model.evaluation.predictions import ClipPredictions
 
     clips = ClipPredictions.of(report.predictions)
     labelled = clips.labelled()

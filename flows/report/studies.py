@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.report.metrics import LESS_IS_BETTER, METRICS, MINUS, NOTHING, told, told_difference, told_interval
-from flows.report.plots import MUTED, SERIES, Plot, plotting, to_svg
-from flows.study_table import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
+from flows.display.metrics import LESS_IS_BETTER, METRICS, MINUS, NOTHING, told, told_difference, told_interval
+from flows.display.plots import MUTED, SERIES, Plot, plotting, to_svg
+from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

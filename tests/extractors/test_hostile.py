@@ -15,12 +15,14 @@ import av
 import numpy as np
 import pytest
 
-from corpora.raw import read_raw
+from corpora.readers.raw import read_raw
 from extractors.base import ExtractionError, Source
-from extractors.media import LONGEST_GAP, MediaError, probe, read_audio, read_audio_blocks, read_frames
-from extractors.run import assemble, extract_unit
+from extractors.execution.units import assemble, extract_unit
 from extractors.store import FeatureReader
-from extractors.vision import FaceMeshVision
+from extractors.vision.face_mesh import FaceMeshVision
+from media.audio import read_audio, read_audio_blocks
+from media.container import LONGEST_GAP, MediaError, probe
+from media.video import read_frames
 
 IDS = [
     "with space",
@@ -133,7 +135,7 @@ EIGHT_K = (7680, 4320)
 
 READ_LARGE = """
 import re, sys
-from extractors.media import read_frames
+from media.video import read_frames
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) // 1024
 before, shapes = peak(), [image.shape for _, image in read_frames(sys.argv[1], 25)]

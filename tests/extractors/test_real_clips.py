@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from extractors.base import FeatureSequence, MissingModality, Source
-from extractors.media import probe
+from media.container import probe
 
 GRID = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg")
 WITH_FACE = (*GRID, "single_face.mp4")
@@ -116,7 +116,7 @@ def test_sound_that_starts_late_is_silent_before(audio, real_clips):
 def test_extraction_of_real_clips_is_silent(real_clips):
     code = (
         "import sys; from pathlib import Path; from extractors.base import Source; "
-        "from extractors.vision import FaceMeshVision; "
+        "from extractors.vision.face_mesh import FaceMeshVision; "
         "clips = [Source(p, Path(p), '', 'en', None) for p in sys.argv[1:]]; "
         "print([int(r.valid.sum()) for r in FaceMeshVision(fps=5).extract(clips)])"
     )

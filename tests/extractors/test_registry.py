@@ -11,8 +11,10 @@ import pytest
 
 from corpora.files import sha256_of
 from corpora.manifest import Clip
-from extractors import base, run
-from extractors.base import BUILT_IN, ENTRY_POINT_GROUP, Extractor, available, create
+from extractors import registry
+from extractors.base import Extractor
+from extractors.execution import units
+from extractors.registry import BUILT_IN, ENTRY_POINT_GROUP, available, create
 from extractors.store import FeatureReader
 
 VARIANTS = {
@@ -59,9 +61,9 @@ def test_another_extractor_fills_the_store_by_name_and_options_alone(name, optio
     path = make_clip(tmp_path / "clip.mp4", seconds=1.0)
     clip = Clip("v/1", "v", "train", "en", path.name, "not so good a film", duration=1.0, sha256=sha256_of(path))
     options = options | ({"model": models[name]} if name in models else {})
-    report = run.extract_unit([clip], tmp_path, name, options, tmp_path / "scratch")
+    report = units.extract_unit([clip], tmp_path, name, options, tmp_path / "scratch")
     assert report.problems == ()
-    run.assemble([clip], tmp_path, report.meta, tmp_path / "scratch", tmp_path / "features")
+    units.assemble([clip], tmp_path, report.meta, tmp_path / "scratch", tmp_path / "features")
     sequence = FeatureReader(tmp_path / "features", report.meta.modality)["v/1"]
     steps = {"text": 5, "audio": 49, "vision": 5}[report.meta.modality]
     assert len(sequence) == pytest.approx(steps, abs=report.meta.modality == "audio")  # AAC ends late
@@ -89,11 +91,11 @@ def test_writing_a_default_out_keeps_the_signature():
 
 @pytest.mark.parametrize("name", ["audio.librosa", "vision.face_mesh"])
 def test_signature_changes_with_the_library_that_measures(name, monkeypatch):
-    import extractors.audio
-    import extractors.vision
+    from extractors.audio import librosa
+    from extractors.vision import face_mesh
 
     before = create(name, {}).signature
-    for module in (extractors.audio, extractors.vision):
+    for module in (librosa, face_mesh):
         monkeypatch.setattr(module, "version", lambda package: "99.0")
     assert create(name, {}).signature != before
 
@@ -126,7 +128,7 @@ def other_package(monkeypatch):
     module.Loudness = Loudness
     monkeypatch.setitem(sys.modules, "loudness_package", module)
     points = [EntryPoint("audio.loudness", "loudness_package:Loudness", ENTRY_POINT_GROUP)]
-    monkeypatch.setattr(base, "entry_points", lambda group: points if group == ENTRY_POINT_GROUP else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == ENTRY_POINT_GROUP else [])
 
 
 def test_another_packages_extractor_is_found_and_built(other_package):

@@ -9,17 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from corpora.files import atomic_folder
 from extractors import store
 from extractors.base import ExtractionError, FeatureSequence
-from extractors.store import (
-    METADATA_KEY,
-    FeatureMeta,
-    FeatureReader,
-    FeatureWriter,
-    StoreError,
-    atomic_folder,
-    feature_schema,
-)
+from extractors.store import METADATA_KEY, FeatureMeta, FeatureReader, FeatureWriter, StoreError, feature_schema
 
 AUDIO = FeatureMeta("audio", "fake.audio", {"hop": 0.5}, "fake.audio-v1-abc", ("loud", "pitch", "tone"))
 TEXT = FeatureMeta("text", "fake.text", {}, "fake.text-v1-abc", ("h0", "h1"))

@@ -15,15 +15,16 @@ from starlette.testclient import TestClient
 
 from corpora.demo import DemoConfig, generate
 from corpora.manifest import write_manifest
-from corpora.raw import read_raw
-from extractors import run
-from extractors.align import AlignConfig, align
-from extractors.transcribe import TranscribeConfig, transcribe
-from flows import server
-from flows.scorers import Limits, Scorers
-from flows.scoring import Model
-from flows.serve_app import make_app
-from flows.serve_guard import LOOPBACK, Rules
+from corpora.readers.raw import read_raw
+from extractors.dataset.align import align
+from extractors.dataset.align_clip import AlignConfig
+from extractors.execution import units
+from extractors.transcripts.transcribe import TranscribeConfig, transcribe
+from flows.orchestration import prefect_server, settings
+from flows.serving.app import make_app
+from flows.serving.security import LOOPBACK, Rules
+from flows.serving.worker import Model
+from flows.serving.worker_pool import Limits, Scorers
 from model.config import ModelConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +41,15 @@ SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu", modal
 @contextmanager
 def run_server() -> Iterator[str]:
     """Address of a Prefect server that runs as long as the block."""
-    port = server.free_port()
-    keeper = server.start(psutil.Process(), port)
+    port = prefect_server.free_port()
+    supervisor = prefect_server.start(psutil.Process(), port)
     api_url = f"http://127.0.0.1:{port}/api"
     try:
-        assert server.wait_until_healthy(api_url, keeper), (server.STATE / "server.log").read_text()
+        assert prefect_server.wait_until_healthy(api_url, supervisor), (settings.STATE / "server.log").read_text()
         yield api_url
     finally:
-        keeper.terminate()
-        keeper.wait(timeout=20)
+        supervisor.terminate()
+        supervisor.wait(timeout=20)
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +78,9 @@ def corpus(tmp_path_factory) -> Path:
     write_manifest(manifest, folder / "manifest.parquet")
     transcribe(folder / "manifest.parquet", folder / "transcripts.parquet", TranscribeConfig(), folder / "scratch", 60)
     for m, (name, options) in EXTRACTORS.items():
-        run.extract_unit(manifest.clips, folder / "media", name, options, folder / "scratch")
-        meta = run.describe(name, options)
-        run.assemble(manifest.clips, folder / "media", meta, folder / "scratch", folder / "features" / m)
+        units.extract_unit(manifest.clips, folder / "media", name, options, folder / "scratch")
+        meta = units.describe(name, options)
+        units.assemble(manifest.clips, folder / "media", meta, folder / "scratch", folder / "features" / m)
     features = {m: folder / "features" / m for m in EXTRACTORS}
     for mode in ("unaligned", "aligned"):
         tables = folder / "manifest.parquet", folder / "transcripts.parquet"

@@ -14,10 +14,12 @@ import yaml
 from corpora.demo import DemoConfig, generate
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
-from extractors.run import TooManyFailures, traceback_path
+from extractors.execution.cache import traceback_path
+from extractors.execution.units import TooManyFailures
 from extractors.store import FeatureReader
 from flows.align import align
-from flows.extract import extract, scratch_folder
+from flows.extract import extract
+from flows.orchestration.settings import scratch_folder
 from flows.prepare import prepare
 from flows.transcribe import transcribe
 

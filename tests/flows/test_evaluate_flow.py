@@ -14,11 +14,11 @@ from rich.console import Console
 
 from corpora.manifest import Clip, Manifest
 from flows import evaluate
-from flows.params import Params, load_params
-from flows.report import pictures
-from model import checkpoint
-from model.breakdown import split_into_parts
-from model.evaluate import ClipPredictions
+from flows.config.params import Params, load_params
+from flows.report import analysis, pictures
+from model.checkpoint import io as checkpoint
+from model.evaluation.predictions import ClipPredictions
+from model.evaluation.subgroups import split_into_parts
 
 OLD = {"acc2_np": 0.90, "mae": 0.60, "corr": 0.5, "acc7": None, "n": 80}
 NEW = {"acc2_np": 0.95, "mae": 0.65, "corr": 0.5001, "acc7": 0.4, "n": 80}
@@ -121,7 +121,7 @@ def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features()
     manifest, clips, steps = make_split()
     valid = {"audio": {clip_id: np.array([True, False]) for clip_id in clips.clip_ids}}
     valid["audio"]["a/00"] = np.zeros(0, bool)
-    facts = evaluate.clip_facts(clips, steps, manifest, valid)
+    facts = analysis.clip_facts(clips, steps, manifest, valid)
     assert np.isnan(facts.seconds_N[1]) and facts.seconds_N[2] == 3.0
     assert list(facts.video_N[:3]) == ["a", "b", "a"]
     assert np.isnan(facts.valid["audio"][0]) and facts.valid["audio"][1] == 0.5
@@ -130,12 +130,12 @@ def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features()
 
 def test_parts_and_videos_of_a_split_are_measured():
     manifest, clips, steps = make_split()
-    facts = evaluate.clip_facts(clips, steps, manifest, {})
-    found = evaluate.breakdown(clips, split_into_parts(facts), facts, manifest.label_range)
+    facts = analysis.clip_facts(clips, steps, manifest, {})
+    found = analysis.breakdown(clips, split_into_parts(facts), facts, manifest.label_range)
     assert found.whole.clips == 11 and found.whole.mae == pytest.approx(0.3)
     assert {part.group for part in found.parts} == {"Length", "Modalities", "Polarity", "Conflict"}
     assert {video.name: video.clips for video in found.videos} == {"a": 5, "b": 6} and found.videos_measured == 2
-    low, high = evaluate.metric_intervals(clips.labelled(), manifest.label_range)["acc2_np"]
+    low, high = analysis.metric_intervals(clips.labelled(), manifest.label_range)["acc2_np"]
     assert 0.5 < low < high <= 1
 
 
@@ -146,7 +146,7 @@ def test_a_clip_is_measured_against_the_intervals_of_the_modalities_that_it_has(
     info = SimpleNamespace(calibration=widths, train=SimpleNamespace(modalities=("text", "audio", "vision")))
     monkeypatch.setattr(checkpoint, "read_info", lambda folder: info)
     two_seeds = replace(params, train=replace(params.train, seeds=(0, 1)))
-    found = evaluate.calibration(two_seeds, clips, steps)
+    found = analysis.calibration(two_seeds, clips, steps)
     half = found.coverage[0]
     assert (half.level, half.clips) == (0.5, 11) and half.share == pytest.approx(10 / 11)
     assert found.widths["text+audio"]["0.5"] == pytest.approx(0.1) and len(found.bins) == 1

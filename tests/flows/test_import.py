@@ -11,7 +11,7 @@ import yaml
 
 from corpora.manifest import MODALITIES, read_manifest
 from corpora.problems import read_problems
-from corpora.restricted_pickle import RefusedPickle
+from corpora.readers.restricted_pickle import RefusedPickle
 from extractors.store import FeatureReader
 from flows.extract import extract
 from flows.prepare import prepare

@@ -18,7 +18,8 @@ from typing import Any, get_args
 import psutil
 import pytest
 
-from flows import keeper, pipeline
+from flows import pipeline
+from flows.orchestration import dvc, supervisor, workspace
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds, for what takes a few
@@ -101,7 +102,7 @@ def gone(pids: list[int]) -> bool:
 
 def test_the_stages_that_can_be_asked_for_are_those_of_dvc_yaml(monkeypatch):
     monkeypatch.chdir(ROOT)
-    stages = pipeline.stage_order()
+    stages = dvc.stage_order()
     assert set(get_args(pipeline.Stage)) == {*stages, *(stage.split("@")[0] for stage in stages)}
 
 
@@ -133,20 +134,20 @@ def test_what_dvc_would_skip_is_asked_once_and_starts_no_process(repository, mon
     folder = repository(MAKE)
     assert [result.state for result in pipeline.pipeline.fn()] == ["run"]
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "dvc_repro", lambda *_: pytest.fail("DVC was started"))
+        patch.setattr(dvc, "dvc_repro", lambda *_: pytest.fail("DVC was started"))
         assert [result.state for result in pipeline.pipeline.fn()] == ["cached"]
     (folder / "made.txt").unlink()
-    assert pipeline.up_to_date() == set()
+    assert dvc.up_to_date() == set()
     pipeline.pipeline.fn()
     assert (folder / "made.txt").read_text() == "whole"
     repository(MAKE + "print('and more')")
-    assert pipeline.up_to_date() == set()
+    assert dvc.up_to_date() == set()
 
 
 def test_a_failed_stage_speaks_first_and_dvc_not_at_all(repository):
     repository("print('reading')\nprint('prepare stopped: ValueError: row 7 [0, 1]: no such clip')\n"
                "print('  look there')\nprint('(DASHFUSION_TRACEBACK=1 shows where)')\nraise SystemExit(1)")  # fmt: skip
-    with pytest.raises(pipeline.StageFailed) as failed:
+    with pytest.raises(dvc.StageFailed) as failed:
         run()
     first, *rest = str(failed.value).splitlines()
     assert first == "stage prepare failed: ValueError: row 7 [0, 1]: no such clip"
@@ -156,20 +157,20 @@ def test_a_failed_stage_speaks_first_and_dvc_not_at_all(repository):
 
 def test_a_stage_that_crashes_is_named_with_its_error(repository):
     repository("raise TypeError('no number')")
-    with pytest.raises(pipeline.StageFailed, match=r"^stage prepare failed: TypeError: no number\n"):
+    with pytest.raises(dvc.StageFailed, match=r"^stage prepare failed: TypeError: no number\n"):
         run()
 
 
 def test_dvcs_own_complaint_is_kept(repository):
     repository(MAKE).joinpath("stage.py").unlink()
-    with pytest.raises(pipeline.StageFailed, match=r"stage prepare failed: .*stage\.py"):
+    with pytest.raises(dvc.StageFailed, match=r"stage prepare failed: .*stage\.py"):
         run()
 
 
 @pytest.mark.e2e
 def test_a_stage_is_ended_at_its_time_limit_with_all_that_it_started(repository):
     folder = repository(NEVER_ENDS)
-    with pytest.raises(pipeline.StageFailed, match=r"time limit of 0\.1 minutes\..*--time-limit") as failed:
+    with pytest.raises(dvc.StageFailed, match=r"time limit of 0\.1 minutes\..*--time-limit") as failed:
         run(time_limit=0.1)
     assert "prepare" in str(failed.value)
     assert gone([int(pid) for pid in (folder / "pids").read_text().split()])
@@ -194,7 +195,7 @@ def test_who_does_not_stop_when_asked_is_killed():
     process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
     with process:
         assert process.stdout is not None and process.stdout.readline()
-        keeper.end_group(process.pid, grace=0.2)
+        supervisor.end_group(process.pid, grace=0.2)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -228,24 +229,24 @@ def test_a_run_that_must_not_wait_is_refused_and_a_dead_one_refuses_nobody(tmp_p
     monkeypatch.chdir(tmp_path)
     first = start(HOLD)
     assert first.stdout is not None and first.stdout.readline() == "in\n"
-    with pytest.raises(pipeline.WorkspaceBusy, match=rf"PID {first.pid}, since .* works in this folder"):
-        pipeline.workspace(wait=False).__enter__()
+    with pytest.raises(workspace.WorkspaceBusy, match=rf"PID {first.pid}, since .* works in this folder"):
+        workspace.workspace(wait=False).__enter__()
     first.kill()
     first.communicate(timeout=PATIENCE)
-    with pipeline.workspace(wait=False):
+    with workspace.workspace(wait=False):
         pass
 
 
 @pytest.mark.e2e
 def test_who_has_the_folder_is_named_although_it_says_so_a_moment_later_than_it_has_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pipeline.HOLDER.parent.mkdir()
+    workspace.HOLDER.parent.mkdir()
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    pipeline.HOLDER.write_text(json.dumps({"pid": int(dead.stdout), "since": 0.0}), encoding="utf-8")
+    workspace.HOLDER.write_text(json.dumps({"pid": int(dead.stdout), "since": 0.0}), encoding="utf-8")
     mine = json.dumps({"pid": os.getpid(), "since": 0.0})
-    later = threading.Timer(0.3, lambda: pipeline.HOLDER.write_text(mine, encoding="utf-8"))
+    later = threading.Timer(0.3, lambda: workspace.HOLDER.write_text(mine, encoding="utf-8"))
     later.start()
-    assert f"PID {os.getpid()}" in pipeline._holder()
+    assert f"PID {os.getpid()}" in workspace._holder()
     later.join()
 
 
@@ -265,12 +266,12 @@ def test_a_dvc_repro_by_hand_is_named_to_a_run_that_must_not_wait(repository):
     folder = repository(MAKE_SLOWLY)
     by_hand = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], stdout=subprocess.DEVNULL)
     appears(folder / "begun")
-    with pytest.raises(pipeline.StageFailed, match=rf"`.*repro` \(PID {by_hand.pid}\) works on its files"):
+    with pytest.raises(dvc.StageFailed, match=rf"`.*repro` \(PID {by_hand.pid}\) works on its files"):
         run(wait=False)
     assert by_hand.wait(PATIENCE) == 0
 
 
-RUN = "from flows import runtime\nruntime.main(pipeline.pipeline, targets=['prepare'])"
+RUN = "from flows.orchestration import engine\nengine.main(pipeline.pipeline, targets=['prepare'])"
 
 
 def ask(api_url: str, what: str, question: dict[str, Any] | None = None) -> Any:

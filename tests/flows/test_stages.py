@@ -10,8 +10,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
-from flows.extract import scratch_folder
-from flows.pipeline import stage_order
+from flows.orchestration.dvc import stage_order
+from flows.orchestration.settings import scratch_folder
 
 ROOT = Path(__file__).parents[2]
 

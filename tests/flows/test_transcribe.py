@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from corpora.problems import Problem, read_problems
-from extractors.run import TooManyFailures
-from extractors.transcribe import TranscribeSummary
-from extractors.transcripts import read_transcripts
+from extractors.execution.units import TooManyFailures
+from extractors.transcripts.table import read_transcripts
+from extractors.transcripts.transcribe import TranscribeSummary
 from flows import transcribe as stage
 from flows.prepare import prepare
 from flows.transcribe import transcribe

@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model import checkpoint
+from model.checkpoint import io as checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig
-from model.data import ClipTable, read_info
-from model.evaluate import ClipPredictions, evaluate, predict, write_metrics, write_predictions
-from model.metrics import evaluate_metrics
-from model.network import DashFusion
+from model.data.clips import ClipTable
+from model.data.info import read_info
+from model.evaluate import evaluate, write_metrics, write_predictions
+from model.evaluation.inference import predict
+from model.evaluation.metrics import evaluate_metrics
+from model.evaluation.predictions import ClipPredictions
+from model.network.dashfusion import DashFusion
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 

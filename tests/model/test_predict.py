@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model import checkpoint
+from model.checkpoint import io as checkpoint
 from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
-from model.data import ClipTable
+from model.data.clips import ClipTable
 from model.evaluate import evaluate
-from model.features import Failed, Made, Note, Part, Steps, Video
 from model.predict import PredictionError, Predictor
-from model.results import RESULTS_SCHEMA, Failure, Prediction, write_results
-from model.scoring import LONG
+from model.prediction.protocol import Failed, Made, Note, Part, Steps, Video
+from model.prediction.results import RESULTS_SCHEMA, Failure, Prediction, write_results
+from model.prediction.scoring import LONG
 from model.train import train
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=12)
@@ -174,7 +174,7 @@ def test_an_interval_that_is_not_known_is_said(data, trained, tmp_path):
     ],
 )
 def test_a_number_is_told_in_the_corpuss_range_and_classes(trained, label_range, raw, value, sentiment, label_class):
-    from model.scoring import _score
+    from model.prediction.scoring import _score
 
     _, info = checkpoint.load(trained)
     info = replace(info, dataset=replace(info.dataset, label_range=label_range))
@@ -262,15 +262,15 @@ def test_one_video_is_a_call_and_a_bad_one_raises(data, trained, monkeypatch):
 
 
 def test_a_video_without_anyone_to_make_features_says_the_ways_out(trained, monkeypatch):
-    monkeypatch.setattr("model.features.entry_points", lambda group: [])
+    monkeypatch.setattr("model.prediction.protocol.entry_points", lambda group: [])
     with pytest.raises(ValueError, match=r"pip install -e .*from_features"):
         Predictor(trained, device="cpu")("x.mp4")
 
 
 def test_the_projects_own_extractors_are_registered():
-    from model.features import find_maker
+    from model.prediction.protocol import find_maker
 
-    assert find_maker().__module__ == "extractors.unseen"
+    assert find_maker().__module__ == "extractors.inference.feature_maker"
 
 
 def test_several_threads_get_what_one_gets(data, trained):

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model import checkpoint
+from model.checkpoint import io as checkpoint
 from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
-from model.data import ClipTable
-from model.evaluate import predict
-from model.losses import supervised_loss
-from model.mining import label_classes, mine
-from model.network import DashFusion
-from model.objective import PARTS, Objective, Planner
+from model.data.clips import ClipTable
+from model.evaluation.inference import predict
+from model.network.dashfusion import DashFusion
 from model.train import _parameter_groups, learning_rate_factor, train
+from model.training.losses import supervised_loss
+from model.training.mining import label_classes, mine
+from model.training.objective import PARTS, Objective, Planner
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))

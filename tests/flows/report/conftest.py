@@ -15,12 +15,12 @@ import pytest
 
 from corpora.manifest import Clip
 from corpora.problems import Problem
-from flows.corpus_card import CorpusCard, _histogram
 from flows.report import Breakdown, CalibrationInput, ExplorerInput, ReportInput, write_report
-from flows.study_table import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
-from model.breakdown import Part, PartMetrics
-from model.calibration import Bin, Coverage
-from model.explain import Attention, ClipView, Explanation, Feature, Track
+from flows.report.corpus_card import CorpusCard, _histogram
+from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
+from model.evaluation.calibration import Bin, Coverage
+from model.evaluation.explain import Attention, ClipView, Explanation, Feature, Track
+from model.evaluation.subgroups import Part, PartMetrics
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
 WIDE_METRICS = {

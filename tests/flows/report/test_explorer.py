@@ -10,7 +10,7 @@ import pytest
 
 from corpora.manifest import Clip
 from flows.report.explorer import COLUMNS, LEVELS, MOST_CLIPS, choose_clips, explorer, to_levels, to_script
-from model.explain import Attention, ClipView, Explanation, Track
+from model.evaluation.explain import Attention, ClipView, Explanation, Track
 
 
 def make_explorer(make, clips: dict[str, Clip], known=None, offset: float = 0.3, **without: float):

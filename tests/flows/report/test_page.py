@@ -327,6 +327,6 @@ def test_another_label_range_is_refused_and_leaves_no_file(tmp_path, make):
 def test_importing_the_module_loads_no_heavy_package():
     heavy = "{'torch', 'matplotlib', 'jinja2', 'prefect', 'transformers'}"
     code = f"import sys, flows.report; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

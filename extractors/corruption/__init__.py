@@ -1,0 +1,1 @@
+"""Corruption of media, transcripts and datasets, for robustness studies."""

@@ -1,0 +1,1 @@
+"""Datasets: features of the three modalities, aligned and split."""

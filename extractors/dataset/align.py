@@ -1,0 +1,186 @@
+"""The align stage: manifest, transcripts and features of three modalities into the dataset that the model reads.
+
+`unaligned` keeps each modality's own rate; `aligned` pools audio and vision onto the times of the text's
+tokens. Values stay raw: the training split's statistics go beside them, into dataset.json. One pass, a few
+row groups of each modality in memory at a time. Shapes: T steps, D features, K tokens, W words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from corpora.files import atomic_folder, atomic_path
+from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest
+from corpora.problems import Problem
+from extractors.base import FeatureSequence
+from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimes, align_clip, missing_sequence
+from extractors.dataset.statistics import RunningStatistics, TrainingClips
+from extractors.store import METADATA_KEY, FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
+from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
+
+SCHEMA_VERSION = 2
+
+SEVERAL_LANGUAGES = "mul"
+"""ISO 639-2 for a corpus in more than one language."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlignSummary:
+    """What came out.
+
+    Attributes:
+        clips: clips in each split.
+        missing: by modality, clips of the dataset without it.
+        hidden: by modality, the fraction of steps that the mask hides.
+        word_times: by method, the clips and words that it timed and, where true times are known, its error: as in
+            dataset.json.
+        problems: one row for each clip that was dropped.
+    """
+
+    clips: Mapping[str, int]
+    missing: Mapping[str, int]
+    hidden: Mapping[str, float]
+    word_times: Mapping[str, Any]
+    problems: tuple[Problem, ...]
+
+
+def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
+    """Columns of a split's Parquet parts; `dims` is D by modality."""
+    fields = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "video_id", "text")]
+    fields += [pa.field(name, pa.float32()) for name in ("label", *(f"label_{m}" for m in MODALITIES))]
+    for m in MODALITIES:
+        kinds = {
+            "values": sequence_type(dims[m]),
+            "start": list_type(pa.float32()),
+            "end": list_type(pa.float32()),
+            "mask": list_type(pa.bool_()),
+        }
+        fields += [pa.field(f"{m}_{name}", kind, nullable=False) for name, kind in kinds.items()]
+    for name in ("text_token_ids", "text_word_index"):
+        fields.append(pa.field(name, list_type(pa.int32()), nullable=False))
+    fields.append(pa.field("word_times_method", pa.string(), nullable=False))
+    return pa.schema(fields, {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION}).encode()})
+
+
+def _row(clip: Clip, steps: Mapping[str, Steps], text: FeatureSequence, method: str) -> dict[str, Any]:
+    labels = ("label", *(f"label_{m}" for m in MODALITIES))
+    row = {name: getattr(clip, name) for name in ("clip_id", "video_id", "text", *labels)}
+    for m, one in steps.items():
+        row |= {f"{m}_{name}": getattr(one, name) for name in Steps.__dataclass_fields__}
+    tokens = {"text_token_ids": text.token_ids, "text_word_index": text.word_index}
+    return row | tokens | {"word_times_method": method}
+
+
+def align(
+    manifest_path: Path,
+    transcripts_path: Path,
+    feature_folders: Mapping[str, Path],
+    out: Path,
+    config: AlignConfig,
+    word_times_path: Path | None = None,
+    keep_empty: bool = False,
+) -> AlignSummary:
+    """Write the dataset: `out`/dataset.json and `out`/<split>/part-*.parquet, clips in the manifest's order.
+
+    A modality of which a clip has no row is missing in that clip; a clip without any is dropped, with a
+    problem, unless `keep_empty`. The same inputs give the same bytes.
+
+    Args:
+        transcripts_path: the clips' texts, and times of their words; words without times are placed in proportion.
+        feature_folders: modality -> its feature store, all three.
+        out: appears, or is replaced, whole.
+        word_times_path: true word times (`read_word_table`) to measure the others by, if it exists.
+        keep_empty: keep clips without any modality, with their problem.
+
+    Raises:
+        FileNotFoundError: no manifest, no transcripts, or no features of a modality.
+        ValueError: a damaged or foreign store (StoreError), a value that is not finite, tokens of words that
+            the transcript has not, steps out of time order. The message names file or clip.
+    """
+    absent = [m for m in MODALITIES if m not in feature_folders]
+    if absent:
+        raise ValueError(f"no feature folder is given for {', '.join(absent)}; align needs all three modalities")
+    transcripts = read_transcripts(transcripts_path)
+    manifest = with_transcripts(read_manifest(manifest_path), transcripts)
+    readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
+    metas = {m: readers[m].meta for m in MODALITIES}
+    statistics = {m: RunningStatistics(len(metas[m].feature_names)) for m in NORMALISED}
+    words, training = WordTimes(word_times_path), TrainingClips()
+    clips, missing, seen, visible = dict.fromkeys(SPLITS, 0), Counter(), Counter(), Counter()
+    problems: list[Problem] = []
+    with atomic_folder(out) as folder, ExitStack() as stack:
+        schema = dataset_schema({m: len(metas[m].feature_names) for m in MODALITIES})
+        writers = {split: stack.enter_context(ShardWriter(folder / split, schema)) for split in SPLITS}
+        for clip in manifest.clips:
+            found = {
+                m: reader[clip.clip_id] if clip.clip_id in reader else missing_sequence(len(metas[m].feature_names))
+                for m, reader in readers.items()
+            }
+            if not any(map(len, found.values())):
+                problems.append(_nothing_left(clip, readers, keep_empty))
+                if not keep_empty:
+                    continue
+            steps, method = align_clip(transcripts[clip.clip_id], found, clip.duration, config, words)
+            if clip.split == "train":
+                training.add(clip, found)
+            writers[clip.split].write(_row(clip, steps, found["text"], method))
+            clips[clip.split] += 1
+            for m, one in steps.items():
+                missing[m] += not len(one.mask)
+                seen[m] += len(one.mask)
+                visible[m] += int(one.mask.sum())
+                if m in statistics and clip.split == "train":
+                    statistics[m].update(one.values[one.mask])
+        stack.close()
+        facts = {"clips": clips, "word_times": words.to_json(), "training": training.to_json()}
+        facts["recogniser"] = read_recogniser(transcripts_path)
+        _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
+    hidden = {m: 1 - visible[m] / seen[m] if seen[m] else 0.0 for m in MODALITIES}
+    counts = {m: missing[m] for m in MODALITIES}
+    return AlignSummary(clips, counts, hidden, words.to_json(), tuple(problems))
+
+
+def _nothing_left(clip: Clip, readers: Mapping[str, FeatureReader], kept: bool) -> Problem:
+    states = ", ".join(f"{m} {'empty' if clip.clip_id in r else 'not extracted'}" for m, r in readers.items())
+    stays = "stays in the dataset, empty" if kept else "is not in the dataset"
+    message = f"no modality is left ({states}): the clip {stays}; see its rows of the extract stage"
+    return Problem(clip.clip_id, "align", "", "NoModality", message)
+
+
+def _write_json(
+    path: Path,
+    manifest: Manifest,
+    config: AlignConfig,
+    metas: Mapping[str, FeatureMeta],
+    statistics: Mapping[str, RunningStatistics],
+    facts: Mapping[str, Any],
+) -> None:
+    languages = {clip.language for clip in manifest.clips}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "corpus": manifest.corpus,
+        "language": languages.pop() if len(languages) == 1 else SEVERAL_LANGUAGES,
+        "label_range": list(manifest.label_range),
+        "mode": config.mode,
+        "mask_invalid": list(config.mask_invalid),
+        "modalities": {m: _describe(meta) for m, meta in metas.items()},
+        "statistics": {m: running.to_json() for m, running in statistics.items()},
+        **facts,
+    }
+    with atomic_path(path) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _describe(meta: FeatureMeta) -> dict[str, Any]:
+    entry = asdict(meta)
+    entry.pop("modality")
+    return {"dim": len(meta.feature_names), **entry}

@@ -1,0 +1,1 @@
+"""Resumable, crash-isolated extraction over many clips."""

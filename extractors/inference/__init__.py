@@ -1,0 +1,1 @@
+"""Features of new videos, made as a checkpoint's training features were."""

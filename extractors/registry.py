@@ -1,0 +1,49 @@
+"""The extractor registry: find an extractor by name, built in or from an entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from extractors.base import Extractor
+
+ENTRY_POINT_GROUP = "dashfusion.extractors"
+
+BUILT_IN = {
+    "text.transformer": "extractors.text.transformer:TransformerText",
+    "text.words": "extractors.text.words:WordsText",
+    "audio.librosa": "extractors.audio.librosa:LibrosaAudio",
+    "audio.opensmile": "extractors.audio.opensmile:OpenSmileAudio",
+    "audio.transformer": "extractors.audio.transformer:TransformerAudio",
+    "vision.face_mesh": "extractors.vision.face_mesh:FaceMeshVision",
+    "vision.face_landmarker": "extractors.vision.face_landmarker:FaceLandmarkerVision",
+    "vision.transformer": "extractors.vision.transformer:TransformerVision",
+}
+
+
+def available() -> dict[str, str]:
+    """Registered extractors: name -> `module:attribute`, ours and those of installed packages."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)} | BUILT_IN
+
+
+def create(name: str, options: Mapping[str, Any]) -> Extractor:
+    """Build the extractor called `name` with keyword `options`.
+
+    Raises:
+        ValueError: no such extractor, or an option that it does not take; the message lists what there is.
+    """
+    import difflib
+    import importlib
+
+    known = available()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no extractor is called {name!r}{hint} Known: {', '.join(sorted(known))}")
+    module, _, attribute = known[name].partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(f"extractor {name!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""Transcripts: text, recognised speech and word timings of each clip."""

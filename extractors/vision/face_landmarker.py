@@ -1,0 +1,194 @@
+"""Facial features of MediaPipe's face landmarker task: 52 blendshapes and the head's pose."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from corpora.files import sha256_of
+from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, Source, extract_each, make_signature
+from extractors.vision.face_mesh import head_angles
+from extractors.vision.face_tracking import FaceChooser, Seen, check_face_options, frame_steps, without_noise
+from media.video import MAX_SIDE
+
+VERSION = 2
+
+BUNDLED = "face_blendshapes.tflite"
+"""In every face landmarker bundle, in none of another task."""
+
+_SIDES = ("left", "right")
+_BLENDSHAPES = (
+    ("neutral",),
+    ("brow_down", *_SIDES),
+    ("brow_inner_up",),
+    ("brow_outer_up", *_SIDES),
+    ("cheek_puff",),
+    ("cheek_squint", *_SIDES),
+    ("eye_blink", *_SIDES),
+    ("eye_look_down", *_SIDES),
+    ("eye_look_in", *_SIDES),
+    ("eye_look_out", *_SIDES),
+    ("eye_look_up", *_SIDES),
+    ("eye_squint", *_SIDES),
+    ("eye_wide", *_SIDES),
+    ("jaw", "forward", "left", "open", "right"),
+    ("mouth_close",),
+    ("mouth_dimple", *_SIDES),
+    ("mouth_frown", *_SIDES),
+    ("mouth_funnel",),
+    ("mouth_left",),
+    ("mouth_lower_down", *_SIDES),
+    ("mouth_press", *_SIDES),
+    ("mouth_pucker",),
+    ("mouth_right",),
+    ("mouth_roll", "lower", "upper"),
+    ("mouth_shrug", "lower", "upper"),
+    ("mouth_smile", *_SIDES),
+    ("mouth_stretch", *_SIDES),
+    ("mouth_upper_up", *_SIDES),
+    ("nose_sneer", *_SIDES),
+)
+BLENDSHAPES = tuple(f"{stem}_{end}" if end else stem for stem, *ends in _BLENDSHAPES for end in (ends or ("",)))
+"""The task's 52 categories in its order, `browDownLeft` written `brow_down_left`."""
+
+
+class FaceLandmarkerVision:
+    """`vision.face_landmarker`: 52 blendshapes and the pose of one face, see `FaceChooser`.
+
+    Blendshapes are the task's scores, 0 to 1. The pose is the task's transformation of a canonical face into the
+    camera's space, x to the right of the picture, y up, z towards the camera; angles have the signs of
+    `extractors.vision.face_mesh.head_angles`. A frame without a face is a step of zeros that is not valid. Each clip is
+    tracked from its own beginning.
+
+    Args:
+        model: path of `face_landmarker.task`, as MediaPipe publishes it.
+        fps: frames looked at a second; steps are exactly 1 / fps apart.
+        min_confidence: below this score a detected or tracked face does not count.
+
+    Raises:
+        ValueError: an option is out of its range, or `model` is no face landmarker bundle.
+    """
+
+    modality = "vision"
+    recipe = Recipe(
+        source="mediapipe's face landmarker task (video mode; of several faces the largest that is there "
+        f"consistently), of frames scaled down to at most {MAX_SIDE} pixels",
+        rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
+        window="one frame; the task follows the face from frame to frame",
+        valid="where a face is found; zeros elsewhere",
+        features=(
+            Feature(("head_pitch",), "rotation of the head, positive looking up", "rad"),
+            Feature(("head_yaw",), "positive towards the person's left (the picture's right)", "rad"),
+            Feature(("head_roll",), "positive leaning towards the person's right (counter-clockwise)", "rad"),
+            Feature(
+                ("head_x", "head_y", "head_z"),
+                "place of the canonical face's origin before the camera, x to the picture's right, y up, z towards the "
+                "camera, as a face of usual size would lie",
+                "cm",
+            ),
+            Feature(BLENDSHAPES, "score of an expression as in ARKit, left and right the person's own", "0 to 1"),
+        ),
+    )
+    feature_names = tuple(name for feature in recipe.features for name in feature.names)
+
+    def __init__(self, model: str, fps: float = 10.0, min_confidence: float = 0.5) -> None:
+        check_face_options(fps=fps, min_confidence=min_confidence)
+        self._bundle = check_bundle(model)
+        self.fps, self.min_confidence = float(fps), float(min_confidence)
+        self._chooser = FaceChooser(self.min_confidence)
+        options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
+        weights = f"{sha256_of(self._bundle)} mediapipe {version('mediapipe')}"
+        self.signature = make_signature("vision.face_landmarker", VERSION, options, weights)
+
+    def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
+        """One result a source, in order."""
+        return extract_each(sources, self._extract)
+
+    def _extract(self, media: Path) -> FeatureSequence:
+        return self._chooser.watch(media, self.fps, self._collect)
+
+    def _collect(self, seen: Iterator[Seen]) -> FeatureSequence:
+        times: list[float] = []
+        faces: list[np.ndarray | None] = []
+        image = face = None
+        try:
+            with without_noise(), self._open() as landmarker:
+                for time, shown, view in seen:
+                    if shown is not image:  # the same frame again, where the video has fewer than fps
+                        image, face = shown, self._look(landmarker, view, time)
+                    times.append(time)
+                    faces.append(face)
+        except RuntimeError as error:
+            raise ExtractionError(f"mediapipe failed: {error}; is {self._bundle} whole?") from error
+        valid = np.array([face is not None for face in faces])
+        none = np.zeros(len(self.feature_names), np.float32)
+        values = np.stack([none if face is None else face for face in faces])
+        return frame_steps(values, times, valid, self.fps)
+
+    def _open(self) -> Any:
+        """A landmarker without memory of another clip."""
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(self._bundle)),
+            running_mode=vision.RunningMode.VIDEO,
+            min_face_detection_confidence=self.min_confidence,
+            min_face_presence_confidence=self.min_confidence,
+            min_tracking_confidence=self.min_confidence,
+            output_face_blendshapes=True,
+            output_facial_transformation_matrixes=True,
+        )
+        return vision.FaceLandmarker.create_from_options(options)
+
+    def _look(self, landmarker: Any, image: np.ndarray, time: float) -> np.ndarray | None:
+        import mediapipe
+
+        picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
+        return to_features(landmarker.detect_for_video(picture, round(time * 1000)))
+
+
+def to_features(found: Any) -> np.ndarray | None:
+    """[58] float32 pose and blendshapes of the first face of a `FaceLandmarkerResult`, None without a face.
+
+    Raises:
+        ExtractionError: its blendshapes are not the 52 known ones.
+    """
+    if not found.face_blendshapes:
+        return None
+    scores = {to_snake(category.category_name): category.score for category in found.face_blendshapes[0]}
+    if tuple(scores) != BLENDSHAPES:
+        odd = sorted({*scores} ^ {*BLENDSHAPES}) or "another order"
+        raise ExtractionError(f"the task's blendshapes are not the 52 known ones: {odd}; use mediapipe's own bundle")
+    matrix = np.asarray(found.facial_transformation_matrixes[0], float)
+    turned = matrix[:3, :3]
+    rotation = turned / np.cbrt(np.linalg.det(turned))  # without the scale that is in it
+    angles = [angle[0] for angle in head_angles(rotation[None])]
+    return np.array([*angles, *matrix[:3, 3], *scores.values()], np.float32)
+
+
+def to_snake(name: str) -> str:
+    """`browDownLeft` -> `brow_down_left`; `_neutral` -> `neutral`."""
+    return re.sub(r"(?=[A-Z])", "_", name).lower().lstrip("_")
+
+
+def check_bundle(model: str) -> Path:
+    """The file `model`, if it is a face landmarker bundle.
+
+    Raises:
+        ValueError: it is not, or not there.
+    """
+    path = Path(model).expanduser() if isinstance(model, str) and model else None
+    if path is None or not path.is_file():
+        raise ValueError(
+            f"model must be the path of MediaPipe's face_landmarker.task, found {model!r}; download it from "
+            "MediaPipe's page on face landmark detection"
+        )
+    if not zipfile.is_zipfile(path) or BUNDLED not in zipfile.ZipFile(path).namelist():
+        raise ValueError(f"model {model!r} is no face landmarker bundle ({BUNDLED} is not in it); download it again")
+    return path

@@ -1,0 +1,80 @@
+"""Export commands: the dataset and the model for other tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import Checkpoint, _plain_errors, app
+
+export = typer.Typer(no_args_is_help=True, help="The dataset and the model for other tools.")
+app.add_typer(export, name="export")
+
+
+@export.command()
+def mmsa(path: Annotated[Path, typer.Argument(help="The .pkl file to write.")]) -> None:
+    """Write [bold]data/dataset/[/bold] as a pickle in MMSA's format, which MMSA trains on.
+
+    Clips without a label are left out. What MMSA is to be told beside the path is in docs/mmsa.md.
+    """
+    from extractors.dataset.export import export_mmsa
+    from flows.config.params import load_params
+
+    with _plain_errors():
+        written = export_mmsa(load_params().paths.dataset, path)
+    shapes = ", ".join(f"{m} {steps} x {width}" for m, (steps, width) in written.shapes.items())
+    clips = ", ".join(f"{count} {split}" for split, count in written.clips.items())
+    typer.echo(f"{path}: {clips}; {shapes}; {'with' if written.tokens else 'without'} text_bert")
+    if written.unlabelled:
+        typer.echo(f"{written.unlabelled} clips without a label were left out")
+
+
+@export.command()
+def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")]) -> None:
+    """Write [bold]data/dataset/[/bold] as a folder that Hugging Face [bold]datasets.load_dataset(path)[/bold] reads."""
+    from extractors.dataset.export import export_datasets
+    from flows.config.params import load_params
+
+    with _plain_errors():
+        clips = export_datasets(load_params().paths.dataset, path)
+    typer.echo(f"{path}: {', '.join(f'{count} {split}' for split, count in clips.items())}")
+
+
+@export.command("model")
+def export_model(
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")], model: Checkpoint = None
+) -> None:
+    """Copy a checkpoint, all that predicting needs, with the test metrics in its model card (README.md)."""
+    from flows.config.params import load_params
+    from flows.prediction.inputs import default_model
+    from model.checkpoint.model_card import export_checkpoint
+
+    with _plain_errors():
+        params = load_params()
+        split = params.evaluate.split
+        path = params.paths.metrics / f"{split}.json"
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        export_checkpoint(model or default_model(), folder, metrics, split)
+    told = f"metrics of {path}" if metrics else f"no {path} yet: its card has the validation metrics"
+    typer.echo(f"{folder}: {told}")
+
+
+@export.command()
+def onnx(path: Annotated[Path, typer.Argument(help="The .onnx file to write.")], model: Checkpoint = None) -> None:
+    """Write the network as ONNX, from features to the score, for any number of clips and steps; masks are inputs.
+
+    Its predictions are compared with PyTorch's, alone and in padded batches, missing modalities included; a difference
+    over 1e-4 is refused. Needs pip install -e '.[onnx]'.
+    """
+    from flows.prediction.inputs import default_model
+
+    with _plain_errors():
+        from model.checkpoint.onnx import export_onnx
+
+        written = export_onnx(model or default_model(), path)
+    for name, shape in written.inputs.items():
+        typer.echo(f"{name:<12} [{', '.join(map(str, shape))}]")
+    typer.echo(f"{path}: differs from PyTorch by {written.difference:.1e} at most, over {written.clips} clips")

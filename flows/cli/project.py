@@ -1,0 +1,148 @@
+"""Project commands: doctor, use, cache, deploy and ui."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.app import _plain_errors, app
+
+
+@app.command()
+def doctor(
+    corpus: Annotated[Path, typer.Argument(help="Folder with label.csv and Raw/<video_id>/<clip_id>.mp4.")],
+    sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
+) -> None:
+    """Look at a corpus before hours are spent on it: clips, durations, formats, labels, problems, estimated time.
+
+    Language, label range and extractors are those of [bold]params.yaml[/bold]. Nothing is written. The exit status is
+    1 where more rows than [bold]extract.max_failed_fraction[/bold] cannot be used.
+    """
+    from flows.cli.doctor import doctor as examine
+    from flows.config.params import load_params
+
+    with _plain_errors():
+        fit = examine(corpus, load_params(), sample=sample)
+    if not fit:
+        raise typer.Exit(1)
+
+
+cache = typer.Typer(no_args_is_help=True, help="What extraction keeps between runs, in .dashfusion/scratch.")
+app.add_typer(cache, name="cache")
+
+
+@cache.command()
+def prune(
+    studies: Annotated[
+        bool, typer.Option("--studies", help="Also what studies have trained; their tables stay.")
+    ] = False,
+) -> None:
+    """Remove what [bold]params.yaml[/bold]'s settings do not need: results, states of stopped trainings, tracebacks."""
+    from corpora.manifest import MODALITIES
+    from corpora.problems import read_problems
+    from extractors.corruption.dataset import folders_of
+    from extractors.execution import cache, units
+    from extractors.transcripts.transcribe import signatures
+    from flows.config.params import load_params
+    from flows.orchestration.settings import scratch_folder
+    from flows.studies.trial import TRIALS
+    from model.train import MAPPED, runs_folder
+
+    with _plain_errors():
+        params, scratch = load_params(), scratch_folder()
+        chosen = [getattr(params.extract, modality) for modality in MODALITIES]
+        keep = {units.describe(item.extractor, item.options).signature for item in chosen}
+        keep |= signatures(params.transcribe)
+        corrupted = folders_of(scratch, keep)
+        problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
+        training = {MAPPED} if studies else {MAPPED, TRIALS}
+        if (params.paths.dataset / "dataset.json").exists():
+            training.add(runs_folder(scratch, params.paths.dataset, params.model, params.train).name)
+        traces = {problem.traceback for problem in problems}
+        folders, freed = cache.prune(scratch, keep | corrupted | training | traces)
+    typer.echo(f"{folders} folders removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
+
+
+@app.command()
+def use(
+    choices: Annotated[
+        list[str] | None, typer.Argument(help="group=preset or key=value, such as corpus=mmsa.", show_default=False)
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Keep in conf/ what was edited in params.yaml.")] = False,
+) -> None:
+    """Compose [bold]params.yaml[/bold] from the presets in conf/: what is not named goes back to the default.
+
+    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi. It is kept in
+    conf/chosen.yaml, from which [bold]dvc exp run[/bold] starts. Without arguments: what is chosen, what was edited in
+    params.yaml, and which presets there are.
+    """
+    from flows.config import presets
+
+    if choices and save:
+        raise typer.BadParameter("--save keeps what params.yaml says and takes no choices")
+    with _plain_errors():
+        changed = presets.apply(choices) if choices else presets.save() if save else presets.hand_edits()
+        groups, values = presets.chosen()
+        known = presets.presets()
+    for key, (before, after) in changed.items():
+        typer.echo(f"{key}: {before} -> {after}")
+    if choices:
+        typer.echo(f"params.yaml: {len(changed)} values changed")
+        return
+    if save:
+        typer.echo(f"conf/chosen.yaml: {len(changed)} values kept")
+        return
+    if changed:
+        typer.echo(
+            "These edits of params.yaml are followed by dvc repro and dashfusion pipeline; dvc exp run starts from "
+            "conf/ and drops them, unless dashfusion use --save keeps them there."
+        )
+    else:
+        typer.echo("params.yaml is what conf/ composes to: dvc repro and dvc exp run start alike.")
+    told = " ".join(f"{key}={value}" for key, value in [*groups.items(), *values.items()])
+    typer.echo(f"chosen: {told or 'nothing, these are the defaults'}")
+    table = {f"{group}={name}": meaning for group, names in known.items() for name, meaning in names.items()}
+    for choice, meaning in table.items():
+        typer.echo(f"  {choice:<{max(map(len, table))}}  {meaning}")
+
+
+OnOff = Annotated[
+    bool | None, typer.Option("--schedule/--no-schedule", help="The nightly run; if left out, as prefect.yaml says.")
+]
+
+
+@app.command()
+def deploy(
+    schedule: OnOff = None,
+    cron: Annotated[str | None, typer.Option(help="When, instead of prefect.yaml's: '0 3 * * *'.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of the cron expression: Europe/Berlin.")] = None,
+) -> None:
+    """Bring the deployments of [bold]prefect.yaml[/bold] to a Prefect server: runs by a click, by the clock, by API.
+
+    The server is the one that [bold]PREFECT_API_URL[/bold] names, else that of [bold]dashfusion ui[/bold].
+    """
+    from flows.orchestration import deployments as deployments
+
+    with _plain_errors():
+        change = deployments.Schedule(schedule, cron, timezone)
+        for deployed in deployments.deploy(deployments.find_server(), change):
+            typer.echo(deployed)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on loopback; the report is served on the next one.")] = 4200,
+    schedule: OnOff = None,
+    worker: Annotated[bool, typer.Option(help="Run here what is started on the pages.")] = True,
+) -> None:
+    """Serve Prefect's pages on loopback until Ctrl-C: every run on this machine, and deployments to start new ones."""
+    from flows.orchestration import ui as pages
+    from flows.orchestration.deployments import Schedule
+
+    with _plain_errors():
+        try:
+            pages.serve(port, Schedule(schedule), worker)
+        except KeyboardInterrupt:
+            typer.echo("stopped")

@@ -1,0 +1,208 @@
+"""params.yaml as typed configuration, checked once, where it enters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from corpora.demo import DemoConfig
+from corpora.readers.raw import COLUMNS, Layout
+from extractors.dataset.align_clip import AlignConfig
+from extractors.transcripts.transcribe import TranscribeConfig
+from model.config import ModelConfig, TrainConfig, check_together
+
+STRICT = {"extra": "forbid"}
+
+IMPORTED_LAYOUTS = ("mmsa_pickle", "csd")
+"""Layouts whose features are extracted already: prepare writes them, extract takes them over."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the stages put what they make, relative to the project's folder."""
+
+    __pydantic_config__: ClassVar = STRICT
+    media: Path
+    manifest: Path
+    problems: Path
+    all_problems: Path
+    transcripts: Path
+    features: Path
+    dataset: Path
+    models: Path
+    metrics: Path
+    predictions: Path
+    report: Path
+    studies: Path
+
+    @property
+    def training_curves(self) -> Path:
+        return self.metrics / "training"
+
+
+@dataclass(frozen=True)
+class PrepareParams:
+    """Which corpus, and how to read it.
+
+    `columns`: of a table's columns (`corpora.readers.raw.COLUMNS`) -> what this one calls it; null: the same.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+    corpus: str
+    layout: Literal["demo", "mmsa", "folder", "mmsa_pickle", "csd"]
+    root: str
+    language: str = "en"
+    label_range: tuple[float, float] = (-3.0, 3.0)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+    columns: dict[str, str | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.columns if name not in COLUMNS]
+        if unknown:
+            raise ValueError(
+                f"columns: {unknown[0]!r} is none of a table's columns; name among {', '.join(COLUMNS)} those that "
+                "your table calls otherwise"
+            )
+        if self.raw_columns and self.layout not in ("mmsa", "folder"):
+            raise ValueError(f"columns have no effect with layout {self.layout}, which has no table of one's own")
+        if self.label_range not in ((-3.0, 3.0), (-1.0, 1.0)):
+            raise ValueError(
+                f"label_range must be [-3, 3] or [-1, 1], the two scales that the metrics are defined for; "
+                f"found {list(self.label_range)}"
+            )
+
+    @property
+    def raw_layout(self) -> Layout:
+        """How the corpus's media lie; the demo's as MMSA has them."""
+        return "folder" if self.layout == "folder" else "mmsa"
+
+    @property
+    def raw_columns(self) -> dict[str, str]:
+        """Of the columns that the table calls otherwise: our name -> the table's."""
+        return {ours: theirs for ours, theirs in self.columns.items() if theirs}
+
+
+@dataclass(frozen=True)
+class ExtractorParams:
+    """An extractor by its registered name, with its options."""
+
+    __pydantic_config__: ClassVar = STRICT
+    extractor: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExtractParams:
+    """How features are extracted: by what, the limits of failures and of time, one extractor a modality."""
+
+    __pydantic_config__: ClassVar = STRICT
+    text: ExtractorParams
+    audio: ExtractorParams
+    vision: ExtractorParams
+    workers: int = 0
+    runner: Literal["processes", "dask", "ray"] = "processes"
+    address: str = ""
+    max_failed_fraction: float = 0.02
+    clip_timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one a core) or more, found {self.workers}")
+        if self.address and self.runner == "processes":
+            raise ValueError(
+                f"address is a cluster's, found {self.address!r} with runner processes: "
+                "set extract.runner to dask or ray, or leave the address empty"
+            )
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(f"max_failed_fraction must lie in [0, 1], found {self.max_failed_fraction}")
+        if not self.clip_timeout > 0:
+            raise ValueError(f"clip_timeout must be more than 0 seconds a clip, found {self.clip_timeout}")
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Which split the published metrics are of."""
+
+    __pydantic_config__: ClassVar = STRICT
+    split: Literal["train", "valid", "test"] = "test"
+
+
+@dataclass(frozen=True)
+class Params:
+    """All of params.yaml."""
+
+    __pydantic_config__: ClassVar = STRICT
+    paths: Paths
+    prepare: PrepareParams
+    extract: ExtractParams
+    transcribe: TranscribeConfig = field(default_factory=TranscribeConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+
+    def __post_init__(self) -> None:
+        check_together(self.model, self.train)
+
+
+class ParamsError(ValueError):
+    """params.yaml says something that cannot be; the message lists every such place."""
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        FileNotFoundError: no such file here.
+        ParamsError: unknown keys (with the nearest known one), wrong types, values out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path} in {Path.cwd()}: run from the project's folder, where dvc.yaml and params.yaml are"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: no YAML: {error}") from error
+    return check_params(values, str(path))
+
+
+def check_params(values: Mapping[str, Any], source: str) -> Params:
+    """Turn nested plain values into `Params`; `source` names them in messages. Raises ParamsError."""
+    try:
+        return TypeAdapter(Params).validate_python(values)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors(include_url=False)]
+        raise ParamsError(f"{source}:\n  " + "\n  ".join(lines)) from error
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    """One line for one complaint of pydantic's: the dotted key, what was found, the way out."""
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "unexpected_keyword_argument":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"{key}: no such key; {hint}"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {message} (found {item['input']!r})" if item["type"] != "value_error" else f"{key}: {message}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    """Names of the fields of the dataclass at a dotted place in `Params`."""
+    kind: Any = Params
+    for name in location:
+        kind = get_type_hints(kind).get(name)
+        if not is_dataclass(kind):
+            return []
+    return [item.name for item in fields(kind)]

@@ -1,0 +1,1 @@
+"""How flows run: Prefect, DVC, processes, deployments."""

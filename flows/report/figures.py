@@ -1,0 +1,228 @@
+"""The drawings of the report: training curves, errors, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flows.display.metrics import MINUS
+from flows.display.plots import ACCENT, INK, MUTED, SERIES, Plot, plotting, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from model.evaluation.calibration import Bin, Coverage
+
+MOST_POINTS = 1500
+"""Of more clips the scatter shows how many there are in each hexagon."""
+
+CURVES = (
+    (
+        "Training loss",
+        {
+            "train_loss": "total",
+            "train_regression": "regression",
+            "train_semantic": "semantic",
+            "train_supervised": "supervised",
+        },
+    ),
+    ("Validation mean absolute error", {"valid_mae": ""}),
+    ("Validation correlation", {"valid_corr": ""}),
+)
+
+
+def class_count(label_range: tuple[float, float]) -> int:
+    """Classes of the confusion matrix: seven for [-3, 3], the five bins of CH-SIMS for [-1, 1]."""
+    return 7 if tuple(label_range) == (-3.0, 3.0) else 5
+
+
+def curve_plots(curves: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Training curves, a plot for each entry of `CURVES` of which there is any value."""
+    return [Plot(title, to_svg(figure, title)) for title, figure in curve_figures(curves)]
+
+
+def curve_figures(curves: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
+    for title, series in CURVES:
+        recorded = {key for row in curves for key, value in row.items() if value is not None}
+        present = {key: name for key, name in series.items() if key in recorded}
+        if present:
+            with plotting(3.5, 2.6) as (figure, axes):
+                _draw_curves(axes, curves, present)
+                yield title, figure
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> None:
+    """Each series by epoch: a line a seed, and with several seeds their mean as far as all of them went."""
+    from matplotlib.ticker import MaxNLocator
+
+    by_seed: dict[Any, dict[int, Mapping[str, Any]]] = {}
+    for row in curves:
+        by_seed.setdefault(row["seed"], {})[int(row["epoch"])] = row
+    several = len(by_seed) > 1
+    for (key, name), colour in zip(series.items(), SERIES, strict=False):
+        lines = []
+        for rows in by_seed.values():
+            line = {epoch: row[key] for epoch, row in sorted(rows.items()) if row.get(key) is not None}
+            lines.append(line)
+            axes.plot(
+                list(line),
+                list(line.values()),
+                color=colour,
+                linewidth=0.9 if several else 1.8,
+                alpha=0.4 if several else 1.0,
+                label="" if several else name,
+            )
+            if key.startswith("valid_"):
+                kept = min(rows.values(), key=lambda row: _or_infinite(row.get("valid_mae")))["epoch"]
+                if kept in line:
+                    axes.plot(kept, line[kept], "o", color=colour, markersize=5)
+        if several:
+            common = sorted(set.intersection(*(set(line) for line in lines)))
+            mean = [float(np.mean([line[epoch] for line in lines])) for epoch in common]
+            axes.plot(common, mean, color=colour, linewidth=2.0, label=name)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
+    axes.grid(axis="x", visible=False)
+    if any(series.values()):
+        axes.legend(ncols=2, fontsize=8, handlelength=1.4, columnspacing=1.2)
+
+
+def error_plots(label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> list[Plot]:
+    """Confusion matrix, and predicted against true; none without a labelled clip."""
+    return [Plot(title, to_svg(figure, title)) for title, figure in error_figures(label, prediction, label_range)]
+
+
+def error_figures(
+    label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]
+) -> Iterator[tuple[str, Figure]]:
+    from model.evaluation.metrics import class_names, confusion
+
+    count = class_count(label_range)
+    matrix = confusion(prediction, label, label_range, count)
+    if not len(label):
+        return
+    with plotting(4.0, 3.65) as (figure, axes):
+        _draw_confusion(axes, matrix, class_names(label_range, count))
+        yield "Confusion matrix", figure
+    with plotting(4.0, 3.65) as (figure, axes):
+        _draw_scatter(axes, label, prediction, label_range)
+        yield "Predicted against true", figure
+
+
+def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """Counts; a cell's colour is the stronger, the larger its share of the clips of its true class.
+
+    Half strength at most: the page's ink stays readable on it, light or dark.
+    """
+    from matplotlib.patches import Rectangle
+
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    for (row, column), count in np.ndenumerate(matrix):
+        part = float(share[row, column])
+        cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=0.04 + 0.51 * part)
+        axes.add_patch(cell)
+        if count:
+            axes.text(column, row, f"{count}", ha="center", va="center_baseline", color=INK)
+    ends = (-0.5, len(names) - 0.5)
+    axes.set(xlim=ends, ylim=ends, aspect="equal", xlabel="predicted", ylabel="true")
+    ticks = [name.replace("-", MINUS) for name in names]
+    long = max(map(len, ticks)) > 3
+    axes.set_xticks(range(len(names)), ticks, rotation=30 if long else 0, ha="right" if long else "center")
+    axes.set_yticks(range(len(names)), ticks)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(visible=False)
+
+
+def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> None:
+    """A point a clip, at most at twice the label range; the diagonal is a perfect prediction."""
+    low, high = label_range
+    shown = np.clip(prediction, 2 * low, 2 * high)  # a diverged model must not stretch the axis out of sight
+    margin = 0.04 * (high - low)
+    axes.plot(label_range, label_range, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    if len(label) > MOST_POINTS:
+        _draw_density(axes, label, shown)
+    else:
+        alpha = float(np.clip(6 / np.sqrt(len(label)), 0.25, 0.7))
+        axes.plot(label, shown, "o", color=ACCENT, markersize=4.5, markeredgewidth=0, alpha=alpha)
+    axes.set(xlim=(low - margin, high + margin), xlabel="true", ylabel="predicted")
+    axes.set_ylim(min(low, float(shown.min())) - margin, max(high, float(shown.max())) + margin)
+    _tick_labels(axes, label_range)
+
+
+def _tick_labels(axes: Axes, label_range: tuple[float, float]) -> None:
+    """Ticks as far apart as the labels' classes, on both axes."""
+    from matplotlib.ticker import MultipleLocator
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator((label_range[1] - label_range[0]) / (class_count(label_range) - 1)))
+
+
+def _draw_density(axes: Axes, label: np.ndarray, prediction: np.ndarray) -> None:
+    """Hexagons, the stronger the more clips lie in them; by the root, so that few clips can be seen beside many."""
+    from matplotlib.colors import to_rgba
+
+    cells = axes.hexbin(label, prediction, gridsize=36, mincnt=1, linewidths=0)
+    count = np.asarray(cells.get_array(), np.float64)
+    cells.set_array(None)
+    cells.set_facecolor([to_rgba(ACCENT, round(0.1 + 0.8 * float(np.sqrt(n / count.max())), 2)) for n in count])
+
+
+def calibration_plots(
+    bins: Sequence[Bin], coverage: Sequence[Coverage], label_range: tuple[float, float]
+) -> list[Plot]:
+    """Mean label against mean prediction, and the share of clips inside the intervals against their level."""
+    plots = []
+    if bins:
+        with plotting(4.0, 3.4) as (figure, axes):
+            _draw_reliability(axes, bins, label_range)
+            plots.append(Plot("Mean label by prediction", to_svg(figure, "Mean label by prediction")))
+    shown = [entry for entry in coverage if entry.share is not None]
+    if shown:
+        with plotting(4.0, 3.4) as (figure, axes):
+            _draw_coverage(axes, shown)
+            plots.append(Plot("Coverage of the intervals", to_svg(figure, "Coverage of the intervals")))
+    return plots
+
+
+def _draw_reliability(axes: Axes, bins: Sequence[Bin], label_range: tuple[float, float]) -> None:
+    """Bins as points with intervals; the diagonal is where the mean label is what was predicted."""
+    axes.plot(label_range, label_range, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    x = [entry.prediction for entry in bins]
+    y = [entry.label for entry in bins]
+    _draw_intervals(axes, x, y, [entry.between for entry in bins])
+    low, high = min(label_range[0], *x), max(label_range[1], *x)
+    margin = 0.04 * (high - low)
+    axes.set(xlim=(low - margin, high + margin), xlabel="mean prediction of a bin", ylabel="mean label of its clips")
+    _tick_labels(axes, label_range)
+
+
+def _draw_coverage(axes: Axes, coverage: Sequence[Coverage]) -> None:
+    """Levels as points with intervals; below the diagonal, intervals hold less often than they say."""
+    from matplotlib.ticker import PercentFormatter
+
+    levels = [100 * entry.level for entry in coverage]
+    axes.plot((0, 100), (0, 100), color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    between = [entry.between and (100 * entry.between[0], 100 * entry.between[1]) for entry in coverage]
+    _draw_intervals(axes, levels, [100 * entry.share for entry in coverage], between)
+    lowest = min(levels[0], *(low for low, _ in filter(None, between)), 100)
+    axes.set(xlim=(levels[0] - 5, 102), ylim=(max(0, lowest - 5), 102), xlabel="level (%)", ylabel="clips inside")
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])  # without the sign, as 90 and 95 stand close
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+
+
+def _draw_intervals(
+    axes: Axes, x: Sequence[float], y: Sequence[float], between: Sequence[tuple[float, float] | None]
+) -> None:
+    axes.plot(x, y, color=ACCENT, linewidth=1.0, alpha=0.5)
+    for place, limits in zip(x, between, strict=True):
+        if limits:
+            axes.plot((place, place), limits, color=ACCENT, linewidth=1.4)
+    axes.plot(x, y, "o", color=ACCENT, markersize=5, markeredgewidth=0)
+
+
+def _or_infinite(value: float | None) -> float:
+    return float("inf") if value is None else value

@@ -1,0 +1,195 @@
+"""Deployments `predict` and `watch`: new videos scored from Prefect's pages, by API, or by the clock."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.display.plots import ACCENT, PICTURE_COLOURS, plotting, to_png
+from flows.orchestration import engine
+from flows.prediction.html import clock, number
+from flows.prediction.inputs import default_model, find_media, to_videos
+from flows.prediction.watched_folder import DEFAULT_OUT, FolderBusy, Watch, score_new, told
+
+from prefect import flow  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
+
+
+@flow(name="predict", flow_run_name="predict {path}")
+def predict(
+    path: str,
+    text: str | None = None,
+    transcript: Path | None = None,
+    model: Path | None = None,
+    recogniser: str | None = None,
+    language: str | None = None,
+    level: float = 0.9,
+    window: float | None = None,
+    hop: float | None = None,
+    out: Path | None = None,
+    workers: int = 0,
+    timeout: float = 300.0,
+) -> list[dict[str, Any]]:
+    """Score video or sound files. The run's artifacts hold the scores.
+
+    Args:
+        path: A file, a folder with all below it, or a pattern, as the worker's machine sees it.
+        text: What is said, of a single file.
+        transcript: A .srt, .vtt or .txt file of a single file, or a folder of them with the files' names.
+        model: Checkpoint folder; if left out, the best one of the first seed.
+        recogniser: Recognises speech where there is no transcript; a folder or Hugging Face id.
+        language: What is spoken, such as en; if left out, the corpus's.
+        level: Of the intervals, 0.5, 0.8, 0.9 or 0.95.
+        window: Seconds of the time line's windows; if left out, as long as training clips.
+        hop: Seconds from window to window; if left out, half a window.
+        out: Parquet file that the results are written to.
+        workers: Processes that read videos; 0 for one a core.
+        timeout: Seconds that reading one video may take.
+    """
+    from model.predict import Predictor
+
+    videos = to_videos(find_media([path]), text, transcript)
+    predictor = Predictor(model or default_model(), language=language, recogniser=recogniser)
+    count = min(workers or os.cpu_count() or 1, len(videos))
+    results = []
+    for result in predictor.predict(videos, level=level, window=window, hop=hop, workers=count, timeout=timeout):
+        engine.say(told(result))
+        results.append(result)
+    if out:
+        from model.prediction.results import write_results
+
+        write_results(results, out)
+    plain = [result.to_dict() for result in results]
+    publish(plain, predictor.description["dataset"]["label_range"])
+    failed = [row["error"]["message"] for row in plain if row["error"]]
+    if len(failed) == len(plain):
+        others = f" (and {len(failed) - 1} others, each with its reason in the artifact)" if len(failed) > 1 else ""
+        raise ValueError(failed[0] + others)
+    return plain
+
+
+@flow(name="watch", flow_run_name="watch {folder}")
+def watch(
+    folder: Path,
+    pattern: str = "**/*",
+    model: Path | None = None,
+    out: Path | None = None,
+    recogniser: str | None = None,
+    language: str | None = None,
+    level: float = 0.9,
+    settle: float = 10.0,
+    attempts: int = 2,
+    workers: int = 0,
+    timeout: float = 300.0,
+) -> int:
+    """Score what is new in a folder, each file once.
+
+    Args:
+        folder: Where files come to lie, as the worker's machine sees it.
+        pattern: Of the files that are meant, such as **/*.mp4.
+        model: Checkpoint folder; if left out, the best one of the first seed.
+        out: Parquet file of the predictions; if left out, predictions.parquet in the folder.
+        recogniser: Recognises speech where no transcript lies beside a file; a folder or Hugging Face id.
+        language: What is spoken, such as en; if left out, the corpus's.
+        level: Of the intervals, 0.5, 0.8, 0.9 or 0.95.
+        settle: Seconds in which a file may not change before it is taken to be whole.
+        attempts: At a file that cannot be scored; afterwards only when it has changed.
+        workers: Processes that read videos; 0 for one a core.
+        timeout: Seconds that reading one video may take.
+    """
+    from model.predict import Predictor
+
+    chosen = Watch(folder, out or folder / DEFAULT_OUT, pattern, settle, attempts)
+
+    def predictor() -> Predictor:
+        return Predictor(model or default_model(), language=language, recogniser=recogniser)
+
+    try:
+        report = score_new(
+            chosen, predictor, each=lambda one: engine.say(told(one)), level=level, workers=workers, timeout=timeout
+        )
+    except FolderBusy as busy:
+        engine.say(str(busy))
+        return 0
+    engine.say(f"{len(report.results)} new, {len(report.failed)} of them failed; {report.pending} may be incomplete")
+    if report.results:
+        rows = table_rows([result.to_dict() for result in report.results])
+        engine.publish_table("watched", rows, f"New in {folder}; all are in {chosen.out}")
+    return len(report.results)
+
+
+def publish(results: Sequence[Mapping[str, Any]], label_range: Sequence[float]) -> None:
+    """Artifacts of the flow run: a table of several results; of one, all that there is to say, with its time line."""
+    if len(results) > 1:
+        engine.publish_table("predictions", table_rows(results), f"{len(results)} files")
+    elif results and not results[0]["error"]:
+        engine.publish_markdown("prediction", to_markdown(results[0], label_range), results[0]["file"])
+
+
+def table_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A row a file, for a table artifact."""
+    return [
+        {
+            "file": row["file"],
+            "score": number(row["score"]),
+            "sentiment": row["sentiment"] or "",
+            "from": ", ".join(row["used"]),
+            "to know": row["error"]["message"] if row["error"] else "; ".join(w["message"] for w in row["warnings"]),
+        }
+        for row in results
+    ]
+
+
+def to_markdown(result: Mapping[str, Any], label_range: Sequence[float]) -> str:
+    """A scored video as markdown; the time line is a picture inside."""
+    low, high = label_range
+    interval, shares = result["interval"], result["contributions"]
+    lines = [
+        f"## {number(result['score'])}, {result['sentiment']}",
+        f"on a scale from {number(low, 0)} (negative) to {number(high, 0)} (positive), class {result['class']}",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| file | {_plain(Path(result['file']).name)} |",
+    ]
+    if interval:
+        bounds = f"{number(interval['low'])} to {number(interval['high'])}"
+        lines.append(f"| {interval['level']:.0%} interval | {bounds} |")
+    lines.append(f"| from | {', '.join(result['used'])} |")
+    lines += [f"| change by {m} | {number(value, sign=True)} |" for m, value in shares.items()]
+    if result["duration"] is not None:
+        lines.append(f"| length | {clock(result['duration'])} |")
+    if result["text"]:
+        lines.append(f"| said | {_plain(result['text'])} |")
+    if result["warnings"]:
+        lines += ["", "To know before trusting it:", ""]
+        lines += [f"- {_plain(warning['message'])}" for warning in result["warnings"]]
+    if any(window["score"] is not None for window in result["windows"]):
+        picture = base64.b64encode(draw(result["windows"], label_range)).decode()
+        lines += ["", "**Over time**", "", f"![scores over time](data:image/png;base64,{picture})"]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text as markdown that shows it as it is, in one line: what a file is called, or says, is no markup."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~" else c for c in " ".join(text.split()))
+
+
+def draw(windows: Sequence[Mapping[str, Any]], label_range: Sequence[float]) -> bytes:
+    """The windows' scores over seconds as a PNG, with their intervals; a gap where there is no score."""
+    low, high = label_range
+    middle = [(window["start"] + window["end"]) / 2 for window in windows]
+
+    def values(name: str) -> list[float]:
+        known = (window["interval"] if name in ("low", "high") else window for window in windows)
+        return [float("nan") if one is None or one[name] is None else one[name] for one in known]
+
+    with plotting(7.0, 2.6) as (figure, axes):
+        colour = PICTURE_COLOURS[ACCENT]
+        axes.fill_between(middle, values("low"), values("high"), color=colour, alpha=0.18, linewidth=0)
+        axes.plot(middle, values("score"), color=colour, marker="o", markersize=3)
+        axes.set(xlim=(0, max(window["end"] for window in windows)), ylim=(low, high))
+        axes.set(xlabel="seconds", ylabel="sentiment")
+        return to_png(figure)

@@ -1,0 +1,1 @@
+"""Media reading: open, probe and decode audio and video files."""

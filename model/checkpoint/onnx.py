@@ -1,0 +1,196 @@
+"""The network as ONNX: from features to the sentiment, for any number of clips and steps.
+
+What reads the file needs no PyTorch: normalisation by the training's statistics and the stand-ins of missing modalities
+are inside. Shapes: B clips, T steps of a modality, D features.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.checkpoint import io as checkpoint
+from model.checkpoint.io import CheckpointInfo
+from model.config import MODALITIES
+from model.data.batch import Batch
+from model.files import atomic_file
+from model.network.dashfusion import DashFusion
+
+TOLERANCE = 1e-4
+"""Greatest difference, in label units, between PyTorch's predictions and the exported graph's."""
+
+OPSET = 18
+
+_NEEDED = "the exporter needs onnx, onnxscript and onnxruntime: pip install -e '.[onnx]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A written file: its inputs with their shapes, in order, and how far it is from PyTorch."""
+
+    path: Path
+    inputs: Mapping[str, tuple[str | int, ...]]
+    difference: float
+    clips: int
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    values: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+
+
+class _FromFeatures(nn.Module):
+    """The network without what training alone needs, as one function of tensors."""
+
+    def __init__(self, network: DashFusion) -> None:
+        super().__init__()
+        self.network = network
+        self.most = network.config.bottleneck_tokens
+
+    def forward(
+        self,
+        text: Tensor,
+        text_mask: Tensor,
+        audio: Tensor,
+        audio_mask: Tensor,
+        vision: Tensor,
+        vision_mask: Tensor,
+    ) -> Tensor:
+        """Sentiment [B]. The fusion keeps its first tokens: with padding there are always as many."""
+        network = self.network
+        values = {"text": F.pad(text, (0, 0, 0, self.most)), "audio": audio, "vision": vision}
+        masks = {"text": F.pad(text_mask, (0, self.most)), "audio": audio_mask, "vision": vision_mask}
+        sequences, seen = network.encode(_Inputs(values, masks))  # type: ignore[arg-type]
+        absent = {m: ~mask_BT.any(dim=1) for m, mask_BT in masks.items()}
+        aligned_BTd, aligned_mask_BT = network.alignment(sequences, seen, absent)
+        return network.predictor(network.fusion(aligned_BTd, aligned_mask_BT, sequences, seen)).squeeze(-1)
+
+
+def export_onnx(folder: Path, path: Path) -> Exported:
+    """Write the network of a checkpoint as ONNX, after its predictions were compared with PyTorch's.
+
+    Inputs, of each modality: `<modality>` [B, T, D] float32, raw features as the extractors give them, and
+    `<modality>_mask` [B, T] bool, True where there is a step that may be looked at. T is 1 at least: a modality that a
+    clip lacks has a mask of False. Output: `sentiment` [B] float32, as the network gives it, not clipped to the
+    corpus's range. What a client needs beside that, such as feature names and intervals, is JSON in the file's metadata
+    under `dashfusion`.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ImportError: a package of the extra `onnx` is not installed, or does not fit.
+        ValueError: the network reads transcripts, not features of them; or the graph's predictions differ from
+            PyTorch's by more than `TOLERANCE`. Nothing is written.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter asks for it as late as it can)
+    except (ImportError, AttributeError) as error:  # an older ml-dtypes lacks what onnxscript looks up in it
+        raise ImportError(f"{_NEEDED} ({error})") from error
+    network, info = checkpoint.load(folder)
+    if network.text:
+        raise ValueError(
+            f"{folder}: reads transcripts with an encoder of its own (model.text.mode {info.model.text.mode}), which "
+            "is not exported; train with model.text.mode frozen for a network that reads features"
+        )
+    clips = _random_clips(info, np.random.default_rng(0))
+    program = _export(network, clips[:2], info)
+    program.model.metadata_props["dashfusion"] = json.dumps(_description(info))
+    with atomic_file(Path(path)) as temporary:
+        program.save(temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        difference = _difference(session, network, clips)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{path}: the exported graph's predictions differ from PyTorch's by up to {difference:.1e}, more than "
+                f"{TOLERANCE:g}; nothing was written: try the versions of torch and onnxscript in constraints.txt"
+            )
+    return Exported(path, {i.name: tuple(i.shape) for i in session.get_inputs()}, difference, len(clips))
+
+
+def _export(network: DashFusion, clips: list[dict[str, Tensor]], info: CheckpointInfo) -> Any:
+    from torch.export import Dim
+
+    inputs = _padded(clips)
+    count = Dim("clips", min=1, max=2**16)
+    most = {m: info.model.max_positions for m in MODALITIES}
+    most["text"] -= info.model.bottleneck_tokens  # what the graph pads
+    steps = {m: Dim(f"{m}_steps", min=1, max=most[m]) for m in MODALITIES}
+    shapes = {name: {0: count, 1: steps[name.removesuffix("_mask")]} for name in inputs}
+    noise = logging.getLogger("torch.onnx")
+    before = noise.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        noise.setLevel(logging.ERROR)
+        try:
+            return torch.onnx.export(
+                _FromFeatures(network).eval(),
+                (),
+                kwargs=inputs,
+                dynamic_shapes=shapes,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=["sentiment"],
+                verbose=False,
+            )
+        finally:
+            noise.setLevel(before)
+
+
+def _description(info: CheckpointInfo) -> dict[str, Any]:
+    """What a client of the file needs to make its inputs, and to read its output."""
+    dataset = info.dataset.to_dict()
+    kept = ("corpus", "language", "label_range", "mode", "mask_invalid", "modalities")
+    return {**{key: dataset[key] for key in kept}, "calibration": dict(info.calibration), "seed": info.seed}
+
+
+def _random_clips(info: CheckpointInfo, rng: np.random.Generator) -> list[dict[str, Tensor]]:
+    """Clips of the lengths of short and long ones, each modality and each pair of them missing in some."""
+    lacking = [(), (), ("text",), ("audio",), ("vision",), ("text", "audio"), ("audio", "vision"), ("text", "vision")]
+    clips = []
+    for without in lacking:
+        clip: dict[str, Tensor] = {}
+        for m in MODALITIES:
+            length = int(rng.integers(2, 60))
+            dim = info.dataset.modalities[m].dim
+            values: np.ndarray = rng.normal(size=(length, dim)).astype(np.float32)
+            if m in info.dataset.statistics:
+                scale = info.dataset.statistics[m]
+                values = values * np.float32(scale.std) + np.float32(scale.mean)
+            mask = rng.random(length) > 0.1
+            mask[0] = True
+            clip |= {m: torch.from_numpy(values), f"{m}_mask": torch.from_numpy(mask & (m not in without))}
+        clips.append(clip)
+    return clips
+
+
+def _padded(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch of the clips, padded with zeros and False."""
+    return {name: nn.utils.rnn.pad_sequence([clip[name] for clip in clips], batch_first=True) for name in clips[0]}
+
+
+@torch.inference_mode()
+def _difference(session: Any, network: DashFusion, clips: list[dict[str, Tensor]]) -> float:
+    """Greatest difference of the graph's predictions, of the clips alone and all together, from the network's own."""
+    expected = np.array([network(_batch(_padded([clip]))).prediction.item() for clip in clips])
+    together = session.run(None, {name: x.numpy() for name, x in _padded(clips).items()})[0]
+    alone = [session.run(None, {name: x.numpy() for name, x in _padded([clip]).items()})[0][0] for clip in clips]
+    return float(max(np.abs(together - expected).max(), np.abs(np.array(alone) - expected).max()))
+
+
+def _batch(inputs: Mapping[str, Tensor]) -> Batch:
+    count = len(inputs["text"])
+    labels = torch.full((count, 1 + len(MODALITIES)), torch.nan)
+    values, masks = {m: inputs[m] for m in MODALITIES}, {m: inputs[f"{m}_mask"] for m in MODALITIES}
+    return Batch(tuple(map(str, range(count))), labels[:, 0], labels[:, 1:], values, masks)

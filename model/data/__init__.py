@@ -1,0 +1,1 @@
+"""Clips, batches and their augmentation."""

@@ -1,0 +1,209 @@
+"""The dataset on disk (output of the align stage) and batches of it.
+
+Shapes: N clips of a split, B clips of a batch, T steps of the longest of them, D features of a modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from model.config import MODALITIES
+from model.data.batch import Batch
+from model.data.info import _MAKES_IT, NORMALISED, DatasetInfo, read_info
+from model.data.sequences import Sequences, read_column, read_sequences
+
+if TYPE_CHECKING:
+    from model.data.tokens import TokenText
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """The clips of one split, ready to be batched.
+
+    Attributes:
+        info: of the dataset.
+        split: train, valid or test.
+        clip_ids: [N] object array of str.
+        labels: [N] float32, NaN where unlabelled.
+        unimodal_labels: [N, 3] float32, of text, audio and vision alone, NaN where there is none.
+        sequences: by modality.
+        truncated: by modality, clips that were cut to the longest length allowed.
+        text: what cut the transcripts into tokens; None: text is the dataset's features.
+    """
+
+    info: DatasetInfo
+    split: str
+    clip_ids: np.ndarray
+    labels: np.ndarray
+    unimodal_labels: np.ndarray
+    sequences: Mapping[str, Sequences]
+    truncated: Mapping[str, int]
+    text: TokenText | None = None
+
+    @classmethod
+    def read(
+        cls,
+        dataset: Path,
+        split: str,
+        max_positions: int,
+        cache: Path | None = None,
+        text: TokenText | None = None,
+    ) -> ClipTable:
+        """Read a split. A split of 0 clips may have no files.
+
+        Args:
+            text: cuts the transcripts into tokens, which take the place of the dataset's text features.
+            cache: folder for files from which the values are memory-mapped, see `model.data.sequences.read_sequences`;
+                None reads them into memory.
+
+        Raises:
+            FileNotFoundError: no dataset, or no file of a split that should hold clips.
+            ValueError: features that are NaN or infinite (the message names clip and modality), or of another
+                width than dataset.json says.
+        """
+        info = read_info(dataset)
+        parts = sorted((Path(dataset) / split).glob("part-*.parquet"))
+        if not parts and info.clips.get(split, 0):
+            raise FileNotFoundError(
+                f"{Path(dataset) / split}: dataset.json counts {info.clips[split]} clips here, but there is "
+                f"no part-*.parquet; {_MAKES_IT}"
+            )
+        if not parts:
+            return cls._empty(info, split, text)
+        clip_ids = read_column(parts, "clip_id").to_numpy(zero_copy_only=False)
+        labels, *of_modalities = (_read_labels(parts, name) for name in ("label", *(f"label_{m}" for m in MODALITIES)))
+        features = NORMALISED if text else MODALITIES
+        whole = read_sequences(parts, {m: info.modalities[m].dim for m in features}, clip_ids, cache)
+        truncated = {m: int((s.lengths > max_positions).sum()) for m, s in whole.items()}
+        sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in whole.items()}
+        if text:
+            sequences["text"], truncated["text"] = text.sequences(read_column(parts, "text").to_pylist())
+        return cls(info, split, clip_ids, labels, np.stack(of_modalities, axis=1), sequences, truncated, text)
+
+    @classmethod
+    def from_clips(
+        cls,
+        info: DatasetInfo,
+        clip_ids: Sequence[str],
+        clips: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]],
+        texts: Sequence[str],
+        max_positions: int,
+        text: TokenText | None = None,
+    ) -> ClipTable:
+        """Clips of no dataset, without labels: what `read` makes of the same values on disk.
+
+        Args:
+            clips: modality -> values [T, D] and mask [T], True where the network may look. A modality that a clip lacks
+                is left out, or has T = 0.
+            texts: what `text` cuts into tokens; else nobody looks at them.
+
+        Raises:
+            ValueError: values of another shape than the dataset's, that are NaN or infinite, or a mask of another
+                length; the message names clip and modality.
+        """
+        sequences, truncated = {}, {}
+        for m in NORMALISED if text else MODALITIES:
+            nothing = np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool)
+            found = [clip.get(m, nothing) for clip in clips]
+            for clip_id, (values, mask) in zip(clip_ids, found, strict=True):
+                _check_clip(clip_id, m, values, mask, info.modalities[m].dim)
+            lengths = np.array([len(values) for values, _ in found], np.int64)
+            truncated[m] = int((lengths > max_positions).sum())
+            values_SD = np.concatenate([nothing[0], *(values for values, _ in found)])
+            visible_S = np.concatenate([nothing[1], *(mask for _, mask in found)])
+            starts, kept = np.cumsum(lengths) - lengths, np.minimum(lengths, max_positions)
+            sequences[m] = Sequences(values_SD, visible_S, starts, kept)
+        if text:
+            sequences["text"], truncated["text"] = text.sequences(texts)
+        none = np.full((len(clips), 1 + len(MODALITIES)), np.nan, np.float32)
+        ids = np.array(clip_ids, object)
+        return cls(info, "", ids, none[:, 0], none[:, 1:], sequences, truncated, text)
+
+    @classmethod
+    def _empty(cls, info: DatasetInfo, split: str, text: TokenText | None) -> ClipTable:
+        none = np.zeros(0, np.int64)
+        sequences = {
+            m: Sequences(np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool), none, none)
+            for m in MODALITIES
+        }
+        if text:
+            sequences["text"], _ = text.sequences([])
+        truncated = dict.fromkeys(MODALITIES, 0)
+        labels, of_modalities = np.zeros(0, np.float32), np.zeros((0, len(MODALITIES)), np.float32)
+        return cls(info, split, np.zeros(0, object), labels, of_modalities, sequences, truncated, text)
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """[N] bool, True where the clip has a label."""
+        return np.isfinite(self.labels)
+
+    def lengths(self, modalities: Sequence[str] = MODALITIES) -> np.ndarray:
+        """[N, len(modalities)] steps of each clip."""
+        return np.stack([self.sequences[m].lengths for m in modalities], axis=1)
+
+    def select(self, rows: np.ndarray) -> ClipTable:
+        """The clips at `rows` (indices or a bool mask [N]); the values are shared, not copied."""
+        sequences = {m: replace(s, starts=s.starts[rows], lengths=s.lengths[rows]) for m, s in self.sequences.items()}
+        return replace(
+            self,
+            clip_ids=self.clip_ids[rows],
+            labels=self.labels[rows],
+            unimodal_labels=self.unimodal_labels[rows],
+            sequences=sequences,
+        )
+
+    def without(self, modality: str, rows_N: np.ndarray) -> ClipTable:
+        """The same clips, of which those at `rows_N` (a bool mask [N]) lack the modality."""
+        sequences = self.sequences[modality]
+        lengths = np.where(rows_N, 0, sequences.lengths)
+        return replace(self, sequences={**self.sequences, modality: replace(sequences, lengths=lengths)})
+
+    def batch(self, indices: np.ndarray, modalities: Sequence[str] = MODALITIES) -> Batch:
+        """Pad the clips at `indices` to the longest among them.
+
+        Modalities that are not named come out as missing in every clip, exactly as a clip lacks one. Two
+        clips of 2 and 1 audio steps, D = 1, give values [[[.5], [.1]], [[.3], [0.]]] and
+        mask [[1, 1], [1, 0]].
+        """
+        values, masks = {}, {}
+        for modality in MODALITIES:
+            sequences = self.sequences[modality]
+            starts = sequences.starts[indices]
+            lengths = sequences.lengths[indices] if modality in modalities else np.zeros(len(starts), np.int64)
+            longest = int(lengths.max(initial=0))
+            real_BT = np.arange(longest) < lengths[:, None]
+            rows = (starts[:, None] + np.arange(longest))[real_BT]
+            kind = np.int64 if sequences.values.ndim == 1 else np.float32
+            values_BTD = np.zeros((*real_BT.shape, *sequences.values.shape[1:]), kind)
+            values_BTD[real_BT] = sequences.values[rows]
+            mask_BT = np.zeros_like(real_BT)
+            mask_BT[real_BT] = sequences.visible[rows]
+            sequences.release()
+            values[modality] = torch.from_numpy(values_BTD)
+            masks[modality] = torch.from_numpy(mask_BT)
+        labels, of_modalities = (torch.from_numpy(x[indices]) for x in (self.labels, self.unimodal_labels))
+        return Batch(tuple(self.clip_ids[indices]), labels, of_modalities, values, masks)
+
+
+def _check_clip(clip_id: str, modality: str, values: np.ndarray, mask: np.ndarray, dim: int) -> None:
+    if values.ndim != 2 or values.shape[1] != dim:
+        raise ValueError(f"clip {clip_id}: {modality} must be [T, {dim}] as in training, found shape {values.shape}")
+    if mask.shape != values.shape[:1] or mask.dtype != bool:
+        raise ValueError(
+            f"clip {clip_id}: the mask of {modality} must be [{len(values)}] bool, found {mask.shape} {mask.dtype}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"clip {clip_id}: {modality} holds values that are NaN or infinite; replace or hide them")
+
+
+def _read_labels(parts: Sequence[Path], column: str) -> np.ndarray:
+    return read_column(parts, column).to_numpy(zero_copy_only=False).astype(np.float32)

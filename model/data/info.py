@@ -1,0 +1,174 @@
+"""Dataset description: modalities, widths, normalisation statistics and schema version."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.config import MODALITIES
+
+SCHEMA_VERSION = 2
+NORMALISED = ("audio", "vision")
+"""Modalities with training-split statistics; text values are hidden states, used as they are."""
+
+_MAKES_IT = "`dashfusion align` (or `dvc repro align`) makes it"
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityInfo:
+    """Which extractor made a modality's features, and what they are.
+
+    Attributes:
+        dim: D.
+        extractor: its registered name.
+        options: its options.
+        signature: changes whenever its output could.
+        feature_names: D names, in the order of the columns.
+    """
+
+    dim: int
+    extractor: str
+    options: Mapping[str, Any]
+    signature: str
+    feature_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Mean and standard deviation [D] of each feature over the training split's `steps` visible steps."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What holds for all clips of a dataset: the content of dataset.json.
+
+    Attributes:
+        corpus, language: as the manifest has them.
+        label_range: least and greatest label, (-3, 3) or (-1, 1).
+        mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
+        mask_invalid: modalities whose invalid steps are hidden.
+        modalities: text, audio and vision.
+        statistics: of audio and vision.
+        clips: clips in each split.
+        word_times: how the words' times were had, as the align stage describes it.
+        training: of the training clips, `seconds` (median and longest) and `missing`, clips without each modality;
+            empty where that is not known.
+        recogniser: what recognised the speech of clips without a transcript; empty: nothing did.
+    """
+
+    corpus: str
+    language: str
+    label_range: tuple[float, float]
+    mode: str
+    mask_invalid: tuple[str, ...]
+    modalities: Mapping[str, ModalityInfo]
+    statistics: Mapping[str, Statistics]
+    clips: Mapping[str, int] = field(default_factory=dict)
+    word_times: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    recogniser: str = ""
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json") -> DatasetInfo:
+        """Build from the parsed JSON.
+
+        Raises:
+            ValueError: another schema version, a modality without an entry, statistics that do not fit its
+                width or hold a standard deviation that is not positive. Messages begin with `where`.
+        """
+        version = raw.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; run the align stage again"
+            )
+        missing = [m for m in MODALITIES if m not in raw["modalities"]]
+        missing += [f"statistics of {m}" for m in NORMALISED if m not in raw["statistics"]]
+        if missing:
+            raise ValueError(f"{where}: no entry for {', '.join(missing)}; run the align stage again")
+        modalities = {
+            m: ModalityInfo(
+                dim=int(entry["dim"]),
+                extractor=entry["extractor"],
+                options=dict(entry["options"]),
+                signature=entry["signature"],
+                feature_names=tuple(entry["feature_names"]),
+            )
+            for m, entry in raw["modalities"].items()
+        }
+        statistics = {
+            m: Statistics(tuple(entry["mean"]), tuple(entry["std"]), int(entry["steps"]))
+            for m, entry in raw["statistics"].items()
+            if m in NORMALISED
+        }
+        for m, entry in statistics.items():
+            dim = modalities[m].dim
+            if len(entry.mean) != dim or len(entry.std) != dim or not all(value > 0 for value in entry.std):
+                raise ValueError(
+                    f"{where}: the statistics of {m} must be {dim} means and {dim} positive standard "
+                    f"deviations, found {len(entry.mean)} and {len(entry.std)}, "
+                    f"the least {min(entry.std, default=0.0)}; "
+                    "run the align stage again"
+                )
+        low, high = raw["label_range"]
+        return cls(
+            corpus=raw["corpus"],
+            language=raw["language"],
+            label_range=(float(low), float(high)),
+            mode=raw["mode"],
+            mask_invalid=tuple(raw["mask_invalid"]),
+            modalities=modalities,
+            statistics=statistics,
+            clips=dict(raw.get("clips", {})),
+            word_times=dict(raw.get("word_times", {})),
+            training=dict(raw.get("training", {})),
+            recogniser=raw.get("recogniser", ""),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON that `from_dict` reads."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "corpus": self.corpus,
+            "language": self.language,
+            "label_range": list(self.label_range),
+            "mode": self.mode,
+            "mask_invalid": list(self.mask_invalid),
+            "modalities": {
+                m: {
+                    "dim": info.dim,
+                    "extractor": info.extractor,
+                    "options": dict(info.options),
+                    "signature": info.signature,
+                    "feature_names": list(info.feature_names),
+                }
+                for m, info in self.modalities.items()
+            },
+            "statistics": {
+                m: {"mean": list(entry.mean), "std": list(entry.std), "steps": entry.steps}
+                for m, entry in self.statistics.items()
+            },
+            "clips": dict(self.clips),
+            "word_times": dict(self.word_times),
+            "training": dict(self.training),
+            "recogniser": self.recogniser,
+        }
+
+
+def read_info(dataset: Path) -> DatasetInfo:
+    """Read `dataset`/dataset.json.
+
+    Raises:
+        FileNotFoundError: there is none; the message says which stage makes it.
+        ValueError: see `DatasetInfo.from_dict`.
+    """
+    path = Path(dataset) / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no dataset here; {_MAKES_IT}")
+    return DatasetInfo.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))

@@ -1,0 +1,51 @@
+"""Inference over a split, with every subset of modalities that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from model.config import MODALITIES
+from model.data.batching import sorted_batches
+from model.data.clips import ClipTable
+from model.device import prefetch
+from model.network.dashfusion import DashFusion
+
+
+def predict(
+    network: DashFusion,
+    table: ClipTable,
+    modalities: Sequence[str],
+    batch_size: int = 64,
+    part: tuple[int, int] = (0, 1),
+) -> np.ndarray:
+    """Sentiment [N] float32 of the table's clips, in its order, by the network in eval mode.
+
+    Args:
+        modalities: what the network is shown; the others are fed as missing.
+        part: (k, n) = every n-th batch from the k-th on; clips of the others are 0, so that the n parts add up.
+    """
+    return _predict(network, table, modalities, batch_size, part)[0]
+
+
+@torch.inference_mode()
+def _predict(
+    network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int, part: tuple[int, int] = (0, 1)
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`predict`, and of unimodal heads [N, 3], NaN where the clip lacks the modality."""
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    prediction_N = np.zeros(len(table), np.float32)
+    unimodal_NM = np.zeros((len(table), len(MODALITIES)), np.float32) if network.config.unimodal_heads else None
+    batches = sorted_batches(table.lengths(modalities), batch_size)[part[0] :: part[1]]
+    for rows, batch in zip(batches, prefetch(lambda rows: table.batch(rows, modalities), batches), strict=True):
+        output = network(batch.to(device))
+        prediction_N[rows] = output.prediction.cpu().numpy()
+        if unimodal_NM is not None:
+            present_BM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
+            unimodal_NM[rows] = output.unimodal.where(present_BM, torch.nan).cpu().numpy()
+    network.train(training)
+    return prediction_N, unimodal_NM

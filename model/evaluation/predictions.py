@@ -1,0 +1,72 @@
+"""Predictions of a split as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("label", pa.float32()),
+        pa.field("prediction", pa.float32(), nullable=False),
+    ]
+)
+
+WITHOUT = "prediction_without_"
+"""Columns of the predictions with one modality left out: this and its name."""
+
+
+@dataclass(frozen=True)
+class ClipPredictions:
+    """A table of predictions as arrays of N clips, in the order of their first rows, and S seeds.
+
+    Attributes:
+        clip_ids: N ids.
+        label_N: NaN where unlabelled.
+        prediction_SN: by each seed's network.
+        without: modality -> [N] the mean over the seeds of what is predicted without it, NaN where that is undefined.
+    """
+
+    clip_ids: tuple[str, ...]
+    label_N: np.ndarray
+    prediction_SN: np.ndarray
+    without: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, predictions: pa.Table) -> ClipPredictions:
+        """From a table as `Evaluation` has it, each seed with the same clips."""
+        without = {name.removeprefix(WITHOUT): name for name in predictions.column_names if name.startswith(WITHOUT)}
+        groups = predictions.group_by("clip_id", use_threads=False)
+        table = groups.aggregate([(name, "list") for name in ("label", "prediction", *without.values())])
+
+        def by_seed(name: str) -> np.ndarray:
+            values = table[f"{name}_list"].combine_chunks().flatten()
+            return values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1).T
+
+        return cls(
+            clip_ids=tuple(table["clip_id"].to_pylist()),
+            label_N=by_seed("label")[0] if len(table) else np.zeros(0),
+            prediction_SN=by_seed("prediction") if len(table) else np.zeros((1, 0)),
+            without={m: by_seed(name).mean(axis=0) for m, name in without.items() if len(table)},
+        )
+
+    @property
+    def mean_N(self) -> np.ndarray:
+        """The mean prediction over the seeds."""
+        return self.prediction_SN.mean(axis=0)
+
+    def labelled(self) -> ClipPredictions:
+        """The clips that have a label."""
+        rows = np.flatnonzero(np.isfinite(self.label_N))
+        return ClipPredictions(
+            clip_ids=tuple(self.clip_ids[row] for row in rows),
+            label_N=self.label_N[rows],
+            prediction_SN=self.prediction_SN[:, rows],
+            without={m: values_N[rows] for m, values_N in self.without.items()},
+        )

@@ -1,0 +1,1 @@
+"""Losses, mining and the state of a training."""

@@ -1,0 +1,107 @@
+"""The command line: help that teaches, and messages that say the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flows.cli.app import app
+
+ROOT = Path(__file__).parents[3]
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prepare",
+        "transcribe",
+        "extract",
+        "align",
+        "train",
+        "evaluate",
+        "pipeline",
+        "predict",
+        "serve",
+        "watch",
+        "results",
+        "use",
+    ],
+)
+def test_every_command_says_what_it_makes(command):
+    shown = runner.invoke(app, [command, "--help"])
+    assert shown.exit_code == 0 and len(shown.output.splitlines()) > 5
+    assert command in runner.invoke(app, ["--help"]).output
+
+
+def test_results_before_an_evaluation_name_the_command_that_makes_them(project):
+    shown = runner.invoke(app, ["results"])
+    assert shown.exit_code == 1 and "dashfusion evaluate" in shown.output
+
+
+def test_results_print_the_metrics_and_the_reports_path(project):
+    (project / "metrics").mkdir()
+    (project / "metrics/test.json").write_text(json.dumps({"n": 3, "mae": 0.5, "corr": None, "acc2_np": 2 / 3}))
+    shown = runner.invoke(app, ["results"])
+    assert shown.exit_code == 0
+    assert "66.7" in shown.output and "0.500" in shown.output and "report/index.html" in shown.output
+
+
+def test_use_says_what_it_changed(project):
+    shown = runner.invoke(app, ["use", "train.epochs=3"])
+    assert shown.exit_code == 0 and "train.epochs: 16 -> 3" in shown.output
+
+
+def test_use_without_arguments_tells_hand_edits_choices_and_presets(project):
+    shown = runner.invoke(app, ["use"])
+    assert "dvc repro and dvc exp run start alike" in shown.output and "chosen: nothing" in shown.output
+    assert "corpus=mmsa " in shown.output and "experiment=fast " in shown.output
+    runner.invoke(app, ["use", "corpus=mmsa", "prepare.root=/videos/mosi"])
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("epochs: 16", "epochs: 40"), encoding="utf-8")
+    shown = runner.invoke(app, ["use"])
+    assert "train.epochs: 16 -> 40" in shown.output and "dashfusion use --save" in shown.output
+    assert "chosen: corpus=mmsa prepare.root=/videos/mosi\n" in shown.output
+    assert "1 values kept" in runner.invoke(app, ["use", "--save"]).output
+    assert "start alike" in runner.invoke(app, ["use"]).output
+
+
+def test_use_takes_choices_or_keeps_edits_and_not_both(project):
+    shown = runner.invoke(app, ["use", "train.epochs=3", "--save"])
+    assert shown.exit_code == 2 and "takes no choices" in shown.output
+
+
+def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
+    before = (project / "params.yaml").read_bytes()
+    shown = runner.invoke(app, ["use", "train.epochs=-3"])
+    assert shown.exit_code == 1 and "train.epochs" in shown.output
+    assert (project / "params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["pipeline", "results", "train", "use", "use train.epochs=3", "use --save"])
+def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    shown = runner.invoke(app, command.split())
+    assert shown.exit_code == 1 and "run from the project's folder" in " ".join(shown.output.split())
+    assert "Traceback" not in shown.output
+
+
+def test_cache_prune_keeps_what_the_parameters_name(project, monkeypatch):
+    from extractors.execution import cache, units
+
+    monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
+    kept = units.describe("audio.librosa", {"hop_seconds": 0.064}).signature
+    scratch = project / ".dashfusion/scratch"
+    for name in (kept, "audio.librosa-v0-old", "mapped", "training-0123"):
+        (scratch / name).mkdir(parents=True)
+    (scratch / cache.CACHE_TAG).write_text(cache.CACHE_TAG_TEXT)
+    for name, signature in (("corrupted-ours", kept), ("corrupted-others", "audio.librosa-v0-old")):
+        (scratch / name).mkdir()
+        modalities = {"modalities": {"audio": {"signature": signature}}}
+        (scratch / name / "dataset.json").write_text(json.dumps(modalities))
+    shown = runner.invoke(app, ["cache", "prune"])
+    assert shown.exit_code == 0 and "3 folders removed" in shown.output
+    assert {path.name for path in scratch.iterdir() if path.is_dir()} == {kept, "mapped", "corrupted-ours"}

@@ -1,0 +1,82 @@
+"""`dashfusion doctor` on small corpora."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from corpora.demo import DemoConfig, generate
+from corpora.inspection import examine
+from flows.cli import doctor
+from flows.cli.app import app
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sound")
+    generate(root, DemoConfig(clips=6, speakers=4, seed=3), workers=1)
+    return root
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder with the parameters as they are shipped; the quickest extractor stands for all three."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "MODALITIES", ("audio",))
+    return tmp_path
+
+
+def run(*arguments: str, capfd: pytest.CaptureFixture) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["doctor", *arguments])
+    return result.exit_code, " ".join((result.output + capfd.readouterr().out).split())
+
+
+def test_a_sound_corpus_passes_and_its_time_is_estimated(here, sound, capfd):
+    code, said = run(str(sound), "--sample", "2", capfd=capfd)
+    assert code == 0
+    for part in ("usable rows 6 of 6", "video codec h264 6", "without audio 0", "going by 2 clips", "audio.librosa"):
+        assert part in said
+    assert "0 of 6 rows cannot be used" in said
+    assert sorted(path.name for path in here.iterdir()) == ["params.yaml"]  # nothing is written
+
+
+def test_too_many_unusable_rows_end_in_exit_code_1_with_reasons(here, sound, capfd):
+    broken = here / "broken"
+    shutil.copytree(sound, broken)
+    victim = sorted((broken / "Raw").rglob("*.mp4"))[0]
+    victim.write_text("this is no video\n" * 100)
+    code, said = run(str(broken), "--sample", "0", capfd=capfd)
+    assert code == 1
+    assert "UnreadableMedia 1" in said
+    unbroken = said.replace(" ", "")  # long lines are broken anywhere
+    assert f"{victim.name}:1700bytes,butnotamediafile" in unbroken
+    assert "1 of 6 rows cannot be used (16.7%; max_failed_fraction allows 2.0%)" in said
+    assert "Extraction by" not in said
+
+
+def test_a_folder_that_is_no_corpus_says_so(here, capfd):
+    code, said = run(str(here), capfd=capfd)
+    assert code == 1 and "label.csv" in said and "Traceback" not in said
+
+
+def test_the_sample_spans_the_durations_and_takes_readable_clips_only(sound, tmp_path):
+    shutil.copytree(sound, tmp_path / "c")
+    clips = examine(sound, language="en", label_range=(-3, 3)).manifest.clips
+    shortest, *_, longest = sorted(clips, key=lambda clip: clip.duration)
+    found = examine(sound, language="en", label_range=(-3, 3))
+    assert doctor.sample_clips(found, 2) == [shortest, longest]
+    assert len(doctor.sample_clips(found, 99)) == 6 and doctor.sample_clips(found, 0) == []
+    (tmp_path / "c" / longest.media).write_bytes(b"")
+    found = examine(tmp_path / "c", language="en", label_range=(-3, 3))
+    assert longest.clip_id not in {clip.clip_id for clip in doctor.sample_clips(found, 99)}
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(11.6, "12 s"), (245, "4 min 05 s"), (12_000, "3 h 20 min")])
+def test_durations_read_as_people_say_them(seconds, words):
+    assert doctor.clock(seconds) == words

@@ -1,0 +1,158 @@
+"""The presets of conf/ and what is chosen from them: `dvc repro` and `dvc exp run` begin with the same parameters."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.config.params import ParamsError, load_params
+from flows.config.presets import apply, chosen, compose, hand_edits, presets, save
+
+ROOT = Path(__file__).parents[3]
+OPTIONS = "extract.audio.options"
+
+
+def params(project: Path) -> dict:
+    return yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+
+
+def edit(project: Path, before: str, after: str) -> None:
+    """Change a line of params.yaml as a hand does."""
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    assert before in text
+    (project / "params.yaml").write_text(text.replace(before, after), encoding="utf-8")
+
+
+def test_the_committed_parameters_are_the_composed_default(project):
+    assert compose() == params(project)
+    assert chosen() == ({}, {}), "a choice was committed: dashfusion use experiment=default"
+
+
+def commit(project):
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=project, check=True, capture_output=True)
+
+
+def test_use_changes_the_values_and_keeps_the_comments(project):
+    changed = apply(["corpus=mmsa", "prepare.root=/videos/mosi"])
+    assert changed["prepare.root"] == ("corpora/demo", "/videos/mosi")
+    assert load_params().prepare.layout == "mmsa"
+    assert "# one table a stage" in (project / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["train.epochs=3"],
+        ["corpus=mmsa", "prepare.root=/videos/mosi", "prepare.label_range=[-1,1]"],
+        ["corpus=demo_zh", "text=minilm"],
+        ["experiment=[fast,in_batch]", "model.dropout=0.3"],
+        ["experiment=finetune", "train.text_learning_rate=1.0e-5"],
+        ["~experiment", "align.mask_invalid=[]"],
+        ["extract.audio.extractor=audio.opensmile", f"~{OPTIONS}"],
+        ["extract.audio.extractor=audio.transformer", f"~{OPTIONS}", f"+{OPTIONS}={{model:/models/wav2vec2}}"],
+        [f"+{OPTIONS}.model='a b: {{c}}'", "~train.patience", "~train.mining.positives"],
+        ["prepare.corpus='007'", "transcribe.model=openai/whisper-small", 'extract.address=""'],
+    ],
+    ids=lambda choices: " ".join(choices),
+)
+def test_what_is_used_is_what_conf_composes_to_ever_after(project, choices):
+    apply(["train.seeds=[1,2]", "corpus=mmsa"])  # is forgotten
+    apply(choices)
+    assert params(project) == compose() != yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert hand_edits() == {}
+    assert params(project)["train"]["seeds"] == [0]
+
+
+def test_a_replaced_block_takes_further_settings_as_any_other(project):
+    apply(["extract.audio.extractor=audio.transformer", f"~{OPTIONS}", f"+{OPTIONS}={{model:/models/a}}"])
+    assert compose([f"{OPTIONS}.model=/models/b"])["extract"]["audio"]["options"] == {"model": "/models/b"}
+
+
+def test_a_preset_named_with_dvcs_own_command_wins_over_the_chosen_one(project):
+    apply(["corpus=mmsa", "experiment=in_batch", "train.epochs=3"])
+    composed = compose(["corpus=demo_en", "experiment=default"])
+    assert composed["prepare"]["layout"] == "demo" and composed["train"]["contrastive"]["scope"] == "retrieved"
+    assert composed["train"]["epochs"] == 3
+
+
+def test_going_to_presets_and_back_leaves_every_file_as_it_was(project):
+    files = [project / "params.yaml", *(project / "conf").rglob("*.yaml")]
+    before = {path: path.read_text(encoding="utf-8") for path in files}
+    commit(project)
+    apply(["corpus=demo_zh", "prepare.demo.clips=48", "align.mask_invalid=[]"])
+    apply(["corpus=folder", "prepare.root=/videos/in/a/place/far/away"])  # longer than the place of its comment
+    apply(["corpus=mmsa", "prepare.label_range=[-1,1]", f"~{OPTIONS}", f"+{OPTIONS}={{model:x}}"])
+    apply(["experiment=default"])
+    assert {path: path.read_text(encoding="utf-8") for path in files} == before
+
+
+def test_a_hand_edit_is_seen_and_kept_on_demand(project):
+    apply(["corpus=mmsa", "prepare.root=/videos/mosi"])
+    edit(project, "epochs: 16", "epochs: 40")
+    edit(project, "      hop_seconds: 0.064", "      model: /models/wav2vec2")
+    expected = {"train.epochs": (16, 40), f"{OPTIONS}.hop_seconds": (0.064, None)}
+    expected |= {f"{OPTIONS}.model": (None, "/models/wav2vec2")}
+    assert hand_edits() == expected == save()
+    assert hand_edits() == {} and compose() == params(project)
+    assert chosen()[0] == {"corpus": "mmsa"} and chosen()[1]["prepare.root"] == "/videos/mosi"
+
+
+def test_a_hand_edit_that_is_no_parameter_is_not_kept(project):
+    edit(project, "  epochs: 16", "  epoch: 16")
+    with pytest.raises(ParamsError, match=r"train.epoch: no such key; did you mean 'epochs'\?"):
+        save()
+    assert chosen() == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("corpus=nothing", "demo_en"),
+        ("train.epoch=3", r"train.epoch: no such key or group; did you mean 'train.epochs'\?"),
+        ("+train.epoch=3", r"train.epoch: no such key; did you mean 'epochs'\?"),
+        ("experiments=fast", r"did you mean 'experiment'\?"),
+        (f"{OPTIONS}={{model:x}}", rf"is a block: name a key of it, or replace it: '~{OPTIONS}'"),
+        ("train.epochs=3,4", "dvc exp run --queue -S train.epochs=3,4 tries several"),
+        ("train.epochs", "group=preset or key=value is wanted"),
+        ("~evaluate", "evaluate: conf/ has a value for this and cannot be told to have none"),
+        ("train.text_learning_rate=2.0e-5", r"train.text_learning_rate is 2e-05: with model.text.mode frozen"),
+        ("train.epochs=-3", "train.epochs"),
+    ],
+)
+def test_a_wrong_choice_is_refused_with_the_way_out_and_changes_nothing(project, choice, message):
+    files = [project / "params.yaml", project / "conf/chosen.yaml", project / "conf/emptied.yaml"]
+    before = [path.read_bytes() for path in files]
+    with pytest.raises(ValueError, match=message):
+        apply([choice])
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_corpus_of_ones_own_must_say_what_the_defaults_leave_open(project):
+    (project / "conf/corpus/mosi.yaml").write_text(
+        "# @package _global_\n# MOSI, here.\nprepare: {corpus: mosi, layout: mmsa}\n", encoding="utf-8"
+    )
+    assert presets()["corpus"]["mosi"] == "MOSI, here"
+    with pytest.raises(ValueError, match=r"prepare\.root"):
+        apply(["corpus=mosi"])
+    apply(["corpus=mosi", "prepare.root=/videos/mosi"])
+    assert compose()["prepare"]["root"] == "/videos/mosi"
+
+
+def test_every_preset_composes_and_says_what_it_is_for():
+    for group, names in presets(ROOT / "conf").items():
+        for name, meaning in names.items():
+            compose([f"{group}={name}"], ROOT / "conf")
+            assert len(meaning) > 10, f"{group}={name} has no comment"
+
+
+def test_comments_that_dvc_left_out_come_back_from_the_last_commit(project):
+    commented = (project / "params.yaml").read_text(encoding="utf-8")
+    commit(project)
+    (project / "params.yaml").write_text(yaml.safe_dump(compose(["train.epochs=3"])), encoding="utf-8")  # as it does
+    assert apply(["experiment=default"]) == {"train.epochs": (3, 16)}
+    assert (project / "params.yaml").read_text(encoding="utf-8") == commented

@@ -1,0 +1,168 @@
+"""Stages run with Prefect's engine, and without it where no server can be had."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.orchestration import engine, prefect_server, settings, supervisor
+
+
+def test_prefects_server_can_be_imported_with_the_pinned_packages():
+    """Newer fastapi and SQLAlchemy break it, some of them silently."""
+    import prefect.server.api.server
+    import sqlalchemy
+
+    assert prefect.server.api.server.create_app
+    assert tuple(map(int, sqlalchemy.__version__.split(".")[:2])) < (2, 1)
+
+
+def test_a_dead_address_is_answered_by_running_without_a_server(monkeypatch):
+    monkeypatch.delenv("DASHFUSION_SERVER", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{prefect_server.free_port()}/api")
+    address, said = prefect_server.find_or_start()
+    assert address is None and "no Prefect server answers" in said and "PREFECT_API_URL" in said
+
+
+def test_off_means_off(monkeypatch):
+    monkeypatch.setenv("DASHFUSION_SERVER", "off")
+    assert prefect_server.find_or_start()[0] is None
+
+
+def test_the_server_of_another_run_is_not_used_since_it_stops_with_that(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prefect_server, "healthy", lambda address: True)
+    settings.STATE.mkdir()
+    for owner, found in ((os.getpid(), "http://127.0.0.1:1/api"), (os.getppid(), None), (2**22 + 1, None)):
+        prefect_server.RECORD.write_text(json.dumps({"api_url": "http://127.0.0.1:1/api", "owner": owner}))
+        assert prefect_server._recorded() == found
+
+
+FLOW = """
+from flows.orchestration import engine
+from prefect import flow, task
+
+@task
+def double(n, *, by):
+    return n * by
+
+@task
+def one():
+    return 1
+
+@flow
+def add(items):
+    return sum(engine.map_tasks(double, items, workers=2, by=10)) + engine.call(one)
+
+print("result", engine.run_stage(add, items=[1, 2, 3]))
+"""
+
+
+def run_flow(**environment: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PREFECT_API_URL", "DASHFUSION_SERVER")}
+    path = os.pathsep.join([str(Path(prefect_server.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", FLOW],
+        env=clean | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_without_a_server_the_same_functions_run_plainly():
+    out = run_flow(DASHFUSION_SERVER="off")
+    assert "result 61" in out and len(out.splitlines()) == 2, out
+
+
+@pytest.mark.server
+def test_a_run_reports_to_a_server_of_its_own_and_leaves_no_process(tmp_path, monkeypatch, running_server):
+    monkeypatch.chdir(tmp_path)
+    out = run_flow(PREFECT_HOME=str(tmp_path), DASHFUSION_SERVER="own")
+    assert "result 61" in out and "started for this run" in out
+    assert "Traceback" not in out and len(out.splitlines()) == 2, out
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and leftovers():
+        time.sleep(0.2)
+    assert not leftovers()
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with running_server() as api_url:
+        assert count_task_runs(api_url, wanted=4) == 4, "task runs were lost"
+
+
+def leftovers() -> list[str]:
+    """Servers of ours whose run is over."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[2:4] == [supervisor.__file__, "service"] and not psutil.pid_exists(int(words[5])):
+            found.append(" ".join(words))
+    return found
+
+
+@pytest.mark.server
+def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch, running_server):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    with running_server() as api_url:
+        out = run_flow(PREFECT_API_URL=api_url)
+        assert f"reporting to the Prefect server at {api_url}" in out and "result 61" in out
+        assert count_task_runs(api_url, wanted=4) == 4
+    assert not prefect_server.healthy(api_url), "the server outlived its keeper"
+
+
+def count_task_runs(api_url: str, wanted: int) -> int:
+    """Task runs stored, given a few seconds: the server records them after the flow has ended."""
+    import urllib.request
+
+    for _ in range(50):
+        request = urllib.request.Request(
+            f"{api_url}/task_runs/count", data=b"{}", headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            count = json.load(answer)
+        if count == wanted:
+            break
+        time.sleep(0.2)
+    return count
+
+
+def test_runs_are_tagged_with_corpus_stage_and_who_runs_them(monkeypatch):
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    tagged = {}
+    client = SimpleNamespace(update_flow_run=lambda run_id, tags: tagged.update({run_id: tags}))
+    monkeypatch.setattr("prefect.client.orchestration.get_client", lambda sync_client: nullcontext(client))
+    monkeypatch.chdir(Path(prefect_server.__file__).parents[2])
+    runs = [SimpleNamespace(id=n, parameters={}, tags=["mine"]) for n in range(2)]
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    engine.add_tags(SimpleNamespace(name="pipeline"), runs[0], None)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    engine.add_tags(SimpleNamespace(name="train"), runs[1], None)
+    assert tagged == {0: ["corpus:demo_en", "mine"], 1: ["corpus:demo_en", "dvc", "mine", "stage:train"]}
+
+
+def test_a_long_table_is_cut_and_says_so(monkeypatch):
+    published = {}
+    monkeypatch.setattr(engine, "engine_active", lambda: True)
+    monkeypatch.setattr("prefect.artifacts.create_table_artifact", lambda **given: published.update(given))
+    engine.publish_table("problems", ({"clip": i} for i in range(2000)), "Problems")
+    assert published["table"] == [{"clip": i} for i in range(engine.SHOWN_ROWS)]
+    assert published["description"] == "Problems (the first 500 of 2,000)"
+    engine.publish_table("problems", [{"clip": 0}], "Problems")
+    assert published["description"] == "Problems"
+
+
+def test_without_the_engine_the_gpu_is_nobodys_and_cached_results_are_plain():
+    with engine.gpu_slot():
+        assert engine.as_cached("result", "why") == "result"

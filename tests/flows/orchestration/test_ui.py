@@ -1,0 +1,67 @@
+"""The parts of `dashfusion ui` that need no Prefect server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+from flows.orchestration import prefect_server, supervisor, ui
+from flows.orchestration.deployments import Schedule
+
+STUBBORN = """
+import pathlib, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if len(sys.argv) == 2:
+    child = subprocess.Popen([sys.executable, __file__, sys.argv[1], "child"], start_new_session=True)
+else:
+    pathlib.Path(sys.argv[1]).touch()
+time.sleep(120)
+"""
+
+
+def test_what_does_not_end_when_asked_is_killed_with_all_that_it_started(tmp_path):
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    process = subprocess.Popen([sys.executable, tmp_path / "stubborn.py", tmp_path / "ready"])
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    [child] = psutil.Process(process.pid).children()
+    supervisor.stop(process, patience=0.3)
+    assert process.poll() is not None
+    assert not child.is_running() or child.wait(10) is None
+
+
+def read(address: str) -> str:
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_the_reports_files_are_served_and_nothing_else(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    with ui._report(tmp_path / "report", prefect_server.free_port()) as address:
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            read(address)
+        (tmp_path / "report/plots").mkdir(parents=True)
+        (tmp_path / "report/index.html").write_text("the report")
+        assert read(address) == read(f"{address}/index.html") == "the report"
+        for path in ("/plots/", "/../secret.txt", "/%2e%2e/secret.txt", "/plots/../../secret.txt"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                read(address + path)
+
+
+def test_a_port_that_is_taken_is_no_obstacle_to_the_report(tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    port = prefect_server.free_port()
+    with ui._report(tmp_path, port) as first, ui._report(tmp_path, port) as second:
+        assert first != second and read(second) == "mine"
+
+
+@pytest.mark.parametrize("wrong", [{"cron": "often"}, {"cron": "61 * * * *"}, {"timezone": "Berlin"}])
+def test_a_schedule_that_is_none_is_refused_with_an_example(wrong):
+    with pytest.raises(ValueError, match=r"is no schedule.*0 3 \* \* \*.*Europe/Berlin"):
+        Schedule(**wrong)

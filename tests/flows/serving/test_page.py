@@ -1,0 +1,283 @@
+"""The server's page in a browser: a clip from its choice to its score, the time line, and what goes wrong."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from flows.serving.app import make_app
+from flows.serving.security import LOOPBACK, Rules
+
+pytestmark = pytest.mark.browser
+
+TOKEN = "correct-horse-battery"
+TEXT = "The phone was kind of pleasant. The food was awful, and we were bored."
+
+
+@contextmanager
+def running(scorers: Any, folder: Path, token: str = "") -> Iterator[tuple[str, Callable[[], None]]]:
+    """Address of a server in a thread of ours, and what stops it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    rules = Rules(LOOPBACK, (), token, scorers.limits.size, 60.0)
+    config = uvicorn.Config(
+        make_app(scorers, rules, folder), http="h11", ws="none", lifespan="off", log_level="warning"
+    )
+    served = uvicorn.Server(config)
+    thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        served.should_exit = True
+        thread.join(timeout=30)
+        listener.close()
+
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", stop
+    finally:
+        stop()
+
+
+@dataclass
+class Opened:
+    """A tab with the page, and all that it asked for and complained of."""
+
+    page: Any
+    address: str
+    asked: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.set_default_timeout(60_000)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda line: line.type in ("error", "warning") and self.complaints.append(line.text))
+        self.page.goto(self.address)
+
+    def get(self, name: str) -> Any:
+        return self.page.locator(f"#{name}")
+
+    def property(self, name: str, key: str) -> Any:
+        return self.get(name).evaluate("(element, key) => element[key]", key)
+
+    def wait(self, name: str, ready: Callable[[str], bool]) -> str:
+        """The text of an element, once it is so."""
+        self.get(name).wait_for()
+        for _ in range(300):
+            if ready(text := self.get(name).inner_text()):
+                return text
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"#{name} stays {text!r}")
+
+    def choose(self, path: Path) -> None:
+        self.get("form").wait_for()
+        self.get("file").set_input_files(path)
+
+    def score(self, path: Path, text: str = TEXT) -> None:
+        self.choose(path)
+        self.get("text").fill(text)
+        self.get("send").click()
+        self.get("result").wait_for()
+
+    def problem(self) -> tuple[str, str]:
+        self.get("problem").wait_for()
+        return self.get("problem").get_attribute("data-error"), self.get("problem-message").inner_text()
+
+
+@pytest.fixture
+def opened(browser, scorers, uploads) -> Iterator[Callable[..., Opened]]:
+    """Opens the page of a server of its own."""
+    with running(scorers, uploads) as (address, _):
+        tabs = []
+
+        def open_page(width: int = 1000, **options: Any) -> Opened:
+            tabs.append(browser.new_page(viewport={"width": width, "height": 900}, **options))
+            return Opened(tabs[-1], address)
+
+        yield open_page
+        for tab in tabs:
+            tab.close()
+
+
+def seconds_of(readout: str) -> float:
+    minutes, rest = readout.split(": ", 1)[0].split(":")
+    return 60 * int(minutes) + float(rest)
+
+
+def test_a_clip_is_scored_and_its_time_line_follows_the_video(opened, long_clip):
+    tab = opened()
+    tab.score(long_clip)
+    assert "long.mp4" in tab.get("result-name").inner_text() and "demo_en" in tab.get("about").inner_text()
+    assert tab.get("score").inner_text()[-3] == "." and "text, audio, vision" in tab.get("from").inner_text()
+    assert tab.get("bars").locator(".share").count() == 3
+    assert TEXT in tab.get("said-text").inner_text()
+    assert tab.get("timeline").locator("polyline").count() >= 1
+    assert tab.property("player", "readyState") > 0, "the browser's own copy plays"
+
+    box = tab.get("timeline").bounding_box()
+    tab.get("timeline").click(position={"x": box["width"] * 0.6, "y": 40})
+    at = seconds_of(tab.get("readout").inner_text())
+    assert tab.property("player", "currentTime") == pytest.approx(at, abs=0.2) and 10 < at < 18
+    tab.get("timeline").press("ArrowLeft")
+    assert seconds_of(tab.get("readout").inner_text()) == pytest.approx(at - 1, abs=0.2)
+    assert tab.get("timeline").get_attribute("aria-valuetext") in tab.get("readout").inner_text()
+    tab.get("timeline").press("Home")
+    tab.get("timeline").press(" ")
+    tab.wait("readout", lambda text: seconds_of(text) > 0.5)
+    tab.get("timeline").press(" ")
+    assert tab.property("player", "paused")
+    drawn = tab.get("timeline").locator("g").get_attribute("transform")
+    tab.get("windows-title").click()
+    tab.get("rows").locator("button").last.click()
+    assert tab.get("timeline").locator("g").get_attribute("transform") != drawn
+    assert tab.property("player", "currentTime") > 15
+    assert tab.complaints == []
+    assert all(url.startswith((tab.address, f"blob:{tab.address}", "data:")) for url in tab.asked)
+
+
+def test_a_short_clip_has_no_time_line_and_the_page_says_why(opened, clip):
+    tab = opened()
+    tab.score(clip)
+    assert not tab.get("over-time").is_visible() and "Too short" in tab.get("no-timeline").inner_text()
+    tab.page.get_by_text("Options", exact=True).click()
+    tab.get("window").fill("1")
+    tab.get("send").click()
+    tab.wait("doing", lambda text: text.startswith("Scored"))
+    tab.get("timeline").wait_for()
+    assert tab.get("rows").locator("tr").count() > 2
+    with tab.page.expect_download() as download:
+        tab.get("download").click()
+    assert '"schema_version": 1' in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def test_a_file_that_is_no_clip_is_refused_in_words(opened, tmp_path, clip):
+    (tmp_path / "letter.mp4").write_text("This is a letter.")
+    tab = opened()
+    tab.choose(tmp_path / "letter.mp4")
+    tab.get("unplayable").wait_for()
+    tab.get("send").click()
+    error, message = tab.problem()
+    assert error == "not_media" and "letter.mp4" in message
+    assert tab.get("problem").get_attribute("role") == "alert" and not tab.get("again").is_visible()
+    tab.score(clip)
+    assert not tab.get("problem").is_visible()
+
+
+def test_too_large_and_too_long_are_told_before_anything_is_sent(opened, tmp_path, long_clip, scorers, monkeypatch):
+    (tmp_path / "large.mp4").write_bytes(bytes(5 << 20))
+    tab = opened()
+    tab.choose(tmp_path / "large.mp4")
+    error, message = tab.problem()
+    assert error == "too_large" and "5.0 MB" in message and "4.0 MB" in message and tab.get("send").is_disabled()
+    monkeypatch.setattr(scorers, "limits", replace(scorers.limits, length=10.0))
+    tab = opened()
+    tab.choose(long_clip)
+    error, message = tab.problem()
+    assert error == "too_long" and "0:10.0" in message and tab.get("send").is_disabled()
+    assert not [url for url in tab.asked if url.endswith("/predict")]
+
+
+def test_a_busy_server_is_tried_again(opened, clip, scorers, monkeypatch):
+    monkeypatch.setattr(scorers, "_places", 0)
+    monkeypatch.setattr(scorers, "_seconds", 1.0)
+    tab = opened()
+    tab.choose(clip)
+    tab.get("send").click()
+    error, message = tab.problem()
+    assert error == "busy" and "Trying again" in message and tab.get("cancel").is_visible()
+    monkeypatch.undo()
+    tab.get("result").wait_for()
+
+
+def test_a_server_that_is_gone_is_told_of_with_a_way_to_try_again(browser, scorers, uploads, clip):
+    with running(scorers, uploads) as (address, stop):
+        tab = Opened(browser.new_page(), address)
+        tab.choose(clip)
+        stop()
+        tab.get("send").click()
+        error, message = tab.problem()
+        assert error == "gone" and "dashfusion serve" in message and tab.get("again").is_visible()
+        tab.page.close()
+
+
+def test_the_token_is_asked_for_and_kept_for_the_tab(browser, scorers, uploads, clip):
+    with running(scorers, uploads, TOKEN) as (address, _):
+        tab = Opened(browser.new_page(), address)
+        tab.get("token").fill("wrong-wrong-wrong-wrong")
+        tab.get("token").press("Enter")
+        assert "not the server's token" in tab.wait("token-wrong", bool)
+        tab.get("token").fill(TOKEN)
+        tab.get("token").press("Enter")
+        tab.score(clip)
+        tab.page.reload()
+        tab.get("form").wait_for()
+        tab.page.close()
+
+
+def test_a_clip_is_dropped_on_the_page(opened, clip):
+    tab = opened()
+    tab.get("form").wait_for()
+    data = tab.page.evaluate_handle(
+        """bytes => { const data = new DataTransfer();
+                      data.items.add(new File([new Uint8Array(bytes)], "dropped.mp4")); return data; }""",
+        list(clip.read_bytes()),
+    )
+    tab.page.dispatch_event("#drop", "drop", {"dataTransfer": data})
+    assert "dropped.mp4" in tab.get("chosen").inner_text()
+    tab.get("send").click()
+    tab.get("result").wait_for()
+
+
+def test_a_clip_is_recorded_where_the_browser_has_a_camera(scorers, uploads, chromium):
+    pretending = chromium("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    with running(scorers, uploads) as (address, _):
+        tab = Opened(pretending.new_page(), address)
+        tab.get("record").click()
+        tab.wait("record", lambda text: text.startswith("Stop (0:02"))
+        tab.get("record").click()
+        tab.wait("chosen", lambda text: "recording.webm" in text)
+        tab.get("send").click()
+        tab.get("result").wait_for()
+        assert "no face" in tab.get("warning-list").inner_text()
+        assert tab.complaints == []
+
+
+def test_without_a_camera_the_page_says_so(opened):
+    tab = opened()
+    tab.get("record").click()
+    assert tab.problem()[0] == "camera"
+
+
+def test_with_the_keyboard_alone(opened, clip):
+    tab = opened()
+    tab.choose(clip)
+    order = []
+    while "send" not in order and len(order) < 20:
+        tab.page.keyboard.press("Tab")
+        order.append(tab.page.evaluate("document.activeElement.id"))
+    assert [name for name in order if name in ("record", "text", "send")] == ["record", "text", "send"]
+    tab.get("send").press("Enter")
+    tab.get("result").wait_for()
+    assert tab.page.evaluate("document.activeElement.id") == "result-name"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(opened, long_clip, scheme, tmp_path):
+    tab = opened(390, color_scheme=scheme)
+    tab.score(long_clip)
+    root = tab.page.locator("html")
+    assert root.evaluate("element => element.scrollWidth") == 390
+    for name in ("send", "score", "timeline", "from", "warnings"):
+        box = tab.get(name).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390, name
+    background = tab.page.locator("body").evaluate("element => getComputedStyle(element).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 380) == (scheme == "dark")
+    tab.page.screenshot(path=tmp_path / f"{scheme}.png", full_page=True)
+    assert tab.complaints == []

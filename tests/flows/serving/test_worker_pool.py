@@ -1,0 +1,190 @@
+"""Worker processes that score: files that hang, crash or fill them, the line before them, and their end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from extractors.execution.workers import Worker
+from flows.serving import worker_pool as module
+from flows.serving.errors import REASONS, Refused
+from flows.serving.worker import Model, Upload, renamed
+from flows.serving.worker_pool import Limits, Scorers, default_workers
+
+TEXT = "It was fine."
+
+
+def wait(ready: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if found := ready():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"waited in vain for {what}")
+
+
+def refusal(answer: Any) -> Refused:
+    with pytest.raises(Refused) as refused:
+        answer.result(timeout=120)
+    return refused.value
+
+
+def worker_of(scorers: Scorers) -> Worker:
+    [worker] = scorers._workers
+    return worker
+
+
+@pytest.fixture
+def upload(clip) -> Upload:
+    return Upload(clip, "a clip.mp4", TEXT)
+
+
+@pytest.fixture
+def long_upload(long_clip) -> Upload:
+    return Upload(long_clip, "long.mp4", TEXT)
+
+
+def begun(answer: Any) -> Any:
+    """The answer, once a worker is at it."""
+    wait(answer.running, "a worker to take it")
+    return answer
+
+
+def test_a_file_that_brings_its_worker_down_is_refused_and_the_next_is_scored(scorers, upload, long_upload):
+    first = scorers.score(upload).result(timeout=120)
+    pid = worker_of(scorers).pid
+    answer = begun(scorers.score(long_upload))
+    psutil.Process(pid).kill()
+    refused = refusal(answer)
+    assert (refused.error, refused.status_code) == ("crashed", 422) and refused.message.startswith("long.mp4: ")
+    again = scorers.score(upload).result(timeout=120)
+    assert again["raw_score"] == first["raw_score"] and worker_of(scorers).pid != pid
+
+
+def test_no_file_is_blamed_for_a_process_that_ended_before_it_came(scorers, upload):
+    scorers.score(upload).result(timeout=120)
+    scorers.examine(upload.path, upload.name).result(timeout=60)
+    for worker in (worker_of(scorers), scorers._examiner):
+        process = psutil.Process(worker.pid)
+        process.kill()
+        wait(lambda process=process: not module._memory(process.pid), "its end")
+    scorers.examine(upload.path, upload.name).result(timeout=60)
+    assert scorers.score(upload).result(timeout=120)["error"] is None
+
+
+def test_a_file_that_takes_too_long_is_refused_and_its_worker_ended(scorers, long_upload, monkeypatch):
+    monkeypatch.setattr(scorers, "limits", replace(scorers.limits, scoring_seconds=0.05))
+    pid = worker_of(scorers).pid
+    refused = refusal(scorers.score(long_upload))
+    assert refused.error == "clip_timeout" and "longer than 0.05 s" in refused.message
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_worker_that_takes_too_much_memory_is_ended(scorers, upload, long_upload, monkeypatch):
+    scorers.score(upload).result(timeout=120)
+    answer = begun(scorers.score(long_upload))
+    monkeypatch.setattr(scorers, "limits", replace(scorers.limits, memory=300 << 20))
+    refused = refusal(answer)
+    assert refused.error == "too_much_memory" and "0.3 GiB" in refused.message
+
+
+def test_a_worker_that_has_grown_is_replaced_before_the_next_upload(scorers, upload, monkeypatch):
+    scorers.score(upload).result(timeout=120)
+    pid = worker_of(scorers).pid
+    scorers.score(upload).result(timeout=120)
+    assert worker_of(scorers).pid == pid, "it has not grown"
+    monkeypatch.setattr(module, "GROWN", -(1 << 40))
+    scorers.score(upload).result(timeout=120)
+    wait(lambda: worker_of(scorers).pid not in (None, pid), "another process")
+    monkeypatch.undo()
+    assert scorers.score(upload).result(timeout=120)["error"] is None
+
+
+def test_headers_that_hang_or_crash_the_process_that_reads_them_are_refused(scorers, clip, monkeypatch):
+    scorers.examine(clip, "fine.mp4").result(timeout=60)
+    monkeypatch.setattr(module, "EXAMINE_LIMIT", 0.0)
+    refused = refusal(scorers.examine(clip, "hangs.mp4"))
+    assert refused.error == "crashed" and refused.message.startswith("hangs.mp4: ")
+    monkeypatch.undo()
+    scorers.examine(clip, "fine.mp4").result(timeout=60)
+
+
+def test_an_upload_that_nobody_waits_for_is_not_begun(scorers, upload, long_upload):
+    first = begun(scorers.score(long_upload))
+    second, third = scorers.score(replace(upload, path=Path("nowhere.mp4"))), scorers.score(upload)
+    assert second.cancel()
+    assert third.result(timeout=120)["file"] == upload.name and first.done()
+    with pytest.raises(CancelledError):
+        second.result()
+
+
+def test_the_line_has_an_end_and_says_when_to_come_again(scorers, monkeypatch):
+    monkeypatch.setattr(scorers, "_places", 2)
+    monkeypatch.setattr(scorers, "_seconds", 3.2)
+    with scorers.place(), scorers.place():
+        assert scorers.waiting == 2
+        with pytest.raises(Refused) as refused, scorers.place():
+            raise AssertionError("there were two places")
+    assert refused.value.error == "busy" and refused.value.headers == {"Retry-After": "6"}
+    assert scorers.waiting == 0
+    with pytest.raises(KeyError), scorers.place():
+        raise KeyError
+    assert scorers.waiting == 0
+
+
+def test_an_option_that_the_checkpoint_does_not_know_is_refused(scorers, upload, corpus):
+    refused = refusal(scorers.score(replace(upload, hop=0.01)))
+    assert refused.error == "invalid" and "hop is 0.01 s" in refused.message
+
+
+def test_stopping_refuses_who_waits_and_ends_every_process(corpus, tmp_path, upload, long_upload):
+    started = Scorers(Model(corpus / "models-unaligned/best", device="cpu"), Limits(), 1, tmp_path)
+    started.start()
+    pids = [worker_of(started).pid]
+    answer, waiting = begun(started.score(long_upload)), started.score(upload)
+    started.stop()
+    with pytest.raises(Refused, match="stopped"), started.place():
+        raise AssertionError("no place is left")
+    started.close(grace=60)
+    assert answer.result(timeout=1)["error"] is None, "what was begun has had its time"
+    assert refusal(waiting).error == "stopping"
+    assert not any(map(psutil.pid_exists, pids))
+
+
+def test_a_checkpoint_that_cannot_be_used_is_told_of_at_the_start(corpus, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint here"):
+        Scorers(Model(tmp_path), Limits(), 1, tmp_path)
+    wrong = Scorers(Model(corpus / "models-unaligned/best", device="nonsense"), Limits(), 2, tmp_path)
+    with pytest.raises((ValueError, RuntimeError), match="nonsense"):
+        wrong.start()
+    assert not wrong._kill_all(), "no process is left"
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0}, {"length": -1.0}, {"waiting": -1}, {"memory": 0}])
+def test_limits_that_are_none_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Limits(**wrong)
+    assert Limits(waiting=0).waiting == 0
+
+
+def test_every_reason_has_a_status_that_fits_it():
+    assert {reason.status for reason in REASONS.values()} == {400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503}
+    assert 1 <= default_workers() <= 4
+
+
+def test_a_result_names_the_file_as_its_sender_does():
+    result = {
+        "file": "/tmp/x/1f", "error": {"class": "MediaError", "message": "/tmp/x/1f: torn; /tmp/x/1f again"},
+        "warnings": [{"code": "audio_failed", "message": "audio: /tmp/x/1f: torn"}], "text": "/tmp/x/1f",
+    }  # fmt: skip
+    told = renamed(result, "/tmp/x/1f", "talk.mp4")
+    assert told["file"] == "talk.mp4" and told["error"]["message"] == "talk.mp4: torn; talk.mp4 again"
+    assert told["warnings"] == [{"code": "audio_failed", "message": "audio: talk.mp4: torn"}]
+    assert told["text"] == "/tmp/x/1f"

@@ -1,0 +1,64 @@
+"""The tidy tables of studies: what is written is read, alone and as one folder of Parquet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult, read_studies, read_study, write_study
+
+RESULT = StudyResult(
+    study="ablation",
+    title="What each part is worth",
+    question="Which parts matter?",
+    corpus="demo_en",
+    split="test",
+    clips=80,
+    reference="full",
+    variants={"full": {}, "no alignment": {"model.alignment": False}},
+    seeds=[0, 1],
+    metrics=["acc2_np", "mae"],
+    conditions={"audio noise": "dB"},
+    pareto=("fusion_madds", "f1_np"),
+    answers=[Answer("Does it matter?", "It costs 2.0 points.", True), Answer("And that?", "Cannot be told.", None)],
+    notes=["vision blur was left out: no media"],
+    record={"seconds": 1.5},
+    rows=[
+        Row("full", 0, AS_IT_IS, None, ALL_CLIPS, "acc2_np", "value", 0.9, cost=59.25),
+        Row("full", None, "audio noise", 10.0, "text misleads", "acc2_np", "mean", 0.8, 0.7, 0.9, 59.25),
+        Row("full", None, AS_IT_IS, None, ALL_CLIPS, "corr", "mean", None),
+    ],
+)
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = write_study(RESULT, tmp_path)
+    assert path == tmp_path / "ablation.parquet"
+    assert read_study(path) == RESULT
+    write_study(replace(RESULT, study="anchor", pareto=None), tmp_path)
+    (tmp_path / ".gitignore").write_text("*")
+    assert [found.study for found in read_studies(tmp_path)] == ["ablation", "anchor"]
+    assert read_studies(tmp_path)[1].pareto is None
+
+
+def test_all_studies_are_one_table(tmp_path):
+    for name in ("ablation", "anchor"):
+        write_study(replace(RESULT, study=name), tmp_path)
+    table = pq.read_table(tmp_path)
+    assert table.num_rows == 6 and set(table["study"].to_pylist()) == {"ablation", "anchor"}
+    assert {"study", "variant", "seed", "metric", "value", "cost"} <= {*table.column_names}
+
+
+def test_numbers_are_found_by_what_they_are_of():
+    assert RESULT.one(metric="acc2_np", seed=None).value == 0.8
+    assert RESULT.one(metric="acc2_np", seed=7) is None
+    assert [row.metric for row in RESULT.find(variant="full", statistic="mean")] == ["acc2_np", "corr"]
+
+
+def test_another_parquet_file_is_refused_by_name(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match=r"other.parquet: no results of a study .* run the study again, or remove it"):
+        read_studies(tmp_path)

@@ -1,0 +1,95 @@
+"""ONNX: the same numbers without PyTorch, for any number of clips and steps, with any modalities missing."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.checkpoint import io as checkpoint
+from model.checkpoint.onnx import export_onnx
+from model.config import ModelConfig, TextConfig, TrainConfig
+from model.data.clips import ClipTable
+from model.evaluation.inference import predict
+from model.train import train
+
+SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu")
+VARIANTS = {
+    "the paper's": {},
+    "an adaptive anchor": {"anchor": "adaptive", "fusion": "concat_attention"},
+    "audio as the anchor": {"anchor": "audio", "fusion": "concat", "bottleneck_tokens": 2},
+}
+
+
+@pytest.fixture
+def onnxruntime():
+    """The runtime; the tests skip where the extra `onnx` is not installed, or does not fit."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except (ImportError, AttributeError) as error:
+        pytest.skip(f"pip install -e '.[onnx]' ({error})")
+    return onnxruntime
+
+
+def trained(dataset: Path, out: Path, **model) -> Path:
+    config = ModelConfig(
+        **{"dim": 16, "heads": 4, "encoder_layers": 1, "fusion_layers": 2, "max_positions": 64} | model
+    )
+    return train(dataset, out, config, SHORT, seed=0).best
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_graph_predicts_what_the_network_predicts(onnxruntime, dataset, tmp_path, variant):
+    best = trained(dataset, tmp_path, **VARIANTS[variant])
+    written = export_onnx(best, tmp_path / "network.onnx")
+    assert written.difference < 1e-5 and written.clips == 8
+    assert written.inputs["audio"] == ("clips", "audio_steps", 5) and written.inputs["text_mask"] == (
+        "clips",
+        "text_steps",
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    network, info = checkpoint.load(best)
+    table = ClipTable.read(dataset, "train", 64)  # some clips lack a modality
+    expected = predict(network, table, info.train.modalities)
+    for rows in (np.arange(24), np.array([5]), np.array([0, 1])):
+        batch = table.batch(rows)
+        inputs = {m: x.numpy() for m, x in batch.values.items()} | {
+            f"{m}_mask": x.numpy() for m, x in batch.masks.items()
+        }
+        for name, array in inputs.items():  # the graph wants a step at least
+            inputs[name] = np.pad(array, [(0, 0), (0, array.shape[1] == 0), *[(0, 0)] * (array.ndim - 2)])
+        np.testing.assert_allclose(session.run(None, inputs)[0], expected[rows], atol=1e-5)
+    told = json.loads(session.get_modelmeta().custom_metadata_map["dashfusion"])
+    assert told["label_range"] == [-3, 3] and told["modalities"]["audio"]["feature_names"][0] == "audio0"
+
+
+def test_a_network_that_reads_transcripts_is_refused(onnxruntime, dataset, tmp_path):
+    text = TextConfig(mode="scratch", vocabulary=64, max_tokens=24, layers=1, width=16, heads=2)
+    with pytest.raises(ValueError, match=r"train with model\.text\.mode frozen"):
+        export_onnx(trained(dataset, tmp_path, text=text), tmp_path / "network.onnx")
+
+
+def test_a_graph_that_predicts_otherwise_is_not_written(onnxruntime, dataset, tmp_path, monkeypatch):
+    from model.checkpoint import onnx
+
+    forward = onnx._FromFeatures.forward
+
+    @functools.wraps(forward)  # the exporter looks at the arguments' names
+    def other(self, *inputs, **named):
+        return forward(self, *inputs, **named) + 0.01
+
+    best = trained(dataset, tmp_path)
+    monkeypatch.setattr(onnx._FromFeatures, "forward", other)
+    with pytest.raises(ValueError, match=r"differ from PyTorch's by up to 1\.0e-02.*nothing was written"):
+        export_onnx(best, tmp_path / "network.onnx")
+    assert not (tmp_path / "network.onnx").exists()
+
+
+def test_without_the_extra_the_message_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[onnx\]'"):
+        export_onnx(tmp_path, tmp_path / "network.onnx")

@@ -1,0 +1,1 @@
+"""What several test packages share: clips, datasets and whole projects, as functions and as fixtures."""

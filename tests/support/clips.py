@@ -1,0 +1,181 @@
+"""Clips made on the spot, the shared real clips, and one instance of each extractor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+WIDTH, HEIGHT, RATE = 64, 48, 44_100
+
+
+def numbered(number: int) -> np.ndarray:
+    """A picture [HEIGHT, WIDTH, 3] that says its number in eight bars, dark for 0 and bright for 1."""
+    bits = np.unpackbits(np.uint8(number))
+    return np.broadcast_to(np.repeat(40 + 160 * bits, WIDTH // 8)[None, :, None], (HEIGHT, WIDTH, 3))
+
+
+def number_of(image: np.ndarray) -> int:
+    """Which frame of a made clip an image shows."""
+    bars = image.mean(axis=(0, 2)).reshape(8, -1).mean(axis=1)
+    return int(np.packbits(bars > 120)[0])
+
+
+def write_clip(
+    path: Path,
+    streams: str = "va",
+    *,
+    fps: float = 25,
+    seconds: float = 2.0,
+    times: Sequence[float] | None = None,
+    picture: Callable[[int], np.ndarray] | None = None,
+    sound: np.ndarray | None = None,
+    sound_start: float = 0.0,
+    rotation: int = 0,
+    codecs: tuple[str, str] = ("libx264", "aac"),
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A media file: `streams` in their order (v, a), frames that say their number, a 200 Hz tone.
+
+    `times` are the frames' own times instead of those of `fps`; `sound` [N] or [channels, N] is at 44,100 Hz.
+    """
+    with av.open(str(path), "w", options=options or {}) as container:
+        made = {}
+        for kind in streams:
+            if kind == "v":
+                video = container.add_stream(codecs[0], rate=Fraction(fps).limit_denominator(1001))
+                video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+                if times is not None:
+                    video.codec_context.time_base = Fraction(1, 1000)
+                if rotation:
+                    video.set_display_rotation(rotation)
+                made["v"] = video
+            else:
+                layout = "stereo" if sound is not None and sound.ndim == 2 else "mono"
+                made["a"] = container.add_stream(codecs[1], rate=RATE, layout=layout)
+        if "v" in made:
+            for number in range(len(times) if times is not None else round(seconds * fps)):
+                image = np.ascontiguousarray((picture or numbered)(number), np.uint8)
+                frame = av.VideoFrame.from_ndarray(image, "rgb24")
+                frame.pts = round(times[number] * 1000) if times is not None else number
+                container.mux(made["v"].encode(frame))
+            container.mux(made["v"].encode(None))
+        if "a" in made:
+            if sound is None:
+                sound = np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 200 / RATE) * 0.5
+            sound = np.atleast_2d(sound).astype(np.float32)
+            resampler = av.AudioResampler(made["a"].format, made["a"].layout, RATE, frame_size=1024)
+            frame = av.AudioFrame.from_ndarray(sound, "fltp", made["a"].layout.name)
+            frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
+            frame.pts = round(sound_start * RATE)
+            for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(made["a"].encode(piece))
+            container.mux(made["a"].encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    """`write_clip`."""
+    return write_clip
+
+
+@pytest.fixture(scope="session")
+def frame_number() -> Callable[[np.ndarray], int]:
+    """`number_of`."""
+    return number_of
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """Folder of the shared real clips; tests that need it are skipped where it is not."""
+    beside = Path(__file__).parents[3] / "shared" / "clips"
+    folder = Path(os.environ.get("DASHFUSION_CLIPS") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"the real clips are not in {folder}; set DASHFUSION_CLIPS to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The default text extractor, loaded once."""
+    from extractors.text.transformer import TransformerText
+
+    return TransformerText()
+
+
+@pytest.fixture(scope="session")
+def librosa_audio():
+    """The default audio extractor."""
+    from extractors.audio.librosa import LibrosaAudio
+
+    return LibrosaAudio()
+
+
+@pytest.fixture(scope="session")
+def face_mesh():
+    """The default vision extractor; FaceMesh starts once."""
+    from extractors.vision.face_mesh import FaceMeshVision
+
+    return FaceMeshVision()
+
+
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="session")
+def speech_models(tmp_path_factory) -> Path:
+    """A folder each with a wav2vec2, hubert, wavlm and whisper of random weights; five layers, 16 wide.
+
+    Whisper's window is two seconds instead of thirty.
+    """
+    import torch
+    import transformers as hf
+
+    root = tmp_path_factory.mktemp("speech")
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    sizes = {**SMALL, "num_hidden_layers": 5, **convolutions}
+    hf.Wav2Vec2Model(hf.Wav2Vec2Config(**sizes)).save_pretrained(root / "wav2vec2")
+    hf.HubertModel(hf.HubertConfig(**sizes)).save_pretrained(root / "hubert")
+    hf.WavLMModel(hf.WavLMConfig(**sizes)).save_pretrained(root / "wavlm")
+    for name in ("wav2vec2", "hubert", "wavlm"):
+        hf.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(root / name)
+    sizes = {"encoder_layers": 5, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = {"vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    window = {"num_mel_bins": 8, "max_source_positions": 100, "max_target_positions": 8}
+    hf.WhisperModel(hf.WhisperConfig(d_model=16, **sizes, **ids, **window)).save_pretrained(root / "whisper")
+    hf.WhisperFeatureExtractor(feature_size=8, chunk_length=2).save_pretrained(root / "whisper")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_models(tmp_path_factory) -> Path:
+    """A folder each with a vit, dinov2, clip and clip_vision_model of random weights; 16 wide, 32 pixels in."""
+    import torch
+    import transformers as hf
+
+    root = tmp_path_factory.mktemp("images")
+    torch.manual_seed(0)
+    words = {**SMALL, "num_hidden_layers": 2, "vocab_size": 20, "max_position_embeddings": 8}
+    words |= {"bos_token_id": 1, "eos_token_id": 2}
+    sizes = {**SMALL, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
+    made = {
+        "vit": hf.ViTModel(hf.ViTConfig(**sizes)),
+        "dinov2": hf.Dinov2Model(hf.Dinov2Config(**{**sizes, "image_size": 64})),  # other than it is given, as usual
+        "clip": hf.CLIPModel(hf.CLIPConfig(text_config=words, vision_config=sizes, projection_dim=8)),
+        "clip_vision_model": hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes)),
+    }
+    said = {"crop_size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+    for name, model in made.items():
+        model.save_pretrained(root / name)
+        (root / name / "preprocessor_config.json").write_text(json.dumps(said))
+    return root
