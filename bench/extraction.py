@@ -15,9 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.results import write_result
 from corpora.demo import DemoConfig, generate
@@ -28,6 +28,9 @@ from extractors.execution.units import limit_threads, work_units
 from extractors.execution.workers import WorkerPool
 from extractors.registry import create
 from media.container import probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
 SCALING_CLIPS = 96

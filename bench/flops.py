@@ -7,9 +7,9 @@ Time is that of one thread's forward and backward pass over a padded batch of 16
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -20,6 +20,9 @@ from model.config import ModelConfig
 from model.network.alignment import build_alignment
 from model.network.flops import count_multiply_adds
 from model.network.fusion import build_fusion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 # Raw steps at the published lengths, with the [CLS] in front of audio and vision.
 SHAPES = {

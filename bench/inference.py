@@ -21,9 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,13 +39,17 @@ from extractors.text.transformer import TransformerText
 from flows.config.params import load_params
 from flows.prediction.inputs import default_model
 from model.config import MODALITIES, ModelConfig
-from model.data.clips import ClipTable
 from model.device import resolve_device
 from model.evaluation.inference import predict
 from model.network.dashfusion import DashFusion
 from model.predict import Predictor
 from model.prediction.protocol import Video
 from model.prediction.quantisation import quantise_linear
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.data.clips import ClipTable
 
 CLIPS, SINGLE, BATCH = 640, 100, 64
 

@@ -10,10 +10,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.results import write_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 REPRO = ("-m", "dvc", "repro")
 

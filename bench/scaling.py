@@ -21,11 +21,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -38,6 +37,9 @@ from corpora.manifest import MODALITIES, Manifest, read_manifest, write_manifest
 from corpora.problems import write_problems
 from corpora.readers.raw import read_raw
 from extractors.execution.units import assemble, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[1]
 ORIGINALS = 8

@@ -15,10 +15,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -30,6 +29,10 @@ from flows.config.params import load_params
 from flows.orchestration.prefect_server import free_port
 from flows.prediction.inputs import default_model
 from flows.serving.worker_pool import default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 ALONE = 50
 TYPICAL = (2.5, 3.5)  # seconds

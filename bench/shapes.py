@@ -7,9 +7,8 @@ each with 10 % of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,10 @@ from model.config import MODALITIES
 from model.data.clips import ClipTable
 from model.data.info import DatasetInfo
 from model.data.sequences import Sequences
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -39,15 +39,19 @@ from torch import Tensor
 from bench.results import write_result
 from bench.shapes import SHAPES, Shape, table
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig
-from model.data.batch import Batch
 from model.data.batching import training_batches
-from model.data.clips import ClipTable
 from model.data.tokens import MINILM, TokenText, encoder_name, prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device
 from model.network.dashfusion import DashFusion
 from model.training.losses import semantic_loss, supervised_loss
 from model.training.mining import Partners, label_classes, mine
 from model.training.objective import CHUNK_OVERHEAD, Objective, Planner, _concatenate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from model.data.batch import Batch
+    from model.data.clips import ClipTable
 
 CLIPS = 600
 """Of the synthetic split: enough for batches and partners of all lengths."""

@@ -11,12 +11,12 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.results import write_result
 from corpora.demo import DemoConfig, generate
-from corpora.manifest import Clip, Manifest
 from corpora.readers.raw import read_raw
 from extractors.base import ExtractionError, Source
 from extractors.registry import create
@@ -25,6 +25,9 @@ from extractors.transcripts.forced_alignment import CtcAligner
 from extractors.transcripts.word_timings import read_word_files
 from extractors.transcripts.words import match_words, split_words, timing_error, word_times
 from media.audio import read_audio
+
+if TYPE_CHECKING:
+    from corpora.manifest import Clip, Manifest
 
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
 

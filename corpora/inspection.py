@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corpora.manifest import Clip, Manifest, by_split
-from corpora.problems import Problem
 from corpora.readers.raw import MEASURING_THREADS, Layout, read_raw
 from media.container import MediaError, MediaInfo, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from corpora.problems import Problem
 
 KEPT = ("UnreadableMedia", "StraddlingVideo")
 """Problems whose rows stay in the manifest; the rows of all others are left out."""

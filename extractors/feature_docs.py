@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from extractors.base import Feature
 from extractors.registry import BUILT_IN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from extractors.base import Feature
 
 _HEAD = """\
 # Features

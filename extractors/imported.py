@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpora.files import atomic_folder
-from corpora.problems import Problem
-from corpora.readers.feature_corpus import ImportedCorpus
 from extractors.base import FeatureSequence, make_signature
 from extractors.execution.units import Summary
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from corpora.problems import Problem
+    from corpora.readers.feature_corpus import ImportedCorpus
 
 VERSION = 1
 

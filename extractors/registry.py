@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from extractors.base import Extractor
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from extractors.base import Extractor
 
 ENTRY_POINT_GROUP = "dashfusion.extractors"
 

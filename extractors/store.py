@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,9 @@ import pyarrow.parquet as pq
 
 from corpora.files import atomic_folder, atomic_path
 from extractors.base import ExtractionError, FeatureSequence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"dashfusion"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import groupby
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 
 from media.container import LONGEST_GAP, MediaError, MissingStream, _clocked, _decode, _need, _open, _time_zero
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 AUDIO_GAP = 0.05
 """Seconds. A longer hole between audio packets becomes silence, so that what follows keeps its time."""

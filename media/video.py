@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Stream
 from av.video.reformatter import VideoReformatter
 
 from media.container import LONGEST_GAP, MediaError, _clocked, _decode, _need, _open, _time_zero
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import av
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.stream import Stream
 
 MAX_SIDE = 640
 """Pixels. Larger frames are scaled down while they are converted: a face keeps enough for the models."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,11 @@ from model.evaluation.inference import _predict, predict
 from model.evaluation.metrics import Metric, evaluate_metrics
 from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
 from model.files import atomic_file
-from model.network.dashfusion import DashFusion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from model.network.dashfusion import DashFusion
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ loaded, and workers begin to read videos meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ from model.prediction.protocol import Failed, FeatureMaker, Made, Part, Steps, V
 from model.prediction.results import Failure, Notice, Prediction, Result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
     from torch import nn
 
     from model.checkpoint.io import CheckpointInfo

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,8 @@ from model.training.objective import CHUNK_OVERHEAD, PARTS, Objective, Planner, 
 from model.training.resume import RunStore, run_signature
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from lightning_fabric import Fabric
 
 GRADIENT_NORM = 1.0

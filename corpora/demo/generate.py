@@ -6,11 +6,11 @@ import csv
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from corpora.demo.script import Script, load_script
 from corpora.demo.voice import say
 from corpora.files import atomic_path
 from corpora.processes import end_with_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 WORD_COLUMNS = ("clip_id", "index", "word", "start", "end")
 AUDIO_BLOCK = 1024

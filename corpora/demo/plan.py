@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from corpora.demo.face import HAIR_STYLES, Look, Motion
 from corpora.demo.script import Script, Sentence, compose
 from corpora.demo.voice import Prosody, Speech, loudness
 from corpora.manifest import MODALITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LIMIT = 3.0
 LABEL_STEP = 0.2

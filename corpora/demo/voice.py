@@ -8,10 +8,13 @@ from __future__ import annotations
 import _ctypes
 import ctypes
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SYNCHRONOUS = 2
 DO_NOT_EXIT = 0x8000

@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, Clip, Manifest, validate
 from corpora.problems import Problem
 from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps, clean, not_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 LABELS, SPLITS, WORDS = "labels.csd", "splits.csv", "words.csd"
 

@@ -6,13 +6,17 @@ T steps of a clip, D features. Times are seconds; where a file knows none, the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corpora.manifest import Manifest
 from corpora.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from corpora.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

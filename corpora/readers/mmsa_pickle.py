@@ -11,18 +11,21 @@ import hashlib
 import math
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, validate
-from corpora.problems import Problem
 from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps, clean, even_times, not_finite
 from corpora.readers.restricted_pickle import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from corpora.problems import Problem
 
 LARGEST_LIST = 1 << 25
 """Values of a clip that come as lists, not as an array."""

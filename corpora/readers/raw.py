@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from corpora.files import sha256_of
 from corpora.manifest import Clip, Manifest, unsafe_id, validate
 from corpora.problems import Problem
 from media.container import MediaError, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 TABLES = ("label.csv", "meta.csv")
 REQUIRED = ("video_id", "clip_id", "text", "label", "mode")

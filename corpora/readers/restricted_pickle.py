@@ -20,10 +20,12 @@ import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LARGEST_INTEGER = 1024
 """Bytes or digits of an integer: Python takes the square of it to make one of digits."""

@@ -6,11 +6,10 @@ T steps, W samples a window, N samples a clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +24,10 @@ from extractors.base import (
     numbered,
 )
 from media.audio import cut_overlapping, read_audio_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 VERSION = 2
 

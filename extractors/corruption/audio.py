@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from media.audio import read_audio_blocks
 from media.container import probe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Draw = Callable[[], np.random.Generator]
 """Gives the clip's random numbers, from their beginning at each call."""

@@ -16,14 +16,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from extractors.base import MissingModality
 from extractors.corruption import audio, text, vision
 from extractors.corruption.text import Edit, Lexicon
-from extractors.transcripts.table import Transcript
 from media.container import MissingStream
+
+if TYPE_CHECKING:
+    from extractors.transcripts.table import Transcript
 
 ChangeMedia = Callable[[Path, Path, float, Callable[[], np.random.Generator]], Path]
 """(media file, where to write, without the ending, level, draws from their beginning) -> the file that was written."""

@@ -14,10 +14,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -30,11 +30,15 @@ from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig, known_duration
 from extractors.execution.cache import TRACEBACKS, tag_scratch
 from extractors.execution.units import CORRUPTED, assemble, check_failures, describe, work_units
-from extractors.execution.workers import WorkerPool
 from extractors.registry import available
 from extractors.store import FeatureMeta, FeatureReader
 from extractors.transcripts.table import PROPORTIONAL, Transcript, read_transcripts, with_transcripts, write_transcripts
 from extractors.transcripts.words import word_times
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from extractors.execution.workers import WorkerPool
 
 VERSION = 1
 """Raised by hand when a change here, and not to a corruption or an extractor, changes the datasets."""

@@ -7,9 +7,12 @@ undo each other, so that the contrary of the contrary is the sentence again.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from extractors.transcripts.words import CHINESE, split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ENGLISH = "en"
 LANGUAGES = (ENGLISH, CHINESE)

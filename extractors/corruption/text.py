@@ -10,15 +10,19 @@ import functools
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from extractors.corruption.negation import check_language, negate
-from extractors.transcripts.table import Transcript
 from extractors.transcripts.words import CHINESE, Word, match_words, split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from extractors.transcripts.table import Transcript
 
 Edit = tuple[list[str], list[list[str]]]
 """The units of a text, and what stands in the place of each: nothing, the unit itself, another, or several."""

@@ -11,14 +11,18 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-from av.container import OutputContainer
-from av.video.stream import VideoStream
 
 from media.video import read_stored_frames
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
 
 Stored = tuple[av.VideoFrame, Fraction, Fraction]
 """A frame as it is stored, and when it appears and is replaced, in seconds."""

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from corpora.files import atomic_folder, atomic_path
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest
 from corpora.problems import Problem
-from extractors.base import FeatureSequence
 from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimes, align_clip, missing_sequence
 from extractors.dataset.statistics import RunningStatistics, TrainingClips
 from extractors.store import METADATA_KEY, FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
 from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from extractors.base import FeatureSequence
 
 SCHEMA_VERSION = 2
 

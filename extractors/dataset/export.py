@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,9 @@ import pyarrow.parquet as pq
 from corpora.files import atomic_folder, atomic_path
 from corpora.manifest import MODALITIES, SPLITS
 from extractors.store import to_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 MMSA_LABELS = {
     "regression_labels": "label",

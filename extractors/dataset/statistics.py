@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corpora.manifest import MODALITIES, Clip
-from extractors.base import FeatureSequence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from extractors.base import FeatureSequence
 
 
 class RunningStatistics:

@@ -8,15 +8,19 @@ import logging
 import shutil
 import traceback
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corpora.files import atomic_path, sha256_of
-from corpora.manifest import Clip
 from extractors.base import ExtractionError, FeatureSequence, MediaCondition
-from extractors.store import FeatureMeta
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from corpora.manifest import Clip
+    from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
 

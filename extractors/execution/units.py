@@ -16,7 +16,6 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from corpora.manifest import Clip
 from corpora.problems import Problem
 from extractors.base import ExtractionError, Extractor, FeatureSequence, MissingModality, Source
 from extractors.execution.cache import TRACEBACKS, _load, _save, keep_traceback, scratch_path, tag_scratch
@@ -34,6 +32,9 @@ from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_seque
 from media.container import MediaError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from corpora.manifest import Clip
     from extractors.base import MediaCondition
 
 logger = logging.getLogger(__name__)

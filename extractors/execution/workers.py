@@ -17,19 +17,20 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from corpora.manifest import Clip
 from corpora.problems import Problem
 from corpora.processes import end_with_parent
 from extractors.execution.units import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
-from extractors.store import FeatureMeta
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from types import TracebackType
+
+    from corpora.manifest import Clip
     from extractors.base import MediaCondition
+    from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from corpora.manifest import MODALITIES, Clip
 from extractors.base import ExtractionError, Extractor, FeatureSequence
@@ -26,12 +26,14 @@ from extractors.execution.workers import Worker, WorkerLost
 from extractors.inference.media_features import MEDIA_MODALITIES, Looked, look
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
 from extractors.registry import create
-from extractors.store import FeatureMeta
 from extractors.transcripts.asr import Recogniser
 from extractors.transcripts.subtitles import read_transcript
 from extractors.transcripts.table import Transcript
 from extractors.transcripts.words import CHINESE, is_ideographic, match_words, split_words
 from media.container import MediaError
+
+if TYPE_CHECKING:
+    from extractors.store import FeatureMeta
 
 Stretches = Callable[[float], list[tuple[float, float]]]
 """A video's length in seconds -> starts and ends of its windows."""

@@ -6,10 +6,9 @@ T tokens of a transcript, special ones included; B clips a batch; D the model's 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +26,9 @@ from extractors.huggingface import (
     read_config,
 )
 from extractors.transcripts.words import split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 VERSION = 2
 

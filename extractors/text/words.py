@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from extractors.base import ExtractionError, Feature, FeatureSequence, MissingModality, Recipe, Source, make_signature
 from extractors.transcripts.words import split_words, word_length
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 VERSION = 2
 

@@ -5,16 +5,18 @@ N samples of a clip. Times are seconds from the clip's start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from extractors.audio.transformer import check_preprocessor
 from extractors.base import make_signature
 from extractors.huggingface import find_model, fingerprint, read_config
 from extractors.transcripts.words import Word
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
 
 VERSION = 1
 

@@ -10,9 +10,7 @@ import itertools
 import json
 import math
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +25,10 @@ from extractors.audio.transformer import (
 from extractors.base import ExtractionError
 from extractors.huggingface import find_model, fingerprint, read_config
 from extractors.transcripts.words import Word, split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
 VERSION = 1
 """Part of the fingerprint: raise it when the times could change."""

@@ -9,14 +9,17 @@ import codecs
 import html
 import itertools
 import re
-from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from extractors.transcripts.table import Transcript
 from extractors.transcripts.words import Word, place_words, split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SUFFIXES = (".srt", ".vtt", ".txt")
 """What a transcript's name may end in, the first that exists being taken."""

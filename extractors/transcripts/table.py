@@ -6,15 +6,19 @@ W words of a clip; times are seconds from the clip's start.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpora.files import atomic_path
-from corpora.manifest import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from corpora.manifest import Manifest
 
 SCHEMA_VERSION = 1
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from corpora.manifest import Clip
 from corpora.readers.csd import SILENCES, open_sequence, read_intervals, read_texts, sequence_keys
 from extractors.transcripts.words import Word
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from corpora.manifest import Clip
 
 COLUMNS = ("clip_id", "index", "word", "start", "end")
 

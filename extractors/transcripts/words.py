@@ -11,16 +11,17 @@ import itertools
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.base import FeatureSequence
-
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import jieba
+
+    from extractors.base import FeatureSequence
 
 CHINESE = "zh"
 

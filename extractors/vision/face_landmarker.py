@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, S
 from extractors.vision.face_mesh import head_angles
 from extractors.vision.face_tracking import FaceChooser, Seen, check_face_options, frame_steps, without_noise
 from media.video import MAX_SIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 VERSION = 2
 

@@ -7,15 +7,18 @@ irises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, Source, extract_each, make_signature
 from extractors.vision.face_tracking import FaceTracker, Found, check_face_options, frame_steps, to_pixels
 from media.video import MAX_SIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 VERSION = 2
 

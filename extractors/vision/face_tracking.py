@@ -12,14 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence
 from extractors.vision.face_selection import Tracks, show_only
 from media.video import read_frames
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NOISE = (
     b"Created TensorFlow Lite XNNPACK delegate",

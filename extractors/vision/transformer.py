@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +16,10 @@ from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, S
 from extractors.huggingface import find_model, fingerprint, hidden_names, load_model, read_config
 from extractors.vision.face_tracking import FaceTracker, Found, check_face_options, frame_steps, to_pixels
 from media.video import MAX_SIDE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 VERSION = 2
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint.description import DESCRIPTION, SCHEMA_VERSION, read_description
@@ -19,6 +17,11 @@ from model.data.info import DatasetInfo
 from model.data.tokens import TokenText
 from model.files import atomic_file, atomic_folder
 from model.network.dashfusion import DashFusion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
 
 WEIGHTS = "model.safetensors"
 TEXT = "text"

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.checkpoint import io as checkpoint
-from model.checkpoint.io import CheckpointInfo
 from model.config import MODALITIES
 from model.data.batch import Batch
 from model.files import atomic_file
-from model.network.dashfusion import DashFusion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.checkpoint.io import CheckpointInfo
+    from model.network.dashfusion import DashFusion
 
 TOLERANCE = 1e-4
 """Greatest difference, in label units, between PyTorch's predictions and the exported graph's."""

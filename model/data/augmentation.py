@@ -7,15 +7,19 @@ Shapes: B clips, T steps, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from model.config import MODALITIES, TrainConfig
-from model.data.batch import Batch
 from model.data.info import NORMALISED, DatasetInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.data.batch import Batch
 
 KEY = 4
 """Of these draws, beside those of batches, partners and dropout that hang on the same seed and epoch."""

@@ -8,9 +8,12 @@ Shapes: N clips, M modalities, B clips of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 POOL_BATCHES = 32
 """Batches that are cut from one sorted pool: larger pools pad less, smaller ones mix the clips more."""

@@ -5,7 +5,6 @@ Shapes: N clips of a split, B clips of a batch, T steps of the longest of them, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,8 @@ from model.data.info import _MAKES_IT, NORMALISED, DatasetInfo, read_info
 from model.data.sequences import Sequences, read_column, read_sequences
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from model.data.tokens import TokenText
 
 

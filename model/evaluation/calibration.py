@@ -15,14 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model.config import MODALITIES, subsets
-from model.data.clips import ClipTable
 from model.evaluation.bootstrap import interval, resampled_mean
 from model.evaluation.inference import predict
-from model.network.dashfusion import DashFusion
+
+if TYPE_CHECKING:
+    from model.data.clips import ClipTable
+    from model.network.dashfusion import DashFusion
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 

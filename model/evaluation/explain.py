@@ -9,10 +9,9 @@ Shapes: N clips of a split, T steps of a clip in a modality, D features, F featu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,16 +19,20 @@ from torch import Tensor, nn
 
 from model.checkpoint import io as checkpoint
 from model.config import MODALITIES
-from model.data.batch import Batch
 from model.data.batching import sorted_batches
 from model.data.clips import ClipTable
 from model.data.info import NORMALISED
 from model.data.sequences import read_column
-from model.data.tokens import TokenText
 from model.device import resolve_device
 from model.evaluation.metrics import correlation
 from model.network.alignment import AdaptiveAlignment, NoAlignment, SymmetricAlignment, TemporalAlignment
-from model.network.dashfusion import DashFusion
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from model.data.batch import Batch
+    from model.data.tokens import TokenText
+    from model.network.dashfusion import DashFusion
 
 FEATURES = 3
 """Features of a modality that are shown."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from model.config import MODALITIES
 from model.data.batching import sorted_batches
-from model.data.clips import ClipTable
 from model.device import prefetch
-from model.network.dashfusion import DashFusion
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.data.clips import ClipTable
+    from model.network.dashfusion import DashFusion
 
 
 def predict(

@@ -5,15 +5,19 @@ Shapes: N clips, S seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model.config import MODALITIES
-from model.data.clips import ClipTable
 from model.evaluation.bootstrap import interval, resampled_metrics
 from model.evaluation.metrics import WIDE, evaluate_metrics, within
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from model.data.clips import ClipTable
 
 SLICES = tuple(f"{m} misleads" for m in MODALITIES)
 """The modality's own label (label_text and so on) and the clip's are of opposite sign."""

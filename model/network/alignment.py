@@ -10,7 +10,7 @@ Shapes: B clips, T steps of the anchor (or the first of them), S steps of anothe
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from model.config import MODALITIES, ModelConfig
 from model.network.layers import FeedForward, SharedQueryAttention, masked_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HEADS = 8
 HEAD_DIM = 32

@@ -6,21 +6,25 @@ Shapes: B clips, T steps, D raw features, d model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from model.config import MODALITIES, ModelConfig
-from model.data.batch import Batch
 from model.data.info import NORMALISED, DatasetInfo
-from model.data.tokens import TokenText
 from model.network.alignment import build_alignment
 from model.network.encoders import SequenceEncoder, TextEncoder
 from model.network.fusion import build_fusion
 from model.network.layers import at_least_float32, masked_mean
 from model.network.text_encoder import TokenEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.data.batch import Batch
+    from model.data.tokens import TokenText
 
 STREAMS = (*MODALITIES, "aligned")
 """A clip's vectors that contrastive learning compares: one a modality, and the aligned sequence's first position."""

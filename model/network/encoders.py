@@ -5,12 +5,16 @@ Shapes: B clips, T steps, D raw features, d model width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.data.info import Statistics
 from model.network.layers import AttentionLayer
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+    from model.data.info import Statistics
 
 
 class TextEncoder(nn.Module):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.data.clips import ClipTable
-from model.network.dashfusion import DashFusion
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from model.data.clips import ClipTable
+    from model.network.dashfusion import DashFusion
 
 
 def count_multiply_adds(forward: Callable[[], object]) -> float:

@@ -9,13 +9,16 @@ Shapes: B clips, K bottleneck tokens, T steps of a modality or of H, N steps of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from model.config import MODALITIES, ModelConfig
 from model.network.layers import AttentionLayer, FeedForward, SharedQueryAttention
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class FusionLayer(nn.Module):

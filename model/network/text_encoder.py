@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.data.tokens import TokenText
 from model.network.encoders import TextEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.config import ModelConfig
+    from model.data.tokens import TokenText
 
 
 class TokenEncoder(nn.Module):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.checkpoint.io import CheckpointInfo
 from model.config import MODALITIES
 from model.data.clips import ClipTable
 from model.evaluation.calibration import subset_name
 from model.evaluation.inference import predict
 from model.evaluation.metrics import WIDE, class_names, to_classes
-from model.network.dashfusion import DashFusion
 from model.prediction.protocol import Failed, Made, Part, is_made
 from model.prediction.results import SENTIMENTS, Failure, Interval, Notice, Prediction, Result, Score, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from model.checkpoint.io import CheckpointInfo
+    from model.network.dashfusion import DashFusion
 
 LONG = 2.0
 """A video so many times longer than the longest training clip is scored by its windows."""

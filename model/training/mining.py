@@ -6,13 +6,15 @@ Shapes: N training clips, P of a pool, R rows of a block, K candidates kept; B a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import MiningConfig
+if TYPE_CHECKING:
+    from model.config import MiningConfig
 
 BLOCKS = {"cpu": 256, "cuda": 4096}
 """Anchors that are ranked at a time: a block of similarities that the caches hold, or that keeps a GPU busy."""

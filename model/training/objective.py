@@ -9,9 +9,8 @@ first, P partners of an anchor, d width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +19,16 @@ from torch import Tensor, distributed, nn
 
 from model.config import MODALITIES, TrainConfig
 from model.data.augmentation import augmented
-from model.data.batch import Batch
 from model.data.batching import cheapest_chunks
-from model.data.clips import ClipTable
 from model.network.dashfusion import DashFusion, Embedding, Output
 from model.training.losses import semantic_loss, supervised_loss
 from model.training.mining import Partners, in_batch_partners
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from model.data.batch import Batch
+    from model.data.clips import ClipTable
 
 PARTS = ("loss", "regression", "semantic", "supervised", "unimodal")
 """What `Objective` returns, in this order."""

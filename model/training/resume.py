@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from model.config import ModelConfig, TrainConfig
 from model.data.sequences import fingerprint
 from model.files import atomic_file, atomic_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.config import ModelConfig, TrainConfig
 
 STATE = "state.pt"
 

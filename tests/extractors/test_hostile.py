@@ -7,9 +7,9 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -23,6 +23,9 @@ from extractors.vision.face_mesh import FaceMeshVision
 from media.audio import read_audio, read_audio_blocks
 from media.container import LONGEST_GAP, MediaError, probe
 from media.video import read_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IDS = [
     "with space",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ from extractors.imported import imported_folder, take_over, write_imported
 from extractors.store import FeatureReader
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
 from model.data.clips import ClipTable
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CLIP_IDS = ("a/0", "a/1", "b/0")
 DIMS = {"text": 4, "audio": 2, "vision": 3}

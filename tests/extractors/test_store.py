@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,9 @@ from corpora.files import atomic_folder
 from extractors import store
 from extractors.base import ExtractionError, FeatureSequence
 from extractors.store import METADATA_KEY, FeatureMeta, FeatureReader, FeatureWriter, StoreError, feature_schema
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 AUDIO = FeatureMeta("audio", "fake.audio", {"hop": 0.5}, "fake.audio-v1-abc", ("loud", "pitch", "tone"))
 TEXT = FeatureMeta("text", "fake.text", {}, "fake.text-v1-abc", ("h0", "h1"))

@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import psutil
 import pytest
 
 from flows import pipeline
 from flows.orchestration import dvc, supervisor, workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds, for what takes a few

@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -22,6 +22,9 @@ from extractors.dataset.align_clip import AlignConfig
 from extractors.dataset.export import export_datasets, export_mmsa
 from extractors.imported import write_imported
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.e2e
 

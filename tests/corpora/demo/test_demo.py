@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from itertools import pairwise
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -16,6 +16,9 @@ from corpora.demo.plan import OFF_CYCLE, draw_sentiments, modality_off, plan_cli
 from corpora.demo.script import compose, kind_of, languages, load_script
 from corpora.demo.voice import Prosody, pronounce, say, word_times
 from corpora.manifest import MODALITIES, SPLITS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CALM = Prosody(rate=170, pitch=50, pitch_range=50, gain=0.5, emphasis=1.0)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from corpora.readers.csd import read_csd
-from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps
 from extractors.imported import write_imported
 from extractors.store import FeatureReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps
 
 h5py = pytest.importorskip("h5py")
 

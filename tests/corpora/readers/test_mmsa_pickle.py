@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from corpora.manifest import MODALITIES
 from corpora.readers import mmsa_pickle
-from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps
 from corpora.readers.mmsa_pickle import Published, read_mmsa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps
 
 SPLITS = {"train": 6, "valid": 3, "test": 2}
 STEPS = {"text": 8, "audio": 20, "vision": 30}

@@ -7,12 +7,15 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from corpora.manifest import Manifest, read_manifest, write_manifest
-from corpora.problems import Problem
 from corpora.readers.raw import read_raw
+
+if TYPE_CHECKING:
+    from corpora.problems import Problem
 
 MakeCorpus = Callable[..., Path]
 

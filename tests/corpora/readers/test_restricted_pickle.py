@@ -10,13 +10,15 @@ import pickle
 import struct
 import subprocess
 import tracemalloc
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from corpora.readers.restricted_pickle import RefusedPickle, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROTOCOLS = range(6)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +25,9 @@ from extractors.execution.units import TooManyFailures, assemble, extract_unit
 from extractors.execution.workers import WorkerPool
 from extractors.registry import ENTRY_POINT_GROUP
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 EXTRACTORS = {
     "text": ("text.words", {}),

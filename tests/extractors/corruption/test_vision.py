@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -15,6 +13,11 @@ from extractors.base import Source
 from extractors.corruption.vision import blur, cover, lose_frames, lower_rate, write_frames
 from media.container import MissingStream, probe
 from media.video import read_frames, read_stored_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from fractions import Fraction
+    from pathlib import Path
 
 ALL = (blur, cover, lose_frames, lower_rate)
 

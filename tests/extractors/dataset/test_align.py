@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,10 @@ from extractors.dataset.align_clip import MODES, AlignConfig, Steps, pool
 from extractors.dataset.statistics import RunningStatistics
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, StoreError
 from extractors.transcripts.table import Transcript, read_transcripts, write_transcripts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 DIMS = {"text": 4, "audio": 3, "vision": 2}
 TRANSCRIPT = "one three five"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,6 +19,10 @@ from extractors.dataset.export import export_datasets, export_mmsa
 from extractors.imported import write_imported
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 DIMS = {"text": 4, "audio": 5, "vision": 3}
 SPLITS = ("train", "train", "train", "valid", "test", "test")

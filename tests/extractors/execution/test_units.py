@@ -3,9 +3,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +18,9 @@ from extractors.base import ExtractionError, FeatureSequence, MissingModality, S
 from extractors.execution import cache, units
 from extractors.store import FeatureReader, StoreError
 from media.container import MediaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 NAME = "fake.bytes"
 

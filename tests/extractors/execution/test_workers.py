@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -19,6 +19,9 @@ from corpora.manifest import Clip
 from extractors.execution.units import BATCH_CLIPS, THREAD_LIMITS, UnitReport
 from extractors.execution.workers import Stage, Worker, WorkerLost, WorkerPool, close_own_pools, own_pool
 from extractors.registry import ENTRY_POINT_GROUP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 NAME = "fake.trouble"
 LIMIT = 3.0  # seconds; what a good clip takes is far below

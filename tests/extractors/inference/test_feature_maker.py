@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +16,10 @@ from extractors.inference.media_features import look
 from extractors.registry import create
 from extractors.transcripts.asr import Speech
 from extractors.transcripts.words import Word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 EXTRACTORS = {
     "text": ("text.words", {}),

@@ -10,9 +10,9 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psutil
@@ -24,6 +24,9 @@ from corpora.manifest import write_manifest
 from corpora.problems import read_problems
 from corpora.readers.raw import read_raw
 from flows.orchestration import task_runners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[3]
 CLIPS = 24  # two work units

@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +20,9 @@ from flows.cli.app import app
 from flows.prediction import watched_folder as module
 from flows.prediction.watched_folder import FolderBusy, Ledger, Watch, look, score_new, told, watch_for_ever
 from model.prediction.results import Failure, Prediction, Result, Score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TODAY = 1_800_000_000.0  # seconds since 1970
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,10 @@ from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
 from model.evaluation.calibration import Bin, Coverage
 from model.evaluation.explain import Attention, ClipView, Explanation, Feature, Track
 from model.evaluation.subgroups import Part, PartMetrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
 WIDE_METRICS = {

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,10 @@ from extractors.transcripts.table import Transcript
 from flows.display.metrics import NOTHING
 from flows.report import ReportInput, write_report
 from flows.report.corpus_card import corpus_card
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 WIDE = (-3.0, 3.0)
 HOSTILE = '<script>alert(1)</script> & "q"'

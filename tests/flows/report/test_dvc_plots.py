@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from corpora.manifest import Clip
 from flows.report import write_plot_data
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
 

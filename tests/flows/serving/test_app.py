@@ -6,9 +6,8 @@ import errno
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import av
 import jsonschema
@@ -20,6 +19,9 @@ from flows.cli.app import app
 from flows.serving.app import shown_name
 from flows.serving.errors import REASONS
 from flows.serving.schema import Error, Result, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 TEXT = "The phone was kind of pleasant."
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -16,6 +15,9 @@ from flows.serving import server
 from flows.serving.security import HEADERS, LOOPBACK, Guard, hostname
 from flows.serving.server import Settings, is_loopback, upload_folder
 from flows.serving.worker import Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 TOKEN = "correct-horse-battery"
 HERE = "127.0.0.1:8000"

@@ -8,12 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -21,6 +19,10 @@ import pytest
 
 from flows.orchestration import prefect_server
 from flows.serving.server import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 TEXT = "It was fine."
 HEAD = "POST /predict HTTP/1.1\nHost: {}\nContent-Type: multipart/form-data; boundary=x\n"

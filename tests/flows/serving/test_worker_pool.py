@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from extractors.execution.workers import Worker
 from flows.serving import worker_pool as module
 from flows.serving.errors import REASONS, Refused
 from flows.serving.worker import Model, Upload, renamed
 from flows.serving.worker_pool import Limits, Scorers, default_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from extractors.execution.workers import Worker
 
 TEXT = "It was fine."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +11,9 @@ from model.checkpoint import io as checkpoint
 from model.checkpoint.model_card import CARD, card_lines, export_checkpoint
 from model.config import ModelConfig, TextConfig, TrainConfig
 from model.train import train
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu")

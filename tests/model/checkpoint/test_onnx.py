@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from model.config import ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluation.inference import predict
 from model.train import train
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu")
 VARIANTS = {
