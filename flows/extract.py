@@ -14,7 +14,7 @@ from typing import Any, Literal
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import write_problems
 from extractors.execution.units import UnitReport, assemble, check_failures, describe, work_units
-from extractors.execution.workers import Stage, WorkerLost, WorkerPool, close_own_pools, own_pool
+from extractors.execution.workers import Stage, WorkerLostError, WorkerPool, close_own_pools, own_pool
 from extractors.imported import imported_folder, take_over
 from extractors.transcripts.table import read_transcripts, with_transcripts
 from flows.config.params import IMPORTED_LAYOUTS, ExtractorParams, ExtractParams, Params, load_params
@@ -34,7 +34,7 @@ _pools: dict[str, WorkerPool] = {}  # by modality: a pool cannot travel through 
 def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
     """A worker that did not come up, or a disk that failed, may do better the next time; wrong options never."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, WorkerLost | OSError)
+    return isinstance(error, WorkerLostError | OSError)
 
 
 @task(task_run_name="{modality} unit", retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=worth_a_retry)

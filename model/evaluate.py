@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, check_modalities
 from model.data.clips import ClipTable
 from model.device import resolve_device
@@ -77,7 +77,7 @@ def evaluate(
     by_seed: dict[int, Mapping[str, Metric]] = {}
     tables = []
     for folder in checkpoints:
-        network, info = checkpoint.load(folder, resolve_device(device))
+        network, info = load_checkpoint(folder, resolve_device(device))
         if info.seed in by_seed:
             raise ValueError(f"{folder}: a second checkpoint of seed {info.seed}; name one checkpoint a seed")
         shown = tuple(modalities) if modalities is not None else info.train.modalities

@@ -206,10 +206,10 @@ class Predictor:
             return self._network
 
     def _load_network(self) -> tuple[DashFusion, CheckpointInfo]:
-        from model.checkpoint import io as checkpoint
+        from model.checkpoint.io import load_checkpoint
         from model.device import resolve_device
 
-        network, info = checkpoint.load(self.folder, resolve_device(self._device))
+        network, info = load_checkpoint(self.folder, resolve_device(self._device))
         if self._quantise and network.text:
             network.encoders["text"].encoder = _quantise(network.encoders["text"].encoder)
         return network, info

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import add_calibration, load_checkpoint, save_checkpoint
 from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
@@ -214,9 +214,9 @@ def train(
         run.history.append(metrics)
         run.epoch, run.batch = epoch + 1, 0
         if fabric.is_global_zero:
-            checkpoint.save(out / "last", network, config, seed, epoch, metrics)
+            save_checkpoint(out / "last", network, config, seed, epoch, metrics)
             if better:
-                checkpoint.save(out / "best", network, config, seed, epoch, metrics)
+                save_checkpoint(out / "best", network, config, seed, epoch, metrics)
                 store.keep_best(out / "best", epoch)
             store.save(run.state(), run.best_epoch)
             if observer:
@@ -224,8 +224,8 @@ def train(
     if len(run.history) < config.epochs:
         log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
     if fabric.is_global_zero:
-        best, _ = checkpoint.load(out / "best", device)
-        checkpoint.add_calibration(out / "best", calibrate(best, valid, config.modalities))
+        best, _ = load_checkpoint(out / "best", device)
+        add_calibration(out / "best", calibrate(best, valid, config.modalities))
         write_card(out / "best")
     fabric.barrier()
 
@@ -277,7 +277,7 @@ def _take_up(run: _Run, store: RunStore, out: Path, observer: Observer | None) -
         store.restore_best(out / "best", run.best_epoch)
         if run.batch == 0:
             epoch, metrics = len(run.history), run.history[-1]
-            checkpoint.save(out / "last", run.network, run.config, run.planner.seed, epoch, metrics)
+            save_checkpoint(out / "last", run.network, run.config, run.planner.seed, epoch, metrics)
     if run.fabric.is_global_zero and observer:
         for epoch, metrics in enumerate(run.history, start=1):
             observer.on_epoch(epoch, metrics)

@@ -144,7 +144,7 @@ def corrupt_split(
     Raises:
         ValueError: the corpus has no media, or no transcripts, to corrupt; its features came with it, or were made by
             another version of the extractor; the corruption does not know the language.
-        TooManyFailures: see `max_failed_fraction`.
+        TooManyFailuresError: see `max_failed_fraction`.
         OSError: scratch cannot be written.
     """
     meta = FeatureReader(original.features[condition.modality], condition.modality).meta

@@ -49,7 +49,7 @@ THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "
 """Where the numeric libraries look for the number of their threads, each as it is loaded."""
 
 
-class TooManyFailures(RuntimeError):
+class TooManyFailuresError(RuntimeError):
     """More clips failed than the parameters allow. The message sums up what failed and what to do."""
 
 
@@ -376,14 +376,14 @@ def check_failures(
         table, scratch: where the problems and their tracebacks were written, for the message.
 
     Raises:
-        TooManyFailures: with the counts by error, the first clips, and what to do.
+        TooManyFailuresError: with the counts by error, the first clips, and what to do.
     """
     failed = len({problem.clip_id for problem in problems})
     if failed <= max_failed_fraction * total:
         return
     counts = ", ".join(f"{error} {count}" for error, count in Counter(p.error for p in problems).most_common())
     first = "\n".join(f"  {p.clip_id} ({p.modality}): {p.error}: {p.message}" for p in problems[:5])
-    raise TooManyFailures(
+    raise TooManyFailuresError(
         f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "
         f"{max_failed_fraction:.1%}.\nBy error: {counts}\nThe first:\n{first}\n"
         f"All of them are in {table}; its column `traceback` names the files in {scratch / TRACEBACKS}, one a trace. "

@@ -40,14 +40,14 @@ GRACE = 10.0
 """Seconds that an idle worker has to end by itself."""
 
 
-class WorkerLost(RuntimeError):
+class WorkerLostError(RuntimeError):
     """A worker process ended, or was killed, before it gave its answer. `error` is the problem's class."""
 
     def __init__(self, error: str, message: str) -> None:
         super().__init__(message)
         self.error = error
 
-    def __reduce__(self) -> tuple[type[WorkerLost], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[WorkerLostError], tuple[str, str]]:
         return type(self), (self.error, str(self))
 
 
@@ -131,7 +131,7 @@ class Worker:
             timeout: seconds that it may take; None: any time.
 
         Raises:
-            WorkerLost: the process died (`WorkerDied`), or was killed at the time limit (`Timeout`).
+            WorkerLostError: the process died (`WorkerDied`), or was killed at the time limit (`Timeout`).
             Exception: whatever the function raises.
         """
         calls = self._calls or self._start()
@@ -139,11 +139,11 @@ class Worker:
             calls.send((function, arguments))
             if not calls.poll(timeout):
                 self.close(grace=0)
-                raise WorkerLost("Timeout", f"no result after {timeout:g} s, and the worker was killed")
+                raise WorkerLostError("Timeout", f"no result after {timeout:g} s, and the worker was killed")
             result, error = calls.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as gone:
             code = self.close()
-            raise WorkerLost("WorkerDied", f"the worker process died ({_death(code)})") from gone
+            raise WorkerLostError("WorkerDied", f"the worker process died ({_death(code)})") from gone
         if error is not None:
             raise error
         return result
@@ -215,7 +215,7 @@ class WorkerPool:
         Raises:
             ValueError: no such extractor or option.
             OSError: scratch cannot be written.
-            WorkerLost: a worker does not come up at all.
+            WorkerLostError: a worker does not come up at all.
         """
         worker = self._idle.get()
         job = (root, extractor, options, scratch, condition)
@@ -238,7 +238,7 @@ class WorkerPool:
             worker.call(None, describe, *job[1:3])  # building the extractor is no clip's time
         try:
             report = worker.call(self.clip_timeout, extract_unit, clips, *job)
-        except WorkerLost as lost:
+        except WorkerLostError as lost:
             if len(clips) > 1:
                 logger.warning("%s among %d clips, going through them one by one", lost, len(clips))
                 return [report for clip in clips for report in self._batch(worker, meta, [clip], job)]
@@ -318,7 +318,7 @@ def close_own_pools() -> None:
         pool.close(grace=0)
 
 
-def _lost(meta: FeatureMeta, clip: Clip, lost: WorkerLost) -> UnitReport:
+def _lost(meta: FeatureMeta, clip: Clip, lost: WorkerLostError) -> UnitReport:
     advice = "raise extract.clip_timeout if the clip is long" if lost.error == "Timeout" else "try it again"
     message = f"{clip.media or clip.clip_id}: {lost}; convert the file with a current ffmpeg, or {advice}"
     problem = Problem(clip.clip_id, "extract", meta.modality, lost.error, message)

@@ -22,7 +22,7 @@ from extractors.base import ExtractionError, Extractor, FeatureSequence
 from extractors.dataset.align import SEVERAL_LANGUAGES
 from extractors.dataset.align_clip import AlignConfig, Steps, WordTimes, align_clip, missing_sequence
 from extractors.execution.units import built, checked, extract_all, meta_of, source_of
-from extractors.execution.workers import Worker, WorkerLost
+from extractors.execution.workers import Worker, WorkerLostError
 from extractors.inference.media_features import MEDIA_MODALITIES, Looked, look
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
 from extractors.registry import create
@@ -203,7 +203,7 @@ class FeatureMaker:
             return Failed(type(error).__name__, str(error))
         except OSError as error:
             return Failed(type(error).__name__, f"{item.media}: {error.strerror or error}; check the file")
-        except WorkerLost as lost:
+        except WorkerLostError as lost:
             advice = "give it more time" if lost.error == "Timeout" else "try it again"
             message = f"{item.media}: {lost}; convert the file with a current ffmpeg, or {advice}"
             return Failed(lost.error, message)

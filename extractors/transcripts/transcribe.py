@@ -27,7 +27,7 @@ from corpora.problems import Problem
 from extractors.base import ExtractionError, make_signature
 from extractors.execution.cache import keep_traceback, tag_scratch
 from extractors.execution.units import check_media
-from extractors.execution.workers import Worker, WorkerLost
+from extractors.execution.workers import Worker, WorkerLostError
 from extractors.transcripts.asr import SAMPLE_RATE, Recogniser, Speech
 from extractors.transcripts.forced_alignment import CtcAligner
 from extractors.transcripts.table import PROPORTIONAL, Transcript, write_transcripts
@@ -237,7 +237,7 @@ def _in_worker(
             worker.call(None, _load_model, kind, model)  # which is no clip's time
         try:
             yield batch, worker.call(clip_timeout, _listen, kind, model, batch, root, [paths[c.clip_id] for c in batch])
-        except WorkerLost as lost:
+        except WorkerLostError as lost:
             if len(batch) == 1:
                 yield batch, [_lost(batch[0], lost)]
                 return
@@ -255,7 +255,7 @@ def _in_worker(
         worker.close(grace=0)
 
 
-def _lost(clip: Clip, lost: WorkerLost) -> Problem:
+def _lost(clip: Clip, lost: WorkerLostError) -> Problem:
     advice = "raise extract.clip_timeout if the clip is long" if lost.error == "Timeout" else "try it again"
     message = f"{clip.media}: {lost}; convert the file with a current ffmpeg, or {advice}"
     return Problem(clip.clip_id, "transcribe", "text", lost.error, message)

@@ -95,10 +95,10 @@ def breakdown(
 
 def calibration(params: Params, clips: ClipPredictions, steps: Mapping[str, np.ndarray]) -> CalibrationInput:
     """How far the predictions of the split, and the checkpoints' intervals, can be trusted there."""
-    from model.checkpoint.io import read_info
+    from model.checkpoint.io import read_checkpoint_info
     from model.evaluation.calibration import coverage, mean_widths, reliability, subset_name
 
-    infos = [read_info(folder) for folder in checkpoints(params)]
+    infos = [read_checkpoint_info(folder) for folder in checkpoints(params)]
     shown = infos[0].train.modalities
     subset_N = [subset_name([m for m in shown if steps[m][n]]) for n in range(len(clips.clip_ids))]
     labelled, known = clips.labelled(), np.isfinite(clips.label_N)

@@ -1,4 +1,4 @@
-"""Scorers: worker processes that each hold a whole predictor, a line of uploads before them, and limits on both.
+"""ScoringPool: worker processes that each hold a whole predictor, a line of uploads before them, and limits on both.
 
 A file that hangs its decoder, crashes it, or takes all memory costs a worker process, which is replaced; the server's
 own process opens no upload.
@@ -20,10 +20,10 @@ from typing import Any
 
 import psutil
 
-from extractors.execution.workers import Worker, WorkerLost
+from extractors.execution.workers import Worker, WorkerLostError
 from flows.prediction.html import clock
-from flows.serving.errors import Refused
-from flows.serving.worker import BadOption, Model, Upload, examine, prepare, score
+from flows.serving.errors import ApiError
+from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, score
 from media.container import MediaError, MediaInfo
 from model.checkpoint.description import read_description
 
@@ -38,7 +38,7 @@ EXAMINE_LIMIT = 20.0
 LOOK = 0.2
 """Seconds between two looks at the workers' memory."""
 
-GROWN = 512 << 20
+MEMORY_GROWTH_LIMIT = 512 << 20
 """Bytes. A worker that has so much more than after its start is replaced before the next upload."""
 
 LONGEST_WAIT = 60
@@ -79,7 +79,7 @@ class _Job:
     answer: Future[dict[str, Any]]
 
 
-class Scorers:
+class ScoringPool:
     """Workers that score uploads, one at a time each.
 
     Args:
@@ -142,7 +142,7 @@ class Scorers:
             except BaseException as error:
                 while self._kill_all() or not all(future.done() for future in starting):
                     time.sleep(LOOK)
-                if isinstance(error, WorkerLost):
+                if isinstance(error, WorkerLostError):
                     raise ValueError(f"no worker process could be started: {error}") from error
                 raise
         for thread in (*self._threads, threading.Thread(target=self._watch_memory, daemon=True)):
@@ -153,14 +153,14 @@ class Scorers:
         """A place in the line, which an upload holds from its first byte on. Taken by one thread, the event loop's.
 
         Raises:
-            Refused: there is none, or the server is being stopped.
+            ApiError: there is none, or the server is being stopped.
         """
         if self.stopping:
-            raise Refused("stopping", "the server is being stopped")
+            raise ApiError("stopping", "the server is being stopped")
         if self._held >= self._places:
             wait = min(max(round(self._seconds * self._held / self.workers), 1), LONGEST_WAIT)
             message = f"{self._held} uploads are being scored or wait; try again in {wait} s"
-            raise Refused("busy", message, {"Retry-After": str(wait)})
+            raise ApiError("busy", message, {"Retry-After": str(wait)})
         self._held += 1
         try:
             yield
@@ -168,11 +168,11 @@ class Scorers:
             self._held -= 1
 
     def examine(self, path: Path, name: str) -> Future[None]:
-        """Look whether a file may be scored, in a process of its own; the future raises `Refused` where it may not."""
+        """Look whether a file may be scored, in a process of its own; the future raises `ApiError` where it may not."""
         return self._examining.submit(self._examine, path, name)
 
     def score(self, upload: Upload) -> Future[dict[str, Any]]:
-        """The result as `to_dict` of `model.prediction.results` gives it; the future raises `Refused` where there is none.
+        """The result as `to_dict` of `model.prediction.results` gives it; the future raises `ApiError` where there is none.
 
         One that is cancelled before a worker takes it is not begun.
         """
@@ -212,14 +212,14 @@ class Scorers:
         return recogniser
 
     def _examine(self, path: Path, name: str) -> None:
-        _bury(self._examiner)
+        _reap(self._examiner)
         try:
             info, length = self._examiner.call(EXAMINE_LIMIT, examine, path, self.limits.length)
         except MediaError as error:
-            raise Refused("not_media", str(error).replace(str(path), name)) from error
-        except WorkerLost as lost:
+            raise ApiError("not_media", str(error).replace(str(path), name)) from error
+        except WorkerLostError as lost:
             message = f"{name}: its headers cannot be read ({lost}); convert it with a current ffmpeg"
-            raise Refused("stopping" if self.stopping else "crashed", message) from lost
+            raise ApiError("stopping" if self.stopping else "crashed", message) from lost
         check(info, length, name, self.limits)
 
     def _serve(self, worker: Worker) -> None:
@@ -230,7 +230,7 @@ class Scorers:
             began = time.monotonic()
             try:
                 if self.stopping:
-                    raise Refused("stopping", "the server is being stopped")
+                    raise ApiError("stopping", "the server is being stopped")
                 job.answer.set_result(self._score(worker, job.upload))
             except Exception as error:  # raised again where it is waited for
                 job.answer.set_exception(error)
@@ -239,47 +239,47 @@ class Scorers:
 
     def _score(self, worker: Worker, upload: Upload) -> dict[str, Any]:
         limits = self.limits
-        _bury(worker)
+        _reap(worker)
         try:
             if not worker.running:
                 self._prepare(worker)
-        except (WorkerLost, ValueError, OSError, KeyboardInterrupt) as error:  # the last: the terminal's, to the worker
+        except (WorkerLostError, ValueError, OSError, KeyboardInterrupt) as error:  # the last: the terminal's, to the worker
             logger.error("no worker can be started: %s", error)
-            raise Refused("stopping" if self.stopping else "no_worker", "no worker can be started") from error
+            raise ApiError("stopping" if self.stopping else "no_worker", "no worker can be started") from error
         pid = worker.pid
         try:
             result: dict[str, Any] = worker.call(limits.scoring_seconds, score, upload)
-        except BadOption as error:
-            raise Refused("invalid", str(error)) from error
+        except InvalidOptionError as error:
+            raise ApiError("invalid", str(error)) from error
         except MemoryError as error:
-            raise Refused("too_much_memory", f"{upload.name}: scoring it needs too much memory") from error
-        except WorkerLost as lost:
+            raise ApiError("too_much_memory", f"{upload.name}: scoring it needs too much memory") from error
+        except WorkerLostError as lost:
             raise self._lost(lost, pid, upload.name) from lost
         if result["error"]:
-            raise Refused("not_scorable", result["error"]["message"])
+            raise ApiError("not_scorable", result["error"]["message"])
         return result
 
-    def _lost(self, lost: WorkerLost, pid: int | None, name: str) -> Refused:
+    def _lost(self, lost: WorkerLostError, pid: int | None, name: str) -> ApiError:
         """What a lost worker's upload is answered."""
         if self.stopping:
-            return Refused("stopping", "the server is being stopped")
+            return ApiError("stopping", "the server is being stopped")
         logger.warning("a worker was lost and is replaced: %s", lost)
         if pid in self._too_large:
             most = f"{self.limits.memory / 2**30:.1f} GiB"
-            return Refused("too_much_memory", f"{name}: scoring it took more than {most}; make its picture smaller")
+            return ApiError("too_much_memory", f"{name}: scoring it took more than {most}; make its picture smaller")
         if lost.error == "Timeout":
             most = f"{self.limits.scoring_seconds:g} s"
-            return Refused("clip_timeout", f"{name}: scoring it took longer than {most}; cut it shorter")
-        return Refused("crashed", f"{name}: {lost}; convert it with a current ffmpeg")
+            return ApiError("clip_timeout", f"{name}: scoring it took longer than {most}; cut it shorter")
+        return ApiError("crashed", f"{name}: {lost}; convert it with a current ffmpeg")
 
     def _replace_grown(self, worker: Worker) -> None:
         """Give a worker whose memory has grown a new process, now that nobody waits for it."""
         first = self._first_memory.get(worker, 0)
-        if self.stopping or not worker.running or _memory(worker.pid) < first + GROWN:
+        if self.stopping or not worker.running or _memory(worker.pid) < first + MEMORY_GROWTH_LIMIT:
             return
         logger.info("a worker's memory has grown from %d to %d MiB", first >> 20, _memory(worker.pid) >> 20)
         worker.close()
-        with suppress(WorkerLost, ValueError, OSError):  # the next upload tries again, and tells
+        with suppress(WorkerLostError, ValueError, OSError):  # the next upload tries again, and tells
             self._prepare(worker)
 
     def _watch_memory(self) -> None:
@@ -299,26 +299,26 @@ def check(info: MediaInfo, length: float, name: str, limits: Limits) -> None:
         length: seconds that are in it; it need not have been read beyond the limit.
 
     Raises:
-        Refused: the message says what was found and what to do.
+        ApiError: the message says what was found and what to do.
     """
     lasts = max(info.duration or 0.0, length)
     if lasts > limits.length:
-        raise Refused(
+        raise ApiError(
             "too_long",
             f"{name}: {clock(lasts)} long; up to {clock(limits.length)} are taken, so cut it "
             "(or use `dashfusion predict`, which takes any length)",
         )
     width, height = info.width or 0, info.height or 0
     if width * height > limits.pixels:
-        raise Refused("too_many_pixels", f"{name}: a picture of {width} x {height}; make it smaller")
+        raise ApiError("too_many_pixels", f"{name}: a picture of {width} x {height}; make it smaller")
 
 
-def default_workers() -> int:
+def default_worker_count() -> int:
     """One for every two cores, since sound and picture are read side by side; four at most: each holds all models."""
     return max(1, min((os.cpu_count() or 1) // 2, 4))
 
 
-def model_facts(scorers: Scorers) -> Mapping[str, Any]:
+def model_facts(scorers: ScoringPool) -> Mapping[str, Any]:
     """What the checkpoint is, and what the server takes: the answer to GET /model."""
     description, limits = scorers.description, scorers.limits
     dataset = description["dataset"]
@@ -347,7 +347,7 @@ def _memory(pid: int | None) -> int:
         return 0
 
 
-def _bury(worker: Worker) -> None:
+def _reap(worker: Worker) -> None:
     """Forget a process that has ended while it had nothing to do, lest the next file be blamed for it."""
     if worker.running and not _memory(worker.pid):
         worker.close(grace=0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.sequences import fingerprint
@@ -80,7 +80,7 @@ def train_trial(
     folder = trial_folder(scratch, dataset, model, config, seed)
     if not is_trained(folder):
         result = train(dataset, folder, model, config, seed, scratch=scratch)
-        network, info = checkpoint.load(result.best)
+        network, info = load_checkpoint(result.best)
         clips = ClipTable.read(dataset, split, model.max_positions, text=network.text)
         costs = network_costs(network, clips, info.train.modalities)
         costs["train_seconds"] = result.seconds
@@ -104,7 +104,7 @@ def predict_views(folder: Path, views: Sequence[View], split: str, device: str =
         path = folder / "predictions" / f"{_view_key(view, split)}.npy"
         if not path.is_file():
             if network is None:
-                network, info = checkpoint.load(folder / "best", resolve_device(device))
+                network, info = load_checkpoint(folder / "best", resolve_device(device))
             table = ClipTable.read(view.dataset, split, info.model.max_positions, text=network.text)
             info.check_compatible(table.info)
             if not len(table):

@@ -85,7 +85,7 @@ class CheckpointInfo:
                 )
 
 
-def save(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
+def save_checkpoint(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
     """Write `folder`/model.safetensors, checkpoint.json and, where the network reads tokens, text/.
 
     The folder appears whole or not at all, and needs no other file to predict.
@@ -120,19 +120,19 @@ def _to_text(description: Mapping[str, Any]) -> str:
     return json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_info(folder: Path) -> CheckpointInfo:
-    """What stands beside the weights, without them. Raises as `load` does."""
+def read_checkpoint_info(folder: Path) -> CheckpointInfo:
+    """What stands beside the weights, without them. Raises as `load_checkpoint` does."""
     return _parse(read_description(folder), Path(folder) / DESCRIPTION)
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
     """The network, in eval mode on `device`, and its description.
 
     Raises:
         FileNotFoundError: no checkpoint there; the message says which stage makes it.
         ValueError: of another schema version.
     """
-    info = read_info(folder)
+    info = read_checkpoint_info(folder)
     text = None if info.model.text.mode == "frozen" else TokenText.load(Path(folder) / TEXT)
     network = DashFusion(info.model, info.dataset, text)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES
 from model.data.batch import Batch
 from model.files import atomic_file
@@ -100,7 +100,7 @@ def export_onnx(folder: Path, path: Path) -> Exported:
         import onnxscript  # noqa: F401  (torch's exporter asks for it as late as it can)
     except (ImportError, AttributeError) as error:  # an older ml-dtypes lacks what onnxscript looks up in it
         raise ImportError(f"{_NEEDED} ({error})") from error
-    network, info = checkpoint.load(folder)
+    network, info = load_checkpoint(folder)
     if network.text:
         raise ValueError(
             f"{folder}: reads transcripts with an encoder of its own (model.text.mode {info.model.text.mode}), which "

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES
 from model.data.batching import sorted_batches
 from model.data.clips import ClipTable
@@ -134,7 +134,7 @@ def explain(
         FileNotFoundError: no dataset or no checkpoint there.
         ValueError: a clip that the split does not have, or a checkpoint that does not fit the dataset.
     """
-    network, info = checkpoint.load(folder, resolve_device(device))
+    network, info = load_checkpoint(folder, resolve_device(device))
     table = ClipTable.read(dataset, split, info.model.max_positions, text=network.text)
     info.check_compatible(table.info)
     row_of = {clip_id: row for row, clip_id in enumerate(table.clip_ids)}

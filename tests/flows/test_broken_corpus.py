@@ -15,7 +15,7 @@ from corpora.demo import DemoConfig, generate
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
 from extractors.execution.cache import traceback_path
-from extractors.execution.units import TooManyFailures
+from extractors.execution.units import TooManyFailuresError
 from extractors.store import FeatureReader
 from flows.align import align
 from flows.extract import extract
@@ -125,7 +125,7 @@ def test_too_many_failures_stop_the_stage_and_name_the_clips(here):
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["extract"]["max_failed_fraction"] = 0.02
     Path("strict.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(TooManyFailures) as error:
+    with pytest.raises(TooManyFailuresError) as error:
         extract.fn("audio", Path("strict.yaml"))
     message = str(error.value)
     assert "3 of 11 clips failed" in message and "odd/truncated" in message and "max_failed_fraction" in message

@@ -16,7 +16,7 @@ from corpora.manifest import Clip, Manifest
 from flows import evaluate
 from flows.config.params import Params, load_params
 from flows.report import analysis, pictures
-from model.checkpoint import io as checkpoint
+from model.checkpoint import io as checkpoint_io
 from model.evaluation.predictions import ClipPredictions
 from model.evaluation.subgroups import split_into_parts
 
@@ -144,7 +144,7 @@ def test_a_clip_is_measured_against_the_intervals_of_the_modalities_that_it_has(
     steps["vision"][1:] = [0, *[5] * 10]
     widths = {"text+audio+vision": {"n": 9, "0.5": 1.0}, "text+audio": {"n": 9, "0.5": 0.1}}
     info = SimpleNamespace(calibration=widths, train=SimpleNamespace(modalities=("text", "audio", "vision")))
-    monkeypatch.setattr(checkpoint, "read_info", lambda folder: info)
+    monkeypatch.setattr(checkpoint_io, "read_checkpoint_info", lambda folder: info)
     two_seeds = replace(params, train=replace(params.train, seeds=(0, 1)))
     found = analysis.calibration(two_seeds, clips, steps)
     half = found.coverage[0]

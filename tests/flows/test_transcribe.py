@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from corpora.problems import Problem, read_problems
-from extractors.execution.units import TooManyFailures
+from extractors.execution.units import TooManyFailuresError
 from extractors.transcripts.table import read_transcripts
 from extractors.transcripts.transcribe import TranscribeSummary
 from flows import transcribe as stage
@@ -53,7 +53,7 @@ def test_more_failures_than_allowed_stop_the_stage(here, monkeypatch):
         return TranscribeSummary({"corpus": 60}, {}, 0, (*notes, *listed))
 
     monkeypatch.setattr(stage, "transcribe_clips", fake)
-    with pytest.raises(TooManyFailures, match="2 of 60 clips failed"):
+    with pytest.raises(TooManyFailuresError, match="2 of 60 clips failed"):
         transcribe.fn()
     assert len(read_problems([Path("data/problems/transcribe.parquet")])) == 102
     monkeypatch.setattr(stage, "transcribe_clips", lambda *_: TranscribeSummary({"corpus": 60}, {}, 0, tuple(notes)))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint, read_checkpoint_info, save_checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.info import read_info
@@ -28,7 +28,7 @@ SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 def untrained(dataset, folder, seed, **options):
     torch.manual_seed(seed)
     network = DashFusion(SMALL, read_info(dataset)).eval()
-    checkpoint.save(folder, network, TrainConfig(**options), seed, epoch=1, metrics={"valid_mae": 1.5})
+    save_checkpoint(folder, network, TrainConfig(**options), seed, epoch=1, metrics={"valid_mae": 1.5})
     return network
 
 
@@ -36,7 +36,7 @@ def test_a_checkpoint_gives_back_identical_predictions(dataset, tmp_path):
     network = untrained(dataset, tmp_path / "best", seed=0)
     untrained(dataset, tmp_path / "best", seed=5)
     untrained(dataset, tmp_path / "best", seed=0)  # replaces a checkpoint whole
-    loaded, info = checkpoint.load(tmp_path / "best")
+    loaded, info = load_checkpoint(tmp_path / "best")
     table = ClipTable.read(dataset, "test", 32)
     assert np.array_equal(predict(network, table, MODALITIES), predict(loaded, table, MODALITIES))
     assert (info.seed, info.epoch, info.metrics) == (0, 1, {"valid_mae": 1.5})
@@ -52,20 +52,20 @@ def test_features_of_another_signature_are_refused_naming_both(dataset, tmp_path
     vision = replace(info.modalities["vision"], signature="vision.other-v2-111111111111")
     other = replace(info, modalities={**info.modalities, "vision": vision})
     with pytest.raises(ValueError, match=r"vision\.synthetic-v1-0+ .*vision\.other-v2-1+ .*train again"):
-        checkpoint.load(tmp_path / "all")[1].check_compatible(other)
-    checkpoint.load(tmp_path / "text")[1].check_compatible(other)
+        load_checkpoint(tmp_path / "all")[1].check_compatible(other)
+    load_checkpoint(tmp_path / "text")[1].check_compatible(other)
     with pytest.raises(ValueError, match="predicts labels in"):
-        checkpoint.load(tmp_path / "all")[1].check_compatible(replace(info, label_range=(-1.0, 1.0)))
+        load_checkpoint(tmp_path / "all")[1].check_compatible(replace(info, label_range=(-1.0, 1.0)))
 
 
 def test_a_missing_or_foreign_checkpoint_is_refused(dataset, tmp_path):
     with pytest.raises(FileNotFoundError, match="dashfusion train"):
-        checkpoint.load(tmp_path / "nowhere")
+        load_checkpoint(tmp_path / "nowhere")
     untrained(dataset, tmp_path / "best", seed=0)
     path = tmp_path / "best" / "checkpoint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 9}))
     with pytest.raises(ValueError, match="checkpoint schema 9, this version reads 2"):
-        checkpoint.load(tmp_path / "best")
+        load_checkpoint(tmp_path / "best")
 
 
 def test_predictions_do_not_depend_on_the_batch_size(dataset, tmp_path):
@@ -200,4 +200,4 @@ def test_an_evaluation_says_how_many_steps_each_clip_has(dataset, tmp_path):
 def test_a_checkpoint_can_be_described_without_its_weights(dataset, tmp_path):
     untrained(dataset, tmp_path / "best", seed=3)
     (tmp_path / "best" / "model.safetensors").unlink()
-    assert checkpoint.read_info(tmp_path / "best").seed == 3
+    assert read_checkpoint_info(tmp_path / "best").seed == 3

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluate import evaluate
@@ -176,7 +176,7 @@ def test_an_interval_that_is_not_known_is_said(data, trained, tmp_path):
 def test_a_number_is_told_in_the_corpuss_range_and_classes(trained, label_range, raw, value, sentiment, label_class):
     from model.prediction.scoring import _score
 
-    _, info = checkpoint.load(trained)
+    _, info = load_checkpoint(trained)
     info = replace(info, dataset=replace(info.dataset, label_range=label_range))
     score = _score(raw, ("text",), {}, info, 0.9)
     assert (score.raw, score.value, score.sentiment, score.label_class) == (raw, value, sentiment, label_class)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluation.inference import predict
@@ -130,12 +130,12 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(dataset, tmp
     result = train(dataset, tmp_path, SMALL, config, seed=0)
     errors = [metrics["valid_mae"] for metrics in result.history]
     assert result.best_epoch == int(np.argmin(errors)) + 1
-    network, info = checkpoint.load(result.best)
+    network, info = load_checkpoint(result.best)
     assert (info.epoch, info.metrics["valid_mae"]) == (result.best_epoch, min(errors))
     valid = ClipTable.read(dataset, "valid", 32)
     error = np.abs(predict(network, valid, config.modalities) - valid.labels).mean()
     assert error == pytest.approx(min(errors), abs=1e-6)
-    assert checkpoint.load(result.last)[1].epoch == 6
+    assert load_checkpoint(result.last)[1].epoch == 6
 
 
 def test_training_stops_when_patience_is_spent(dataset, tmp_path):

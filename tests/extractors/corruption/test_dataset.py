@@ -21,7 +21,7 @@ from extractors.corruption.conditions import Condition
 from extractors.corruption.dataset import FOLDER, CorruptedSplit, Original, corrupt_split, folders_of, read_original
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig
-from extractors.execution.units import TooManyFailures, assemble, extract_unit
+from extractors.execution.units import TooManyFailuresError, assemble, extract_unit
 from extractors.execution.workers import WorkerPool
 from extractors.registry import ENTRY_POINT_GROUP
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
@@ -185,7 +185,7 @@ def random_network(folder: Path, dataset: Path, mode: str = "frozen") -> Path:
     """A checkpoint of an untrained network that fits the dataset."""
     import torch
 
-    from model.checkpoint import io as checkpoint
+    from model.checkpoint.io import save_checkpoint
     from model.config import ModelConfig, TextConfig, TrainConfig
     from model.data.info import read_info
     from model.data.tokens import prepare_text
@@ -194,7 +194,7 @@ def random_network(folder: Path, dataset: Path, mode: str = "frozen") -> Path:
     torch.manual_seed(0)
     text = TextConfig(mode=mode, width=16, heads=2, vocabulary=64) if mode == "scratch" else TextConfig()
     config, info = ModelConfig(dim=16, heads=2, encoder_layers=1, fusion_layers=1, text=text), read_info(dataset)
-    checkpoint.save(folder, DashFusion(config, info, prepare_text(config, dataset)), TrainConfig(), 0, 1, {"mae": 1.0})
+    save_checkpoint(folder, DashFusion(config, info, prepare_text(config, dataset)), TrainConfig(), 0, 1, {"mae": 1.0})
     return folder
 
 
@@ -351,7 +351,7 @@ def fragile(corpus, tmp_path, monkeypatch) -> Corpus:
 def test_clips_that_fail_are_listed_and_stay_without_the_modality(fragile, tmp_path):
     original, condition = fragile.original(), Condition("audio.spans", 1)
     with WorkerPool(1, TIMEOUT) as pool:
-        with pytest.raises(TooManyFailures, match="4 of 6 clips failed"):
+        with pytest.raises(TooManyFailuresError, match="4 of 6 clips failed"):
             corrupt_split(original, condition, tmp_path / "scratch", pool, max_failed_fraction=0.5)
         made = corrupt_split(original, condition, tmp_path / "scratch", pool)
     clean, rows = fragile.rows(), rows_of(made.dataset)

@@ -403,7 +403,7 @@ def test_few_failures_pass_and_many_stop_with_a_summary():
     units.check_failures([problem("a")], 50, 0.02, Path("table"), Path("scratch"))
     units.check_failures([], 0, 0.0, Path("table"), Path("scratch"))
     failed = [problem("a"), problem("b"), problem("c", "ZeroDivisionError")]
-    with pytest.raises(units.TooManyFailures) as raised:
+    with pytest.raises(units.TooManyFailuresError) as raised:
         units.check_failures(failed, 50, 0.02, Path("data/problems/extract-audio.parquet"), Path("scratch"))
     message = str(raised.value)
     for part in (

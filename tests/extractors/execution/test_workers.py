@@ -17,7 +17,7 @@ import pytest
 from corpora.files import sha256_of
 from corpora.manifest import Clip
 from extractors.execution.units import BATCH_CLIPS, THREAD_LIMITS, UnitReport
-from extractors.execution.workers import Stage, Worker, WorkerLost, WorkerPool, close_own_pools, own_pool
+from extractors.execution.workers import Stage, Worker, WorkerLostError, WorkerPool, close_own_pools, own_pool
 from extractors.registry import ENTRY_POINT_GROUP
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def test_a_lost_worker_is_replaced():
     try:
         first = worker.call(None, os.getpid)
         assert worker.call(None, os.getpid) == first != os.getpid()
-        with pytest.raises(WorkerLost, match="signal 9"):
+        with pytest.raises(WorkerLostError, match="signal 9"):
             worker.call(None, os.kill, first, signal.SIGKILL)
         assert not worker.running
         assert worker.call(None, os.getpid) != first

@@ -11,7 +11,7 @@ import pytest
 
 from flows.studies import trial
 from flows.studies.trial import TRIALS, View, is_trained, lost_clips, predict_views, train_trial, trial_folder
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluation.inference import predict
@@ -52,7 +52,7 @@ def test_what_was_trained_is_not_trained_again(dataset, trained, monkeypatch):
 
 def test_it_says_what_it_cost(dataset, trained):
     costs = trained[1]
-    network, _ = checkpoint.load(folder_of(dataset, trained) / "best")
+    network, _ = load_checkpoint(folder_of(dataset, trained) / "best")
     assert costs["parameters"] == sum(p.numel() for p in network.parameters())
     assert 0 < costs["fusion_madds"] < costs["madds"] < 5
     assert 0 < costs["step_seconds"] < costs["train_seconds"]
@@ -85,7 +85,7 @@ def test_each_view_is_what_the_network_says_of_clips_shown_so(dataset, trained, 
     other = dataset_writer(tmp_path / "other", seed=4)
     views = [View(dataset), View(dataset, show=("text", "vision")), View(dataset, drop=("audio", 0.5)), View(other)]
     found = predict_views(folder, views, "test", "cpu")
-    network, _ = checkpoint.load(folder / "best")
+    network, _ = load_checkpoint(folder / "best")
     table = ClipTable.read(dataset, "test", 32)
     lost = lost_clips(len(table), "audio", 0.5)
     whole, without = predict(network, table, ("text", "audio", "vision")), predict(network, table, ("text", "vision"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.checkpoint.model_card import CARD, card_lines, export_checkpoint
 from model.config import ModelConfig, TextConfig, TrainConfig
 from model.train import train
@@ -37,8 +37,8 @@ def test_a_copy_is_whole_and_tells_the_test_figures(trained, tmp_path):
         trained, tmp_path / "copy", {"n": 8, "mae": 0.5, "corr": None, "acc2_np": 0.75, "seeds": 2}, "test"
     )
     assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in trained.iterdir()}
-    network, info = checkpoint.load(tmp_path / "copy")
-    assert info == checkpoint.load(trained)[1] and network.config == SMALL
+    network, info = load_checkpoint(tmp_path / "copy")
+    assert info == load_checkpoint(trained)[1] and network.config == SMALL
     card = (tmp_path / "copy" / CARD).read_text(encoding="utf-8")
     assert (
         "8 labelled clips of the test split, mean of 2 seeds" in card

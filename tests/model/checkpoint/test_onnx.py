@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.checkpoint.onnx import export_onnx
 from model.config import ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
@@ -55,7 +55,7 @@ def test_the_graph_predicts_what_the_network_predicts(onnxruntime, dataset, tmp_
         "text_steps",
     )
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
-    network, info = checkpoint.load(best)
+    network, info = load_checkpoint(best)
     table = ClipTable.read(dataset, "train", 64)  # some clips lack a modality
     expected = predict(network, table, info.train.modalities)
     for rows in (np.arange(24), np.array([5]), np.array([0, 1])):

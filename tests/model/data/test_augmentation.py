@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, AugmentConfig, ContrastiveConfig, ModelConfig, TrainConfig
 from model.data.augmentation import augmented
 from model.data.clips import ClipTable
@@ -114,7 +114,7 @@ def test_training_with_it_is_repeatable_and_kept_in_the_checkpoint(dataset, tmp_
         result = train(dataset, tmp_path / name, model, chosen, seed=0)
         losses.append([epoch["train_loss"] for epoch in result.history])
     assert losses[0] == losses[1] != losses[2]
-    assert checkpoint.load(tmp_path / "a/best")[1].train == config
+    assert load_checkpoint(tmp_path / "a/best")[1].train == config
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig, subsets
 from model.data.clips import ClipTable
 from model.evaluation.calibration import LEVELS, calibrate, coverage, half_width, mean_widths, reliability, subset_name
@@ -44,7 +44,7 @@ def test_subsets_come_from_the_largest_to_the_smallest():
 def test_a_trained_checkpoint_knows_how_far_it_is_off_for_every_subset(dataset_writer, tmp_path):
     dataset = dataset_writer(tmp_path / "data", clips={"train": 24, "valid": 40, "test": 4})
     result = train(dataset, tmp_path / "out", SMALL, SHORT, seed=0)
-    network, info = checkpoint.load(result.best)
+    network, info = load_checkpoint(result.best)
     valid = ClipTable.read(dataset, "valid", 32)
     assert [*info.calibration] == [subset_name(chosen) for chosen in subsets(MODALITIES)]
     shown = ("text", "vision")
@@ -59,7 +59,7 @@ def test_a_trained_checkpoint_knows_how_far_it_is_off_for_every_subset(dataset_w
 
 def test_a_network_of_fewer_modalities_is_calibrated_for_these(dataset, tmp_path):
     result = train(dataset, tmp_path, SMALL, replace(SHORT, modalities=("audio",)), seed=0)
-    network, info = checkpoint.load(result.best)
+    network, info = load_checkpoint(result.best)
     assert [*info.calibration] == ["audio"]
     assert info.calibration == calibrate(network, ClipTable.read(dataset, "valid", 32), ("audio",))
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import save_checkpoint
 from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.info import read_info
@@ -23,7 +23,7 @@ SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 def save(dataset, folder, config=SMALL, train=TrainConfig()):  # noqa: B008  (frozen)
     torch.manual_seed(0)
     network = DashFusion(config, read_info(dataset), prepare_text(config, dataset)).eval()
-    checkpoint.save(folder, network, train, seed=0, epoch=1, metrics={})
+    save_checkpoint(folder, network, train, seed=0, epoch=1, metrics={})
     return network
 
 

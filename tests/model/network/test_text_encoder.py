@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig, check_together
 from model.data.clips import ClipTable
 from model.data.info import read_info
@@ -111,7 +111,7 @@ def test_finetuning_lowers_the_loss_and_changes_the_layers_that_are_not_frozen(e
     result = train(english, tmp_path / "out", model, replace(SHORT, epochs=4, text_learning_rate=1e-3), 0)
     assert result.history[-1]["train_regression"] < 0.7 * result.history[0]["train_regression"]
     before = encoder_weights(network_of(model, english))
-    after = encoder_weights(checkpoint.load(result.last)[0])
+    after = encoder_weights(load_checkpoint(result.last)[0])
     changed = {name: not torch.equal(before[name], after[name]) for name in before}
     assert all(changed[name] == name.startswith("encoder.layer.1.") for name in changed), changed
     assert any(name.startswith("embeddings.") for name in changed)
@@ -124,7 +124,7 @@ def test_the_encoder_learns_at_its_own_rate(english, bert, tmp_path, rate):
     config = replace(SHORT, text_learning_rate=rate)
     fresh = network_of(model, english)
     before, projected = encoder_weights(fresh), fresh.encoders["text"].head.project[0].weight.detach().clone()
-    network, info = checkpoint.load(train(english, tmp_path / "out", model, config, 0).last)
+    network, info = load_checkpoint(train(english, tmp_path / "out", model, config, 0).last)
     after = encoder_weights(network)
     moved = max((before[name] - after[name]).abs().max().item() for name in before)
     assert rate / 10 < moved + 1e-9 < rate * 10
@@ -296,7 +296,7 @@ def test_an_encoder_from_scratch_learns_from_words_and_meets_unknown_ones(spoken
     config = replace(SHORT, modalities=("text",), epochs=16, patience=16, learning_rate=5e-3)
     result = train(root, tmp_path / "out", scratch(tokenizer=kind), config, 0)
     assert result.history[-1]["train_regression"] < 0.5 * result.history[0]["train_regression"]
-    network, info = checkpoint.load(result.last)
+    network, info = load_checkpoint(result.last)
     sequences, _ = network.text.sequences(["Ж 龘 🙂", "the Film 好" if kind == "subword" else "电 好"])
     unknown = network.text.tokenizer.token_to_id("[UNK]")
     assert unknown in sequences.values[: sequences.lengths[0]]
@@ -467,7 +467,7 @@ def test_an_older_checkpoint_without_text_options_is_frozen(english, tmp_path):
     description = json.loads(path.read_text())
     del description["model"]["text"]
     path.write_text(json.dumps(description))
-    network, info = checkpoint.load(result.best)
+    network, info = load_checkpoint(result.best)
     assert network.text is None and info.model.text == TextConfig()
     assert not (result.best / "text").exists()
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluate import evaluate
@@ -88,7 +88,7 @@ def test_without_heads_nothing_of_them_is_in_losses_metrics_or_predictions(label
     found = evaluate(labelled, [result.best], device="cpu")
     of_heads = [f"{name}_{m}" for name in ("label", "prediction", "mae", "corr", "acc2") for m in MODALITIES]
     assert not {*found.metrics, *found.predictions.column_names} & {*of_heads}
-    assert not any(name.startswith("unimodal") for name in checkpoint.load(result.best)[0].state_dict())
+    assert not any(name.startswith("unimodal") for name in load_checkpoint(result.best)[0].state_dict())
 
 
 def test_a_corpus_without_such_labels_is_refused(dataset, tmp_path):

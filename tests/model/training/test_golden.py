@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluation.inference import predict
@@ -53,7 +53,7 @@ def test_sixteen_clips_are_learned_by_heart(dataset_writer, tmp_path):
     root, clips = sixteen_clips(dataset_writer, tmp_path / "data")
     config = replace(RECIPE, epochs=50, patience=50, warmup_epochs=4)
     result = train(root, tmp_path / "out", replace(SMALL, dropout=0.0), config, seed=0)
-    network, _ = checkpoint.load(result.last)
+    network, _ = load_checkpoint(result.last)
     assert np.abs(clips.labels).mean() > 0.8
     assert np.abs(predict(network, clips, MODALITIES) - clips.labels).mean() < 0.05
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import io as checkpoint
+from model.checkpoint.io import load_checkpoint
 from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.network.dashfusion import DashFusion
@@ -83,7 +83,7 @@ def numbers(history):
 
 
 def weights(folder):
-    return checkpoint.load(folder)[0].state_dict()
+    return load_checkpoint(folder)[0].state_dict()
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_what_the_stage_removed_is_there_again_and_an_ended_run_is_not_repeated(
     assert watcher.batches == [] and watcher.epochs == [1, 2, 3]
     assert second.history == first.history and second.best_epoch == first.best_epoch
     for which in ("best", "last"):
-        _, expected = checkpoint.load(tmp_path / "a" / which)
-        _, found = checkpoint.load(tmp_path / "b" / which)
+        _, expected = load_checkpoint(tmp_path / "a" / which)
+        _, found = load_checkpoint(tmp_path / "b" / which)
         assert found == expected
         assert all(torch.equal(a, b) for a, b in zip(
             weights(tmp_path / "a" / which).values(), weights(tmp_path / "b" / which).values(), strict=True
