@@ -1,4 +1,7 @@
-"""The extractor interface: what an extractor is given and returns, and how its features are described."""
+"""The extractor interface: the input and output of an extractor, its errors, and the description of its features.
+
+An extractor is a class with the attributes and the method of `Extractor`; see CONTRIBUTING.md for how to register one.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from media.container import MediaError, MissingStream
+from media.container import MediaError, MissingStreamError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,19 +20,27 @@ if TYPE_CHECKING:
 
 
 class ExtractionError(Exception):
-    """A clip's modality cannot be extracted. The message names what was found and what to do."""
+    """A modality of a clip cannot be extracted. The message states the cause and a remedy."""
 
 
-class MissingModality(ExtractionError):
-    """The clip simply has no such modality: no audio stream, no video stream, an empty transcript.
+class MissingModalityError(ExtractionError):
+    """The clip does not have the modality: no audio stream, no video stream, or an empty transcript.
 
-    Not a failure: the clip keeps a row with T = 0, and it does not count against `max_failed_fraction`.
+    Not a failure: the clip keeps a row with T = 0 and does not count towards `max_failed_fraction`.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an extractor may look at: one clip's media file and transcript."""
+    """Input of an extractor: the media file and the transcript of one clip.
+
+    Attributes:
+        clip_id: identifier of the clip, for messages.
+        media: media file; None if the clip has none.
+        text: transcript.
+        language: ISO 639-1 code of the transcript's language.
+        duration: seconds; None if unknown.
+    """
 
     clip_id: str
     media: Path | None
@@ -43,14 +54,14 @@ class FeatureSequence:
     """Features of one modality of one clip.
 
     Attributes:
-        values: [T, D] float32, finite; T = 0 means that the modality is missing.
+        values: [T, D] float32, finite; T = 0 if the modality is missing.
         start, end: [T] float32, seconds from the clip's start, half-open.
-        valid: [T] bool; False where measured but not usable (no face in the frame, unvoiced).
+        valid: [T] bool; False for steps that were measured but are not usable (no face in the frame, unvoiced).
         token_ids: [T] int32, text only.
-        word_index: [T] int32, text only: index of the transcript's word, -1 for special tokens.
+        word_index: [T] int32, text only: index of the step's word in the transcript, -1 for special tokens.
 
     Raises:
-        ExtractionError: shapes disagree, or a value is not finite (the message names the first one).
+        ExtractionError: the shapes disagree, or a value is not finite (the message names the first one).
     """
 
     values: np.ndarray
@@ -83,14 +94,14 @@ class FeatureSequence:
 
 @runtime_checkable
 class Extractor(Protocol):
-    """One modality's features from clips.
+    """Extractor of one modality's features.
+
+    Clips are passed one at a time, unless the extractor has an attribute `batched` that is true.
 
     Attributes:
         modality: text, audio or vision.
-        feature_names: D names, in the order of the values' columns.
-        signature: changes whenever the output could: name, version, options, and what the weights are.
-
-    One that is faster with several clips at a time says so by an attribute `batched`; the others get them one by one.
+        feature_names: names of the D columns of `FeatureSequence.values`, in order.
+        signature: identifier that changes whenever the output could; see `make_signature`.
     """
 
     modality: str
@@ -98,43 +109,59 @@ class Extractor(Protocol):
     signature: str
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order; a clip that fails yields its error and never stops the others."""
-        ...
-
-
-class MediaCondition(Protocol):
-    """A condition that media are brought into before an extractor sees them: a corruption at some level.
-
-    Attributes:
-        signature: changes whenever the written media could.
-    """
-
-    @property
-    def signature(self) -> str: ...
-
-    def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
-        """Write the clip's media in this condition to `out` (without suffix) and return the file's path."""
+        """Yield one result per source, in order; a clip that fails yields its error and does not affect the others."""
         ...
 
 
 def make_signature(name: str, version: int, options: Mapping[str, Any], weights: str = "") -> str:
-    """`<name>-v<version>-<12 hex digits>` over everything that the output depends on.
+    """Return `<name>-v<version>-<12 hex digits>`, the digits a hash of everything that the output depends on.
 
-    `version` is raised by hand when an extractor's code changes its output; `weights` identifies model files
-    (a hash, or a library version that carries them).
+    Args:
+        name: registered name of the extractor.
+        version: number to raise by hand when a change of the extractor's code changes its output.
+        options: options that change the output.
+        weights: identifier of the model files: a hash, or the version of the library that ships them.
     """
     payload = json.dumps([name, version, dict(options), weights], sort_keys=True, default=str)
     return f"{name}-v{version}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
 
 
+Result = TypeVar("Result")
+"""A feature sequence, or an intermediate result from which the extractor makes one."""
+
+
+def extract_each(
+    sources: Iterable[Source], extract_media: Callable[[Path], Result]
+) -> Iterator[Result | ExtractionError]:
+    """Yield `extract_media(source.media)` for each source, or the media or extraction error that it raised.
+
+    A source without a media file, or without the stream in question, yields a `MissingModalityError`. Any other
+    exception is a programming error and propagates.
+    """
+    for source in sources:
+        result: Result | ExtractionError
+        try:
+            if source.media is None:
+                raise MissingModalityError(f"{source.clip_id}: no media file")
+            result = extract_media(source.media)
+        except MissingStreamError as error:
+            result = MissingModalityError(str(error))
+        except MediaError as error:
+            result = ExtractionError(str(error))
+            result.__cause__ = error
+        except ExtractionError as error:
+            result = error
+        yield result
+
+
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Features of one meaning.
+    """Description of one feature, or of several that measure the same thing.
 
     Attributes:
-        names: as in the extractor's `feature_names`; one `*` stands for the numbers of a model's columns.
-        meaning: what is measured, and which way is up.
-        unit: of the values.
+        names: names as in `Extractor.feature_names`; `*` stands for the column numbers of a model's hidden states.
+        meaning: measured quantity, with the direction of its sign.
+        unit: unit of the values.
     """
 
     names: tuple[str, ...]
@@ -143,16 +170,16 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How an extractor's features are made.
+class FeatureDescription:
+    """Documentation of an extractor's features, from which `docs/features.md` is generated.
 
     Attributes:
         source: library and method.
-        rate: steps a second, and where a step lies.
-        window: what one step sees.
-        valid: when a step is.
-        features: every feature, in the order of the columns.
-        extra: the optional dependency that the extractor needs, empty for none.
+        rate: steps per second, and the position of a step in time.
+        window: stretch of the clip that influences one step.
+        valid: condition under which a step is valid.
+        features: all features, in the order of the columns.
+        extra: optional dependency group that the extractor needs; empty if none.
     """
 
     source: str
@@ -162,35 +189,27 @@ class Recipe:
     features: tuple[Feature, ...]
     extra: str = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all features, in the order of the columns."""
+        return tuple(name for feature in self.features for name in feature.names)
+
 
 def numbered(prefix: str, count: int, first: int = 0) -> tuple[str, ...]:
-    """`count` names: `prefix` with the numbers from `first` on."""
+    """Return `count` names: `prefix` followed by consecutive numbers from `first`."""
     return tuple(f"{prefix}{i}" for i in range(first, first + count))
 
 
-Result = TypeVar("Result")
-"""A feature sequence, or what becomes one."""
+class MediaCondition(Protocol):
+    """A modification of the media before extraction, such as noise at a given level.
 
-
-def extract_each(
-    sources: Iterable[Source], extract_media: Callable[[Path], Result]
-) -> Iterator[Result | ExtractionError]:
-    """`extract_media` of each source's media file; its media and extraction errors become results.
-
-    No media file, or one without the stream in question, is a missing modality. Any other exception is a
-    mistake in a program, not in a clip, and passes through.
+    Attributes:
+        signature: identifier that changes whenever the written media could.
     """
-    for source in sources:
-        result: Result | ExtractionError
-        try:
-            if source.media is None:
-                raise MissingModality(f"{source.clip_id}: no media file")
-            result = extract_media(source.media)
-        except MissingStream as error:
-            result = MissingModality(str(error))
-        except MediaError as error:
-            result = ExtractionError(str(error))
-            result.__cause__ = error
-        except ExtractionError as error:
-            result = error
-        yield result
+
+    @property
+    def signature(self) -> str: ...
+
+    def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
+        """Write the modified media of a clip to `out`, a path without suffix, and return the path of the file."""
+        ...

@@ -38,20 +38,20 @@ def extractor_class(name: str) -> Any:
 
 def _section(name: str) -> str:
     made = extractor_class(name)
-    recipe = made.recipe
-    lines = [f"## {name}", "", *_table(("", ""), _facts(recipe)), ""]
+    description = made.description
+    lines = [f"## {name}", "", *_table(("", ""), _facts(description)), ""]
     options = _options(made)
     if options:
         lines += [*_table(("option", "default", "meaning"), options), ""]
     else:
         lines += ["No options.", ""]
-    rows = [(_names(feature), feature.meaning, feature.unit) for feature in recipe.features]
+    rows = [(_names(feature), feature.meaning, feature.unit) for feature in description.features]
     return "\n".join([*lines, *_table(("feature", "meaning", "unit"), rows), ""])
 
 
-def _facts(recipe: Any) -> list[tuple[str, str]]:
-    facts = [("source", recipe.source), ("rate", recipe.rate), ("window", recipe.window), ("valid", recipe.valid)]
-    return facts + [("needs", f"`pip install 'dashfusion[{recipe.extra}]'`")] * bool(recipe.extra)
+def _facts(description: Any) -> list[tuple[str, str]]:
+    facts = [("source", description.source), ("rate", description.rate), ("window", description.window), ("valid", description.valid)]
+    return facts + [("needs", f"`pip install 'dashfusion[{description.extra}]'`")] * bool(description.extra)
 
 
 def _options(made: Any) -> list[tuple[str, str, str]]:

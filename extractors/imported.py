@@ -90,7 +90,7 @@ def imported_folder(root: Path, modality: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def take_over(folder: Path, modality: str, clip_ids: Collection[str], out: Path) -> tuple[FeatureMeta, Summary]:
+def copy_imported(folder: Path, modality: str, clip_ids: Collection[str], out: Path) -> tuple[FeatureMeta, Summary]:
     """Copy a store that `write_imported` wrote to `out`, which appears, or is replaced, whole.
 
     Raises:

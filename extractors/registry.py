@@ -1,4 +1,4 @@
-"""The extractor registry: find an extractor by name, built in or from an entry point."""
+"""The extractor registry: built-in extractors and those of installed packages, by name."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ BUILT_IN = {
 
 
 def available() -> dict[str, str]:
-    """Registered extractors: name -> `module:attribute`, ours and those of installed packages."""
+    """Return the registered extractors as name -> `module:attribute`, built in or from entry points."""
     return {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)} | BUILT_IN
 
 
 def create(name: str, options: Mapping[str, Any]) -> Extractor:
-    """Build the extractor called `name` with keyword `options`.
+    """Construct the extractor registered as `name` with the keyword arguments `options`.
 
     Raises:
-        ValueError: no such extractor, or an option that it does not take; the message lists what there is.
+        ValueError: the name is not registered (the message lists those that are), or an option is unknown or invalid.
     """
     import difflib
     import importlib
@@ -41,11 +41,12 @@ def create(name: str, options: Mapping[str, Any]) -> Extractor:
     known = available()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no extractor is called {name!r}{hint} Known: {', '.join(sorted(known))}")
     module, _, attribute = known[name].partition(":")
     factory = getattr(importlib.import_module(module), attribute)
     try:
-        return factory(**options)
+        extractor: Extractor = factory(**options)
     except TypeError as error:
         raise ValueError(f"extractor {name!r}: {error}") from error
+    return extractor

@@ -15,7 +15,7 @@ from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import write_problems
 from extractors.execution.units import UnitReport, assemble, check_failures, describe, work_units
 from extractors.execution.workers import Stage, WorkerLostError, WorkerPool, close_own_pools, own_pool
-from extractors.imported import imported_folder, take_over
+from extractors.imported import copy_imported, imported_folder
 from extractors.transcripts.table import read_transcripts, with_transcripts
 from flows.config.params import IMPORTED_LAYOUTS, ExtractorParams, ExtractParams, Params, load_params
 from flows.display import console
@@ -91,7 +91,7 @@ def _mark(scratch: Path) -> Any:
 def take_imported(brought: Path, modality: str, manifest: Manifest, params: Params) -> dict[str, int]:
     """The features that came with the corpus, in place of an extractor's."""
     folder = params.paths.features / modality
-    meta, summary = take_over(brought, modality, [clip.clip_id for clip in manifest.clips], folder)
+    meta, summary = copy_imported(brought, modality, [clip.clip_id for clip in manifest.clips], folder)
     write_problems([], params.paths.problems / f"extract-{modality}.parquet")
     figures = summarise(len(meta.feature_names), [], summary, 0.0)
     engine.publish_table(f"extract-{modality}", [figures], f"{modality} as it came with the corpus")

@@ -17,7 +17,7 @@ from extractors.base import (
     ExtractionError,
     Feature,
     FeatureSequence,
-    Recipe,
+    FeatureDescription,
     Source,
     extract_each,
     make_signature,
@@ -118,7 +118,7 @@ class LibrosaAudio:
     """
 
     modality = "audio"
-    recipe = Recipe(
+    description = FeatureDescription(
         source="librosa: `yin`, `feature.mfcc`, `feature.chroma_cqt`, of the sound at "
         f"{SAMPLE_RATE:,} Hz, channels averaged (the set of CH-SIMS)",
         rate="1 / `hop_seconds`, the hop made a multiple of 32 samples; step t is centred on t hops",
@@ -145,7 +145,7 @@ class LibrosaAudio:
             ),
         ),
     )
-    feature_names = tuple(name for feature in recipe.features for name in feature.names)
+    feature_names = description.names
 
     def __init__(self, hop_seconds: float = 0.046) -> None:
         if isinstance(hop_seconds, bool) or not isinstance(hop_seconds, int | float):

@@ -17,7 +17,7 @@ from extractors.base import (
     ExtractionError,
     Feature,
     FeatureSequence,
-    Recipe,
+    FeatureDescription,
     Source,
     extract_each,
     make_signature,
@@ -61,7 +61,7 @@ class OpenSmileAudio:
     """
 
     modality = "audio"
-    recipe = Recipe(
+    description = FeatureDescription(
         source=f"openSMILE, configuration eGeMAPSv02 (Eyben et al. 2016), of the sound at {SAMPLE_RATE:,} Hz, channels "
         "averaged; smoothed over three steps, `nz` over voiced ones alone. openSMILE's licence allows research and "
         "private use, not commercial products",
@@ -106,7 +106,7 @@ class OpenSmileAudio:
         ),
         extra="opensmile",
     )
-    feature_names = tuple(name for feature in recipe.features for name in feature.names)
+    feature_names = description.names
 
     def __init__(self) -> None:
         if find_spec("opensmile") is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, Source, extract_each, make_signature
+from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
 from extractors.huggingface import (
     batch_limit,
     choose_layers,
@@ -101,7 +101,7 @@ class TransformerAudio:
     """
 
     modality = "audio"
-    recipe = Recipe(
+    description = FeatureDescription(
         source="transformers: wav2vec 2.0, HuBERT, WavLM, or the encoder of Whisper, of the sound at "
         f"{SAMPLE_RATE:,} Hz, channels averaged, normalised as the model's `preprocessor_config.json` says",
         rate="the product of the model's strides: 50 a second for all usual models",

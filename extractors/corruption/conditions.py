@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractors.base import MissingModality
+from extractors.base import MissingModalityError
 from extractors.corruption import audio, text, vision
 from extractors.corruption.text import Edit, Lexicon
-from media.container import MissingStream
+from media.container import MissingStreamError
 
 if TYPE_CHECKING:
     from extractors.transcripts.table import Transcript
@@ -43,7 +43,7 @@ class Corruption:
         modality: text, audio or vision.
         unit: of the level.
         low, high: the level's range, both included.
-        as_it_is: the level at which a clip stays exactly what it is.
+        clean_level: the level at which a clip stays exactly what it is.
         meaning: what is done, for people.
         stands_for: what it is like.
         change: does it.
@@ -55,7 +55,7 @@ class Corruption:
     unit: str
     low: float
     high: float
-    as_it_is: float
+    clean_level: float
     meaning: str
     stands_for: str
     change: ChangeMedia | ChangeText
@@ -151,7 +151,7 @@ class Condition:
         if isinstance(level, bool) or not isinstance(level, int | float) or not kind.low <= level <= kind.high:
             raise ValueError(
                 f"{self.corruption}: the level is {level!r}: it must be a number ({kind.unit}), {kind.range}; "
-                f"{kind.as_it_is:g} leaves clips as they are"
+                f"{kind.clean_level:g} leaves clips as they are"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"{self.corruption}: the seed is {self.seed!r}: it must be a whole number of 0 or more")
@@ -168,9 +168,9 @@ class Condition:
         return self.kind.modality
 
     @property
-    def is_as_it_is(self) -> bool:
+    def is_clean(self) -> bool:
         """Whether clips stay exactly what they are."""
-        return self.level == self.kind.as_it_is
+        return self.level == self.kind.clean_level
 
     @property
     def signature(self) -> str:
@@ -187,13 +187,13 @@ class Condition:
         nothing is kept.
 
         Raises:
-            MissingModality: there is no stream to corrupt, so that the clip stays without the modality.
+            MissingModalityError: there is no stream to corrupt, so that the clip stays without the modality.
             MediaError, ExtractionError: the file cannot be read.
         """
         try:
             return self.kind.change(media, out, self.level, lambda: self.draws(clip_id))
-        except MissingStream as error:
-            raise MissingModality(str(error)) from error
+        except MissingStreamError as error:
+            raise MissingModalityError(str(error)) from error
 
     def change_text(self, transcript: Transcript, language: str, lexicon: Lexicon | None = None) -> Transcript:
         """The corrupted transcript, words that were timed with their times; the same object where nothing changes.
@@ -204,7 +204,7 @@ class Condition:
         Raises:
             ValueError: the corruption does not know the language.
         """
-        if self.is_as_it_is:
+        if self.is_clean:
             return transcript
         draws = self.draws(transcript.clip_id)
         units, instead = self.kind.change(transcript.text, language, self.level, draws, lexicon)
@@ -216,7 +216,7 @@ def table() -> str:
     head = ("name", "level", "range (as it is)", "what is done", "stands for")
     rows = [head, ("---",) * len(head)]
     for name, kind in CORRUPTIONS.items():
-        rows.append((f"`{name}`", kind.unit, f"{kind.range} ({kind.as_it_is:g})", kind.meaning, kind.stands_for))
+        rows.append((f"`{name}`", kind.unit, f"{kind.range} ({kind.clean_level:g})", kind.meaning, kind.stands_for))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from corpora.files import sha256_of
 from corpora.problems import Problem
-from extractors.base import ExtractionError, Extractor, FeatureSequence, MissingModality, Source
+from extractors.base import ExtractionError, Extractor, FeatureSequence, MissingModalityError, Source
 from extractors.execution.cache import TRACEBACKS, _load, _save, keep_traceback, scratch_path, tag_scratch
 from extractors.registry import create
 from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_sequence
@@ -223,7 +223,7 @@ def extract_all(extractor: Extractor, sources: Sequence[Source]) -> list[Feature
 
 def checked(result: FeatureSequence | Exception, meta: FeatureMeta) -> FeatureSequence | Exception:
     """The clip's features, an empty sequence where it has no such modality; or what is wrong."""
-    if isinstance(result, MissingModality):
+    if isinstance(result, MissingModalityError):
         return _empty(meta)
     if isinstance(result, FeatureSequence):
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from extractors.base import ExtractionError, Feature, FeatureSequence, MissingModality, Recipe, Source, make_signature
+from extractors.base import ExtractionError, Feature, FeatureSequence, MissingModalityError, FeatureDescription, Source, make_signature
 from extractors.huggingface import (
     batch_limit,
     choose_layers,
@@ -69,7 +69,7 @@ class TransformerText:
 
     modality = "text"
     batched = True
-    recipe = Recipe(
+    description = FeatureDescription(
         source="transformers: an encoder, of the transcript as the model's own tokenizer cuts it; "
         "`minilm` is all-MiniLM-L6-v2, 384 wide",
         rate="a step a token, special ones included, or a step a word; the times of its word, the whole clip "
@@ -103,7 +103,7 @@ class TransformerText:
             if source.text.strip():
                 tokens[index] = self._tokenize(source)
             else:
-                results[index] = MissingModality(f"{source.clip_id}: the transcript is empty")
+                results[index] = MissingModalityError(f"{source.clip_id}: the transcript is empty")
         limit = batch_limit(self._load()[1], BATCH_TOKENS) if tokens else 0
         for batch in make_batches({index: len(ids) for index, (ids, _) in tokens.items()}, limit):
             hidden = self._encode([tokens[index][0] for index in batch])
@@ -127,7 +127,7 @@ class TransformerText:
         if self._pooling == "words":
             values, ids, words = pool_words(values, ids, words)
             if not len(words):
-                raise MissingModality(f"{source.clip_id}: no token of the transcript belongs to a word")
+                raise MissingModalityError(f"{source.clip_id}: no token of the transcript belongs to a word")
         return FeatureSequence(
             values=values,
             start=np.zeros(len(ids), np.float32),

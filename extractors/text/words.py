@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, MissingModality, Recipe, Source, make_signature
+from extractors.base import ExtractionError, Feature, FeatureSequence, MissingModalityError, FeatureDescription, Source, make_signature
 from extractors.transcripts.words import split_words, word_length
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class WordsText:
     """
 
     modality = "text"
-    recipe = Recipe(
+    description = FeatureDescription(
         source="the transcript, cut at white space, Chinese by jieba; a Japanese character is a word of its own",
         rate="a step a word, the times of the word",
         window="the word",
@@ -50,7 +50,7 @@ class WordsText:
             ),
         ),
     )
-    feature_names = tuple(name for feature in recipe.features for name in feature.names)
+    feature_names = description.names
 
     def __init__(self) -> None:
         self.signature = make_signature("text.words", VERSION, {})
@@ -60,7 +60,7 @@ class WordsText:
         for source in sources:
             words = split_words(source.text, source.language)
             if not words:
-                yield MissingModality(f"{source.clip_id}: the transcript is empty")
+                yield MissingModalityError(f"{source.clip_id}: the transcript is empty")
                 continue
             yield FeatureSequence(
                 values=np.array([_measure(word) for word in words], np.float32),

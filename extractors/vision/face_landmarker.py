@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, Source, extract_each, make_signature
+from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
 from extractors.vision.face_mesh import head_angles
 from extractors.vision.face_tracking import FaceChooser, Seen, check_face_options, frame_steps, without_noise
 from media.video import MAX_SIDE
@@ -78,7 +78,7 @@ class FaceLandmarkerVision:
     """
 
     modality = "vision"
-    recipe = Recipe(
+    description = FeatureDescription(
         source="mediapipe's face landmarker task (video mode; of several faces the largest that is there "
         f"consistently), of frames scaled down to at most {MAX_SIDE} pixels",
         rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
@@ -97,7 +97,7 @@ class FaceLandmarkerVision:
             Feature(BLENDSHAPES, "score of an expression as in ARKit, left and right the person's own", "0 to 1"),
         ),
     )
-    feature_names = tuple(name for feature in recipe.features for name in feature.names)
+    feature_names = description.names
 
     def __init__(self, model: str, fps: float = 10.0, min_confidence: float = 0.5) -> None:
         check_face_options(fps=fps, min_confidence=min_confidence)

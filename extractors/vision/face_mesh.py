@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, Source, extract_each, make_signature
+from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
 from extractors.vision.face_tracking import FaceTracker, Found, check_face_options, frame_steps, to_pixels
 from media.video import MAX_SIDE
 
@@ -334,7 +334,7 @@ class FaceMeshVision:
 
     modality = "vision"
     feature_names = FEATURE_NAMES
-    recipe = Recipe(
+    description = FeatureDescription(
         source="mediapipe's FaceMesh (`refine_landmarks`, of several faces the largest that is there consistently), of "
         f"frames scaled down to at most {MAX_SIDE} pixels; pose by a similarity transform onto a reference face. Of "
         "gaze, expression and landmarks, pose and scale are taken out; left and right are the person's own",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, Recipe, Source, extract_each, make_signature
+from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
 from extractors.huggingface import find_model, fingerprint, hidden_names, load_model, read_config
 from extractors.vision.face_tracking import FaceTracker, Found, check_face_options, frame_steps, to_pixels
 from media.video import MAX_SIDE
@@ -57,7 +57,7 @@ class TransformerVision:
     """
 
     modality = "vision"
-    recipe = Recipe(
+    description = FeatureDescription(
         source="transformers: CLIP's image encoder, DINOv2 or ViT, of the face that mediapipe's FaceMesh finds (of "
         "several the largest that is there consistently) in "
         f"frames scaled down to at most {MAX_SIDE} pixels: its square box widened by `margin`, scaled to the model's "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extractors.base import Feature, Recipe
+from extractors.base import Feature, FeatureDescription
 from extractors.feature_docs import extractor_class, features_page
 from extractors.registry import BUILT_IN
 
@@ -23,10 +23,10 @@ def test_the_page_is_what_the_extractors_say():
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_feature_has_a_meaning_and_a_unit(name):
     made = extractor_class(name)
-    names = tuple(name for feature in made.recipe.features for name in feature.names)
+    names = made.description.names
     assert names == getattr(made, "feature_names", ("hidden_*",))  # known before the model is: no `*`
-    assert all(feature.meaning and feature.unit for feature in made.recipe.features)
-    assert all((made.recipe.source, made.recipe.rate, made.recipe.window, made.recipe.valid))
+    assert all(feature.meaning and feature.unit for feature in made.description.features)
+    assert all((made.description.source, made.description.rate, made.description.window, made.description.valid))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -50,7 +50,7 @@ def test_runs_of_numbers_are_shown_by_their_ends(monkeypatch):
         """
 
         features = (Feature(("peak", "band_8", "band_9", "band_10", "low_1", "low_3"), "level", "dB"),)
-        recipe = Recipe("here", "1", "all", "always", features, extra="loud")
+        description = FeatureDescription("here", "1", "all", "always", features, extra="loud")
 
         def __init__(self, window: float = 0.1) -> None:
             self.window = window

@@ -21,7 +21,7 @@ from extractors.execution.units import assemble, extract_unit
 from extractors.store import FeatureReader
 from extractors.vision.face_mesh import FaceMeshVision
 from media.audio import read_audio, read_audio_blocks
-from media.container import LONGEST_GAP, MediaError, probe
+from media.container import MAX_GAP, MediaError, probe
 from media.video import read_frames
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def test_an_absurd_header_gives_bounded_features_or_an_error(
         assert info.duration is None or info.duration > 0
         assert len(read_audio(path, 16_000)) < 3 * 16_000  # of two seconds
         if info.has_video:
-            assert 0 < sum(1 for _ in read_frames(path, 25)) <= LONGEST_GAP * 25
+            assert 0 < sum(1 for _ in read_frames(path, 25)) <= MAX_GAP * 25
     except MediaError as error:
         assert str(path) in str(error)
     (result,) = librosa_audio.extract([Source("v/1", path, "", "en", 2.0)])

@@ -12,7 +12,7 @@ from corpora.problems import Problem
 from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps, clean, even_times
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig
-from extractors.imported import imported_folder, take_over, write_imported
+from extractors.imported import copy_imported, imported_folder, write_imported
 from extractors.store import FeatureReader
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
 from model.data.clips import ClipTable
@@ -85,13 +85,13 @@ def test_a_modality_of_an_earlier_corpus_does_not_stay_behind(tmp_path):
 def test_a_store_is_taken_over_whole_and_only_by_its_own_manifest(tmp_path):
     write_imported(make_corpus({"vision": (7, 0, 5)}), tmp_path, "mmsa_pickle")
     folder = tmp_path / "features" / "vision"
-    meta, summary = take_over(folder, "vision", CLIP_IDS, tmp_path / "out")
+    meta, summary = copy_imported(folder, "vision", CLIP_IDS, tmp_path / "out")
     assert (summary.rows, summary.missing, summary.steps, summary.failed) == (3, 1, 12, 0)
     assert meta == FeatureReader(tmp_path / "out", "vision").meta
     parts = [folder / "part-00000.parquet", tmp_path / "out" / "part-00000.parquet"]
     assert parts[0].read_bytes() == parts[1].read_bytes()
     with pytest.raises(ValueError, match="run the prepare stage again"):
-        take_over(folder, "vision", CLIP_IDS[:2], tmp_path / "out")
+        copy_imported(folder, "vision", CLIP_IDS[:2], tmp_path / "out")
 
 
 def aligned_dataset(folder: Path, lengths: dict[str, tuple[int, ...]], mode: str) -> Path:

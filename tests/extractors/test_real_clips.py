@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from extractors.base import FeatureSequence, MissingModality, Source
+from extractors.base import FeatureSequence, MissingModalityError, Source
 from media.container import probe
 
 GRID = ("grid_bbaf2n.mpg", "grid_brbk7n.mpg")
@@ -55,8 +55,8 @@ def test_a_face_that_leaves_the_picture_ends_its_valid_steps(vision):
 
 
 def test_missing_streams_are_missing_modalities(vision, audio):
-    assert isinstance(audio["silent_face.mp4"], MissingModality)
-    assert isinstance(vision["bus_chinese.wav"], MissingModality)
+    assert isinstance(audio["silent_face.mp4"], MissingModalityError)
+    assert isinstance(vision["bus_chinese.wav"], MissingModalityError)
     assert isinstance(vision["silent_face.mp4"], FeatureSequence)
     assert isinstance(audio["bus_chinese.wav"], FeatureSequence)
 

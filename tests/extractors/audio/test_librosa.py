@@ -15,7 +15,7 @@ import pytest
 
 from extractors.audio import librosa as librosa_module
 from extractors.audio.librosa import SAMPLE_RATE, LibrosaAudio, fill_log_f0, fold_octaves
-from extractors.base import ExtractionError, MissingModality, Source
+from extractors.base import ExtractionError, MissingModalityError, Source
 
 SOUND_CODECS = ("", "pcm_s16le")
 
@@ -123,9 +123,9 @@ def test_what_is_missing_and_what_fails(tmp_path, make_clip, librosa_audio):
     silent = make_clip(tmp_path / "silent.mp4", "v")
     results = list(librosa_audio.extract([source(p) for p in (silent, broken, None, nan, good)]))
     assert [type(r) for r in results[:4]] == [
-        MissingModality,
+        MissingModalityError,
         ExtractionError,
-        MissingModality,
+        MissingModalityError,
         ExtractionError,
     ]
     assert "NaN" in str(results[3])

@@ -9,7 +9,7 @@ import pytest
 
 from extractors.audio import opensmile
 from extractors.audio.opensmile import OpenSmileAudio
-from extractors.base import ExtractionError, MissingModality, Source
+from extractors.base import ExtractionError, MissingModalityError, Source
 
 installed = pytest.mark.skipif(find_spec("opensmile") is None, reason="opensmile, an optional extra, is not installed")
 
@@ -112,5 +112,5 @@ def test_what_is_missing_and_what_fails(tmp_path, make_clip):
     silent = make_clip(tmp_path / "silent.mp4", "v", seconds=0.2)
     good = make_clip(tmp_path / "good.wav", "a", codecs=("", "pcm_s16le"))
     results = list(OpenSmileAudio().extract([source(p) for p in (silent, broken, None, good)]))
-    assert [type(r) for r in results[:3]] == [MissingModality, ExtractionError, MissingModality]
+    assert [type(r) for r in results[:3]] == [MissingModalityError, ExtractionError, MissingModalityError]
     assert results[3].values.shape[1] == 25

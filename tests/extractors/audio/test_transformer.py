@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, Wav2Vec2Config, WhisperFeatureEx
 
 from extractors.audio import transformer
 from extractors.audio.transformer import TransformerAudio, receptive_field
-from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source
+from extractors.base import ExtractionError, FeatureSequence, MissingModalityError, Source
 from media.audio import read_audio
 
 WAVES = ("wav2vec2", "hubert", "wavlm")
@@ -233,7 +233,12 @@ def test_what_is_missing_and_what_fails(speech_models, tmp_path, make_clip, soun
     silent = make_clip(tmp_path / "silent.mp4", "v", seconds=0.2)
     extractor = TransformerAudio(str(speech_models / "hubert"))
     results = list(extractor.extract([source(p) for p in (silent, broken, None, nan, sound(0.5))]))
-    assert [type(r) for r in results[:4]] == [MissingModality, ExtractionError, MissingModality, ExtractionError]
+    assert [type(r) for r in results[:4]] == [
+        MissingModalityError,
+        ExtractionError,
+        MissingModalityError,
+        ExtractionError,
+    ]
     assert results[4].values.shape == (24, 16)
 
 

@@ -18,7 +18,7 @@ from extractors.corruption.audio import (
     silence_spans,
 )
 from media.audio import read_audio
-from media.container import MissingStream, probe
+from media.container import MissingStreamError, probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ def test_the_sound_keeps_its_length_its_rate_and_its_place_in_time(make_clip, tm
 
 @pytest.mark.parametrize("change", [add_noise, silence_spans])
 def test_a_clip_without_sound_has_nothing_to_corrupt(make_clip, tmp_path, change):
-    with pytest.raises(MissingStream):
+    with pytest.raises(MissingStreamError):
         change(make_clip(tmp_path / "mute.mp4", "v"), tmp_path / "out", 0.5, draw())
 
 

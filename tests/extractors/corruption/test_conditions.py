@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extractors.base import MissingModality
+from extractors.base import MissingModalityError
 from extractors.corruption.conditions import CORRUPTIONS, Condition, table
 from extractors.corruption.text import Lexicon
 from extractors.transcripts.table import Transcript
@@ -66,8 +66,8 @@ def test_another_clip_or_seed_is_corrupted_in_another_way(clip, tmp_path, name):
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_the_level_of_no_corruption_is_known_for_each(name):
-    condition = Condition(name, CORRUPTIONS[name].as_it_is)
-    assert condition.is_as_it_is and not Condition(name, LEVELS[name]).is_as_it_is
+    condition = Condition(name, CORRUPTIONS[name].clean_level)
+    assert condition.is_clean and not Condition(name, LEVELS[name]).is_clean
     if condition.modality == "text":
         assert condition.change_text(SAID, "en") is SAID
 
@@ -75,7 +75,7 @@ def test_the_level_of_no_corruption_is_known_for_each(name):
 @pytest.mark.parametrize("name", sorted(set(MEDIA) - {"audio.noise"}))
 def test_next_to_no_corruption_is_next_to_nothing(clip, tmp_path, name):
     """What is as it is needs no file; a level beside it gives one that says the same."""
-    level = 1000 if math.isinf(CORRUPTIONS[name].as_it_is) else 1e-9
+    level = 1000 if math.isinf(CORRUPTIONS[name].clean_level) else 1e-9
     written = Condition(name, level).write_media(clip, "v/1", tmp_path / "out")
     before = content(clip) if name.startswith("vision") else read_audio(clip, 44_100)
     assert np.array_equal(content(written), before)
@@ -84,7 +84,7 @@ def test_next_to_no_corruption_is_next_to_nothing(clip, tmp_path, name):
 def test_a_clip_without_the_stream_lacks_the_modality(make_clip, tmp_path):
     mute, blind = make_clip(tmp_path / "mute.mp4", "v"), make_clip(tmp_path / "blind.mkv", "a")
     for name in MEDIA:
-        with pytest.raises(MissingModality):
+        with pytest.raises(MissingModalityError):
             Condition(name, LEVELS[name]).write_media(
                 mute if name.startswith("audio") else blind, "v/1", tmp_path / "x"
             )

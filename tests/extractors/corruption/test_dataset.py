@@ -307,9 +307,9 @@ def test_two_that_want_the_same_make_it_once(corpus, tmp_path, pool):
 
 FRAGILE = '''
 import numpy as np
-from extractors.base import ExtractionError, FeatureSequence, MissingModality
+from extractors.base import ExtractionError, FeatureSequence, MissingModalityError
 from media.audio import read_audio
-from media.container import MissingStream
+from media.container import MissingStreamError
 
 class Fragile:
     """The sound's level, of sound that is not silent."""
@@ -318,12 +318,12 @@ class Fragile:
     def extract(self, sources):
         for source in sources:
             if source.media is None:
-                yield MissingModality("no media")
+                yield MissingModalityError("no media")
                 continue
             try:
                 sound = read_audio(source.media, 8000)
-            except MissingStream as error:
-                yield MissingModality(str(error))
+            except MissingStreamError as error:
+                yield MissingModalityError(str(error))
                 continue
             if not sound.any():
                 yield ExtractionError(f"{source.media}: silence cannot be measured; record it again")

@@ -11,7 +11,7 @@ import pytest
 
 from extractors.base import Source
 from extractors.corruption.vision import blur, cover, lose_frames, lower_rate, write_frames
-from media.container import MissingStream, probe
+from media.container import MissingStreamError, probe
 from media.video import read_frames, read_stored_frames
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def test_a_video_with_fewer_frames_keeps_them_all(make_clip, tmp_path):
 
 @pytest.mark.parametrize("change", ALL)
 def test_a_clip_without_picture_has_nothing_to_corrupt(make_clip, tmp_path, change):
-    with pytest.raises(MissingStream):
+    with pytest.raises(MissingStreamError):
         change(make_clip(tmp_path / "sound.mkv", "a"), tmp_path / "out", 0.5, draw())
 
 

@@ -14,7 +14,7 @@ from corpora.files import sha256_of
 from corpora.manifest import Clip
 from corpora.problems import Problem
 from extractors import base, registry
-from extractors.base import ExtractionError, FeatureSequence, MissingModality, Source
+from extractors.base import ExtractionError, FeatureSequence, MissingModalityError, Source
 from extractors.execution import cache, units
 from extractors.store import FeatureReader, StoreError
 from media.container import MediaError
@@ -45,7 +45,7 @@ class FakeBytes:
         content = source.text if self.modality == "text" else source.media.read_text()
         match content:
             case "":
-                return MissingModality("nothing here")
+                return MissingModalityError("nothing here")
             case "unusable":
                 return ExtractionError("cannot be used")
             case "unreadable":
@@ -166,7 +166,7 @@ class Upper:
     def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
         match media.read_text():
             case "nothing":
-                raise MissingModality("nothing to corrupt")
+                raise MissingModalityError("nothing to corrupt")
             case "mistake":
                 raise ZeroDivisionError("of the corruption")
             case "full":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from extractors.base import MissingModality, Source
+from extractors.base import MissingModalityError, Source
 from extractors.huggingface import make_batches
 from extractors.text.transformer import MINILM_SHA256, TransformerText, token_words
 from extractors.transcripts.words import split_words
@@ -67,7 +67,7 @@ def test_minilm_tells_praise_from_blame(minilm):
 def test_a_batch_gives_the_values_of_each_alone_in_the_order_given(minilm):
     texts = ["good", "the film was rather good, I would see it again " * 3, "so so", "", "a bad one , though"]
     together = list(minilm.extract([source(t, str(i)) for i, t in enumerate(texts)]))
-    assert isinstance(together[3], MissingModality)
+    assert isinstance(together[3], MissingModalityError)
     for text, result in zip(texts, together, strict=True):
         if text:
             (alone,) = minilm.extract([source(text)])
@@ -84,7 +84,7 @@ def test_padding_changes_nothing_but_rounding(minilm):
 @pytest.mark.parametrize("text", ["", "  ", "\n\t", "\u3000"])
 def test_an_empty_transcript_is_a_missing_modality(tiny, text):
     (result,) = tiny.extract([source(text)])
-    assert isinstance(result, MissingModality)
+    assert isinstance(result, MissingModalityError)
 
 
 def test_unknown_duration_gives_no_times(tiny):
@@ -135,7 +135,7 @@ def test_a_step_a_word_is_the_mean_of_its_tokens(tiny, tiny_model):
 def test_no_token_of_a_word_is_a_missing_modality_for_words_alone(tiny_model, pooling):
     invisible = "\u200b"  # white space to the tokenizer, not to `split_words`
     (result,) = TransformerText(model=str(tiny_model), pooling=pooling).extract([source(invisible)])
-    assert isinstance(result, MissingModality) == (pooling == "words")
+    assert isinstance(result, MissingModalityError) == (pooling == "words")
 
 
 def test_layers_are_the_models_own(tiny_model, tmp_path):
@@ -205,8 +205,8 @@ def test_batches_on_a_gpu_give_what_the_cpu_gives_one_by_one(tiny_model, monkeyp
     batched = list(TransformerText(model=str(tiny_model)).extract(sources))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for gpu, cpu in zip(batched, TransformerText(model=str(tiny_model)).extract(sources), strict=True):
-        if isinstance(cpu, MissingModality):
-            assert isinstance(gpu, MissingModality)
+        if isinstance(cpu, MissingModalityError):
+            assert isinstance(gpu, MissingModalityError)
             continue
         assert np.array_equal(gpu.token_ids, cpu.token_ids)
         assert gpu.values == pytest.approx(cpu.values, abs=1e-3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from extractors.base import MissingModality, Source
+from extractors.base import MissingModalityError, Source
 from extractors.registry import create
 from extractors.transcripts.words import split_words
 
@@ -69,4 +69,4 @@ def test_steps_span_the_clip_until_the_words_are_timed():
 
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_transcript_is_a_missing_modality(text):
-    assert isinstance(extract(text), MissingModality)
+    assert isinstance(extract(text), MissingModalityError)

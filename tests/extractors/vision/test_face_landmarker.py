@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from extractors.base import ExtractionError, MissingModality, Source
+from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.vision.face_landmarker import BLENDSHAPES, BUNDLED, FaceLandmarkerVision, to_features, to_snake
 from extractors.vision.face_tracking import FaceChooser
 
@@ -133,7 +133,7 @@ def test_what_is_missing_and_what_fails(followed, tmp_path, make_clip):
     sound = make_clip(tmp_path / "sound.m4a", "a")
     extractor, _ = followed([])
     results = list(extractor.extract([source(p) for p in (sound, broken, None)]))
-    assert [type(r) for r in results] == [MissingModality, ExtractionError, MissingModality]
+    assert [type(r) for r in results] == [MissingModalityError, ExtractionError, MissingModalityError]
 
 
 def test_a_bundle_that_mediapipe_cannot_load_fails_the_clip(bundle, tmp_path, make_clip):

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from extractors.base import ExtractionError, MissingModality, Source
+from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.vision.face_mesh import (
     _AT,
     FEATURE_NAMES,
@@ -133,7 +133,7 @@ def test_what_is_missing_and_what_fails(tmp_path, make_clip, face_mesh):
     sound = make_clip(tmp_path / "sound.m4a", "a")
     good = make_clip(tmp_path / "good.mp4", "v", seconds=0.2)
     results = list(face_mesh.extract([source(p) for p in (sound, broken, None, good)]))
-    assert [type(r) for r in results[:3]] == [MissingModality, ExtractionError, MissingModality]
+    assert [type(r) for r in results[:3]] == [MissingModalityError, ExtractionError, MissingModalityError]
     assert len(results[3]) == 5
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from extractors.base import ExtractionError, MissingModality, Source
+from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.vision import transformer
 from extractors.vision.transformer import TransformerVision, crop_square, read_preprocessor
 from media.container import probe
@@ -117,7 +117,7 @@ def test_what_is_missing_and_what_fails(image_models, tmp_path, make_clip):
     good = make_clip(tmp_path / "good.mp4", "v", seconds=0.4)
     extractor = TransformerVision(str(image_models / "vit"))
     results = list(extractor.extract([source(p) for p in (sound, broken, None, good)]))
-    assert [type(r) for r in results[:3]] == [MissingModality, ExtractionError, MissingModality]
+    assert [type(r) for r in results[:3]] == [MissingModalityError, ExtractionError, MissingModalityError]
     assert len(results[3]) == 4
     assert not results[3].valid.any()
 
