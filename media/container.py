@@ -1,7 +1,6 @@
-"""Decoding media: the one place that opens video and audio files.
+"""Opening, probing and decoding of media files with PyAV (FFmpeg).
 
-Times are seconds from the clip's time zero, which is the container's start: a stream that begins later than
-another keeps its distance. H, W are a frame's height and width, N counts samples.
+Times are seconds from the start of the container, so that a stream that begins later than another keeps its offset.
 """
 
 from __future__ import annotations
@@ -20,69 +19,53 @@ from av.error import FFmpegError
 from av.stream import Disposition, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
+    from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.packet import Packet
+    from av.video.stream import VideoStream
 
 P = ParamSpec("P")
 T = TypeVar("T")
+StreamT = TypeVar("StreamT", bound=Stream)
+FrameT = TypeVar("FrameT", av.VideoFrame, av.AudioFrame)
 
-SHORT_BY = 0.5
-"""Seconds. A stream that ends this much before its declared end is taken to be cut off."""
+MAX_MISSING = 0.5
+"""Seconds. A file that ends earlier than this before its declared end counts as truncated."""
 
-LONGEST_GAP = 60.0
-"""Seconds. A longer jump between two time stamps is damage, not a still picture or a silence."""
+MAX_GAP = 60.0
+"""Seconds. A longer jump between two time stamps is damage, not a still image or silence."""
 
+REFERENCE_FORMATS = frozenset(
+    ("concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sdp", "vobsub", "webm_dash_manifest")
+)
+"""FFmpeg formats whose files refer to other files or addresses. They are refused: a clip must be self-contained."""
 
-REFERRING = frozenset(("concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sdp", "vobsub", "webm_dash_manifest"))
-"""FFmpeg's formats that name other files, or addresses, to be read in their place. A clip is what it holds itself."""
-
-_OPTIONS = {"protocol_whitelist": "file,crypto,data", "format_whitelist": ",".join(av.formats_available - REFERRING)}
+_OPTIONS = {
+    "protocol_whitelist": "file,crypto,data",
+    "format_whitelist": ",".join(av.formats_available - REFERENCE_FORMATS),
+}
 
 _clock = threading.local()
-
-
-def decoding_seconds() -> float:
-    """Seconds that this thread has spent in reading sound and pictures so far: what remains is the features' own."""
-    return getattr(_clock, "seconds", 0.0)
-
-
-def _clocked(read: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """The same generator, with the time that it takes added to `decoding_seconds`."""
-
-    @wraps(read)
-    def clocked(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        with closing(read(*args, **kwargs)) as items:
-            while True:
-                began = time.perf_counter()
-                try:
-                    item = next(items)
-                except StopIteration:
-                    return
-                finally:
-                    _clock.seconds = decoding_seconds() + time.perf_counter() - began
-                yield item
-
-    return clocked
 
 
 class MediaError(Exception):
     """A media file cannot be used. The message names the file, what was found, and what to do."""
 
 
-class MissingStream(MediaError):
-    """The file is sound, but has no stream of the kind that was asked for."""
+class MissingStreamError(MediaError):
+    """The file is intact, but has no stream of the requested kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What a media file declares. None where the header does not say, or where there is no such stream.
+    """Header information of a media file. None where the header does not say, or where there is no such stream.
 
     Attributes:
         duration: seconds.
-        has_audio, has_video: a cover picture in an audio file is no video.
-        fps: average frames a second.
+        has_audio, has_video: whether there is such a stream; the cover image of an audio file is not video.
+        fps: average frames per second.
         width, height: pixels as stored, before any rotation.
         sample_rate: Hz.
         video_codec, audio_codec, container: FFmpeg's names.
@@ -100,8 +83,39 @@ class MediaInfo:
     container: str
 
 
+def decoding_seconds() -> float:
+    """Return the seconds that this thread has spent decoding audio and video so far."""
+    return getattr(_clock, "seconds", 0.0)
+
+
+def count_decoding_time(
+    read: Callable[P, Generator[T, None, None]],
+) -> Callable[P, Generator[T, None, None]]:
+    """Decorate a generator function so that its running time counts towards `decoding_seconds`."""
+
+    @wraps(read)
+    def timed(*args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+        with closing(read(*args, **kwargs)) as items:
+            while True:
+                start = time.perf_counter()
+                try:
+                    item = next(items)
+                except StopIteration:
+                    return
+                finally:
+                    _clock.seconds = decoding_seconds() + time.perf_counter() - start
+                yield item
+
+    return timed
+
+
 @contextmanager
-def _open(path: Path) -> Iterator[InputContainer]:
+def open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a media file.
+
+    Raises:
+        MediaError: the file does not exist, is empty, or is not a media file.
+    """
     path = Path(path).absolute()
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
@@ -109,7 +123,8 @@ def _open(path: Path) -> Iterator[InputContainer]:
     if not path.stat().st_size:
         raise MediaError(f"{path}: zero bytes; copy or download the file again")
     try:
-        # `file:`: a colon in a name is no protocol; the lists: no file can reach the network, or another file
+        # `file:` keeps a colon in the name from being read as a protocol; the whitelists in _OPTIONS keep a file from
+        # reaching the network or other files.
         container = av.open(f"file:{path}", metadata_errors="replace", options=_OPTIONS)
     except (FFmpegError, ValueError) as error:
         raise MediaError(
@@ -124,51 +139,88 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _find(container: InputContainer, kind: Literal["audio", "video"]) -> Stream | None:
-    """The file's main stream of a kind, wherever it stands; cover pictures do not count."""
-    streams = [s for s in getattr(container.streams, kind) if not s.disposition & Disposition.attached_pic]
-    return max(streams, key=lambda s: bool(s.disposition & Disposition.default), default=None)
+def _main_stream(streams: Sequence[StreamT]) -> StreamT | None:
+    """Return the default stream, or else the first one; cover images do not count."""
+    candidates = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    return max(candidates, key=lambda stream: bool(stream.disposition & Disposition.default), default=None)
 
 
-def _need(path: Path, container: InputContainer, kind: Literal["audio", "video"]) -> Stream:
-    stream = _find(container, kind)
+def require_stream(path: Path, container: InputContainer, kind: Literal["audio", "video"]) -> Stream:
+    """Return the file's main audio or video stream.
+
+    Raises:
+        MissingStreamError: there is none.
+        MediaError: FFmpeg has no decoder for it.
+    """
+    stream: Stream | None = _main_stream(getattr(container.streams, kind))
     if stream is None:
-        raise MissingStream(f"{path}: no {kind} stream")
+        raise MissingStreamError(f"{path}: no {kind} stream")
     if stream.codec_context is None:
         raise MediaError(f"{path}: no decoder for its {kind} stream; convert it to an mp4 file")
-    stream.codec_context.thread_count = 1  # the clips are spread over the cores, not one clip's frames
+    stream.codec_context.thread_count = 1  # parallelism is over clips, not over the frames of one clip
     return stream
 
 
+def start_time(container: InputContainer) -> Fraction:
+    """Return the container's own start time, which is time zero of the clip."""
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def frame_time(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
+    """Return a frame's time stamp in seconds, not yet relative to `start_time`; None where it has none."""
+    return None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+
+
 def probe(path: Path) -> MediaInfo:
-    """What the headers of a media file say; nothing is decoded.
+    """Read the headers of a media file. Nothing is decoded.
 
     Raises:
-        MediaError: not there, zero bytes, not a media file, or neither sound nor picture in it.
+        MediaError: the file does not exist, is empty, is not a media file, or has neither audio nor video.
     """
-    with _open(path) as container:
-        video, audio = _find(container, "video"), _find(container, "audio")
+    with open_media(path) as container:
+        video, audio = _main_stream(container.streams.video), _main_stream(container.streams.audio)
         if video is None and audio is None:
-            raise MediaError(f"{path}: {container.format.name} without sound or picture; replace the file")
-        return _info(container, video, audio)
+            raise MediaError(f"{path}: {container.format.name} without audio or video; replace the file")
+        return _media_info(container, video, audio)
 
 
-def found_length(path: Path, most: float) -> float:
-    """Seconds up to the end of a file's last packet, whatever its header declares; nothing is decoded.
+def _media_info(container: InputContainer, video: VideoStream | None, audio: AudioStream | None) -> MediaInfo:
+    duration = max((s.duration * s.time_base for s in (video, audio) if s and s.duration and s.time_base), default=None)
+    if container.duration:
+        duration = Fraction(container.duration, av.time_base)
+    video_codec = video.codec_context if video is not None else None
+    audio_codec = audio.codec_context if audio is not None else None
+    rate = video.average_rate or video.guessed_rate if video is not None else None
+    return MediaInfo(
+        duration=float(duration) if duration else None,
+        has_audio=audio is not None,
+        has_video=video is not None,
+        fps=float(rate) if rate else None,
+        width=(video_codec.width or None) if video_codec else None,
+        height=(video_codec.height or None) if video_codec else None,
+        sample_rate=(audio_codec.sample_rate or None) if audio_codec else None,
+        video_codec=video_codec.name if video_codec else None,
+        audio_codec=audio_codec.name if audio_codec else None,
+        container=container.format.name,
+    )
 
-    Reading ends with the first packet beyond `most` seconds, so a long file costs no more than that.
+
+def measure_duration(path: Path, limit: float) -> float:
+    """Return the seconds up to the end of a file's last packet, whatever its header declares. Nothing is decoded.
+
+    Reading stops at the first packet that ends after `limit` seconds, which bounds the cost of a long file.
 
     Raises:
-        MediaError: as `probe`.
+        MediaError: see `open_media`.
     """
     reached = 0.0
-    with _open(path) as container:
-        zero = float(_time_zero(container))
+    with open_media(path) as container:
+        zero = float(start_time(container))
         packets = container.demux()
-        while reached <= most:
+        while reached <= limit:
             try:
                 packet = next(packets, None)
-            except FFmpegError:  # torn; whoever decodes it says where
+            except FFmpegError:  # a truncated file; decoding reports where
                 break
             if packet is None:
                 break
@@ -178,39 +230,29 @@ def found_length(path: Path, most: float) -> float:
     return reached
 
 
-def _info(container: InputContainer, video: Stream | None, audio: Stream | None) -> MediaInfo:
-    lengths = [s.duration * s.time_base for s in (video, audio) if s is not None and s.duration]
-    duration = max(lengths, default=None)
-    if container.duration:
-        duration = Fraction(container.duration, av.time_base)
-    picture = video.codec_context if video is not None else None
-    sound = audio.codec_context if audio is not None else None
-    rate = video.average_rate or video.guessed_rate if video is not None else None
-    return MediaInfo(
-        duration=float(duration) if duration else None,
-        has_audio=audio is not None,
-        has_video=video is not None,
-        fps=float(rate) if rate else None,
-        width=(picture.width or None) if picture else None,
-        height=(picture.height or None) if picture else None,
-        sample_rate=(sound.sample_rate or None) if sound else None,
-        video_codec=picture.name if picture else None,
-        audio_codec=sound.name if sound else None,
-        container=container.format.name,
-    )
+def decode_frames(
+    path: Path,
+    container: InputContainer,
+    stream: Stream,
+    frame_type: type[FrameT],
+    skippable: Callable[[Packet[Stream]], bool] | None = None,
+) -> Iterator[FrameT]:
+    """Decode a stream's frames in presentation order.
 
+    A packet that does not decode is tolerated before the first frame (a recording that was cut inside a group of
+    pictures) and after the last one (a truncated end). Between two frames it is an error.
 
-def _decode(
-    path: Path, container: InputContainer, stream: Stream, unseen: Callable[[Packet], bool] | None = None
-) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    """Every frame of a stream, in order of presentation; of those that are `unseen`, only what others are made of.
-
-    A packet that does not decode is allowed before the first frame (a recording that was cut inside a group
-    of pictures) and after the last one (its torn end); between two frames it fails the file.
+    Args:
+        path: the file's path, for messages.
+        container: the open file.
+        stream: one of its streams.
+        frame_type: type of the stream's frames.
+        skippable: whether the caller does not need a packet's frame. It is then decoded only if other frames
+            depend on it.
 
     Raises:
-        MissingStream: the stream is declared, but holds no packet.
-        MediaError: nothing decodes, something between does not, or the file ends before its declared end.
+        MissingStreamError: the stream is declared, but holds no packet.
+        MediaError: no frame decodes, a frame in the middle does not, or the file ends before its declared end.
     """
     failure: FFmpegError | None = None
     torn = False
@@ -218,6 +260,7 @@ def _decode(
     reached = {s.index: Fraction(0) for s in container.streams}
     demuxer = container.demux()
     while True:
+        # Demux
         try:
             packet = next(demuxer, None)
         except FFmpegError as error:
@@ -231,8 +274,10 @@ def _decode(
         if packet.stream.index != stream.index:
             continue
         packets += bool(packet.size)
-        if unseen is not None:
-            stream.codec_context.skip_frame = "NONREF" if unseen(packet) else "DEFAULT"
+
+        # Decode
+        if skippable is not None:
+            stream.codec_context.skip_frame = "NONREF" if skippable(packet) else "DEFAULT"
         try:
             decoded = packet.decode()
         except FFmpegError as error:
@@ -244,29 +289,27 @@ def _decode(
                 f"({_reason(failure)}); copy it again, or convert it with a current ffmpeg"
             )
         frames += len(decoded)
-        yield from decoded
+        yield from (frame for frame in decoded if isinstance(frame, frame_type))
+
     _check_end(path, container, reached[stream.index] if torn else max(reached.values()))
     if not packets and not torn:
-        raise MissingStream(f"{path}: its {stream.type} stream is empty")
+        raise MissingStreamError(f"{path}: its {stream.type} stream is empty")
     if not frames:
         raise MediaError(f"{path}: nothing of its {stream.type} stream decodes; copy or record it again")
 
 
 def _check_end(path: Path, container: InputContainer, reached: Fraction) -> None:
-    """Raise MediaError where a container that writes its duration down ends well before it.
+    """Raise MediaError where a file ends well before its declared duration.
 
-    Other containers' durations are guessed from the file's size or last time stamp and prove nothing.
+    Only some containers store a duration. For others FFmpeg estimates it from the file's size or last time stamp,
+    which proves nothing.
     """
     if container.format.name.split(",")[0] not in ("mov", "matroska", "wav") or not container.duration:
         return
     declared = Fraction(container.duration, av.time_base)
-    found = max(reached - _time_zero(container), Fraction(0))
-    if declared - found > SHORT_BY:
+    found = max(reached - start_time(container), Fraction(0))
+    if declared - found > MAX_MISSING:
         raise MediaError(
             f"{path}: truncated: {float(declared):.2f} s declared, {float(found):.2f} s found; "
             "copy or download the file again"
         )
-
-
-def _time_zero(container: InputContainer) -> Fraction:
-    return Fraction(container.start_time or 0, av.time_base)

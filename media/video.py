@@ -1,128 +1,137 @@
-"""Video decoding: upright RGB frames on a regular time grid, or as stored."""
+"""Video decoding: upright RGB frames on a regular time grid, or frames as stored."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from media.container import LONGEST_GAP, MediaError, _clocked, _decode, _need, _open, _time_zero
+from media.container import (
+    MAX_GAP,
+    MediaError,
+    count_decoding_time,
+    decode_frames,
+    frame_time,
+    open_media,
+    require_stream,
+    start_time,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
-    import av
     from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
 
 MAX_SIDE = 640
-"""Pixels. Larger frames are scaled down while they are converted: a face keeps enough for the models."""
+"""Pixels. Larger frames are scaled down during conversion, which leaves faces large enough for the models."""
 
-FALLBACK_RATE = Fraction(25)
-"""Frames a second, where neither the time stamps nor the header know better."""
+FALLBACK_FPS = Fraction(25)
+"""Frame rate of a video whose time stamps and header both say nothing."""
 
 
-@_clocked
-def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Iterator[tuple[float, np.ndarray]]:
-    """A clip's picture, looked at `fps` times a second: (seconds, [H, W, 3] uint8 RGB, read-only).
+@count_decoding_time
+def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Generator[tuple[float, np.ndarray], None, None]:
+    """Yield a clip's frames at the times 0, 1 / fps, 2 / fps, ... as (seconds, [H, W, 3] uint8 RGB, read-only).
 
-    The times are 0, 1 / fps, 2 / fps, ...; each gets the frame that a player would show then, whatever the
-    video's own rate, constant or not. While a frame stays on the screen the very same array comes again. A
-    picture that starts late gets no times before the last grid time that precedes it. Frames are upright
-    (rotation applied) and at most `max_side` pixels on the longer side.
+    Each time gets the frame that a player would show then, whatever the video's own rate, constant or not. The same
+    array is yielded again while its frame stays on the screen. A video stream that starts late yields nothing for the
+    times before it. Frames are upright (rotation applied) and at most `max_side` pixels on the longer side.
 
     Raises:
         ValueError: `fps` or `max_side` is not positive.
-        MissingStream: no video stream, or an empty one.
-        MediaError: the file cannot be used, or is damaged (see `_decode`); possibly after some frames.
+        MissingStreamError: there is no video stream, or an empty one.
+        MediaError: the file cannot be used, or is damaged (see `decode_frames`); possibly after some frames.
     """
     if not fps > 0 or not max_side > 0:
         raise ValueError(f"fps and max_side must be positive, found {fps} and {max_side}")
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
-    shrink, convert = VideoReformatter(), VideoReformatter()  # each keeps what it set up for the last frame
-    with _open(path) as container:
-        stream = _need(path, container, "video")
+    shrink, convert = VideoReformatter(), VideoReformatter()  # each caches the set-up of its last frame
+    with open_media(path) as container:
+        stream = require_stream(path, container, "video")
         number: int | None = None
-        shown: np.ndarray | None = None
-        early = _early(stream)
-        for frame, start, end in _intervals(path, container, stream, step):
-            number = int(max(start, 0) / step) if number is None else number
-            shown = None
-            while number * step < end - early:
-                shown = _to_rgb(shrink, convert, frame, max_side) if shown is None else shown
-                yield float(number * step), shown
+        tolerance = _stamp_tolerance(stream)
+        for frame, start, end in _timed_frames(path, container, stream, step):
+            number = int(max(start, Fraction(0)) / step) if number is None else number
+            image: np.ndarray | None = None
+            while number * step < end - tolerance:
+                image = _to_rgb(shrink, convert, frame, max_side) if image is None else image
+                yield float(number * step), image
                 number += 1
 
 
 def read_stored_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
-    """A clip's pictures as they are stored, neither turned nor scaled, each with its start and end in exact seconds.
+    """Yield a clip's frames as stored, neither rotated nor scaled, each with its exact start and end in seconds.
 
-    A frame ends where the next one starts. `frame.time_base` is the stream's own, the unit of its stamps.
+    A frame ends where the next one starts. `frame.time_base` is that of the stream.
 
     Raises:
-        MissingStream, MediaError: as `read_frames`; possibly after some frames.
+        MissingStreamError, MediaError: as `read_frames`; possibly after some frames.
     """
-    with _open(path) as container:
-        yield from _intervals(path, container, _need(path, container, "video"))
+    with open_media(path) as container:
+        yield from _timed_frames(path, container, require_stream(path, container, "video"))
 
 
-def _early(stream: Stream) -> Fraction:
-    """How much earlier than its stamp a frame may be there, in seconds.
+def _stamp_tolerance(stream: Stream) -> Fraction:
+    """Return by how many seconds a frame's time stamp may be too late.
 
-    Stamps are rounded to the stream's time base, so it may be half a tick; but a time base as coarse as the frame rate
-    (AVI) is exact.
+    Time stamps are rounded to the stream's time base, so they may be off by half a tick. A time base as coarse as the
+    frame rate (AVI) is exact, hence the limit.
     """
-    return min(stream.time_base / 2, Fraction(1, 1000))
+    return min((stream.time_base or Fraction(0)) / 2, Fraction(1, 1000))
 
 
-def _intervals(
+def _timed_frames(
     path: Path, container: InputContainer, stream: Stream, step: Fraction | None = None
 ) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
-    """Each frame with the time it appears and the time the next one replaces it.
+    """Yield each frame with the time it appears and the time the next one replaces it.
 
-    With a `step`, a frame that is not on the screen at any multiple of it, and that no other is made of, may be left
-    out: the one before it then lasts longer.
+    With a `step`, frames that are not on the screen at any multiple of it are left out where no other frame depends
+    on them; the previous frame then lasts longer.
     """
-    zero = _time_zero(container)
+    zero = start_time(container)
 
-    def unseen(packet: Packet) -> bool:
-        if packet.pts is None or not packet.duration:
+    def skippable(packet: Packet[Stream]) -> bool:
+        if step is None or packet.pts is None or not packet.duration:
             return False
         start = packet.pts * packet.time_base - zero
-        # two ticks on either side: stamps and durations are rounded
+        # A margin of two ticks on either side: time stamps and durations are rounded
         first, last = start - 2 * packet.time_base, start + (packet.duration + 2) * packet.time_base
         return first > 0 and last // step == first // step and first % step != 0
 
-    length = 1 / (stream.average_rate or stream.guessed_rate or FALLBACK_RATE)
-    held, start = None, Fraction(0)
-    for frame in _decode(path, container, stream, None if step is None else unseen):
-        expected = start + length if held is not None else Fraction(0)
-        time = expected if frame.pts is None else frame.pts * frame.time_base - zero
-        if held is not None:
-            if time - start > LONGEST_GAP:
+    duration = 1 / (stream.average_rate or stream.guessed_rate or FALLBACK_FPS)
+    shown: av.VideoFrame | None = None
+    start = Fraction(0)
+    for frame in decode_frames(path, container, stream, av.VideoFrame, None if step is None else skippable):
+        expected = start + duration if shown is not None else Fraction(0)
+        stamp = frame_time(frame)
+        time = expected if stamp is None else stamp - zero
+        if shown is not None:
+            if time - start > MAX_GAP:
                 raise MediaError(
-                    f"{path}: the picture's time jumps from {float(start):.0f} s to {float(time):.0f} s; "
-                    "convert it again"
+                    f"{path}: the video's time jumps from {float(start):.0f} s to {float(time):.0f} s; convert it again"
                 )
-            yield held, start, time
-        held, start = frame, time
-        if frame.duration:
-            length = min(frame.duration * frame.time_base, LONGEST_GAP)
-    if held is not None:
-        yield held, start, start + length
+            yield shown, start, time
+        shown, start = frame, time
+        if frame.duration and frame.time_base:
+            duration = min(frame.duration * frame.time_base, Fraction(MAX_GAP))
+    if shown is not None:
+        yield shown, start, start + duration
 
 
 def _to_rgb(shrink: VideoReformatter, convert: VideoReformatter, frame: av.VideoFrame, max_side: int) -> np.ndarray:
+    """Convert a frame to an upright RGB image of at most `max_side` pixels on the longer side."""
     turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
     scale = min(1.0, max_side / max(frame.width, frame.height))
     width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
-    if scale < 1 and frame.format.name == "yuv420p":  # swscale is faster at one thing at a time
+    if scale < 1 and frame.format.name == "yuv420p":  # swscale is faster in two steps: scale, then convert
         frame = shrink.reformat(frame, width, height, interpolation="AREA", threads=1)
-    image = convert.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
-    image = np.ascontiguousarray(np.rot90(image, turns))  # rows may have been padded as well
+    rgb = convert.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()
+    image = np.ascontiguousarray(np.rot90(rgb, turns))  # also drops row padding
     image.flags.writeable = False
     return image

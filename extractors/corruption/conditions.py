@@ -1,10 +1,10 @@
-"""Corruptions of clips, by name: what can be wrong with a recording or with a transcript, and by how much.
+"""The registry of corruptions, and `Condition`: one of them at a level, with a seed.
 
-Media are corrupted as files, before any extractor sees them, transcripts as text. All draws follow from seed,
-corruption and clip id; the level only says how far they go. So a clip is corrupted alike whatever is done beside it,
-and one level's corruption grows out of the other's, which makes curves over the levels smooth.
+Audio and vision are corrupted in the media file, before any extractor reads it; text in the transcript. All random
+numbers derive from the seed, the corruption's name and the clip id, and are the same at every level. So a clip is
+corrupted identically whichever clips are processed with it, and corruption grows smoothly with the level.
 
-`python -m extractors.corruption.conditions` prints the table that docs/robustness.md shows.
+`python -m extractors.corruption.conditions` prints the table in docs/robustness.md.
 """
 
 from __future__ import annotations
@@ -28,27 +28,28 @@ from media.container import MissingStreamError
 if TYPE_CHECKING:
     from extractors.transcripts.table import Transcript
 
-ChangeMedia = Callable[[Path, Path, float, Callable[[], np.random.Generator]], Path]
-"""(media file, where to write, without the ending, level, draws from their beginning) -> the file that was written."""
+MediaCorruption = Callable[[Path, Path, float, np.random.Generator], Path]
+"""(media file, output path without suffix, level, random numbers) -> the file that was written."""
 
-ChangeText = Callable[[str, str, float, np.random.Generator, Lexicon | None], Edit]
-"""(text, language, level, draws, lexicon) -> what stands in the place of each of the text's units."""
+TextCorruption = Callable[[str, str, float, np.random.Generator, Lexicon | None], Edit]
+"""(text, language, level, random numbers, lexicon) -> the replacements of the text's units."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """One way in which a modality can be spoilt.
+    """One way to degrade a modality.
 
     Attributes:
         modality: text, audio or vision.
-        unit: of the level.
-        low, high: the level's range, both included.
-        clean_level: the level at which a clip stays exactly what it is.
-        meaning: what is done, for people.
-        stands_for: what it is like.
-        change: does it.
-        version: raised by hand when a change to the code changes what comes out.
-        needs_lexicon: whether `change` wants to know the corpus's words.
+        unit: unit of the level.
+        low, high: range of the level, both included.
+        clean_level: the level that leaves a clip unchanged.
+        effect: what is done to the clip, for the documentation.
+        simulates: the real-world defect that it resembles, for the documentation.
+        corrupt_media: the implementation, for audio and vision.
+        corrupt_text: the implementation, for text.
+        version: to be raised when a change to the code changes the result.
+        needs_lexicon: whether `corrupt_text` needs the words of the corpus.
     """
 
     modality: str
@@ -56,15 +57,16 @@ class Corruption:
     low: float
     high: float
     clean_level: float
-    meaning: str
-    stands_for: str
-    change: ChangeMedia | ChangeText
+    effect: str
+    simulates: str
+    corrupt_media: MediaCorruption | None = None
+    corrupt_text: TextCorruption | None = None
     version: int = 1
     needs_lexicon: bool = False
 
     @property
     def range(self) -> str:
-        """The levels, in words."""
+        """The range of the level, in words."""
         low, high = (f"{value:g}" for value in (self.low, self.high))
         return f"{low} or more" if math.isinf(self.high) else f"{low} to {high}"
 
@@ -72,59 +74,59 @@ class Corruption:
 CORRUPTIONS = {
     "audio.noise": Corruption(
         "audio", "signal-to-noise ratio, dB", -30, math.inf, math.inf,
-        "noise with the long-term spectrum of speech is added; the ratio is of the mean powers over the clip",
+        "noise with the long-term spectrum of speech is added; the ratio compares the mean powers over the clip",
         "many people talking in the background",
-        audio.add_noise,
+        corrupt_media=audio.add_noise,
     ),
     "audio.spans": Corruption(
         "audio", "fraction of the duration", 0, 1, 0,
-        "spans of 0.1 to 0.3 s are silent",
+        "spans of 0.1 to 0.3 s are silenced",
         "lost packets, a bad connection",
-        audio.silence_spans,
+        corrupt_media=audio.silence_spans,
     ),
     "vision.blur": Corruption(
-        "vision", "standard deviation, fraction of the picture's shorter side", 0, 0.5, 0,
-        "a Gaussian blur of every picture",
-        "out of focus, a small picture enlarged",
-        vision.blur,
+        "vision", "standard deviation, fraction of the frame's shorter side", 0, 0.5, 0,
+        "every frame is blurred by a Gaussian",
+        "a camera out of focus, an enlarged small video",
+        corrupt_media=vision.blur,
     ),
     "vision.occlusion": Corruption(
-        "vision", "fraction of the picture's area", 0, 1, 0,
-        "a grey patch lies over a part of the picture, and moves slowly from a random place",
-        "a hand, a microphone, a caption in front of the face",
-        vision.cover,
+        "vision", "fraction of the frame's area", 0, 1, 0,
+        "a grey patch covers part of the frame; it starts at a random place and moves slowly",
+        "a hand, a microphone or a caption in front of the face",
+        corrupt_media=vision.occlude,
     ),
     "vision.frames": Corruption(
         "vision", "fraction of the frames", 0, 0.99, 0,
-        "frames are missing at random; the one before stays on the screen",
-        "lost frames, a camera that stutters",
-        vision.lose_frames,
+        "random frames are dropped; the previous frame stays on the screen",
+        "lost frames, a stuttering camera",
+        corrupt_media=vision.drop_frames,
     ),
     "vision.rate": Corruption(
-        "vision", "frames a second", 0.1, math.inf, math.inf,
-        "so many frames a second are left, evenly; a video with fewer keeps all of its",
-        "a video call in a narrow network",
-        vision.lower_rate,
+        "vision", "frames per second", 0.1, math.inf, math.inf,
+        "the video is reduced to this frame rate, evenly; a video with a lower rate is unchanged",
+        "a video call over a slow network",
+        corrupt_media=vision.lower_rate,
     ),
     "text.words": Corruption(
-        "text", "probability of each word", 0, 1, 0,
-        "words are missing",
+        "text", "probability per word", 0, 1, 0,
+        "words are dropped",
         "gaps in a transcript",
-        text.drop_words,
+        corrupt_text=text.drop_words,
     ),
     "text.recogniser": Corruption(
         "text", "word error rate (Chinese: character error rate)", 0, 1, 0,
-        "70 % of the errors are words that sound alike, 20 % words left out, 10 % frequent words put in; all of them "
-        "words of the corpus",
-        "transcripts of a speech recogniser",
-        text.mishear,
+        "70 % of the errors replace a word by one that sounds alike, 20 % delete a word, 10 % insert a frequent word; "
+        "all words are from the corpus",
+        "the output of a speech recogniser",
+        corrupt_text=text.misrecognise,
         needs_lexicon=True,
     ),
     "text.negation": Corruption(
-        "text", "probability of each clip", 0, 1, 0,
-        "a negation is put in, or those that there are go; English and Chinese",
-        "a sentence that says the contrary, while voice and face stay",
-        text.flip_negation,
+        "text", "probability per clip", 0, 1, 0,
+        "the sentence is negated, or its negations are removed; English and Chinese",
+        "words that contradict the voice and the face",
+        corrupt_text=text.flip_negation,
     ),
 }  # fmt: skip
 
@@ -134,7 +136,7 @@ class Condition:
     """A corruption at a level, with a seed.
 
     Raises:
-        ValueError: no such corruption, a level that is no number or out of its range, a seed below 0.
+        ValueError: unknown corruption, a level that is not a number or out of range, or a negative seed.
     """
 
     corruption: str
@@ -144,79 +146,89 @@ class Condition:
     def __post_init__(self) -> None:
         if self.corruption not in CORRUPTIONS:
             near = difflib.get_close_matches(self.corruption, CORRUPTIONS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            known = ", ".join(CORRUPTIONS)
-            raise ValueError(f"no corruption is called {self.corruption!r}{hint} Known: {known}")
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ValueError(f"unknown corruption {self.corruption!r}{hint} Known: {', '.join(CORRUPTIONS)}")
         kind, level = self.kind, self.level
         if isinstance(level, bool) or not isinstance(level, int | float) or not kind.low <= level <= kind.high:
             raise ValueError(
-                f"{self.corruption}: the level is {level!r}: it must be a number ({kind.unit}), {kind.range}; "
-                f"{kind.clean_level:g} leaves clips as they are"
+                f"{self.corruption}: level {level!r} must be a number ({kind.unit}), {kind.range}; "
+                f"{kind.clean_level:g} leaves clips unchanged"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"{self.corruption}: the seed is {self.seed!r}: it must be a whole number of 0 or more")
+            raise ValueError(f"{self.corruption}: seed {self.seed!r} must be a whole number of 0 or more")
         object.__setattr__(self, "level", float(level))
 
     @property
     def kind(self) -> Corruption:
-        """The corruption itself."""
+        """The corruption."""
         return CORRUPTIONS[self.corruption]
 
     @property
     def modality(self) -> str:
-        """The one that is corrupted."""
+        """The corrupted modality."""
         return self.kind.modality
 
     @property
     def is_clean(self) -> bool:
-        """Whether clips stay exactly what they are."""
+        """Whether clips stay unchanged."""
         return self.level == self.kind.clean_level
 
     @property
     def signature(self) -> str:
-        """Changes whenever what it makes of a clip could."""
+        """Identifier that changes whenever the corrupted clips could."""
         return json.dumps([self.corruption, self.kind.version, self.level, self.seed])
 
-    def draws(self, clip_id: str) -> np.random.Generator:
-        """The clip's random numbers, the same at every level."""
+    def rng(self, clip_id: str) -> np.random.Generator:
+        """Return a clip's random number generator, which does not depend on the level."""
         payload = json.dumps([self.seed, self.corruption, clip_id])
         return np.random.default_rng(int.from_bytes(hashlib.sha256(payload.encode()).digest()))
 
     def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
-        """Write the clip's corrupted media to `out` with a fitting ending, and give that path; of the other streams
-        nothing is kept.
+        """Write the corrupted stream of a clip's media, without the other streams.
+
+        Args:
+            media: the clip's media file.
+            clip_id: seeds the random numbers.
+            out: output path without suffix.
+
+        Returns:
+            The file that was written: `out` with a suffix.
 
         Raises:
-            MissingModalityError: there is no stream to corrupt, so that the clip stays without the modality.
+            MissingModalityError: the file has no stream to corrupt.
             MediaError, ExtractionError: the file cannot be read.
         """
+        assert self.kind.corrupt_media is not None
         try:
-            return self.kind.change(media, out, self.level, lambda: self.draws(clip_id))
+            return self.kind.corrupt_media(media, out, self.level, self.rng(clip_id))
         except MissingStreamError as error:
             raise MissingModalityError(str(error)) from error
 
     def change_text(self, transcript: Transcript, language: str, lexicon: Lexicon | None = None) -> Transcript:
-        """The corrupted transcript, words that were timed with their times; the same object where nothing changes.
+        """Return the corrupted transcript, or the same object where nothing changes.
 
         Args:
-            lexicon: the corpus's words in that language, for a corruption that `needs_lexicon`.
+            transcript: a clip's transcript; the new words get times where it has them.
+            language: ISO 639-1.
+            lexicon: words of the corpus in that language, where `kind.needs_lexicon`.
 
         Raises:
-            ValueError: the corruption does not know the language.
+            ValueError: the corruption does not support the language.
         """
         if self.is_clean:
             return transcript
-        draws = self.draws(transcript.clip_id)
-        units, instead = self.kind.change(transcript.text, language, self.level, draws, lexicon)
-        return text.edited(transcript, language, units, instead)
+        assert self.kind.corrupt_text is not None
+        rng = self.rng(transcript.clip_id)
+        units, replacements = self.kind.corrupt_text(transcript.text, language, self.level, rng, lexicon)
+        return text.apply_edit(transcript, language, units, replacements)
 
 
 def table() -> str:
-    """The corruptions in Markdown."""
-    head = ("name", "level", "range (as it is)", "what is done", "stands for")
+    """Return the corruptions as a Markdown table."""
+    head = ("name", "level", "range (clean level)", "effect", "simulates")
     rows = [head, ("---",) * len(head)]
     for name, kind in CORRUPTIONS.items():
-        rows.append((f"`{name}`", kind.unit, f"{kind.range} ({kind.clean_level:g})", kind.meaning, kind.stands_for))
+        rows.append((f"`{name}`", kind.unit, f"{kind.range} ({kind.clean_level:g})", kind.effect, kind.simulates))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

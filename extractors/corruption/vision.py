@@ -1,14 +1,14 @@
-"""Corruptions of the picture: out of focus, partly covered, with frames lost, at a lower frame rate.
+"""Corruptions of the picture: blur, occlusion, dropped frames, a lower frame rate.
 
-Frames are changed as they are stored, plane by plane and one at a time, and written as lossless H.264 into a QuickTime
-file, with their own times, size, rotation and colour space: what was not asked for stays, bit for bit. The sound is
-left behind. H, W are a plane's height and width.
+Frames are changed one at a time in their stored colour space, plane by plane, and written as lossless H.264 into a
+QuickTime file with the original times, size, rotation and colour space: everything else stays the same bit for bit.
+The sound is not copied. H, W are a plane's height and width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -19,86 +19,88 @@ import numpy as np
 from media.video import read_stored_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
-Stored = tuple[av.VideoFrame, Fraction, Fraction]
-"""A frame as it is stored, and when it appears and is replaced, in seconds."""
+TimedFrame = tuple[av.VideoFrame, Fraction, Fraction]
+"""A stored frame, and the times in seconds from which and until which it is shown."""
 
-Change = Callable[[Iterator[Stored]], Iterator[Stored]]
-
-Draw = Callable[[], np.random.Generator]
-"""Gives the clip's random numbers, from their beginning at each call."""
+Change = Callable[[Iterator[TimedFrame]], Iterator[TimedFrame]]
 
 KEPT_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
-"""Pixel formats that are changed and encoded as they are; others (10 bits, RGB, palettes) become the nearest one."""
+"""Pixel formats that are changed and encoded as they are; others (10 bits, RGB, palettes) are converted to one of
+these."""
 
 LOSSLESS = {"qp": "0", "preset": "ultrafast", "threads": "1"}
-"""Of x264. `ultrafast` makes no B-frames: packets come in the order in which their frames are shown."""
+"""Options of x264. `ultrafast` makes no B-frames, so packets come in presentation order."""
 
-SHRUNK_SIGMA = 4.0
-"""Pixels. The cost of a blur grows with its width: of 54 pixels, 0.5 s a picture in high definition, against 0.01 s."""
+MIN_DOWNSAMPLED_SIGMA = 4.0
+"""Pixels that a blur's standard deviation keeps when the plane is downsampled for speed: at a standard deviation of
+54 pixels, blurring a high-definition frame takes 0.5 s at full size and 0.01 s downsampled."""
 
 GREY = 128
 
 PATCH_SPEED = 0.1
-"""How far the patch moves in a second, as a part of the way that it has from edge to edge."""
+"""Speed of the patch: fraction of its range of motion per second."""
 
-ON_TIME = 1e-3
-"""Seconds that a frame may come before its turn and still take it: stamps are rounded."""
+TIME_TOLERANCE = 1e-3
+"""Seconds by which a frame may precede its slot, as timestamps are rounded."""
 
 
-def blur(media: Path, out: Path, level: float, draw: Draw) -> Path:
-    """A Gaussian blur, its standard deviation `level` of the picture's shorter side. All of these: see `write_frames`.
+def blur(media: Path, out: Path, level: float, rng: np.random.Generator) -> Path:
+    """Blur every frame by a Gaussian whose standard deviation is `level` of the frame's shorter side.
 
-    Args:
-        draw: not used; all corruptions are called alike.
+    Like all corruptions of the picture, it writes `out`.mov and returns that path, see `write_frames`; `rng` is unused.
     """
 
-    def blurred(frames: Iterator[Stored]) -> Iterator[Stored]:
+    def blurred(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
         for frame, start, end in frames:
             sigma = level * min(frame.width, frame.height)
             for plane_HW in _writable_planes(frame):
-                down, across = sigma * np.array(plane_HW.shape) / (frame.height, frame.width)
-                plane_HW[:] = _gaussian(plane_HW, across, down)
+                sigma_y, sigma_x = sigma * np.array(plane_HW.shape) / (frame.height, frame.width)
+                plane_HW[:] = _gaussian_blur(plane_HW, sigma_x, sigma_y)
             yield frame, start, end
 
     return write_frames(media, out, blurred)
 
 
-def _gaussian(plane_HW: np.ndarray, across: float, down: float) -> np.ndarray:
-    """The plane under a Gaussian of these standard deviations, in pixels; a wide one is taken of a smaller plane.
+def _gaussian_blur(plane_HW: np.ndarray, sigma_x: float, sigma_y: float) -> np.ndarray:
+    """Blur a plane by a Gaussian with these standard deviations in pixels; a wide one is applied to a smaller plane.
 
-    With `SHRUNK_SIGMA` pixels or more left, shrinking and enlarging widen it by less than a hundredth.
+    With `MIN_DOWNSAMPLED_SIGMA` pixels or more left, resizing widens it by less than 1 %.
     """
     import cv2
 
     height, width = plane_HW.shape
-    factor = max(1, int(min(across, down) / SHRUNK_SIGMA))
+    factor = max(1, int(min(sigma_x, sigma_y) / MIN_DOWNSAMPLED_SIGMA))
     small_HW = plane_HW
     if factor > 1:
         small_HW = cv2.resize(plane_HW, (-(-width // factor), -(-height // factor)), interpolation=cv2.INTER_AREA)
-    sigmas = {"sigmaX": across / factor, "sigmaY": down / factor}
-    blurred_HW = cv2.GaussianBlur(small_HW, (0, 0), **sigmas, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(blurred_HW, (width, height), interpolation=cv2.INTER_LINEAR) if factor > 1 else blurred_HW
+    blurred_HW: np.ndarray = cv2.GaussianBlur(
+        small_HW, (0, 0), sigmaX=sigma_x / factor, sigmaY=sigma_y / factor, borderType=cv2.BORDER_REPLICATE
+    )
+    if factor > 1:
+        blurred_HW = cv2.resize(blurred_HW, (width, height), interpolation=cv2.INTER_LINEAR)
+    return blurred_HW
 
 
-def cover(media: Path, out: Path, level: float, draw: Draw) -> Path:
-    """A grey patch of the picture's shape over the fraction `level` of its area, as a hand or a microphone.
+def occlude(media: Path, out: Path, level: float, rng: np.random.Generator) -> Path:
+    """Cover the fraction `level` of the frame's area with a grey patch, as a hand or a microphone does.
 
-    It moves on a straight line from a random place in a random direction and is thrown back at the edges, so that it
-    passes over the face in a part of most clips. A larger patch covers all that a smaller one does.
+    The patch has the frame's aspect ratio. It moves in a straight line from a random place in a random direction and
+    is reflected at the edges, so that in most clips it passes over the face. A larger patch covers everything that a
+    smaller one does.
     """
-    rng = draw()
     place, angle = rng.random(2), rng.uniform(0, 2 * math.pi)
-    heading = PATCH_SPEED * np.array([math.sin(angle), math.cos(angle)])
+    velocity = PATCH_SPEED * np.array([math.sin(angle), math.cos(angle)])
     side = math.sqrt(level)
 
-    def covered(frames: Iterator[Stored]) -> Iterator[Stored]:
+    def covered(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
         for frame, start, end in frames:
-            corner = (1 - side) * (1 - np.abs((place + heading * float(start)) % 2 - 1))
+            corner = (1 - side) * (1 - np.abs((place + velocity * float(start)) % 2 - 1))
             for plane_HW in _writable_planes(frame):
                 top, left = np.rint(corner * plane_HW.shape).astype(int)
                 bottom, right = np.rint((corner + side) * plane_HW.shape).astype(int)
@@ -108,57 +110,53 @@ def cover(media: Path, out: Path, level: float, draw: Draw) -> Path:
     return write_frames(media, out, covered)
 
 
-def lose_frames(media: Path, out: Path, level: float, draw: Draw) -> Path:
-    """Each frame but the first is lost with the probability `level`; the one before it stays on the screen.
+def drop_frames(media: Path, out: Path, level: float, rng: np.random.Generator) -> Path:
+    """Drop each frame but the first with probability `level`; the previous one stays on the screen.
 
-    What is lost at one level is lost at the higher ones too.
+    A higher level drops every frame that a lower one does.
     """
-    rng = draw()
-    return write_frames(media, out, lambda frames: _kept(frames, lambda time: rng.random() >= level))
+    return write_frames(media, out, lambda frames: _select_frames(frames, lambda time: rng.random() >= level))
 
 
-def lower_rate(media: Path, out: Path, level: float, draw: Draw) -> Path:
-    """`level` frames a second are left, the first of each 1 / `level` seconds; a video with fewer keeps all of its.
+def lower_rate(media: Path, out: Path, level: float, rng: np.random.Generator) -> Path:
+    """Keep the first frame of each 1 / `level` seconds: `level` frames per second; `rng` is unused."""
+    last_slot = -1
 
-    Args:
-        draw: not used; all corruptions are called alike.
-    """
-    turns = -1
+    def opens_slot(time: Fraction) -> bool:
+        nonlocal last_slot
+        previous, last_slot = last_slot, max(last_slot, math.floor((float(time) + TIME_TOLERANCE) * level))
+        return last_slot > previous
 
-    def in_turn(time: Fraction) -> bool:
-        nonlocal turns
-        before, turns = turns, max(turns, math.floor((float(time) + ON_TIME) * level))
-        return turns > before
-
-    return write_frames(media, out, lambda frames: _kept(frames, in_turn))
+    return write_frames(media, out, lambda frames: _select_frames(frames, opens_slot))
 
 
-def _kept(frames: Iterable[Stored], keep: Callable[[Fraction], bool]) -> Iterator[Stored]:
-    """The first frame, and those that `keep` wants by their time, each until the next one that is kept."""
-    held, since, until = None, Fraction(0), Fraction(0)
+def _select_frames(frames: Iterable[TimedFrame], keep: Callable[[Fraction], bool]) -> Iterator[TimedFrame]:
+    """Yield the first frame and those whose start `keep` accepts, each shown until the next of them."""
+    shown: av.VideoFrame | None = None
+    since = until = Fraction(0)
     for frame, start, end in frames:
-        wanted = keep(start)
-        if held is not None and wanted:
-            yield held, since, start
-        if held is None or wanted:
-            held, since = frame, start
+        kept = keep(start)
+        if shown is not None and kept:
+            yield shown, since, start
+        if shown is None or kept:
+            shown, since = frame, start
         until = end
-    if held is not None:
-        yield held, since, until
+    if shown is not None:
+        yield shown, since, until
 
 
 def _writable_planes(frame: av.VideoFrame) -> list[np.ndarray]:
-    """[H, W] uint8 views of the frame's planes; changes there stay out of what the decoder keeps of it."""
+    """Return [H, W] uint8 views of the frame's planes; writing to them leaves the decoder's reference frames alone."""
     frame.make_writable()
-    rows = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
+    rows = [np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
     return [row[: plane.height, : plane.width] for row, plane in zip(rows, frame.planes, strict=True)]
 
 
 def write_frames(media: Path, out: Path, change: Change) -> Path:
-    """Write a clip's picture, as `change` makes it, to `out` with the ending .mov, and give that path.
+    """Write a clip's frames, transformed by `change`, to `out` with the suffix .mov, and return that path.
 
     Raises:
-        MissingStream, MediaError: as `media.video.read_frames`.
+        MissingStreamError, MediaError: as `media.video.read_stored_frames`.
     """
     frames = read_stored_frames(media)
     first = next(frames)
@@ -167,11 +165,11 @@ def write_frames(media: Path, out: Path, change: Change) -> Path:
     with av.open(str(path), "w", format="mov") as container:
         stream: VideoStream | None = None
         ends: dict[int, int] = {}
-        for frame, start, end in change(_plain(chain([first], frames))):
+        for frame, start, end in change(_normalise(chain([first], frames))):
             if stream is None:
                 stream = _add_stream(container, frame, tick, start, rotation)
             frame.pts, frame.time_base = round(start / tick), tick
-            frame.pict_type = 0  # x264 chooses, not the file that it came from
+            frame.pict_type = 0  # let x264 choose, not the original encoder
             ends[frame.pts] = round(end / tick)
             _encode(container, stream, frame, ends)
         if stream is not None:
@@ -179,8 +177,8 @@ def write_frames(media: Path, out: Path, change: Change) -> Path:
     return path
 
 
-def _plain(frames: Iterable[Stored]) -> Iterator[Stored]:
-    """The frames in one format of `KEPT_FORMATS` and one size; without those that are over before time zero."""
+def _normalise(frames: Iterable[TimedFrame]) -> Iterator[TimedFrame]:
+    """Convert all frames to one of `KEPT_FORMATS` and one size; skip those that end before time zero."""
     width = height = 0
     kind = ""
     for frame, start, end in frames:
@@ -194,13 +192,13 @@ def _plain(frames: Iterable[Stored]) -> Iterator[Stored]:
 
 
 def _nearest_format(frame: av.VideoFrame) -> str:
-    """One of `KEPT_FORMATS`, with colours as fine as the frame's; x264 has coarser ones of even sizes only."""
+    """Return the one of `KEPT_FORMATS` with the frame's chroma resolution; x264 subsamples chroma of even sizes only."""
     width, height, kind = frame.width, frame.height, frame.format
-    colours = kind.chroma_width(width) / width, kind.chroma_height(height) / height
+    chroma = kind.chroma_width(width) / width, kind.chroma_height(height) / height
     even = width % 2 == 0 and height % 2 == 0
     if kind.name in KEPT_FORMATS and (even or "444" in kind.name):
         return kind.name
-    return {(0.5, 0.5): "yuv420p", (0.5, 1): "yuv422p"}.get(colours, "yuv444p") if even else "yuv444p"
+    return {(0.5, 0.5): "yuv420p", (0.5, 1): "yuv422p"}.get(chroma, "yuv444p") if even else "yuv444p"
 
 
 def _add_stream(
@@ -219,7 +217,7 @@ def _add_stream(
 
 
 def _add_silence(container: OutputContainer) -> None:
-    """A moment of silence at time zero, where the picture starts later: a file's time starts with its first stream."""
+    """Add 10 ms of silence at time zero: a file's time starts with its first packet, and the picture starts later."""
     stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
     frame = av.AudioFrame.from_ndarray(np.zeros((1, 80), np.int16), "s16", "mono")
     frame.sample_rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
@@ -228,7 +226,7 @@ def _add_silence(container: OutputContainer) -> None:
 
 
 def _encode(container: OutputContainer, stream: VideoStream, frame: av.VideoFrame | None, ends: dict[int, int]) -> None:
-    """Encode a frame, or with None those that the encoder holds; each packet lasts until its frame's end."""
+    """Encode a frame, or with None flush the encoder; each packet lasts until its frame's end."""
     for packet in stream.encode(frame):
         packet.duration = ends.pop(packet.pts) - packet.pts
         container.mux(packet)
