@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export HF_HUB_OFFLINE ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: demo test lint ui ci-tests constraints clean
+.PHONY: demo test lint docs ui ci-tests constraints clean
 
 demo: $(VENV)/.run
 	dvc repro
@@ -28,7 +28,12 @@ lint: $(VENV)/.dev
 	ruff check .
 	ruff format --check .
 	lint-imports
+	mypy
 	pip check
+
+# The site, in site/; a link to nothing, or a docstring that does not fit its function, is an error.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
 
 # Prefect's pages on loopback with deployments, a worker and the report. SCHEDULE=on switches the nightly run on.
 ui: $(VENV)/.run

@@ -1,15 +1,18 @@
-"""What dvc.yaml says about the stages: their order, and which of them a changed parameter reaches."""
+"""What dvc.yaml says about the stages: their order, and which of them a changed parameter or module reaches."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import networkx as nx
 import pytest
 
+from extractors.registry import BUILT_IN
 from flows.orchestration.dvc import stage_order
 from flows.orchestration.settings import scratch_folder
 
@@ -65,6 +68,97 @@ AFTER_EXTRACTION = {"align", "train", "evaluate"}
 )
 def test_a_changed_parameter_reruns_what_hangs_on_it_and_nothing_else(repository, key, stages):
     assert reached_by(repository, key) == stages
+
+
+PACKAGES = ("media", "corpora", "extractors", "model", "flows")
+STAGES = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+NOT_COMPUTING = {stage: ("flows.config", "flows.orchestration", "flows.display") for stage in STAGES} | {
+    "train": ("flows.config", "flows.orchestration", "flows.display", "flows.report"),  # its record of the run
+    "evaluate": ("flows.config", "flows.orchestration"),  # the report is one of its outputs
+}
+"""Rooms that decide none of a stage's outputs: parameters are dependencies of their own, and the others run and show."""
+
+
+@pytest.fixture(scope="module")
+def code_dependencies(repository) -> dict[str, list[str]]:
+    """The paths of the project's own code among each stage's dependencies."""
+    from dvc.repo import Repo
+
+    with Repo(str(repository)) as repo:
+        return {
+            stage.addressing.split(":")[-1]: [
+                dep.def_path for dep in stage.deps if Path(dep.def_path).parts[0] in PACKAGES
+            ]
+            for stage in repo.index.stages
+        }
+
+
+def computing_modules(stage: str) -> dict[str, Path]:
+    """The modules, with their files, that a stage's module imports, in functions too, but for `NOT_COMPUTING`."""
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    for module in list(graph.modules):
+        if any(module == room or module.startswith(f"{room}.") for room in NOT_COMPUTING[stage]):
+            graph.remove_module(module)
+    name, _, modality = stage.partition("@")
+    started = {f"flows.{name}"}
+    if modality:  # found by name, at run time
+        started |= {target.partition(":")[0] for key, target in BUILT_IN.items() if key.startswith(f"{modality}.")}
+    found = started.union(*(graph.find_upstream_modules(module) for module in started)) - {f"flows.{name}"}
+    paths = {module: Path(module.replace(".", "/")) for module in found}
+    return {m: p / "__init__.py" if (ROOT / p).is_dir() else p.with_suffix(".py") for m, p in paths.items()}
+
+
+def covers(dependency: str, path: Path) -> bool:
+    """Whether a change to the file changes the dependency."""
+    return os.path.commonpath([dependency, path]) == dependency
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_computes_with_is_among_its_dependencies(code_dependencies, stage):
+    deps = code_dependencies[stage]
+    missing = [module for module, path in computing_modules(stage).items() if not any(covers(d, path) for d in deps)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_code_that_it_never_imports(code_dependencies, stage):
+    paths = computing_modules(stage).values()
+    idle = [dep for dep in code_dependencies[stage] if not any(covers(dep, path) for path in paths)]
+    assert [dep for dep in idle if dep.endswith((".py", "/")) or (ROOT / dep).is_dir()] == []
+
+
+EXTRACT = {"extract@text", "extract@audio", "extract@vision"}
+
+
+@pytest.mark.parametrize(
+    ("path", "stages"),
+    [
+        ("media/container.py", {"prepare", "transcribe", "align", "evaluate"} | EXTRACT),
+        ("media/audio.py", {"transcribe", "extract@audio"}),
+        ("media/video.py", {"extract@vision"}),
+        ("corpora/readers/raw.py", {"prepare"}),
+        ("corpora/demo/voice.py", {"prepare"}),
+        ("extractors/vision/face_mesh.py", {"extract@vision"}),
+        ("extractors/dataset/align_clip.py", {"align"}),
+        ("model/network/fusion.py", {"train", "evaluate"}),
+        ("model/training/mining.py", {"train"}),
+        ("model/evaluation/metrics.py", {"train", "evaluate"}),
+        ("model/evaluation/explain.py", {"evaluate"}),
+        ("flows/report/page.py", {"evaluate"}),
+        ("flows/report/templates/page.html.j2", {"evaluate"}),
+        ("flows/serving/app.py", set()),
+        ("flows/prediction/score.py", set()),
+        ("flows/orchestration/engine.py", set()),
+        ("extractors/inference/feature_maker.py", set()),
+        ("extractors/corruption/audio.py", set()),
+        ("model/predict.py", set()),
+        ("model/prediction/scoring.py", set()),
+        ("model/checkpoint/onnx.py", set()),
+    ],
+)
+def test_an_edit_makes_exactly_those_stages_stale_that_compute_with_it(code_dependencies, path, stages):
+    assert (ROOT / path).is_file()
+    assert {s for s, deps in code_dependencies.items() if any(covers(d, Path(path)) for d in deps)} == stages
 
 
 def test_every_stage_comes_after_what_it_needs(repository, monkeypatch):

@@ -1,0 +1,42 @@
+"""MkDocs hook: pages of the site that live outside docs/, with their links as the site has them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    "index.md": "README.md",
+    "results.md": "bench/RESULTS.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
+ELSEWHERE = re.compile(r"\]\((?P<path>(?:\.\./)*[\w./-]+)(?P<anchor>#[\w-]+)?\)")
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages from outside docs/."""
+    for name, source in PAGES.items():
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Point links between repository files at the site's pages; a link to any other file becomes its name."""
+    source = ROOT / PAGES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    pages = {str(ROOT / path): name for name, path in PAGES.items()}
+
+    def replace(match: re.Match[str]) -> str:
+        target = (source.parent / match["path"]).resolve()
+        if str(target) in pages:
+            return f"]({pages[str(target)]}{match['anchor'] or ''})"
+        if target.is_relative_to(ROOT / "docs"):
+            return f"]({target.relative_to(ROOT / 'docs')}{match['anchor'] or ''})"
+        return match[0]
+
+    return ELSEWHERE.sub(replace, markdown)
