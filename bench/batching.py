@@ -19,7 +19,7 @@ from model.config import ModelConfig
 from model.data.batching import batch_cost, padding_fraction, training_batches
 from model.network.dashfusion import DashFusion
 from model.training.mining import label_classes
-from model.training.objective import mined_vectors
+from model.training.objective import mining_embeddings
 
 
 def padding() -> dict[str, float]:
@@ -58,7 +58,7 @@ def overhead(device: torch.device) -> dict[str, float]:
         for _ in range(4):
             _wait(device)
             began = time.perf_counter()
-            mined_vectors(network.embed(batch)).sum().backward()
+            mining_embeddings(network.embed(batch)).sum().backward()
             _wait(device)
             best = min(best, time.perf_counter() - began)
         costs.append(batch_cost(clips.lengths()[chosen]))

@@ -40,12 +40,12 @@ from bench.results import write_result
 from bench.shapes import SHAPES, Shape, table
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig
 from model.data.batching import training_batches
-from model.data.tokens import MINILM, TokenText, encoder_name, prepare_text
+from model.data.tokens import MINILM, TextBackbone, encoder_name, prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device
 from model.network.dashfusion import DashFusion
 from model.training.losses import semantic_loss, supervised_loss
 from model.training.mining import Partners, label_classes, mine
-from model.training.objective import CHUNK_OVERHEAD, Objective, Planner, _concatenate
+from model.training.objective import CHUNK_OVERHEAD, Objective, BatchPlanner, _concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,13 +83,13 @@ def ours(scope: str) -> Callable[[Setting], Callable[[list[np.ndarray]], list[Te
     def losses_of(setting: Setting) -> Callable[[list[np.ndarray]], list[Tensor]]:
         config = setting.config(scope)
         overhead = CHUNK_OVERHEAD[setting.device.type]
-        planner = Planner(setting.clips, setting.classes, config, 0, overhead=overhead)
+        planner = BatchPlanner(setting.clips, setting.classes, config, 0, overhead=overhead)
         objective = Objective(setting.network, config)
         partners = setting.partners if scope == "retrieved" else None
 
         def losses(batches: list[np.ndarray]):
             numbers = range(len(batches))
-            for share in prefetch(lambda n: planner.share(batches[n], partners, 1, n), numbers):
+            for share in prefetch(lambda n: planner.plan(batches[n], partners, 1, n), numbers):
                 yield objective(share.to(setting.device))[0]
 
         return losses
@@ -150,7 +150,7 @@ def bert_base(folder: Path) -> Path:
     return folder
 
 
-def read(shape: Shape, encoder: str) -> tuple[ClipTable, ModelConfig, TokenText | None]:
+def read(shape: Shape, encoder: str) -> tuple[ClipTable, ModelConfig, TextBackbone | None]:
     """The synthetic clips, with tokens where an encoder is named, and the network's settings."""
     clips = table(shape, CLIPS)
     model = ModelConfig(encoder_layers=shape.encoder_layers, fusion_layers=shape.fusion_layers)

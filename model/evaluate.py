@@ -16,7 +16,7 @@ from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, check_modalities
 from model.data.clips import ClipTable
 from model.device import resolve_device
-from model.evaluation.inference import _predict, predict
+from model.evaluation.inference import predict, predict_with_unimodal
 from model.evaluation.metrics import Metric, evaluate_metrics
 from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
 from model.files import atomic_file
@@ -91,7 +91,7 @@ def evaluate(
         info.check_compatible(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")
-        prediction_N, unimodal_NM = _predict(network, table, shown, batch_size)
+        prediction_N, unimodal_NM = predict_with_unimodal(network, table, shown, batch_size)
         labelled = table.labelled
         label_range = table.info.label_range
         metrics = evaluate_metrics(prediction_N[labelled], table.labels[labelled], label_range)

@@ -23,14 +23,14 @@ from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
 from model.data.clips import ClipTable
-from model.data.tokens import TokenText, prepare_text
+from model.data.tokens import TextBackbone, prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
 from model.evaluation.calibration import calibrate
 from model.evaluation.inference import predict
 from model.evaluation.metrics import evaluate_metrics
 from model.network.dashfusion import DashFusion
 from model.training.mining import Partners, label_classes, mine
-from model.training.objective import CHUNK_OVERHEAD, PARTS, Objective, Planner, Share, mined_vectors
+from model.training.objective import CHUNK_OVERHEAD, LOSS_TERMS, Objective, BatchPlanner, RankBatch, mining_embeddings
 from model.training.resume import RunStore, run_signature
 
 if TYPE_CHECKING:
@@ -100,18 +100,18 @@ class _Run:
     Attributes:
         epoch, batch: what comes next: a batch, counted from 0, of an epoch, counted from 1.
         partners: mined for this epoch.
-        sums: of the epoch's `PARTS` over its clips so far; steps: encoded so far.
+        sums: of the epoch's `LOSS_TERMS` over its clips so far; steps: encoded so far.
         seconds, epoch_seconds: spent before this process, or in this epoch, at the last save.
     """
 
-    def __init__(self, fabric: Fabric, network: DashFusion, config: TrainConfig, planner: Planner) -> None:
+    def __init__(self, fabric: Fabric, network: DashFusion, config: TrainConfig, planner: BatchPlanner) -> None:
         self.fabric, self.network, self.config, self.planner = fabric, network, config, planner
         self.objective = fabric.setup_module(Objective(network, config, fabric.world_size))
         groups = _parameter_groups(network, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.highest_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.batch, self.steps = 1, 0, 0
-        self.sums = torch.zeros(len(PARTS), device=fabric.device)
+        self.sums = torch.zeros(len(LOSS_TERMS), device=fabric.device)
         self.partners: Partners | None = None
         self.history: list[dict[str, float]] = []
         self.best_mae, self.best_epoch = float("inf"), 0
@@ -194,7 +194,7 @@ def train(
     torch.manual_seed(seed)
     network = DashFusion(model, clips.info, text).to(device)
     overhead = CHUNK_OVERHEAD.get(device.type, CHUNK_OVERHEAD["cuda"])
-    planner = Planner(clips, classes, config, seed, fabric.global_rank, fabric.world_size, overhead)
+    planner = BatchPlanner(clips, classes, config, seed, fabric.global_rank, fabric.world_size, overhead)
     run = _Run(fabric, network, config, planner)
     store = RunStore(scratch and runs_folder(scratch, dataset, model, config) / f"seed-{seed}")
     resumed = _take_up(run, store, out, observer)
@@ -293,8 +293,8 @@ def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
     balanced = planner.classes if config.contrastive.scope == "in_batch" else None
     batches = training_batches(lengths, config.batch_size, planner.seed, run.epoch, config.batch_tokens, balanced)
 
-    def make(number: int) -> Share:
-        share = planner.share(batches[number], run.partners, run.epoch, number)
+    def make(number: int) -> RankBatch:
+        share = planner.plan(batches[number], run.partners, run.epoch, number)
         return share.pin() if device.type == "cuda" else share
 
     run.objective.train()
@@ -357,15 +357,15 @@ def _mine(run: _Run) -> Partners:
     for rows, batch in zip(own, prefetch(lambda rows: clips.batch(rows, config.modalities), own), strict=True):
         with fabric.autocast():
             embedding = network.embed(batch.to(device))
-        embeddings_Nd[torch.from_numpy(rows).to(device)] = mined_vectors(embedding)
+        embeddings_Nd[torch.from_numpy(rows).to(device)] = mining_embeddings(embedding)
     if fabric.world_size > 1:
         embeddings_Nd = fabric.all_reduce(embeddings_Nd, reduce_op="sum")
     partners = None
     if fabric.is_global_zero:
         rng = np.random.default_rng((run.planner.seed, run.epoch, 2))
         partners = mine(embeddings_Nd, run.planner.classes, config.mining, rng)
-        if partners.short:
-            log.info("%d of %d clips have fewer partners than asked for: small classes", partners.short, len(clips))
+        if partners.short_count:
+            log.info("%d of %d clips have fewer partners than asked for: small classes", partners.short_count, len(clips))
     return fabric.broadcast(partners)
 
 
@@ -374,7 +374,7 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
     fabric, config, clips = run.fabric, run.config, len(run.planner.clips)
     trained = time.perf_counter() - run.epoch_began
     losses = (fabric.all_reduce(run.sums.clone(), reduce_op="mean") / clips).tolist()
-    metrics = dict(zip(("train_loss", *(f"train_{part}" for part in PARTS[1:])), losses, strict=True))
+    metrics = dict(zip(("train_loss", *(f"train_{part}" for part in LOSS_TERMS[1:])), losses, strict=True))
     if not run.network.config.unimodal_heads:
         del metrics["train_unimodal"]
     prediction = predict(run.network, valid, config.modalities, part=(fabric.global_rank, fabric.world_size))
@@ -390,7 +390,7 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
     metrics |= {name: value for name, value in chosen.items() if value is not None}
     updates = -(-run.batch // config.accumulate)
     metrics["learning_rate"] = config.learning_rate * learning_rate_factor(run.epoch, 1 / updates, config)
-    metrics["short_of_partners"] = run.partners.short if run.partners else 0
+    metrics["short_of_partners"] = run.partners.short_count if run.partners else 0
     metrics["clips_per_second"] = clips / trained
     metrics["steps_per_second"] = run.steps / trained
     metrics["seconds"] = time.perf_counter() - run.epoch_began
@@ -398,7 +398,7 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
 
 
 def _read_labelled(
-    dataset: Path, split: str, model: ModelConfig, cache: Path | None, text: TokenText | None
+    dataset: Path, split: str, model: ModelConfig, cache: Path | None, text: TextBackbone | None
 ) -> tuple[ClipTable, int]:
     """The split's labelled clips, and how many others there are."""
     table = ClipTable.read(dataset, split, model.max_positions, cache, text)

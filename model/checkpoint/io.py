@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint.description import DESCRIPTION, SCHEMA_VERSION, read_description
 from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
 from model.data.info import DatasetInfo
-from model.data.tokens import TokenText
+from model.data.tokens import TextBackbone
 from model.files import atomic_file, atomic_folder
 from model.network.dashfusion import DashFusion
 
@@ -133,7 +133,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[D
         ValueError: of another schema version.
     """
     info = read_checkpoint_info(folder)
-    text = None if info.model.text.mode == "frozen" else TokenText.load(Path(folder) / TEXT)
+    text = None if info.model.text.mode == "frozen" else TextBackbone.load(Path(folder) / TEXT)
     network = DashFusion(info.model, info.dataset, text)
     network.load_state_dict(load_file(Path(folder) / WEIGHTS))
     return network.to(device).eval(), info

@@ -25,7 +25,7 @@ KEY = 4
 """Of these draws, beside those of batches, partners and dropout that hang on the same seed and epoch."""
 
 
-def augmented(
+def augment_batch(
     batch: Batch, rows_B: Sequence[int], config: TrainConfig, info: DatasetInfo, seed: int, epoch: int
 ) -> Batch:
     """The batch as `config.modality_dropout` and `config.augment` change it; a step that is hidden is so by the mask.

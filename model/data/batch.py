@@ -34,18 +34,18 @@ class Batch:
     unimodal_labels: Tensor
     values: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
-    lacking: frozenset[str] = field(init=False)
+    incomplete: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         unsure = {m for m, mask_BT in self.masks.items() if mask_BT.device.type != "cpu" or not _all_have(mask_BT)}
-        object.__setattr__(self, "lacking", frozenset(unsure))
+        object.__setattr__(self, "incomplete", frozenset(unsure))
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
-    def absent(self) -> dict[str, Tensor]:
+    def missing(self) -> dict[str, Tensor]:
         """Each of `lacking` -> [B] bool, True where the clip lacks it."""
-        return {m: ~self.masks[m].any(dim=1) for m in MODALITIES if m in self.lacking}
+        return {m: ~self.masks[m].any(dim=1) for m in MODALITIES if m in self.incomplete}
 
     def with_values(self, modality: str, values: Tensor) -> Batch:
         """The same clips with other values of a modality, such as what an encoder makes of their tokens."""
@@ -71,7 +71,7 @@ class Batch:
         )
 
     def _known(self, same_masks: Batch) -> Batch:
-        object.__setattr__(same_masks, "lacking", self.lacking)
+        object.__setattr__(same_masks, "incomplete", self.incomplete)
         return same_masks
 
 

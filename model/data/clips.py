@@ -14,13 +14,13 @@ import torch
 
 from model.config import MODALITIES
 from model.data.batch import Batch
-from model.data.info import _MAKES_IT, NORMALISED, DatasetInfo, read_info
+from model.data.info import CREATE_HINT, NORMALISED, DatasetInfo, read_info
 from model.data.sequences import Sequences, read_column, read_sequences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from model.data.tokens import TokenText
+    from model.data.tokens import TextBackbone
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ClipTable:
     unimodal_labels: np.ndarray
     sequences: Mapping[str, Sequences]
     truncated: Mapping[str, int]
-    text: TokenText | None = None
+    text: TextBackbone | None = None
 
     @classmethod
     def read(
@@ -54,7 +54,7 @@ class ClipTable:
         split: str,
         max_positions: int,
         cache: Path | None = None,
-        text: TokenText | None = None,
+        text: TextBackbone | None = None,
     ) -> ClipTable:
         """Read a split. A split of 0 clips may have no files.
 
@@ -73,7 +73,7 @@ class ClipTable:
         if not parts and info.clips.get(split, 0):
             raise FileNotFoundError(
                 f"{Path(dataset) / split}: dataset.json counts {info.clips[split]} clips here, but there is "
-                f"no part-*.parquet; {_MAKES_IT}"
+                f"no part-*.parquet; {CREATE_HINT}"
             )
         if not parts:
             return cls._empty(info, split, text)
@@ -95,7 +95,7 @@ class ClipTable:
         clips: Sequence[Mapping[str, tuple[np.ndarray, np.ndarray]]],
         texts: Sequence[str],
         max_positions: int,
-        text: TokenText | None = None,
+        text: TextBackbone | None = None,
     ) -> ClipTable:
         """Clips of no dataset, without labels: what `read` makes of the same values on disk.
 
@@ -127,7 +127,7 @@ class ClipTable:
         return cls(info, "", ids, none[:, 0], none[:, 1:], sequences, truncated, text)
 
     @classmethod
-    def _empty(cls, info: DatasetInfo, split: str, text: TokenText | None) -> ClipTable:
+    def _empty(cls, info: DatasetInfo, split: str, text: TextBackbone | None) -> ClipTable:
         none = np.zeros(0, np.int64)
         sequences = {
             m: Sequences(np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool), none, none)
@@ -162,7 +162,7 @@ class ClipTable:
             sequences=sequences,
         )
 
-    def without(self, modality: str, rows_N: np.ndarray) -> ClipTable:
+    def drop_modality(self, modality: str, rows_N: np.ndarray) -> ClipTable:
         """The same clips, of which those at `rows_N` (a bool mask [N]) lack the modality."""
         sequences = self.sequences[modality]
         lengths = np.where(rows_N, 0, sequences.lengths)

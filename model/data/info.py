@@ -16,7 +16,7 @@ SCHEMA_VERSION = 2
 NORMALISED = ("audio", "vision")
 """Modalities with training-split statistics; text values are hidden states, used as they are."""
 
-_MAKES_IT = "`dashfusion align` (or `dvc repro align`) makes it"
+CREATE_HINT = "`dashfusion align` (or `dvc repro align`) makes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,5 +172,5 @@ def read_info(dataset: Path) -> DatasetInfo:
     """
     path = Path(dataset) / "dataset.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no dataset here; {_MAKES_IT}")
+        raise FileNotFoundError(f"{path}: no dataset here; {CREATE_HINT}")
     return DatasetInfo.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))

@@ -1,7 +1,7 @@
 """Text as tokens: an encoder that is trained inside the network, `model.text.mode` finetune or scratch.
 
 The network's own tokenizer cuts the transcripts, so that nothing hangs on how the dataset's text features were made.
-A `TokenText` is all that a checkpoint keeps of it beside the weights.
+A `TextBackbone` is all that a checkpoint keeps of it beside the weights.
 
 Shapes: B clips, T tokens, D width of the encoder, d model width.
 """
@@ -47,7 +47,7 @@ Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
-class TokenText:
+class TextBackbone:
     """Tokenizer and shape of a text encoder, and where its first weights come from.
 
     Attributes:
@@ -104,7 +104,7 @@ class TokenText:
         self.config.to_json_file(str(folder / "config.json"), use_diff=False)
 
     @classmethod
-    def load(cls, folder: Path) -> TokenText:
+    def load(cls, folder: Path) -> TextBackbone:
         """What `save` wrote; weights are the checkpoint's."""
         from tokenizers import Tokenizer
         from transformers import AutoConfig
@@ -113,7 +113,7 @@ class TokenText:
         return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config)
 
 
-def prepare_text(config: ModelConfig, dataset: Path) -> TokenText | None:
+def prepare_text(config: ModelConfig, dataset: Path) -> TextBackbone | None:
     """What a training run's text needs; None in mode frozen, where the dataset's features are enough.
 
     The tokenizer of mode scratch is the same on every machine: it follows from the training transcripts alone.
@@ -157,7 +157,7 @@ def encoder_name(config: TextConfig, info: DatasetInfo) -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def _pretrained(config: TextConfig, info: DatasetInfo) -> TokenText:
+def _pretrained(config: TextConfig, info: DatasetInfo) -> TextBackbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     name = encoder_name(config, info)
@@ -183,7 +183,7 @@ def _pretrained(config: TextConfig, info: DatasetInfo) -> TokenText:
         empty = AutoModel.from_config(shape)
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(config.max_tokens, whole.model_max_length, _positions(empty)))
-    return TokenText(tokenizer, shape, name)
+    return TextBackbone(tokenizer, shape, name)
 
 
 def _positions(encoder: nn.Module) -> int:
@@ -225,7 +225,7 @@ def _load_weights(name: str, config: PretrainedConfig) -> nn.Module:
     return encoder
 
 
-def _from_scratch(config: ModelConfig, texts: Sequence[str]) -> TokenText:
+def _from_scratch(config: ModelConfig, texts: Sequence[str]) -> TextBackbone:
     from transformers import BertConfig
 
     text = config.text
@@ -242,7 +242,7 @@ def _from_scratch(config: ModelConfig, texts: Sequence[str]) -> TokenText:
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
     )
-    return TokenText(tokenizer, shape)
+    return TextBackbone(tokenizer, shape)
 
 
 def train_tokenizer(texts: Sequence[str], kind: str, vocabulary: int) -> Tokenizer:

@@ -53,7 +53,7 @@ def resampled_metrics(
         check_comparable(prediction_N, label_N, label_range)
     chunks = [
         [_metrics(count_RN, prediction_N, label_N, label_range) for prediction_N in prediction_SN]
-        for count_RN in draws(len(label_N), resamples, seed)
+        for count_RN in bootstrap_counts(len(label_N), resamples, seed)
     ]
     return {
         key: np.concatenate([np.mean([by_seed[key] for by_seed in chunk], axis=0) for chunk in chunks])
@@ -64,10 +64,10 @@ def resampled_metrics(
 def resampled_mean(value_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """The mean [R] of a clip's value, such as whether it lies within an interval, on each draw; NaN without clips."""
     ones_N = np.ones(len(value_N))
-    return np.concatenate([_share(count @ value_N, count @ ones_N) for count in draws(len(value_N), resamples, seed)])
+    return np.concatenate([_share(count @ value_N, count @ ones_N) for count in bootstrap_counts(len(value_N), resamples, seed)])
 
 
-def draws(clips: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def bootstrap_counts(clips: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """[r, N] float64 how often each of N draws holds each clip, r of R draws at a time; each row sums to N."""
     rng = np.random.default_rng((seed, clips))
     rows = max(1, _AT_ONCE // max(clips, 1))
@@ -78,7 +78,7 @@ def draws(clips: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(of_draw_rN.ravel(), minlength=r * clips).reshape(r, clips).astype(np.float64)
 
 
-def interval(values_R: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
+def percentile_interval(values_R: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
     """The percentile interval of a metric; None where too many draws leave it undefined."""
     defined = values_R[np.isfinite(values_R)]
     if not len(defined) or len(defined) < (1 - MOST_UNDEFINED) * len(values_R):
@@ -98,7 +98,7 @@ def difference_interval(values_R: np.ndarray, other_R: np.ndarray, level: float 
         raise ValueError(
             f"{len(values_R)} draws against {len(other_R)}: differences are taken draw by draw; resample both alike"
         )
-    return interval(values_R - other_R, level)
+    return percentile_interval(values_R - other_R, level)
 
 
 def _metrics(

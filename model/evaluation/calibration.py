@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.config import MODALITIES, subsets
-from model.evaluation.bootstrap import interval, resampled_mean
+from model.evaluation.bootstrap import percentile_interval, resampled_mean
 from model.evaluation.inference import predict
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Coverage:
         level: nominal, such as 0.9.
         clips: that the checkpoints have an interval for.
         share: of them that lie inside, mean over the seeds; None without clips.
-        between: 95 % interval of the share.
+        interval: 95 % interval of the share.
     """
 
     level: float
     clips: int
     share: float | None
-    between: tuple[float, float] | None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Bin:
     clips: int
     prediction: float
     label: float
-    between: tuple[float, float] | None
+    interval: tuple[float, float] | None
 
 
 def subset_name(modalities: Sequence[str]) -> str:
@@ -109,7 +109,7 @@ def coverage(
         known_N = np.isfinite(width_SN).all(axis=0)
         inside_N = (np.abs(prediction_SN - label_N) <= width_SN).mean(axis=0)[known_N]
         share = float(inside_N.mean()) if len(inside_N) else None
-        found.append(Coverage(level, len(inside_N), share, interval(resampled_mean(inside_N))))
+        found.append(Coverage(level, len(inside_N), share, percentile_interval(resampled_mean(inside_N))))
     return found
 
 
@@ -144,7 +144,7 @@ def reliability(prediction_N: np.ndarray, label_N: np.ndarray) -> list[Bin]:
             clips=len(rows),
             prediction=float(prediction_N[rows].mean()),
             label=float(label_N[rows].mean()),
-            between=interval(resampled_mean(label_N[rows])),
+            interval=percentile_interval(resampled_mean(label_N[rows])),
         )
         for rows in (np.array_split(order, count) if count else ())
     ]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from model.data.batch import Batch
-    from model.data.tokens import TokenText
+    from model.data.tokens import TextBackbone
     from model.network.dashfusion import DashFusion
 
 FEATURES = 3
@@ -81,12 +81,12 @@ class Attention:
     """What the words of a clip look at in another modality; or, where that is the anchor, what of it looks at them.
 
     Attributes:
-        steps_WT: weight of each step. Of a word as the anchor, a share: with `aside_W` they add up to 1.
-        aside_W: weight of the modality's summary, [CLS], which stands for no moment.
+        steps_WT: weight of each step. Of a word as the anchor, a share: with `cls_W` they add up to 1.
+        cls_W: weight of the modality's summary, [CLS], which stands for no moment.
     """
 
     steps_WT: np.ndarray
-    aside_W: np.ndarray
+    cls_W: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,13 @@ class Explanation:
 
     Attributes:
         anchor: of the alignment, as in the checkpoint.
-        without_attention: why there is no attention at all; empty where there is.
+        no_attention_reason: why there is no attention at all; empty where there is.
     """
 
     views: Mapping[str, ClipView]
     features: Mapping[str, Sequence[Feature]]
     anchor: str
-    without_attention: str = ""
+    no_attention_reason: str = ""
 
 
 def explain(
@@ -142,7 +142,7 @@ def explain(
     if unknown:
         raise ValueError(f"{dataset}: the {split} split has no clip {unknown[0]}; name clips of that split")
     rows = np.array([row_of[clip_id] for clip_id in words], np.int64)
-    features = {m: telling_features(table, m) for m in NORMALISED if m in info.train.modalities}
+    features = {m: informative_features(table, m) for m in NORMALISED if m in info.train.modalities}
     clips = _StoredTimes(dataset, split, table)
     attention, anchors = {}, {}
     reason = _no_attention(network, info.train.modalities)
@@ -170,7 +170,7 @@ def _no_attention(network: DashFusion, modalities: Sequence[str]) -> str:
     return "" if "text" in modalities else NO_TEXT
 
 
-def telling_features(table: ClipTable, modality: str, most: int = FEATURES) -> list[Feature]:
+def informative_features(table: ClipTable, modality: str, most: int = FEATURES) -> list[Feature]:
     """The features whose clip means correlate most with the label, and do not say the same as one before.
 
     Of those with a number in place of a name the correlation counts half. Without labels, or where none correlates,
@@ -233,7 +233,7 @@ class _StoredTimes:
             times_W2[index_K[token]] = [self._list(row, f"text_{edge}")[token] for edge in ("start", "end")]
         return times_W2
 
-    def word_of_token(self, row: int, words: Sequence[str], text: TokenText | None) -> np.ndarray:
+    def word_of_token(self, row: int, words: Sequence[str], text: TextBackbone | None) -> np.ndarray:
         """[K] the word of each token that the network reads, -1 for special ones."""
         length = self.table.sequences["text"].lengths[row]
         if text is None:
@@ -260,7 +260,7 @@ class _StoredTimes:
         return index_K[:length] >= 0 if pooled else np.ones(length, bool)
 
 
-def words_of_tokens(text: TokenText, transcript: str, words: Sequence[str]) -> np.ndarray:
+def words_of_tokens(text: TextBackbone, transcript: str, words: Sequence[str]) -> np.ndarray:
     """[K] the word in which each token of a transcript begins, -1 for special tokens and what is between words.
 
     Args:
@@ -323,10 +323,10 @@ def _weights(
     """
     if isinstance(alignment, SymmetricAlignment):
         adaptive = isinstance(alignment, AdaptiveAlignment)
-        shares_BM = alignment.shares(sequences, masks, batch.absent()) if adaptive else None
+        shares_BM = alignment.shares(sequences, masks, batch.missing()) if adaptive else None
         of_text: TemporalAlignment = alignment.anchors[MODALITIES.index("text")]
         return of_text.weights(sequences, masks, {}), shares_BM
-    weights = alignment.weights(sequences, masks, batch.absent())
+    weights = alignment.weights(sequences, masks, batch.missing())
     if alignment.anchor == "text":
         return weights, None
     anchor_T = sequences[alignment.anchor].shape[1]

@@ -31,11 +31,11 @@ def predict(
         modalities: what the network is shown; the others are fed as missing.
         part: (k, n) = every n-th batch from the k-th on; clips of the others are 0, so that the n parts add up.
     """
-    return _predict(network, table, modalities, batch_size, part)[0]
+    return predict_with_unimodal(network, table, modalities, batch_size, part)[0]
 
 
 @torch.inference_mode()
-def _predict(
+def predict_with_unimodal(
     network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int, part: tuple[int, int] = (0, 1)
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """`predict`, and of unimodal heads [N, 3], NaN where the clip lacks the modality."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.config import MODALITIES
-from model.evaluation.bootstrap import interval, resampled_metrics
+from model.evaluation.bootstrap import percentile_interval, resampled_metrics
 from model.evaluation.metrics import WIDE, evaluate_metrics, within
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 SLICES = tuple(f"{m} misleads" for m in MODALITIES)
 """The modality's own label (label_text and so on) and the clip's are of opposite sign."""
 
-FEWEST_IN_VIDEO = 5
+MIN_VIDEO_CLIPS = 5
 """Labelled clips from which a video is measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class ClipFacts:
+class ClipAttributes:
     """What clips are told apart by.
 
     Attributes:
@@ -48,7 +48,7 @@ class ClipFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Subgroup:
     """Some of the clips: `rows_N` bool; `group` is what they are told apart by, such as Length."""
 
     group: str
@@ -57,7 +57,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class PartMetrics:
+class SubgroupMetrics:
     """Metrics of a part's labelled clips, mean over the seeds, with 95 % intervals; None where undefined.
 
     Attributes:
@@ -68,17 +68,17 @@ class PartMetrics:
     name: str
     clips: int
     accuracy: float | None
-    accuracy_between: tuple[float, float] | None
+    accuracy_interval: tuple[float, float] | None
     mae: float | None
-    mae_between: tuple[float, float] | None
+    mae_interval: tuple[float, float] | None
 
 
 def accuracy_key(label_range: tuple[float, float]) -> str:
-    """The metric that `PartMetrics.accuracy` is."""
+    """The metric that `SubgroupMetrics.accuracy` is."""
     return "acc2_np" if tuple(label_range) == WIDE else "acc2"
 
 
-def split_into_parts(facts: ClipFacts) -> list[Part]:
+def split_into_subgroups(facts: ClipAttributes) -> list[Subgroup]:
     """All parts that tell clips apart, in groups; those without a clip are left out, and so are groups of one part."""
     groups = {
         "Length": _thirds(facts.seconds_N, ".1f", " s"),
@@ -89,7 +89,7 @@ def split_into_parts(facts: ClipFacts) -> list[Part]:
         "Conflict": _by_conflict(facts.label_N, facts.own_label),
     }
     parts = {
-        group: [Part(group, name, rows_N) for name, rows_N in rows if rows_N.any()] for group, rows in groups.items()
+        group: [Subgroup(group, name, rows_N) for name, rows_N in rows if rows_N.any()] for group, rows in groups.items()
     }
     return [part for found in parts.values() if len(found) > 1 for part in found]
 
@@ -99,9 +99,9 @@ def slice_rows(clips: ClipTable, name: str) -> np.ndarray:
     return _misleads(clips.unimodal_labels[:, SLICES.index(name)], clips.labels)
 
 
-def measure_parts(
-    parts: Sequence[Part], prediction_SN: np.ndarray, label_N: np.ndarray, label_range: tuple[float, float]
-) -> list[PartMetrics]:
+def measure_subgroups(
+    parts: Sequence[Subgroup], prediction_SN: np.ndarray, label_N: np.ndarray, label_range: tuple[float, float]
+) -> list[SubgroupMetrics]:
     """Metrics of the labelled clips of each part."""
     labelled_N = np.isfinite(label_N)
     found = []
@@ -112,22 +112,22 @@ def measure_parts(
         draws = resampled_metrics(prediction_Sn, label_n, label_range)
         accuracy = accuracy_key(label_range)
         found.append(
-            PartMetrics(
+            SubgroupMetrics(
                 group=part.group,
                 name=part.name,
                 clips=len(rows),
                 accuracy=_mean([run[accuracy] for run in runs]),
-                accuracy_between=interval(draws[accuracy]),
+                accuracy_interval=percentile_interval(draws[accuracy]),
                 mae=_mean([run["mae"] for run in runs]),
-                mae_between=interval(draws["mae"]),
+                mae_interval=percentile_interval(draws["mae"]),
             )
         )
     return found
 
 
 def measure_videos(
-    facts: ClipFacts, prediction_SN: np.ndarray, label_range: tuple[float, float], most: int
-) -> tuple[list[PartMetrics], int]:
+    facts: ClipAttributes, prediction_SN: np.ndarray, label_range: tuple[float, float], most: int
+) -> tuple[list[SubgroupMetrics], int]:
     """Metrics of the videos with enough labelled clips, the greatest error first, and how many such videos there are.
 
     Args:
@@ -139,14 +139,14 @@ def measure_videos(
     error_N = np.abs(within(prediction_SN, label_range) - facts.label_N).mean(axis=0)
     error_N = np.where(labelled_N, error_N, 0)
     error_V = np.bincount(index_N, weights=error_N, minlength=len(videos)) / np.maximum(clips_V, 1)
-    enough = np.flatnonzero(clips_V >= FEWEST_IN_VIDEO)
+    enough = np.flatnonzero(clips_V >= MIN_VIDEO_CLIPS)
     ordered = enough[np.argsort(-error_V[enough], kind="stable")]
     shown = ordered if len(ordered) <= most else np.r_[ordered[: most // 2], ordered[-(most // 2) :]]
-    parts = [Part("Video", str(videos[video]), index_N == video) for video in shown]
-    return measure_parts(parts, prediction_SN, facts.label_N, label_range), len(ordered)
+    parts = [Subgroup("Video", str(videos[video]), index_N == video) for video in shown]
+    return measure_subgroups(parts, prediction_SN, facts.label_N, label_range), len(ordered)
 
 
-def _nothing(facts: ClipFacts) -> np.ndarray:
+def _nothing(facts: ClipAttributes) -> np.ndarray:
     return np.full(len(facts.label_N), np.nan)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from model.data.batch import Batch
-    from model.data.tokens import TokenText
+    from model.data.tokens import TextBackbone
 
 STREAMS = (*MODALITIES, "aligned")
 """A clip's vectors that contrastive learning compares: one a modality, and the aligned sequence's first position."""
@@ -68,7 +68,7 @@ class DashFusion(nn.Module):
         ValueError: the text encoder's weights cannot be had, or do not fit `config.text`.
     """
 
-    def __init__(self, config: ModelConfig, info: DatasetInfo, text: TokenText | None = None) -> None:
+    def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__()
         self.config = config
         self.info = info
@@ -97,7 +97,7 @@ class DashFusion(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Predict, and give the embedding on the way."""
         sequences, masks = self.encode(batch)
-        aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks, batch.absent())
+        aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks, batch.missing())
         fused_B4d = self.fusion(aligned_BTd, aligned_mask_BT, sequences, masks)
         embedding = _embedding(batch, sequences, masks, aligned_BTd)
         prediction = at_least_float32(self.predictor(fused_B4d)).squeeze(-1)
@@ -107,7 +107,7 @@ class DashFusion(nn.Module):
     def embed(self, batch: Batch) -> Embedding:
         """The embedding alone: no fusion, and the alignment for the first position only."""
         sequences, masks = self.encode(batch)
-        aligned_B1d, _ = self.alignment(sequences, masks, batch.absent(), steps=1)
+        aligned_B1d, _ = self.alignment(sequences, masks, batch.missing(), steps=1)
         return _embedding(batch, sequences, masks, aligned_B1d)
 
     def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

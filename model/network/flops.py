@@ -43,7 +43,7 @@ def network_costs(network: DashFusion, clips: ClipTable, modalities: Sequence[st
     training = network.training
     network.eval()
     sequences, masks = network.encode(batch)
-    aligned = network.alignment(sequences, masks, batch.absent())
+    aligned = network.alignment(sequences, masks, batch.missing())
     costs = {
         "madds": count_multiply_adds(lambda: network(batch)) / 1e6,
         "fusion_madds": count_multiply_adds(lambda: network.fusion(*aligned, sequences, masks)) / 1e6,

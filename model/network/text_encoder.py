@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.config import ModelConfig
-    from model.data.tokens import TokenText
+    from model.data.tokens import TextBackbone
 
 
 class TokenEncoder(nn.Module):
     """Hidden states of a trained encoder, then what `TextEncoder` makes of hidden states."""
 
-    def __init__(self, text: TokenText, config: ModelConfig) -> None:
+    def __init__(self, text: TextBackbone, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = text.build()
         _freeze(self.encoder, config.text.freeze_layers)

@@ -54,7 +54,7 @@ class Partners:
     config: MiningConfig
 
     @property
-    def short(self) -> int:
+    def short_count(self) -> int:
         """Clips that cannot draw as many partners as the configuration asks for, in one kind or more."""
         lacking = np.zeros(len(self.positives), bool)
         for candidates, wanted in self._kinds():

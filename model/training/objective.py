@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from model.config import MODALITIES, TrainConfig
-from model.data.augmentation import augmented
+from model.data.augmentation import augment_batch
 from model.data.batching import cheapest_chunks
 from model.network.dashfusion import DashFusion, Embedding, Output
 from model.training.losses import semantic_loss, supervised_loss
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from model.data.batch import Batch
     from model.data.clips import ClipTable
 
-PARTS = ("loss", "regression", "semantic", "supervised", "unimodal")
+LOSS_TERMS = ("loss", "regression", "semantic", "supervised", "unimodal")
 """What `Objective` returns, in this order."""
 
 CHUNK_OVERHEAD = {"cpu": 150, "cuda": 100_000}
 """What starting one more forward pass costs, in the unit of `batch_cost`: `python -m bench.batching` measures it."""
 
 
-class Share:
+class RankBatch:
     """What one process computes of one batch. (No dataclass: Fabric would take it apart.)
 
     Attributes:
@@ -78,13 +78,13 @@ class Share:
         """B."""
         return len(self.clip_ids)
 
-    def pin(self) -> Share:
+    def pin(self) -> RankBatch:
         """The same share with its sequences in page-locked memory."""
         self.anchors, self.others = self.anchors.pin(), [chunk.pin() for chunk in self.others]
         self.texts = [chunk.pin() for chunk in self.texts]
         return self
 
-    def to(self, device: torch.device) -> Share:
+    def to(self, device: torch.device) -> RankBatch:
         """The same share on `device`."""
         self.anchors, self.others = self.anchors.to(device), [chunk.to(device) for chunk in self.others]
         self.texts, self.text_places = [chunk.to(device) for chunk in self.texts], self.text_places.to(device)
@@ -97,7 +97,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Planner:
+class BatchPlanner:
     """Makes the shares of a training run's batches; everything it does depends on its arguments alone.
 
     Attributes:
@@ -117,7 +117,7 @@ class Planner:
     processes: int = 1
     overhead: int = CHUNK_OVERHEAD["cpu"]
 
-    def share(self, rows_B: np.ndarray, partners: Partners | None, epoch: int, number: int) -> Share:
+    def plan(self, rows_B: np.ndarray, partners: Partners | None, epoch: int, number: int) -> RankBatch:
         """This process's share of the epoch's batch `number`, which holds the clips at `rows_B`."""
         lengths = self.clips.lengths(self.config.modalities)
         others = np.zeros(0, np.int64)
@@ -131,7 +131,7 @@ class Planner:
         modalities = self.config.modalities
         chunks = [own_others[chunk] for chunk in cheapest_chunks(lengths[own_others], self.overhead)]
         texts, text_places = self._texts(np.concatenate([anchors, *chunks]), len(anchors), epoch)
-        return Share(
+        return RankBatch(
             clip_ids=tuple(self.clips.clip_ids[rows_B]),
             anchors=self._augmented(self.clips.batch(anchors, modalities), anchors, epoch),
             weight_b=torch.full((len(anchors),), float(len(own) > 0)),
@@ -145,7 +145,7 @@ class Planner:
         )
 
     def _augmented(self, batch: Batch, rows: np.ndarray, epoch: int) -> Batch:
-        return augmented(batch, rows, self.config, self.clips.info, self.seed, epoch)
+        return augment_batch(batch, rows, self.config, self.clips.info, self.seed, epoch)
 
     def _texts(self, rows: np.ndarray, anchors: int, epoch: int) -> tuple[list[Batch], Tensor]:
         """Chunks of the clips' tokens, and where among these each of `rows`, anchors first, lies."""
@@ -175,8 +175,8 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.config, self.processes = network, config, processes
 
-    def forward(self, share: Share) -> Tensor:
-        """[5] float32, see `PARTS`: `L = MSE + weight * (semantic + supervised)` and its parts.
+    def forward(self, share: RankBatch) -> Tensor:
+        """[5] float32, see `LOSS_TERMS`: `L = MSE + weight * (semantic + supervised)` and its parts.
 
         With unimodal heads `L` has a further part, their mean squared error times its weight.
         With several processes the mean over them is the batch's loss, and so is that of the gradients.
@@ -196,7 +196,7 @@ class Objective(nn.Module):
         total = total + contrastive.weight * (semantic + supervised)
         return torch.stack([total, regression, semantic, supervised, unimodal])
 
-    def _with_hidden_text(self, share: Share) -> list[Batch]:
+    def _with_hidden_text(self, share: RankBatch) -> list[Batch]:
         """Anchors and others; what an encoder makes of their tokens in place of these."""
         batches = [share.anchors, *share.others]
         if not share.texts:
@@ -211,7 +211,7 @@ class Objective(nn.Module):
             for batch, part_BTD in zip(batches, together, strict=True)
         ]
 
-    def _unimodal(self, output: Output, anchors: Batch, share: Share) -> Tensor:
+    def _unimodal(self, output: Output, anchors: Batch, share: RankBatch) -> Tensor:
         """Mean over the batch's clips and the modalities; without a label or the modality a clip counts as no error."""
         if output.unimodal is None:
             return share.weight_b.new_zeros(())
@@ -220,26 +220,26 @@ class Objective(nn.Module):
         error_bM = torch.where(counts_bM, output.unimodal - anchors.unimodal_labels, 0.0)
         return error_bM.square().sum() * (self.processes / (share.clips * len(MODALITIES)))
 
-    def _semantic(self, embedding: Embedding, share: Share) -> Tensor:
+    def _semantic(self, embedding: Embedding, share: RankBatch) -> Tensor:
         if not self.config.contrastive.semantic:
             return share.weight_b.new_zeros(())
         anchors = _first(embedding, share.clips)
         return semantic_loss(anchors, self.config.contrastive.temperature, self.network.config.anchor)
 
-    def _supervised(self, embedding: Embedding, share: Share) -> Tensor:
+    def _supervised(self, embedding: Embedding, share: RankBatch) -> Tensor:
         contrastive, mining = self.config.contrastive, self.config.mining
         if not contrastive.supervised:
             return share.weight_b.new_zeros(())
         partners = share.partners
         if contrastive.scope == "in_batch":
-            partners = in_batch_partners(mined_vectors(embedding), share.classes_B, mining)
+            partners = in_batch_partners(mining_embeddings(embedding), share.classes_B, mining)
         positions_BP, valid_BP = partners
         return supervised_loss(
             embedding, share.clips, positions_BP, valid_BP, mining.positives, contrastive.temperature
         )
 
 
-def mined_vectors(embedding: Embedding) -> Tensor:
+def mining_embeddings(embedding: Embedding) -> Tensor:
     """[C, 3 d]: what mining compares, the modalities' vectors side by side."""
     return torch.cat([embedding.streams[m] for m in MODALITIES], dim=1)
 

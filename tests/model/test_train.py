@@ -17,7 +17,7 @@ from model.network.dashfusion import DashFusion
 from model.train import _parameter_groups, learning_rate_factor, train
 from model.training.losses import supervised_loss
 from model.training.mining import label_classes, mine
-from model.training.objective import PARTS, Objective, Planner
+from model.training.objective import LOSS_TERMS, Objective, BatchPlanner
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))
@@ -107,8 +107,8 @@ def test_partners_are_compared_as_the_clips_that_were_drawn(dataset):
     classes = label_classes(clips.labels, (-3, 3))
     partners = mine(together, classes, SHORT.mining)
     rows = np.array([9, 2, 17, 4])
-    share = Planner(clips, classes, SHORT, seed=1).share(rows, partners, epoch=5, number=3)
-    found = Objective(network, SHORT)(share)[PARTS.index("supervised")]
+    share = BatchPlanner(clips, classes, SHORT, seed=1).plan(rows, partners, epoch=5, number=3)
+    found = Objective(network, SHORT)(share)[LOSS_TERMS.index("supervised")]
 
     drawn, valid = partners.draw(np.random.default_rng((1, 5, 1, 3)), rows)
     order = np.concatenate([rows, np.setdiff1d(np.arange(len(clips)), rows)])

@@ -10,11 +10,11 @@ import torch
 
 from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, AugmentConfig, ContrastiveConfig, ModelConfig, TrainConfig
-from model.data.augmentation import augmented
+from model.data.augmentation import augment_batch
 from model.data.clips import ClipTable
 from model.train import train
 from model.training.mining import label_classes
-from model.training.objective import Planner
+from model.training.objective import BatchPlanner
 
 PLAIN = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, learning_rate=2e-3, device="cpu")
 DROPS = replace(PLAIN, modality_dropout=0.5)
@@ -29,7 +29,7 @@ def clips(dataset_writer, tmp_path_factory):
 
 def change(clips, config, rows=None, epoch=1, seed=0):
     rows = np.arange(len(clips)) if rows is None else rows
-    return augmented(clips.batch(rows), rows, config, clips.info, seed, epoch)
+    return augment_batch(clips.batch(rows), rows, config, clips.info, seed, epoch)
 
 
 def present(batch):
@@ -43,7 +43,7 @@ def same(a, b):
 
 def test_by_default_nothing_is_changed(clips):
     batch = clips.batch(np.arange(4))
-    assert augmented(batch, range(4), PLAIN, clips.info, 0, 1) is batch
+    assert augment_batch(batch, range(4), PLAIN, clips.info, 0, 1) is batch
 
 
 def test_modalities_are_dropped_at_their_rate_and_a_clip_keeps_one(clips):
@@ -87,7 +87,7 @@ def test_steps_are_hidden_and_noise_is_in_units_of_the_feature(clips):
 
 def test_a_clip_that_is_no_anchor_stays_as_it_is(clips):
     batch = clips.batch(np.arange(5))
-    after = augmented(batch, [0, -1, -1, 3, -1], replace(DROPS, augment=DISTURBS.augment), clips.info, 0, 1)
+    after = augment_batch(batch, [0, -1, -1, 3, -1], replace(DROPS, augment=DISTURBS.augment), clips.info, 0, 1)
     for place in (1, 2, 4):
         for m in MODALITIES:
             assert torch.equal(after.values[m][place], batch.values[m][place])
@@ -98,9 +98,9 @@ def test_a_clip_that_is_no_anchor_stays_as_it_is(clips):
 def test_processes_share_a_batch_that_is_changed_as_one_process_changes_it(clips):
     config = replace(DROPS, augment=DISTURBS.augment, contrastive=ContrastiveConfig(weight=0.0))
     classes, rows = label_classes(clips.labels, (-3, 3)), np.arange(7)
-    whole = Planner(clips, classes, config, seed=3).share(rows, None, 2, 0).anchors
+    whole = BatchPlanner(clips, classes, config, seed=3).plan(rows, None, 2, 0).anchors
     for rank in range(2):
-        part = Planner(clips, classes, config, seed=3, rank=rank, processes=2).share(rows, None, 2, 0).anchors
+        part = BatchPlanner(clips, classes, config, seed=3, rank=rank, processes=2).plan(rows, None, 2, 0).anchors
         for m in MODALITIES:
             steps = part.masks[m].shape[1]
             assert torch.equal(part.masks[m], whole.masks[m][rank::2, :steps])

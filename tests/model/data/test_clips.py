@@ -158,10 +158,10 @@ def test_a_description_that_does_not_hold_is_refused(dataset_writer, tmp_path, c
 def test_a_clip_can_be_made_to_lack_a_modality(dataset):
     clips = ClipTable.read(dataset, "train", 32)
     rows = np.arange(len(clips)) % 2 == 0
-    without = clips.without("audio", rows)
+    without = clips.drop_modality("audio", rows)
     lengths = without.lengths()
     assert not lengths[rows, 1].any() and np.array_equal(lengths[~rows], clips.lengths()[~rows])
-    assert without.batch(np.arange(4)).lacking >= {"audio"} and clips.lengths()[rows, 1].any()
+    assert without.batch(np.arange(4)).incomplete >= {"audio"} and clips.lengths()[rows, 1].any()
 
 
 def test_clips_in_memory_are_batched_as_those_on_disk(dataset):

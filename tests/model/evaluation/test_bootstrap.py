@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.evaluation import bootstrap
-from model.evaluation.bootstrap import difference_interval, draws, interval, resampled_mean, resampled_metrics
+from model.evaluation.bootstrap import bootstrap_counts, difference_interval, percentile_interval, resampled_mean, resampled_metrics
 from model.evaluation.metrics import evaluate_metrics
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
@@ -24,7 +24,7 @@ def make_clips(clips: int, seeds: int, label_range: tuple[float, float], seed: i
 def by_loop(prediction_SN, label_N, label_range, resamples, seed) -> dict[str, list[float]]:
     """The plain twin: each draw's clips gathered and measured."""
     found: dict[str, list[float]] = {}
-    for count_N in np.concatenate(list(draws(len(label_N), resamples, seed))):
+    for count_N in np.concatenate(list(bootstrap_counts(len(label_N), resamples, seed))):
         drawn = np.repeat(np.arange(len(label_N)), count_N.astype(int))
         runs = [evaluate_metrics(prediction_N[drawn], label_N[drawn], label_range) for prediction_N in prediction_SN]
         for key in runs[0]:
@@ -61,19 +61,19 @@ def test_a_constant_prediction_has_no_correlation_in_any_draw():
 def test_no_clips_have_no_metrics_and_no_intervals():
     values = resampled_metrics(np.zeros((2, 0)), np.zeros(0), WIDE, 10)
     assert all(np.isnan(values_R).all() and values_R.shape == (10,) for values_R in values.values())
-    assert interval(values["mae"]) is None
+    assert percentile_interval(values["mae"]) is None
 
 
 def test_a_draw_holds_as_many_clips_as_there_are_each_clip_any_number_of_times():
-    count_RN = np.concatenate(list(draws(40, 3000, 0)))
+    count_RN = np.concatenate(list(bootstrap_counts(40, 3000, 0)))
     assert count_RN.shape == (3000, 40) and (count_RN.sum(axis=1) == 40).all()
     assert count_RN.mean() == 1 and count_RN.var() == pytest.approx(1 - 1 / 40, abs=0.02)
 
 
 def test_draws_are_the_same_however_many_are_computed_at_once(monkeypatch):
-    whole = np.concatenate(list(draws(7, 100, 3)))
+    whole = np.concatenate(list(bootstrap_counts(7, 100, 3)))
     monkeypatch.setattr(bootstrap, "_AT_ONCE", 50)
-    parts = list(draws(7, 100, 3))
+    parts = list(bootstrap_counts(7, 100, 3))
     assert len(parts) == 15
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -94,11 +94,11 @@ def test_the_interval_of_a_mean_is_as_wide_as_theory_says():
     error_N = rng.normal(size=400)
     label_N = rng.uniform(-1, 1, 400)
     values = resampled_metrics(label_N + error_N, label_N, WIDE, 4000)["mae"]
-    low, high = interval(values)
+    low, high = percentile_interval(values)
     expected = 2 * 1.96 * np.abs(error_N).std() / np.sqrt(400)
     assert high - low == pytest.approx(expected, rel=0.1)
     assert low < np.abs(error_N).mean() < high
-    narrow = interval(values, 0.5)
+    narrow = percentile_interval(values, 0.5)
     assert low < narrow[0] < narrow[1] < high
 
 
@@ -116,8 +116,8 @@ def test_a_paired_difference_is_known_far_better_than_either_value():
     mae, other = (resampled_metrics(p, label_N, WIDE)["mae"] for p in (better, prediction_SN))
     low, high = difference_interval(mae, other)
     assert high < 0, "10 % less error is plain, draw by draw"
-    assert interval(mae)[1] > interval(other)[0], "and could not be told from the two intervals"
-    assert high - low < 0.3 * (interval(mae)[1] - interval(mae)[0])
+    assert percentile_interval(mae)[1] > percentile_interval(other)[0], "and could not be told from the two intervals"
+    assert high - low < 0.3 * (percentile_interval(mae)[1] - percentile_interval(mae)[0])
     with pytest.raises(ValueError, match="10 draws against 2000"):
         difference_interval(mae[:10], other)
 
@@ -125,9 +125,9 @@ def test_a_paired_difference_is_known_far_better_than_either_value():
 def test_an_interval_needs_most_draws_to_be_defined():
     values_R = np.arange(100.0)
     values_R[:10] = np.nan
-    assert interval(values_R, 1.0) == (10.0, 99.0)
+    assert percentile_interval(values_R, 1.0) == (10.0, 99.0)
     values_R[10] = np.nan
-    assert interval(values_R) is None
+    assert percentile_interval(values_R) is None
 
 
 def test_what_cannot_be_measured_is_refused_as_the_metrics_refuse_it():

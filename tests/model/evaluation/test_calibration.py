@@ -77,8 +77,8 @@ def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
     assert (found[0.5].clips, found[0.5].share) == (4, 0.5)
     assert found[0.8].share == 0.75
     assert (found[0.9].clips, found[0.9].share) == (2, 1.0), "text has no interval of that level"
-    assert (found[0.95].clips, found[0.95].share, found[0.95].between) == (0, None, None)
-    low, high = found[0.5].between
+    assert (found[0.95].clips, found[0.95].share, found[0.95].interval) == (0, None, None)
+    low, high = found[0.5].interval
     assert low < 0.5 < high
 
 
@@ -97,7 +97,7 @@ def test_conformal_intervals_cover_as_often_as_they_say():
     label = rng.uniform(-3, 3, 3000)
     for entry in coverage([widths], ["text"] * 3000, (label + errors[2000:])[None], label):
         assert entry.share == pytest.approx(entry.level, abs=0.03)
-        assert entry.between[0] < entry.share < entry.between[1]
+        assert entry.interval[0] < entry.share < entry.interval[1]
 
 
 def test_bins_hold_equal_numbers_of_neighbouring_predictions():
@@ -109,6 +109,6 @@ def test_bins_hold_equal_numbers_of_neighbouring_predictions():
     assert means == sorted(means)
     for entry in bins:
         assert entry.label == pytest.approx(0.5 * entry.prediction + 1)
-        assert entry.between[0] < entry.label < entry.between[1]
+        assert entry.interval[0] < entry.label < entry.interval[1]
     assert len(reliability(prediction[:20], prediction[:20])) == 2
     assert reliability(prediction[:7], prediction[:7]) == []

@@ -14,7 +14,7 @@ from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.info import read_info
 from model.data.tokens import prepare_text
-from model.evaluation.explain import ALIKE, NO_ALIGNMENT, NO_TEXT, NO_WORDS, explain, telling_features, words_of_tokens
+from model.evaluation.explain import ALIKE, NO_ALIGNMENT, NO_TEXT, NO_WORDS, explain, informative_features, words_of_tokens
 from model.network.dashfusion import DashFusion
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
@@ -37,20 +37,20 @@ def test_each_word_looks_at_the_moments_of_the_other_modalities(dataset, tmp_pat
     network = save(dataset, tmp_path)
     table, words = ClipTable.read(dataset, "test", 32), words_of(dataset)
     found = explain(dataset, tmp_path, "test", words)
-    assert list(found.views) == list(table.clip_ids) and found.without_attention == "" and found.anchor == "text"
+    assert list(found.views) == list(table.clip_ids) and found.no_attention_reason == "" and found.anchor == "text"
     for row, clip_id in enumerate(table.clip_ids):
         view, lengths = found.views[clip_id], {m: table.sequences[m].lengths[row] for m in MODALITIES}
         wanted = {m for m in ("audio", "vision") if lengths["text"] and lengths[m]}
         assert set(view.attention) == wanted
         batch = table.batch(np.array([row]))
         with torch.inference_mode():
-            weights = network.alignment.weights(*network.encode(batch), batch.absent())
+            weights = network.alignment.weights(*network.encode(batch), batch.missing())
         for m in wanted:
             attention = view.attention[m]
             assert attention.steps_WT.shape == (lengths["text"], lengths[m])
-            np.testing.assert_allclose(attention.aside_W, weights[m][0, :, 0], atol=1e-6)
+            np.testing.assert_allclose(attention.cls_W, weights[m][0, :, 0], atol=1e-6)
             np.testing.assert_allclose(attention.steps_WT, weights[m][0, :, 1:], atol=1e-6)
-            np.testing.assert_allclose(attention.steps_WT.sum(1) + attention.aside_W, 1, atol=1e-5)
+            np.testing.assert_allclose(attention.steps_WT.sum(1) + attention.cls_W, 1, atol=1e-5)
             start = table.sequences[m].starts[row]
             hidden = ~table.sequences[m].visible[start : start + lengths[m]]
             assert (attention.steps_WT[:, hidden] == 0).all()
@@ -74,7 +74,7 @@ def test_the_tokens_of_a_word_are_one_and_special_ones_are_none(dataset_writer, 
     ]
     batch = table.batch(np.array([row]))
     with torch.inference_mode():
-        whole = network.alignment.weights(*network.encode(batch), batch.absent())["audio"][0].numpy()
+        whole = network.alignment.weights(*network.encode(batch), batch.missing())["audio"][0].numpy()
     np.testing.assert_allclose(view.attention["audio"].steps_WT[0], whole[1:3, 1:].mean(axis=0), atol=1e-6)
     assert view.word_times_W2[0] == pytest.approx([0.1, 0.2]) and view.word_times_W2[1] == pytest.approx([0.3, 0.4])
 
@@ -89,7 +89,7 @@ def test_with_another_anchor_its_moments_look_at_the_words(dataset, tmp_path, an
     assert set(view.attention) == {anchor} and found.anchor == anchor
     batch = table.batch(np.array([row]))
     with torch.inference_mode():
-        looks = network.alignment.weights(*network.encode(batch), batch.absent())["text"][0].numpy()
+        looks = network.alignment.weights(*network.encode(batch), batch.missing())["text"][0].numpy()
     np.testing.assert_allclose(view.attention[anchor].steps_WT, looks[1:].T, atol=1e-6)
     lacking = int(np.argmax(table.lengths((anchor,))[:, 0] == 0))
     assert found.views[table.clip_ids[lacking]].attention == {}, "another modality took the anchor's place"
@@ -113,7 +113,7 @@ def test_of_several_anchors_texts_own_is_shown_and_the_shares_where_they_are_lea
 def test_without_alignment_there_is_no_attention_and_the_reason_is_said(dataset, tmp_path):
     save(dataset, tmp_path, replace(SMALL, alignment=False))
     found = explain(dataset, tmp_path, "test", words_of(dataset))
-    assert found.without_attention == NO_ALIGNMENT
+    assert found.no_attention_reason == NO_ALIGNMENT
     assert not any(view.attention for view in found.views.values()) and any(v.tracks for v in found.views.values())
 
 
@@ -126,14 +126,14 @@ def test_tokens_without_words_leave_attention_out(dataset_writer, tmp_path):
     dataset = dataset_writer(tmp_path / "data", change=no_words)
     save(dataset, tmp_path / "best")
     found = explain(dataset, tmp_path / "best", "test", words_of(dataset))
-    assert found.without_attention == NO_WORDS and not any(view.attention for view in found.views.values())
+    assert found.no_attention_reason == NO_WORDS and not any(view.attention for view in found.views.values())
     assert all(np.isnan(view.word_times_W2).all() for view in found.views.values())
 
 
 def test_a_network_of_one_modality_shows_that_one(dataset, tmp_path):
     save(dataset, tmp_path, train=TrainConfig(modalities=("vision",)))
     found = explain(dataset, tmp_path, "test", words_of(dataset))
-    assert list(found.features) == ["vision"] and found.without_attention == NO_TEXT
+    assert list(found.features) == ["vision"] and found.no_attention_reason == NO_TEXT
     assert not any(view.attention for view in found.views.values())
     assert all(set(view.tracks) <= {"vision"} for view in found.views.values())
 
@@ -152,8 +152,8 @@ def test_a_text_encoder_of_its_own_cuts_words_where_its_tokenizer_does(dataset_w
     words = {clips[0]: texts[0].split(), clips[1]: [], clips[2]: texts[2].split()}
     found = explain(dataset, tmp_path / "best", "test", words)
     attention = found.views[clips[0]].attention["audio"]
-    np.testing.assert_allclose(attention.steps_WT.sum(axis=1) + attention.aside_W, 1, atol=1e-5)
-    assert len(attention.aside_W) == 6 and found.views[clips[1]].attention == {}
+    np.testing.assert_allclose(attention.steps_WT.sum(axis=1) + attention.cls_W, 1, atol=1e-5)
+    assert len(attention.cls_W) == 6 and found.views[clips[1]].attention == {}
 
 
 def test_tokens_belong_to_the_word_they_begin_in(dataset_writer, tmp_path):
@@ -194,21 +194,21 @@ def test_features_are_chosen_by_their_correlation_and_none_twice_over(dataset_wr
 
     dataset = dataset_writer(tmp_path, clips={"train": 8, "valid": 0, "test": 60}, missing=False, change=change)
     table = ClipTable.read(dataset, "test", 32)
-    chosen = telling_features(table, "audio", most=2)
+    chosen = informative_features(table, "audio", most=2)
     assert [feature.name for feature in chosen] == ["audio3", "audio1"]
     assert chosen[0].correlation == pytest.approx(1) and ALIKE < 1
     unlabelled = replace(table, labels=np.full(len(table), np.nan, np.float32))
-    assert len(telling_features(unlabelled, "audio", most=2)) == 2
-    assert telling_features(unlabelled, "audio", most=2)[0].correlation is None
+    assert len(informative_features(unlabelled, "audio", most=2)) == 2
+    assert informative_features(unlabelled, "audio", most=2)[0].correlation is None
 
 
 def test_a_feature_with_a_name_goes_before_a_numbered_one_that_tells_little_more(dataset):
     table = ClipTable.read(dataset, "train", 32)
-    plain = telling_features(table, "vision", most=1)[0]
+    plain = informative_features(table, "vision", most=1)[0]
     info = table.info.modalities["vision"]
     names = tuple(f"part_{i}" if i == plain.column else name for i, name in enumerate(info.feature_names))
     renamed = replace(table.info, modalities={**table.info.modalities, "vision": replace(info, feature_names=names)})
-    found = telling_features(replace(table, info=renamed), "vision", most=1)[0]
+    found = informative_features(replace(table, info=renamed), "vision", most=1)[0]
     assert found.column != plain.column and abs(found.correlation) > abs(plain.correlation) / 2
 
 

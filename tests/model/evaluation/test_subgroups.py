@@ -9,20 +9,20 @@ import pytest
 from model.data.clips import ClipTable
 from model.evaluation.metrics import evaluate_metrics
 from model.evaluation.subgroups import (
-    FEWEST_IN_VIDEO,
+    MIN_VIDEO_CLIPS,
     SLICES,
-    ClipFacts,
-    Part,
-    measure_parts,
+    ClipAttributes,
+    Subgroup,
+    measure_subgroups,
     measure_videos,
     slice_rows,
-    split_into_parts,
+    split_into_subgroups,
 )
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
 
 
-def make_facts(clips: int = 12, **changes) -> ClipFacts:
+def make_facts(clips: int = 12, **changes) -> ClipAttributes:
     """Clips alike in everything that is not changed."""
     alike = {
         "seconds_N": np.full(clips, 3.0),
@@ -32,12 +32,12 @@ def make_facts(clips: int = 12, **changes) -> ClipFacts:
         "label_N": np.ones(clips),
         "own_label": {},
     }
-    return ClipFacts(**alike | changes)
+    return ClipAttributes(**alike | changes)
 
 
-def rows_of(facts: ClipFacts) -> dict[str, dict[str, list[int]]]:
+def rows_of(facts: ClipAttributes) -> dict[str, dict[str, list[int]]]:
     found: dict[str, dict[str, list[int]]] = {}
-    for part in split_into_parts(facts):
+    for part in split_into_subgroups(facts):
         found.setdefault(part.group, {})[part.name] = np.flatnonzero(part.rows_N).tolist()
     return found
 
@@ -90,25 +90,25 @@ def test_a_part_has_the_metrics_of_its_labelled_clips(label_range, accuracy):
     prediction_SN = label + rng.normal(size=(2, 40))
     label[:3] = np.nan
     rows = np.arange(40) < 20
-    found = measure_parts([Part("some", "first", rows)], prediction_SN, label, label_range)[0]
+    found = measure_subgroups([Subgroup("some", "first", rows)], prediction_SN, label, label_range)[0]
     kept = slice(3, 20)
     runs = [evaluate_metrics(prediction[kept], label[kept], label_range) for prediction in prediction_SN]
     assert found.clips == 17 and (found.group, found.name) == ("some", "first")
     assert found.accuracy == pytest.approx(np.mean([run[accuracy] for run in runs]))
     assert found.mae == pytest.approx(np.mean([run["mae"] for run in runs]))
-    assert found.mae_between[0] < found.mae < found.mae_between[1]
+    assert found.mae_interval[0] < found.mae < found.mae_interval[1]
 
 
 def test_what_is_undefined_in_a_part_is_none():
     label = np.zeros(4)
-    neutral = measure_parts([Part("", "", np.ones(4, bool))], np.ones((1, 4)), label, WIDE)[0]
-    assert neutral.accuracy is None and neutral.accuracy_between is None and neutral.mae == 1.0
-    nobody = measure_parts([Part("", "", np.zeros(4, bool))], np.ones((1, 4)), label, WIDE)[0]
-    assert (nobody.clips, nobody.mae, nobody.mae_between) == (0, None, None)
+    neutral = measure_subgroups([Subgroup("", "", np.ones(4, bool))], np.ones((1, 4)), label, WIDE)[0]
+    assert neutral.accuracy is None and neutral.accuracy_interval is None and neutral.mae == 1.0
+    nobody = measure_subgroups([Subgroup("", "", np.zeros(4, bool))], np.ones((1, 4)), label, WIDE)[0]
+    assert (nobody.clips, nobody.mae, nobody.mae_interval) == (0, None, None)
 
 
 def test_videos_come_with_the_greatest_error_first_and_only_those_with_enough_clips():
-    videos = np.repeat(["good", "few", "bad", "unlabelled"], [6, FEWEST_IN_VIDEO - 1, 5, 8]).astype(object)
+    videos = np.repeat(["good", "few", "bad", "unlabelled"], [6, MIN_VIDEO_CLIPS - 1, 5, 8]).astype(object)
     error = np.repeat([0.1, 2.0, 1.0, 3.0], [6, 4, 5, 8])
     label = np.where(videos == "unlabelled", np.nan, 1.0)
     facts = make_facts(len(videos), video_N=videos, label_N=label)

@@ -273,14 +273,14 @@ def test_an_absent_modality_is_its_stand_in_and_no_cls(clips, network, modality)
 
 def test_what_a_batch_lacks_is_known_before_it_goes_to_a_gpu(clips):
     whole, some = clips.batch(np.arange(3, 7)), clips.batch(np.arange(7))
-    assert whole.lacking == frozenset() and whole.absent() == {}
-    assert some.lacking == set(MODALITIES)
-    assert [some.absent()[m].tolist().index(True) for m in MODALITIES] == [0, 1, 2]
+    assert whole.incomplete == frozenset() and whole.missing() == {}
+    assert some.incomplete == set(MODALITIES)
+    assert [some.missing()[m].tolist().index(True) for m in MODALITIES] == [0, 1, 2]
     there = some.to("meta")  # where nothing can be looked at
-    assert there.lacking == some.lacking and whole.to("meta").lacking == frozenset()
-    assert whole.to("meta").with_values("text", torch.empty(4, 2, 3, device="meta")).lacking == frozenset()
+    assert there.incomplete == some.incomplete and whole.to("meta").incomplete == frozenset()
+    assert whole.to("meta").with_values("text", torch.empty(4, 2, 3, device="meta")).incomplete == frozenset()
     hidden = replace(whole, masks={**whole.masks, "audio": torch.zeros_like(whole.masks["audio"])})
-    assert hidden.lacking == {"audio"}
+    assert hidden.incomplete == {"audio"}
 
 
 @torch.inference_mode()

@@ -19,13 +19,13 @@ from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TextConfig, TrainConfig, check_together
 from model.data.clips import ClipTable
 from model.data.info import read_info
-from model.data.tokens import TokenText, encoder_name, prepare_text, train_tokenizer
+from model.data.tokens import TextBackbone, encoder_name, prepare_text, train_tokenizer
 from model.evaluate import evaluate
 from model.evaluation.inference import predict
 from model.network.dashfusion import DashFusion
 from model.train import _parameter_groups, train
 from model.training.mining import label_classes, mine
-from model.training.objective import Objective, Planner
+from model.training.objective import Objective, BatchPlanner
 
 ROOT = Path(__file__).parents[3]
 WORDS = ("awful", "bad", "poor", "plain", "fine", "good", "great")
@@ -185,8 +185,8 @@ def test_text_in_chunks_of_its_own_changes_neither_loss_nor_gradient(english, tm
     clips = ClipTable.read(english, "train", 32, text=network.text)
     classes = label_classes(clips.labels, (-3, 3))
     partners = mine(torch.randn(len(clips), 8), classes, SHORT.mining)
-    planner = Planner(clips, classes, SHORT, seed=1, overhead=1)
-    share = planner.share(np.array([10, 2, 17, 4]), partners, epoch=1, number=0)  # 10 is silent
+    planner = BatchPlanner(clips, classes, SHORT, seed=1, overhead=1)
+    share = planner.plan(np.array([10, 2, 17, 4]), partners, epoch=1, number=0)  # 10 is silent
     assert len(share.texts) > 2 and len(share.others) > 1
 
     def outcome(texts):
@@ -475,7 +475,7 @@ def test_an_older_checkpoint_without_text_options_is_frozen(english, tmp_path):
 def test_a_text_comes_back_as_it_was_saved(english, bert, tmp_path):
     text = prepare_text(finetuning(bert, max_tokens=7), english)
     text.save(tmp_path / "text")
-    loaded = TokenText.load(tmp_path / "text")
+    loaded = TextBackbone.load(tmp_path / "text")
     assert loaded.limit == text.limit == 7
     assert loaded.pretrained is None
     assert loaded.tokenizer.to_str() == text.tokenizer.to_str()

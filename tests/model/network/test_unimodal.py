@@ -17,7 +17,7 @@ from model.evaluation.metrics import evaluate_metrics
 from model.network.dashfusion import DashFusion
 from model.train import train
 from model.training.mining import label_classes
-from model.training.objective import PARTS, Objective, Planner
+from model.training.objective import LOSS_TERMS, Objective, BatchPlanner
 
 WITH_HEADS = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32, unimodal_heads=True)
 SHORT = TrainConfig(epochs=6, warmup_epochs=1, batch_size=8, learning_rate=2e-3, patience=6, device="cpu")
@@ -66,9 +66,9 @@ def test_the_loss_counts_each_label_once_and_what_is_missing_as_no_error(labelle
     clips = ClipTable.read(labelled, "train", 32)
     network = DashFusion(WITH_HEADS, clips.info).eval()
     config = replace(SHORT, contrastive=ContrastiveConfig(weight=0.0), unimodal_weight=0.25)
-    planner = Planner(clips, label_classes(clips.labels, (-3, 3)), config, seed=0)
+    planner = BatchPlanner(clips, label_classes(clips.labels, (-3, 3)), config, seed=0)
     rows = np.arange(12)  # two lack their own labels, six others a modality
-    parts = dict(zip(PARTS, Objective(network, config)(planner.share(rows, None, 1, 0)), strict=True))
+    parts = dict(zip(LOSS_TERMS, Objective(network, config)(planner.plan(rows, None, 1, 0)), strict=True))
 
     alone = network(clips.batch(rows)).unimodal
     expected, counted = 0.0, 0

@@ -67,7 +67,7 @@ def test_draws_come_from_the_candidates_without_repetition_and_by_seed():
 def test_small_classes_draw_what_there_is_and_are_counted():
     classes = np.array([0, 1, 1, 2, 2, 2])
     partners = mine(torch.randn(6, 3), classes, MiningConfig())
-    assert partners.short == 3  # the single 0 and both 1s lack a second positive
+    assert partners.short_count == 3  # the single 0 and both 1s lack a second positive
     drawn, valid = partners.draw(np.random.default_rng(0), np.arange(6))
     assert valid[:, :2].sum(1).tolist() == [0, 1, 1, 2, 2, 2]
     assert drawn[1, 0] == 2 and valid[:, 2:].all()

@@ -22,7 +22,7 @@ from model.data.clips import ClipTable
 from model.network.dashfusion import DashFusion
 from model.train import forget_run, train
 from model.training.mining import label_classes, mine
-from model.training.objective import PARTS, Objective, Planner
+from model.training.objective import LOSS_TERMS, Objective, BatchPlanner
 from model.training.resume import run_signature
 
 ROOT = Path(__file__).parents[3]
@@ -181,8 +181,8 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradient(dataset, monkeypa
     def shared(processes, exchange):
         monkeypatch.setattr("model.training.objective._all_gather", exchange)
         objective = Objective(network, config, processes)
-        planners = [Planner(table, classes, config, 0, rank, processes) for rank in range(processes)]
-        return [objective(planner.share(rows, partners, 1, 0)) for planner in planners]
+        planners = [BatchPlanner(table, classes, config, 0, rank, processes) for rank in range(processes)]
+        return [objective(planner.plan(rows, partners, 1, 0)) for planner in planners]
 
     whole, given = shared(1, None)[0], []
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradient(dataset, monkeypa
 
     parts = shared(3, exchange)
     assert len({tuple(rows.shape) for rows in given}) == 1
-    for name, expected, found in zip(PARTS, whole, torch.stack(parts).mean(0), strict=True):
+    for name, expected, found in zip(LOSS_TERMS, whole, torch.stack(parts).mean(0), strict=True):
         assert found.item() == pytest.approx(expected.item(), rel=1e-5), name
 
     # Here each process's gradient flows through its own rows alone; the exchange's backward pass sums those of all.
@@ -204,9 +204,9 @@ def test_the_shares_of_a_batch_add_up_to_its_loss_and_gradient(dataset, monkeypa
         return torch.cat([g.flatten() for g in found])
 
     def regressed(part):
-        return part[PARTS.index("regression")] + config.unimodal_weight * part[PARTS.index("unimodal")]
+        return part[LOSS_TERMS.index("regression")] + config.unimodal_weight * part[LOSS_TERMS.index("unimodal")]
 
-    assert whole[PARTS.index("unimodal")] > 0
+    assert whole[LOSS_TERMS.index("unimodal")] > 0
     regression = sum(gradient(regressed(part)) for part in parts)
     contrastive = sum(gradient(part[0]) for part in parts) - regression
     assert torch.allclose(regression / 3, gradient(regressed(whole)), atol=1e-6)
