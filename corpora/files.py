@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the old one or the whole new one, never half of it."""
+"""Crash-safe writing of files and folders: a reader sees the old content or the whole new content."""
 
 from __future__ import annotations
 
@@ -16,31 +16,68 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. On success it replaces `path`, on an exception it is removed.
 
-    The temporary name carries machine, process and thread, so that two writers of one path never share it, and what a
-    killed writer left behind is known and removed by the next one. The folder is made when it is missing.
+    The content is on disk before the new name appears, so that a power failure leaves no empty or partial file.
+    Machine, process and thread are part of the temporary name: concurrent writers of one path do not collide, and the
+    next writer removes the file of a killed one. Missing parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers = f".{path.name}.{platform.node()[:32]}."
-    for entry in [entry for entry in os.listdir(path.parent) if entry.startswith(writers)]:
-        if not _running(entry.removeprefix(writers).removesuffix(".tmp").partition("-")[0]):
-            path.with_name(entry).unlink(missing_ok=True)
-    temporary = path.with_name(f"{writers}{os.getpid()}-{threading.get_ident()}.tmp")
+    prefix = f".{path.name}.{platform.node()[:32]}."
+    for leftover in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
+        if not _is_running(leftover.name.removeprefix(prefix).removesuffix(".tmp").partition("-")[0]):
+            leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f"{prefix}{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _running(pid: str) -> bool:
-    """Whether a process of this machine has that id. What cannot be told, or is no id, counts as one that has."""
-    if os.name != "posix":  # elsewhere signal 0 is not the harmless question that it is here
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`. On success it replaces `path`, on an exception it is removed.
+
+    As with `atomic_file`, all content is on disk before the new name appears. A killed run leaves its temporary folder
+    behind, which the next one removes: a folder may only have one writer at a time.
+    """
+    path = Path(path)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for entry in [*temporary.rglob("*"), temporary]:
+            _sync(entry)
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to disk."""
+    if path.is_dir() and os.name != "posix":  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(pid: str) -> bool:
+    """Return whether this machine runs a process with that id; True as well where that cannot be determined."""
+    if os.name != "posix":  # elsewhere signal 0 is not a harmless query
         return True
     try:
         os.kill(int(pid), 0)
@@ -52,28 +89,6 @@ def _running(pid: str) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's content, read in blocks."""
-    with open(path, "rb") as handle:
+    """Return the hex SHA-256 of a file's content, read in blocks."""
+    with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; on success it replaces `path`, on an exception it is removed.
-
-    A run that was killed leaves the temporary folder behind, and the next one clears it: a folder has one
-    writer at a time.
-    """
-    path = Path(path)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

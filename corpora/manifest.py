@@ -1,9 +1,9 @@
-"""The manifest: one row a clip, the only description of a corpus that later stages read."""
+"""The manifest: one row per clip, the only description of a corpus that later stages read."""
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_path
 from corpora.problems import Problem
+from corpora.tables import check_version, versioned_schema, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("text", "audio", "vision")
-LONGEST_ID = 200
-"""Bytes of a video's or clip's id: they become file names, which most systems end at 255."""
+MAX_ID_BYTES = 200
+"""Limit of a video's or clip's id: ids become file names, which most systems limit to 255 bytes."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -47,10 +47,10 @@ class Clip:
 
     Attributes:
         clip_id: `<video_id>/<clip>`, unique in the corpus.
-        video_id: the recording it was cut from; a video never straddles splits.
+        video_id: the recording that the clip was cut from.
         split: train, valid or test.
         language: ISO 639-1 code, such as en or zh.
-        media: path of the media file relative to the corpus root; empty where only features exist.
+        media: path of the media file relative to the corpus root; empty where there are only features.
         text: transcript; empty where the text modality is missing.
         label, label_text, label_audio, label_vision: sentiment in the corpus's range, None where unlabelled.
         duration: seconds, probed; None where the file cannot be read.
@@ -73,12 +73,12 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The clips of a corpus with what holds for all of them.
+    """The clips of a corpus and the properties that they share.
 
     Attributes:
-        corpus: its name, such as demo_en or mosi.
-        root: folder that the clips' `media` paths start from, as the parameters gave it.
-        label_range: least and greatest label, (-3, 3) or (-1, 1).
+        corpus: name of the corpus, such as demo_en or mosi.
+        root: folder that the clips' `media` paths are relative to, as the parameters give it.
+        label_range: minimum and maximum label, (-3, 3) or (-1, 1).
         clips: in the order of the corpus's own table.
     """
 
@@ -88,49 +88,35 @@ class Manifest:
     clips: Sequence[Clip] = field(default_factory=tuple)
 
     def media_path(self, clip: Clip) -> Path | None:
-        """Path of the clip's media file, or None where the clip has none."""
+        """Return the path of the clip's media file, or None where it has none."""
         return Path(self.root) / clip.media if clip.media else None
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write the manifest as Parquet (zstd); the file appears whole or not at all."""
-    meta = {
-        "schema_version": SCHEMA_VERSION,
-        "corpus": manifest.corpus,
-        "root": manifest.root,
-        "label_range": list(manifest.label_range),
-    }
-    schema = MANIFEST_SCHEMA.with_metadata({"dashfusion": json.dumps(meta)})
-    table = pa.Table.from_pylist([asdict(clip) for clip in manifest.clips], schema=schema)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    metadata = {"corpus": manifest.corpus, "root": manifest.root, "label_range": list(manifest.label_range)}
+    schema = versioned_schema(MANIFEST_SCHEMA, SCHEMA_VERSION, metadata)
+    write_table([asdict(clip) for clip in manifest.clips], schema, path)
 
 
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest.
 
     Raises:
-        FileNotFoundError: there is none; the message says which stage makes it.
-        ValueError: the file is not a manifest, or of another schema version.
+        FileNotFoundError: there is none; the message names the stage that writes it.
+        ValueError: the file is not a manifest, or has another schema version.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no manifest here; `dashfusion prepare` (or `dvc repro prepare`) makes it")
+        raise FileNotFoundError(f"{path}: no manifest here; `dashfusion prepare` (or `dvc repro prepare`) writes it")
     table = pq.read_table(path)
-    raw = (table.schema.metadata or {}).get(b"dashfusion")
-    if raw is None:
-        raise ValueError(f"{path}: a Parquet file, but not a manifest of ours (no `dashfusion` metadata)")
-    meta = json.loads(raw)
-    if meta["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(
-            f"{path}: manifest schema {meta['schema_version']}, this version reads {SCHEMA_VERSION}; "
-            "run the prepare stage again"
-        )
-    low, high = meta["label_range"]
-    return Manifest(meta["corpus"], meta["root"], (low, high), tuple(Clip(**row) for row in table.to_pylist()))
+    metadata = check_version(table.schema, SCHEMA_VERSION, path, kind="manifest", remedy="run the prepare stage again")
+    low, high = metadata["label_range"]
+    clips = tuple(Clip(**row) for row in table.to_pylist())
+    return Manifest(metadata["corpus"], metadata["root"], (low, high), clips)
 
 
 def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
-    """Clips grouped by split, every split present."""
+    """Group clips by split. Every split has an entry."""
     groups: dict[str, list[Clip]] = {split: [] for split in SPLITS}
     for clip in clips:
         groups[clip.split].append(clip)
@@ -138,20 +124,20 @@ def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
 
 
 def unsafe_id(value: str) -> str | None:
-    """Why a video's or clip's id cannot be part of a path inside the corpus, or None where it can."""
+    """Return why an id of a video or clip cannot be part of a path inside the corpus, or None where it can."""
     if not value.strip():
         return "is empty"
     if value in (".", "..") or "/" in value or "\\" in value or PureWindowsPath(value).drive:
         return "is a path, not a name"
     if any(ord(character) < 32 for character in value):
         return "holds a control character"
-    if len(value.encode()) > LONGEST_ID:
-        return f"is longer than {LONGEST_ID} bytes"
+    if len(value.encode()) > MAX_ID_BYTES:
+        return f"is longer than {MAX_ID_BYTES} bytes"
     return None
 
 
 def check_clip(clip: Clip, label_range: tuple[float, float]) -> tuple[str, str] | None:
-    """What is wrong with a row of the manifest, as error class and message; None where nothing is."""
+    """Return the first error of a row as (error class, message), or None."""
     parts = {"video_id": clip.video_id, "clip_id": clip.clip_id.removeprefix(f"{clip.video_id}/")}
     for name, value in parts.items():
         reason = unsafe_id(value)
@@ -171,27 +157,24 @@ def check_clip(clip: Clip, label_range: tuple[float, float]) -> tuple[str, str] 
 
 
 def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, float]) -> tuple[list[Clip], list[Problem]]:
-    """The clips that may enter a manifest, and what is wrong with the others.
+    """Return the valid clips and the problems of the others.
 
-    Left out: unsafe ids, unknown splits, labels out of range, repeated clips (the first one stays). Kept,
-    with one problem a video: videos in more than one split (`StraddlingVideo`).
+    Clips are left out for unsafe ids, unknown splits, labels out of range, and as repetitions of an earlier clip.
+    Videos in more than one split stay, with one problem per video (`StraddlingVideo`).
 
     Args:
-        located: each clip with where it was read, such as `label.csv row 7`, for the messages.
-        label_range: least and greatest label.
+        located: the place that each clip was read from, such as `label.csv row 7`, for messages; and the clip.
+        label_range: minimum and maximum label.
     """
     clips: list[Clip] = []
     problems: list[Problem] = []
     first_seen: dict[str, str] = {}
     for where, clip in located:
-        wrong = check_clip(clip, label_range)
-        if wrong is None and clip.clip_id in first_seen:
-            wrong = (
-                "DuplicateClip",
-                f"{clip.clip_id} is at {first_seen[clip.clip_id]} already; delete one of the two",
-            )
-        if wrong is not None:
-            problems.append(Problem(clip.clip_id, "prepare", "", wrong[0], f"{where}: {wrong[1]}"))
+        error = check_clip(clip, label_range)
+        if error is None and clip.clip_id in first_seen:
+            error = ("DuplicateClip", f"{clip.clip_id} is at {first_seen[clip.clip_id]} already; delete one of the two")
+        if error is not None:
+            problems.append(Problem(clip.clip_id, "prepare", "", error[0], f"{where}: {error[1]}"))
             continue
         first_seen[clip.clip_id] = where
         clips.append(clip)
@@ -199,11 +182,10 @@ def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, floa
 
 
 def straddling_videos(clips: Iterable[Clip]) -> list[Problem]:
-    """One problem for each video with clips in more than one split."""
-    counts: dict[str, dict[str, int]] = {}
+    """Return one problem for each video with clips in more than one split."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for clip in clips:
-        splits = counts.setdefault(clip.video_id, {})
-        splits[clip.split] = splits.get(clip.split, 0) + 1
+        counts[clip.video_id][clip.split] += 1
     return [
         Problem(
             video,

@@ -1,4 +1,4 @@
-"""The problems table: which clip went wrong, where, and why. Nothing is skipped without a row here."""
+"""The problems table: which clips failed, in which stage, and why. Nothing is skipped without a row here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_path
+from corpora.tables import write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,12 +28,14 @@ PROBLEMS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that went wrong with one clip.
+    """One problem of one clip.
 
-    `stage` is prepare, transcribe, extract or align; `modality` is text, audio, vision or empty where the whole clip is
-    meant; `error` a short class such as `MissingMedia`; `message` says what was found and what to do. `traceback`
-    is the name, without its ending, of the file with the error's full trace
-    (`extractors.execution.cache.traceback_path`); empty where there is none.
+    Attributes:
+        stage: prepare, transcribe, extract or align.
+        modality: text, audio or vision; empty where the problem is the whole clip's.
+        error: a short class such as `MissingMedia`.
+        message: what was found and what to do.
+        traceback: reference of the stored traceback (`extractors.execution.cache.traceback_path`); empty for none.
     """
 
     clip_id: str
@@ -46,13 +48,11 @@ class Problem:
 
 def write_problems(problems: Iterable[Problem], path: Path) -> None:
     """Write the table, also when it is empty: an empty table says that nothing went wrong."""
-    table = pa.Table.from_pylist([asdict(p) for p in problems], schema=PROBLEMS_SCHEMA)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    write_table([asdict(problem) for problem in problems], PROBLEMS_SCHEMA, path)
 
 
 def read_problems(paths: Sequence[Path]) -> list[Problem]:
-    """Rows of several problem tables, in the order of `paths`; a column that a table of old lacks is empty there."""
+    """Read several problem tables in the order of `paths`. Columns that an older table lacks are read as empty."""
     tables = (pq.read_table(path, schema=PROBLEMS_SCHEMA) for path in paths)
     return [
         Problem(**{name: value or "" for name, value in row.items()}) for table in tables for row in table.to_pylist()

@@ -7,12 +7,13 @@ import os
 import threading
 
 
-def end_with_parent() -> None:
-    """Let this worker process end as soon as its parent is gone, killed ones included. Called once, as it starts.
+def exit_with_parent() -> None:
+    """Make this worker process exit as soon as its parent is gone. Call it once, when the worker starts.
 
-    A killed parent cannot tell its workers; one that waits for work, or is busy, would stay for ever.
+    A killed parent cannot stop its workers, which would wait for work, or go on with it, for ever.
     """
     parent = multiprocessing.parent_process()
+    assert parent is not None, "this is not a worker process"
 
     def watch() -> None:
         parent.join()

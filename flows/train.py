@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 from extractors.execution.cache import tag_scratch
 from flows.config.params import Params, load_params
 from flows.display.console import console, progress
@@ -95,7 +95,7 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
         result = train_model(*arguments, observer, scratch_folder())
     if board:
         board.close()
-    with atomic_path(out / "history.json") as temporary:
+    with atomic_file(out / "history.json") as temporary:
         temporary.write_text(json.dumps(list(result.history), indent=1), encoding="utf-8")
     record.write(out / RECORD, resumed=result.resumed)
     publish(100.0, f"best epoch {result.best_epoch} of {len(result.history)}")

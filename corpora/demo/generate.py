@@ -30,8 +30,8 @@ from corpora.demo.plan import (
 )
 from corpora.demo.script import Script, load_script
 from corpora.demo.voice import say
-from corpora.files import atomic_path
-from corpora.processes import end_with_parent
+from corpora.files import atomic_file
+from corpora.processes import exit_with_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,14 +81,14 @@ def generate(
         if progress is not None:
             progress(1)
     with (
-        atomic_path(root / "words.csv") as temporary,
+        atomic_file(root / "words.csv") as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as out,
     ):
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(WORD_COLUMNS)
         for clip_id, index, word, start, end in sorted(words):
             writer.writerow([clip_id, index, word, f"{start:.3f}", f"{end:.3f}"])
-    with atomic_path(root / "label.csv") as temporary:
+    with atomic_file(root / "label.csv") as temporary:
         temporary.write_text(label_csv(plans, limit), encoding="utf-8", newline="")
 
 
@@ -107,7 +107,7 @@ def _start_worker() -> None:
     """Tie a worker to this process, and keep OpenCV from starting a thread a core in every one."""
     import cv2
 
-    end_with_parent()
+    exit_with_parent()
     cv2.setNumThreads(1)
 
 
@@ -149,7 +149,7 @@ def write_mp4(path: Path, pictures: np.ndarray, samples: np.ndarray, sample_rate
     import av
 
     with (
-        atomic_path(path) as temporary,
+        atomic_file(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
     ):
         video = container.add_stream("libx264", rate=FPS, options=X264_OPTIONS)

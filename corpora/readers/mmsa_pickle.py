@@ -122,7 +122,7 @@ def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[floa
 
     Raises:
         FileNotFoundError: nothing there, or no pickle in the folder.
-        ValueError: a pickle that is refused (`RefusedPickle`), or not in MMSA's format; a published file whose
+        ValueError: a pickle that is refused (`RefusedPickleError`), or not in MMSA's format; a published file whose
             language or labels are not those of the parameters.
     """
     paths = _pickles(Path(path))

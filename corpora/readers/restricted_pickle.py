@@ -38,7 +38,7 @@ PLAIN = (str, int, float, bool, type(None))
 that takes years to hash, or to print, for which messages use `reprlib`."""
 
 
-class RefusedPickle(ValueError):
+class RefusedPickleError(ValueError):
     """The file is no pickle that may or can be read. The message names the file and what was found."""
 
 
@@ -69,20 +69,20 @@ def load(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        RefusedPickle: any other global than those of `ALLOWED`, an instruction that makes objects in another way, an
+        RefusedPickleError: any other global than those of `ALLOWED`, an instruction that makes objects in another way, an
             array whose size is not that of its bytes, or no whole pickle.
     """
     with open(path, "rb") as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
-            raise RefusedPickle(f"{path}: the file is empty; get it again") from error
+            raise RefusedPickleError(f"{path}: the file is empty; get it again") from error
     try:
         return _Machine(mapped).run()
     except _Refused as reason:
-        raise RefusedPickle(f"{path}: {reason}") from None
+        raise RefusedPickleError(f"{path}: {reason}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, RecursionError) as error:
-        raise RefusedPickle(
+        raise RefusedPickleError(
             f"{path}: not a whole pickle of arrays, lists and dicts ({type(error).__name__}: {error}); get it again"
         ) from error
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from corpora.files import atomic_folder, atomic_path
+from corpora.files import atomic_file, atomic_folder
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest
 from corpora.problems import Problem
+from corpora.tables import versioned_schema
 from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimes, align_clip, missing_sequence
 from extractors.dataset.statistics import RunningStatistics, TrainingClips
-from extractors.store import METADATA_KEY, FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
+from extractors.store import FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
 from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
     for name in ("text_token_ids", "text_word_index"):
         fields.append(pa.field(name, list_type(pa.int32()), nullable=False))
     fields.append(pa.field("word_times_method", pa.string(), nullable=False))
-    return pa.schema(fields, {METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION}).encode()})
+    return versioned_schema(fields, SCHEMA_VERSION, {})
 
 
 def _row(clip: Clip, steps: Mapping[str, Steps], text: FeatureSequence, method: str) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _write_json(
         "statistics": {m: running.to_json() for m, running in statistics.items()},
         **facts,
     }
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_folder, atomic_path
+from corpora.files import atomic_file, atomic_folder
 from corpora.manifest import MODALITIES, SPLITS
 from extractors.store import to_numpy
 
@@ -84,7 +84,7 @@ def export_mmsa(dataset: Path, out: Path) -> ExportSummary:
     clips = {split: len(rows["id"]) for split, rows in content.items()}
     if not any(clips.values()):
         raise ValueError(f"{dataset}: no clip has a label, and MMSA trains on labels")
-    with atomic_path(out) as temporary, open(temporary, "wb") as file:
+    with atomic_file(out) as temporary, open(temporary, "wb") as file:
         pickle.dump(content, file, protocol=PROTOCOL)
     return ExportSummary(clips, sum(info["clips"].values()) - sum(clips.values()), shapes, tokens)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corpora.files import atomic_path, sha256_of
+from corpora.files import atomic_file, sha256_of
 from extractors.base import ExtractionError, FeatureSequence, MediaCondition
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def scratch_path(
 
 def _save(path: Path, sequence: FeatureSequence) -> None:
     arrays = {name: getattr(sequence, name) for name in FeatureSequence.__dataclass_fields__}
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+    with atomic_file(path) as temporary, open(temporary, "wb") as handle:
         np.savez(handle, **{name: array for name, array in arrays.items() if array is not None})
 
 
@@ -103,7 +103,7 @@ def keep_traceback(error: Exception, clip: Clip, signature: str, key: str, scrat
         return ""
     payload = json.dumps([signature, key, clip.clip_id, type(error).__name__])
     reference = hashlib.sha256(payload.encode()).hexdigest()[:12]
-    with atomic_path(traceback_path(scratch, reference)) as temporary:
+    with atomic_file(traceback_path(scratch, reference)) as temporary:
         head = f"{clip.clip_id}, {signature}\n"
         temporary.write_text(head + "".join(traceback.format_exception(error)), encoding="utf-8")
     return reference
@@ -112,7 +112,7 @@ def keep_traceback(error: Exception, clip: Clip, signature: str, key: str, scrat
 def tag_scratch(scratch: Path) -> None:
     """Mark a folder as one of ours, which backups skip and `prune` may clean."""
     if not (scratch / CACHE_TAG).exists():
-        with atomic_path(scratch / CACHE_TAG) as temporary:
+        with atomic_file(scratch / CACHE_TAG) as temporary:
             temporary.write_text(CACHE_TAG_TEXT)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from corpora.problems import Problem
-from corpora.processes import end_with_parent
+from corpora.processes import exit_with_parent
 from extractors.execution.units import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class WorkerLostError(RuntimeError):
 def _serve(calls: Connection, folder: Path | None, threads: int) -> None:
     """The life of a worker process: calls from its parent, one by one, until either of them ends."""
     limit_threads(threads)
-    end_with_parent()
+    exit_with_parent()
     if folder is not None:
         os.chdir(folder)
     try:

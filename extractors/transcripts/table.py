@@ -5,7 +5,6 @@ W words of a clip; times are seconds from the clip's start.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_path
+from corpora.tables import check_version, read_metadata, versioned_schema, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from corpora.manifest import Manifest
 
 SCHEMA_VERSION = 1
-
-METADATA_KEY = b"dashfusion"
 
 PROPORTIONAL = "proportional"
 """How `align` times words that have no times here."""
@@ -76,13 +73,9 @@ def write_transcripts(
         manifest: hash of the manifest that the rows are of.
         recogniser: folder or id of the model that clips without a transcript were given to; empty where there was none.
     """
-    meta = {"schema_version": SCHEMA_VERSION, "models": dict(models or {}), "manifest": manifest}
-    meta["recogniser"] = recogniser
-    schema = TRANSCRIPTS_SCHEMA.with_metadata({METADATA_KEY: json.dumps(meta)})
-    with atomic_path(path) as temporary:
-        pq.write_table(
-            pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), temporary, compression="zstd"
-        )
+    meta = {"models": dict(models or {}), "manifest": manifest, "recogniser": recogniser}
+    schema = versioned_schema(TRANSCRIPTS_SCHEMA, SCHEMA_VERSION, meta)
+    write_table([asdict(row) for row in rows], schema, path)
 
 
 def read_transcripts(path: Path) -> dict[str, Transcript]:
@@ -97,18 +90,17 @@ def read_transcripts(path: Path) -> dict[str, Transcript]:
             f"{path}: no transcripts here; `dashfusion transcribe` (or `dvc repro transcribe`) makes them"
         )
     table = pq.read_table(path)
-    version = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")).get("schema_version")
-    if version != SCHEMA_VERSION or table.schema.names != TRANSCRIPTS_SCHEMA.names:
-        raise ValueError(
-            f"{path}: transcripts of schema {version}, this version reads {SCHEMA_VERSION}; "
-            "run the transcribe stage again"
-        )
+    remedy = "run the transcribe stage again"
+    check_version(table.schema, SCHEMA_VERSION, path, kind="transcripts table", remedy=remedy)
+    if table.schema.names != TRANSCRIPTS_SCHEMA.names:
+        raise ValueError(f"{path}: columns {table.schema.names}, expected {TRANSCRIPTS_SCHEMA.names}; {remedy}")
     return {row["clip_id"]: Transcript(**row) for row in table.to_pylist()}
 
 
 def read_recogniser(path: Path) -> str:
     """Folder or id of the speech recogniser that the transcripts of silent clips are from; empty for none."""
-    return json.loads((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")).get("recogniser", "")
+    recogniser: str = read_metadata(pq.read_schema(path)).get("recogniser", "")
+    return recogniser
 
 
 def with_transcripts(manifest: Manifest, transcripts: Mapping[str, Transcript]) -> Manifest:

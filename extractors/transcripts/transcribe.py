@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from corpora.files import atomic_path, sha256_of
+from corpora.files import atomic_file, sha256_of
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import Problem
 from extractors.base import ExtractionError, make_signature
@@ -34,7 +34,7 @@ from extractors.transcripts.table import PROPORTIONAL, Transcript, write_transcr
 from extractors.transcripts.word_timings import read_word_files
 from extractors.transcripts.words import Word, match_words, split_words
 from media.audio import read_audio
-from media.container import MediaError, MissingStream
+from media.container import MediaError, MissingStreamError
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +300,7 @@ def _listen(kind: Kind, model: str, clips: Sequence[Clip], root: Path, paths: Se
         try:
             check_media(clip, root)
             sounds.append((clip, path, read_audio(root / clip.media, SAMPLE_RATE)))
-        except MissingStream:
+        except MissingStreamError:
             _save(path, Speech(""))
         except (MediaError, ExtractionError) as error:
             problems.append(_problem(clip, error, path))
@@ -350,7 +350,7 @@ def _scratch_path(scratch: Path, signature: str, clip: Clip, root: Path) -> Path
 
 
 def _save(path: Path, speech: Speech) -> None:
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(asdict(speech), ensure_ascii=False), encoding="utf-8")
 
 

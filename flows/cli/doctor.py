@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from corpora.inspection import Examination, examine, label_histogram
+from corpora.inspection import CorpusInspection, inspect_corpus, label_histogram
 from corpora.manifest import MODALITIES, Clip
 from extractors.execution.units import extract_unit, limit_threads
 from flows.config.params import Params
 from flows.display.console import console
+from flows.display.metrics import format_duration
 
 SHOWN = 5  # of a long list: the rest is counted
 BAR = 24  # characters of a histogram's longest bar
@@ -34,7 +35,7 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
         FileNotFoundError: no folder, or no table in it.
         ValueError: the table cannot be read, or an extractor not be built.
     """
-    found = examine(
+    found = inspect_corpus(
         root,
         language=params.prepare.language,
         label_range=params.prepare.label_range,
@@ -72,7 +73,7 @@ def _row(table: Table, *cells: object) -> None:
     table.add_row(*(Text(str(cell)) for cell in cells))
 
 
-def _overview(found: Examination) -> Table:
+def _overview(found: CorpusInspection) -> Table:
     table = _table(str(found.manifest.root), "", "clips", "")
     _row(table, "usable rows", found.rows - found.unusable, f"of {found.rows}")
     for split, clips in found.splits().items():
@@ -83,8 +84,8 @@ def _overview(found: Examination) -> Table:
     if len(seconds):
         low, quarter, middle, most, high = np.quantile(seconds, (0, 0.25, 0.5, 0.75, 1))
         shape = f"{low:.1f} least, {quarter:.1f} | {middle:.1f} | {most:.1f} quartiles, {high:.1f} s longest"
-        _row(table, f"{clock(seconds.sum())} in all", len(seconds), shape)
-    for modality, clips in found.lacking().items():
+        _row(table, f"{format_duration(seconds.sum())} in all", len(seconds), shape)
+    for modality, clips in found.missing_modalities().items():
         _row(table, f"without {modality}", len(clips), _some(clips))
     unlabelled = [clip.clip_id for clip in found.manifest.clips if clip.label is None]
     _row(table, "without label", len(unlabelled), _some(unlabelled))
@@ -96,7 +97,7 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:SHOWN]) + more
 
 
-def _formats(found: Examination) -> Table:
+def _formats(found: CorpusInspection) -> Table:
     table = _table("Formats", "", "", "clips")
     for name, counts in found.formats().items():
         shown, rest = counts.most_common(SHOWN), counts.most_common()[SHOWN:]
@@ -107,7 +108,7 @@ def _formats(found: Examination) -> Table:
     return table
 
 
-def _labels(found: Examination) -> Table:
+def _labels(found: CorpusInspection) -> Table:
     """One row a seventh of the label range, one column a split; bars in the proportion of the split."""
     low, high = found.manifest.label_range
     splits = {name: clips for name, clips in found.splits().items() if clips}
@@ -120,7 +121,7 @@ def _labels(found: Examination) -> Table:
     return table
 
 
-def _problems(found: Examination) -> Table:
+def _problems(found: CorpusInspection) -> Table:
     table = _table("Problems", "error", "clips", "message")
     for error, clips in Counter(problem.error for problem in found.problems).most_common():
         messages = [problem.message for problem in found.problems if problem.error == error]
@@ -131,7 +132,7 @@ def _problems(found: Examination) -> Table:
     return table
 
 
-def sample_clips(found: Examination, count: int) -> list[Clip]:
+def sample_clips(found: CorpusInspection, count: int) -> list[Clip]:
     """So many clips that can be read, spread evenly from the shortest to the longest."""
     readable = [clip for clip in found.manifest.clips if found.media[clip.clip_id] is not None and clip.duration]
     readable.sort(key=lambda clip: clip.duration)
@@ -139,7 +140,7 @@ def sample_clips(found: Examination, count: int) -> list[Clip]:
     return [readable[i] for i in places]
 
 
-def _estimate(found: Examination, chosen: Sequence[Clip], params: Params) -> Table:
+def _estimate(found: CorpusInspection, chosen: Sequence[Clip], params: Params) -> Table:
     """Seconds that extraction will take, by those that the chosen clips take here and now."""
     workers = params.extract.workers or os.cpu_count() or 1
     limit_threads(1)
@@ -155,8 +156,14 @@ def _estimate(found: Examination, chosen: Sequence[Clip], params: Params) -> Tab
             continue
         share = seconds / of_clips
         whole += share * found.durations().sum() / workers
-        _row(table, modality, extractor.extractor, f"{share:.3f}", clock(share * found.durations().sum() / workers))
-    _row(table, "all", "", "", clock(whole))
+        _row(
+            table,
+            modality,
+            extractor.extractor,
+            f"{share:.3f}",
+            format_duration(share * found.durations().sum() / workers),
+        )
+    _row(table, "all", "", "", format_duration(whole))
     return table
 
 
@@ -167,12 +174,3 @@ def _measure(clips: Sequence[Clip], root: Path, extractor: str, options: dict[st
         start = time.perf_counter()
         report = extract_unit(clips, root, extractor, options, Path(scratch) / "timed")
         return time.perf_counter() - start, report.problems[0].message if report.problems else ""
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people say them: `3 h 20 min`, `4 min 05 s`, `12 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

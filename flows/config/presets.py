@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 from flows.config.params import check_params, load_params
 
 CONF = Path("conf")
@@ -199,7 +199,7 @@ def _texts(added: Mapping[str, Any], emptied: Mapping[str, Any]) -> dict[str, st
 
 def _write_chosen(texts: Mapping[str, str], conf: Path) -> None:
     for name, text in texts.items():
-        with atomic_path(conf / name) as temporary:
+        with atomic_file(conf / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
@@ -217,7 +217,7 @@ def _write_params(path: Path, values: Mapping[str, Any]) -> None:
     document = parser.load(text if "#" in text else committed or text) or {}  # `dvc exp run` leaves the comments out
     _merge(document, values)
     back = yaml.safe_load(committed) == values  # then also to the places that the comments had
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
         if back:
             handle.write(committed)
         else:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpora.files import atomic_path, sha256_of
+from corpora.files import atomic_file, sha256_of
 
 if TYPE_CHECKING:
     from flows.config.params import Params
@@ -71,7 +71,7 @@ class RunRecord:
     def write(self, path: Path, **facts: Any) -> dict[str, Any]:
         """Write the record as JSON; what is written is returned as well."""
         record = self.facts(**facts)
-        with atomic_path(path) as temporary:
+        with atomic_file(path) as temporary:
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
         return record

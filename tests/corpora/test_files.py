@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 
-with atomic_path(Path(sys.argv[1])) as temporary:
+with atomic_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -31,10 +31,10 @@ def names(folder: Path) -> list[str]:
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "new" / "file"
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("one")
         assert not path.exists()
-    with pytest.raises(ZeroDivisionError), atomic_path(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as temporary:
         temporary.write_text("two")
         raise ZeroDivisionError
     assert path.read_text() == "one" and names(path.parent) == ["file"]
@@ -44,18 +44,18 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     path = tmp_path / "file"
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL and len(names(tmp_path)) == 1 and not path.exists()
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text("whole")
     assert names(tmp_path) == ["file"]
 
 
 def test_two_threads_can_write_one_file(tmp_path):
     path = tmp_path / "file"
-    with atomic_path(path) as ours:
+    with atomic_file(path) as ours:
         ours.write_text("ours")
 
         def write() -> None:
-            with atomic_path(path) as theirs:
+            with atomic_file(path) as theirs:
                 theirs.write_text("theirs")
 
         thread = threading.Thread(target=write)
@@ -67,12 +67,12 @@ def test_two_threads_can_write_one_file(tmp_path):
 
 def test_another_writers_file_is_left_alone(tmp_path):
     path = tmp_path / "file"
-    with atomic_path(path) as ours:
+    with atomic_file(path) as ours:
         theirs = ours.with_name(ours.name.replace(str(os.getpid()), str(os.getppid())))
         theirs.write_text("theirs")
         ours.write_text("ours")
     other = path.with_name(".file.elsewhere.1.tmp")
     other.write_text("of another machine")
-    with atomic_path(path) as ours:
+    with atomic_file(path) as ours:
         ours.write_text("again")
     assert theirs.exists() and other.exists()

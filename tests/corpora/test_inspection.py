@@ -8,13 +8,13 @@ from pathlib import Path
 import av
 import pytest
 
-from corpora.inspection import Examination, examine, label_histogram
+from corpora.inspection import CorpusInspection, inspect_corpus, label_histogram
 
 MakeCorpus = Callable[..., Path]
 
 
-def look(root: Path) -> Examination:
-    return examine(root, language="en", label_range=(-3.0, 3.0))
+def look(root: Path) -> CorpusInspection:
+    return inspect_corpus(root, language="en", label_range=(-3.0, 3.0))
 
 
 def without(stream: str, path: Path) -> None:
@@ -34,7 +34,7 @@ def without(stream: str, path: Path) -> None:
 def test_a_sound_corpus_has_nothing_to_complain_of(demo: Path):
     found = look(demo)
     assert (found.rows, found.unusable, found.problems) == (5, 0, ())
-    assert found.lacking() == {"text": [], "audio": [], "vision": []}
+    assert found.missing_modalities() == {"text": [], "audio": [], "vision": []}
     assert found.languages() == {"en": 5} and sum(map(len, found.splits().values())) == 5
     seconds = found.durations()
     assert len(seconds) == 5 and (seconds[1:] >= seconds[:-1]).all() and seconds[0] > 0.5
@@ -48,7 +48,7 @@ def test_what_clips_lack_is_listed_by_modality(corpus: MakeCorpus):
     without("audio", root / "Raw/v/mute.mp4")
     without("video", root / "Raw/v/blind.mp4")
     found = look(root)
-    assert found.lacking() == {"text": ["v/wordless"], "audio": ["v/mute"], "vision": ["v/blind"]}
+    assert found.missing_modalities() == {"text": ["v/wordless"], "audio": ["v/mute"], "vision": ["v/blind"]}
     assert found.formats()["audio codec"] == {"aac": 3, "none": 1}
     assert found.formats()["frame size"]["none"] == 1 and found.unusable == 0
 

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from corpora.files import atomic_folder
+from corpora.tables import METADATA_KEY
 from extractors import store
 from extractors.base import ExtractionError, FeatureSequence
-from extractors.store import METADATA_KEY, FeatureMeta, FeatureReader, FeatureWriter, StoreError, feature_schema
+from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, StoreError, feature_schema
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -213,7 +214,7 @@ def test_another_schema_version_is_refused(tmp_path):
     fill(tmp_path / "f", clips=2)
     payload = json.loads(feature_schema(AUDIO).metadata[METADATA_KEY]) | {"schema_version": 99}
     rewrite(tmp_path / "f", {METADATA_KEY: json.dumps(payload)})
-    with pytest.raises(StoreError, match=r"part-00000.parquet: schema 99, .* run the extract stage for audio"):
+    with pytest.raises(StoreError, match=r"part-00000.parquet: feature store schema 99, .* run the extract stage for audio"):
         FeatureReader(tmp_path / "f", "audio")
 
 

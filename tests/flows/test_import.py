@@ -11,7 +11,7 @@ import yaml
 
 from corpora.manifest import MODALITIES, read_manifest
 from corpora.problems import read_problems
-from corpora.readers.restricted_pickle import RefusedPickle
+from corpora.readers.restricted_pickle import RefusedPickleError
 from extractors.store import FeatureReader
 from flows.extract import extract
 from flows.prepare import prepare
@@ -65,6 +65,6 @@ def test_another_corpus_leaves_nothing_of_the_one_before(project):
 
 def test_a_pickle_that_would_run_something_stops_the_stage_before_it_writes(project):
     (project / "features.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    with pytest.raises(RefusedPickle, match=r"features\.pkl: refused: .*os\.system.*Nothing of it was run"):
+    with pytest.raises(RefusedPickleError, match=r"features\.pkl: refused: .*os\.system.*Nothing of it was run"):
         prepare.fn()
     assert not Path("ran").exists() and not Path("data/manifest.parquet").exists()

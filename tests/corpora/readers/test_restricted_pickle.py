@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from corpora.readers.restricted_pickle import RefusedPickle, load
+from corpora.readers.restricted_pickle import RefusedPickleError, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def path(tmp_path) -> Path:
 def refusal(path: Path, content: bytes) -> str:
     """Why `load` refuses a file of these bytes."""
     path.write_bytes(content)
-    with pytest.raises(RefusedPickle) as refused:
+    with pytest.raises(RefusedPickleError) as refused:
         load(path)
     assert str(refused.value).startswith(f"{path}: ")
     return str(refused.value)
@@ -358,6 +358,6 @@ def test_a_cut_or_changed_byte_never_ends_in_another_error(path):
         path.write_bytes(changed)
         try:
             load(path)
-        except RefusedPickle:
+        except RefusedPickleError:
             refused += 1
     assert refused > 100

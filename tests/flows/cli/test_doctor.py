@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from corpora.demo import DemoConfig, generate
-from corpora.inspection import examine
+from corpora.inspection import inspect_corpus
 from flows.cli import doctor
 from flows.cli.app import app
+from flows.display.metrics import format_duration
 
 ROOT = Path(__file__).parents[3]
 
@@ -67,16 +68,16 @@ def test_a_folder_that_is_no_corpus_says_so(here, capfd):
 
 def test_the_sample_spans_the_durations_and_takes_readable_clips_only(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "c")
-    clips = examine(sound, language="en", label_range=(-3, 3)).manifest.clips
+    clips = inspect_corpus(sound, language="en", label_range=(-3, 3)).manifest.clips
     shortest, *_, longest = sorted(clips, key=lambda clip: clip.duration)
-    found = examine(sound, language="en", label_range=(-3, 3))
+    found = inspect_corpus(sound, language="en", label_range=(-3, 3))
     assert doctor.sample_clips(found, 2) == [shortest, longest]
     assert len(doctor.sample_clips(found, 99)) == 6 and doctor.sample_clips(found, 0) == []
     (tmp_path / "c" / longest.media).write_bytes(b"")
-    found = examine(tmp_path / "c", language="en", label_range=(-3, 3))
+    found = inspect_corpus(tmp_path / "c", language="en", label_range=(-3, 3))
     assert longest.clip_id not in {clip.clip_id for clip in doctor.sample_clips(found, 99)}
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(11.6, "12 s"), (245, "4 min 05 s"), (12_000, "3 h 20 min")])
 def test_durations_read_as_people_say_them(seconds, words):
-    assert doctor.clock(seconds) == words
+    assert format_duration(seconds) == words
