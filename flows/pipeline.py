@@ -1,4 +1,4 @@
-"""All stages through DVC, one Prefect task a stage: DVC says what is up to date, Prefect runs and shows it."""
+"""All stages through DVC, one Prefect task a stage: DVC knows what is up to date, Prefect runs and shows it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from prefect import flow, task
 from pydantic import Field
 
+from flows.config.params import load_params
+from flows.evaluate import publish_metrics
 from flows.orchestration import engine
-
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 from flows.orchestration.dvc import (
-    LOOK_AGAIN,
+    POLL,
     UNCHANGED,
-    StageFailed,
+    StageFailedError,
     StageResult,
-    _blocker,
-    _reason,
     dvc_repro,
+    matches,
     stage_order,
     up_to_date,
 )
@@ -36,45 +36,50 @@ Stage = Literal[
     "train",
     "evaluate",
 ]
-"""What `pipeline` can be asked for; `extract` is all three modalities."""
+"""Targets of `pipeline`; `extract` is all three modalities."""
 
 
 @task(task_run_name="{stage}")
 def run_stage_through_dvc(
     stage: str, force: bool = False, time_limit: float = 0.0, wait: bool = True, known_cached: bool = False
 ) -> Any:
-    """`dvc repro` of one stage, its output passed on line by line; a `StageResult`, or the state `Cached` with it.
+    """Run `dvc repro` for one stage and log its output line by line.
 
-    Of a stage that DVC is known to skip, only the latter.
+    Args:
+        stage: Stage of dvc.yaml.
+        force: Run it even if nothing has changed.
+        time_limit: Minutes that it may take; 0: no limit.
+        wait: If a DVC command that a user started uses the same files, wait for its end; otherwise fail.
+        known_cached: DVC is known to skip the stage, and is not started.
 
-    Where a DVC command that a user gave works on the same files, this one waits for its end, or with `wait` false
-    fails with its name.
+    Returns:
+        The `StageResult`; with the engine, the state `Cached` that contains it if the stage was skipped.
 
     Raises:
-        StageFailed: the command failed, or took longer than `time_limit` minutes.
+        StageFailedError: The command failed, or took longer than `time_limit`.
     """
     if known_cached:
-        engine.say(f"{stage}: up to date")
-        return engine.as_cached(StageResult(stage, "cached", 0.0), UNCHANGED)
-    began = time.monotonic()
+        engine.log(f"{stage}: up to date")
+        return engine.cached_state(StageResult(stage, "cached", 0.0), UNCHANGED)
+    start = time.monotonic()
     output = dvc_repro(stage, force, time_limit)
-    while output.code and (other := _blocker(output.tail)):
+    while output.code and (blocker := output.blocker):
         if not wait:
-            raise StageFailed(f"stage {stage} failed: {other} works on its files; try again when that has ended")
-        engine.say(f"{stage}: {other} works on its files, waiting until it has ended")
-        while output.code and _blocker(output.tail) == other:
-            time.sleep(LOOK_AGAIN)
+            raise StageFailedError(f"stage {stage} failed: {blocker} works on its files; try again when that has ended")
+        engine.log(f"{stage}: {blocker} works on its files, waiting until it has ended")
+        while output.code and output.blocker == blocker:
+            time.sleep(POLL)
             output = dvc_repro(stage, force, time_limit)
-    if output.code and output.out_of_time:
-        raise StageFailed(
+    if output.code and output.timed_out:
+        raise StageFailedError(
             f"stage {stage} was ended at its time limit of {time_limit:g} minutes. Give it more (--time-limit, in "
-            "Prefect the parameter time_limit; 0: no limit), or run it again: what was finished is kept"
+            "Prefect the parameter time_limit; 0: no limit), or run it again: finished work is kept"
         )
     if output.code:
         lines = "\n".join(output.tail)
-        raise StageFailed(f"stage {stage} failed: {_reason(output)}\n\nIts last lines:\n{lines}")
-    result = StageResult(stage, "cached" if output.skipped else "run", time.monotonic() - began)
-    return engine.as_cached(result, UNCHANGED) if output.skipped else result
+        raise StageFailedError(f"stage {stage} failed: {output.reason}\n\nIts last lines:\n{lines}")
+    result = StageResult(stage, "cached" if output.skipped else "run", time.monotonic() - start)
+    return engine.cached_state(result, UNCHANGED) if output.skipped else result
 
 
 @flow(name="pipeline", flow_run_name=engine.run_name, on_running=[engine.add_tags])
@@ -87,14 +92,14 @@ def pipeline(
     """Bring stages up to date: raw videos to features, dataset, model, metrics and report.
 
     Args:
-        targets: Stages to end with; what they need is brought up to date as well. None: all stages.
-        force: Run them although nothing has changed.
-        time_limit: Minutes that one stage may take before it is ended; 0: no limit. What was finished is kept.
-        wait: Where another run works in the same folder, wait for its end; otherwise fail at once.
+        targets: Last stages; everything that they depend on is brought up to date as well. None: all stages.
+        force: Run the targets even if nothing has changed, and reuse nothing of an earlier extraction or training.
+        time_limit: Minutes that one stage may take before it is stopped; 0: no limit. Finished work is kept.
+        wait: If another run works in the same folder, wait for its end; otherwise fail at once.
     """
     with workspace(wait):
         results = run_stages(targets, force, time_limit, wait)
-        if results and results[-1].stage == "evaluate":
+        if results and results[-1].stage == "evaluate" and engine.engine_active():
             _publish_metrics()
     return results
 
@@ -102,22 +107,22 @@ def pipeline(
 def run_stages(
     targets: Sequence[str], force: bool = False, time_limit: float = 0.0, wait: bool = True
 ) -> list[StageResult]:
-    """Bring stages up to date, in order, in a workspace that the caller has; arguments as of `pipeline`.
+    """Bring stages up to date, in order, in a workspace that the caller holds; the arguments are those of `pipeline`.
 
     Raises:
-        StageFailed: see `run_stage_through_dvc`.
+        StageFailedError: See `run_stage_through_dvc`.
     """
     results: list[StageResult] = []
     order = stage_order(targets)
-    cached = set() if force else up_to_date()
+    forced = {stage for stage in order if force and (not targets or matches(stage, targets))}
+    cached = up_to_date(forced)
     for stage in order:
-        began = time.monotonic()
+        start = time.monotonic()
+        arguments = stage, stage in forced, time_limit, wait, stage in cached
         try:
-            results.append(
-                engine.call(run_stage_through_dvc, stage, force, time_limit, wait, known_cached=stage in cached)
-            )
-        except StageFailed:
-            _publish([*results, StageResult(stage, "failed", time.monotonic() - began)])
+            results.append(engine.call(run_stage_through_dvc, *arguments))
+        except StageFailedError:
+            _publish([*results, StageResult(stage, "failed", time.monotonic() - start)])
             raise
     _publish(results)
     return results
@@ -129,11 +134,7 @@ def _publish(results: Sequence[StageResult]) -> None:
 
 
 def _publish_metrics() -> None:
-    """On the run's own page too: who opens it asks for them first."""
-    if engine.engine_active():
-        from flows.config.params import load_params
-        from flows.evaluate import publish_metrics
-
-        params = load_params()
-        path = params.paths.metrics / f"{params.evaluate.split}.json"
-        publish_metrics(params, json.loads(path.read_text(encoding="utf-8")), "pipeline-")
+    """Publish the metrics on the page of the pipeline's run, too, not only on that of `evaluate`'s."""
+    params = load_params()
+    path = params.paths.metrics / f"{params.evaluate.split}.json"
+    publish_metrics(params, json.loads(path.read_text(encoding="utf-8")), "pipeline-")

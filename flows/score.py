@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.display.plots import ACCENT, PICTURE_COLOURS, plotting, to_png
+from flows.display.plots import ACCENT, PNG_COLOURS, plotting, to_png
 from flows.orchestration import engine
-from flows.prediction.html import clock, number
+from flows.display.metrics import format_clock, format_number
 from flows.prediction.inputs import default_model, find_media, to_videos
-from flows.prediction.watched_folder import DEFAULT_OUT, FolderBusy, Watch, score_new, told
+from flows.prediction.watched_folder import DEFAULT_OUT, FolderBusyError, Watch, score_new, format_result
 
 from prefect import flow  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
@@ -55,7 +55,7 @@ def predict(
     count = min(workers or os.cpu_count() or 1, len(videos))
     results = []
     for result in predictor.predict(videos, level=level, window=window, hop=hop, workers=count, timeout=timeout):
-        engine.say(told(result))
+        engine.log(format_result(result))
         results.append(result)
     if out:
         from model.prediction.results import write_results
@@ -108,12 +108,12 @@ def watch(
 
     try:
         report = score_new(
-            chosen, predictor, each=lambda one: engine.say(told(one)), level=level, workers=workers, timeout=timeout
+            chosen, predictor, each=lambda one: engine.log(format_result(one)), level=level, workers=workers, timeout=timeout
         )
-    except FolderBusy as busy:
-        engine.say(str(busy))
+    except FolderBusyError as busy:
+        engine.log(str(busy))
         return 0
-    engine.say(f"{len(report.results)} new, {len(report.failed)} of them failed; {report.pending} may be incomplete")
+    engine.log(f"{len(report.results)} new, {len(report.failed)} of them failed; {report.pending} may be incomplete")
     if report.results:
         rows = table_rows([result.to_dict() for result in report.results])
         engine.publish_table("watched", rows, f"New in {folder}; all are in {chosen.out}")
@@ -133,7 +133,7 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "file": row["file"],
-            "score": number(row["score"]),
+            "score": format_number(row["score"]),
             "sentiment": row["sentiment"] or "",
             "from": ", ".join(row["used"]),
             "to know": row["error"]["message"] if row["error"] else "; ".join(w["message"] for w in row["warnings"]),
@@ -147,20 +147,20 @@ def to_markdown(result: Mapping[str, Any], label_range: Sequence[float]) -> str:
     low, high = label_range
     interval, shares = result["interval"], result["contributions"]
     lines = [
-        f"## {number(result['score'])}, {result['sentiment']}",
-        f"on a scale from {number(low, 0)} (negative) to {number(high, 0)} (positive), class {result['class']}",
+        f"## {format_number(result['score'])}, {result['sentiment']}",
+        f"on a scale from {format_number(low, 0)} (negative) to {format_number(high, 0)} (positive), class {result['class']}",
         "",
         "| | |",
         "|---|---|",
         f"| file | {_plain(Path(result['file']).name)} |",
     ]
     if interval:
-        bounds = f"{number(interval['low'])} to {number(interval['high'])}"
+        bounds = f"{format_number(interval['low'])} to {format_number(interval['high'])}"
         lines.append(f"| {interval['level']:.0%} interval | {bounds} |")
     lines.append(f"| from | {', '.join(result['used'])} |")
-    lines += [f"| change by {m} | {number(value, sign=True)} |" for m, value in shares.items()]
+    lines += [f"| change by {m} | {format_number(value, sign=True)} |" for m, value in shares.items()]
     if result["duration"] is not None:
-        lines.append(f"| length | {clock(result['duration'])} |")
+        lines.append(f"| length | {format_clock(result['duration'])} |")
     if result["text"]:
         lines.append(f"| said | {_plain(result['text'])} |")
     if result["warnings"]:
@@ -187,7 +187,7 @@ def draw(windows: Sequence[Mapping[str, Any]], label_range: Sequence[float]) -> 
         return [float("nan") if one is None or one[name] is None else one[name] for one in known]
 
     with plotting(7.0, 2.6) as (figure, axes):
-        colour = PICTURE_COLOURS[ACCENT]
+        colour = PNG_COLOURS[ACCENT]
         axes.fill_between(middle, values("low"), values("high"), color=colour, alpha=0.18, linewidth=0)
         axes.plot(middle, values("score"), color=colour, marker="o", markersize=3)
         axes.set(xlim=(0, max(window["end"] for window in windows)), ylim=(low, high))

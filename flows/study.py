@@ -18,7 +18,7 @@ import numpy as np
 
 from corpora.manifest import MODALITIES
 from extractors.corruption.conditions import Condition as Corrupted
-from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, why_not
+from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, unsupported_reason
 from extractors.execution.cache import tag_scratch
 from extractors.execution.workers import GRACE, Worker, WorkerPool
 from flows.config.params import Params, load_params
@@ -30,7 +30,7 @@ from flows.orchestration.settings import scratch_folder
 from flows.orchestration.workspace import workspace
 from flows.pipeline import run_stages
 from flows.report.provenance import RunRecord
-from flows.studies.results import ALL_CLIPS, AS_IT_IS, StudyResult, write_study
+from flows.studies.results import ALL_CLIPS, CLEAN, StudyResult, write_study
 from flows.studies.spec import StudySpec, metric_keys, read_spec, variant_params
 from flows.studies.statistics import Numbers, answers, tidy_rows
 from flows.studies.tables import tables, yes_or_no
@@ -47,7 +47,7 @@ class Trial:
     params: Params
 
 
-class TrialFailed(RuntimeError):
+class TrialFailedError(RuntimeError):
     """A training of a study failed; the message says which, and why. Those that ended are kept."""
 
 
@@ -132,7 +132,7 @@ def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
     try:
         return _crews[study].call(train, *arguments)
     except (ValueError, OSError, ArithmeticError) as error:
-        raise TrialFailed(f"study {study}, variant {trial.variant!r}, seed {trial.seed}: {error}") from error
+        raise TrialFailedError(f"study {study}, variant {trial.variant!r}, seed {trial.seed}: {error}") from error
 
 
 @task(task_run_name="{trial.variant}, seed {trial.seed}: predict")
@@ -247,7 +247,7 @@ def _possible(params: Params, spec: StudySpec, original: Original | None) -> tup
     left_out: dict[str, str] = {}
     for name, item in spec.conditions.items():
         if item.corrupt and original:
-            reason = why_not(original, Corrupted(item.corrupt, item.levels[0]))
+            reason = unsupported_reason(original, Corrupted(item.corrupt, item.levels[0]))
             left_out |= {name: reason} if reason else {}
     conditions = {name: item for name, item in spec.conditions.items() if name not in left_out}
     checks = [c for c in spec.checks if not {c.of.condition, c.against.condition} & left_out.keys()]
@@ -274,7 +274,7 @@ def _views(params: Params, spec: StudySpec, original: Original | None, scratch: 
     """How the split is shown: (condition, level) -> `flows.studies.trial.View`; what is to be corrupted is so by then."""
     from flows.studies.trial import View
 
-    views: dict[tuple[str, float | None], Any] = {(AS_IT_IS, None): View(params.paths.dataset)}
+    views: dict[tuple[str, float | None], Any] = {(CLEAN, None): View(params.paths.dataset)}
     corrupted = [(name, level) for name, item in spec.conditions.items() if item.corrupt for level in item.levels]
     datasets: dict[tuple[str, float], Path] = {}
     if corrupted:
@@ -323,7 +323,7 @@ def publish(result: StudyResult) -> None:
     """The summary as an artifact of the flow run."""
     rows = [
         {"variant": row.variant, "metric": row.metric, "mean": row.value, "low": row.low, "high": row.high}
-        for row in result.find(condition=AS_IT_IS, clips=ALL_CLIPS, statistic="mean")
+        for row in result.find(condition=CLEAN, clips=ALL_CLIPS, statistic="mean")
     ]
     engine.publish_table(f"study-{result.study.replace('_', '-')}", rows, f"{result.title}: means over the seeds")
     lines = [f"- **{a.question}** {yes_or_no(a.holds)}{a.answer}" for a in result.answers]

@@ -28,7 +28,7 @@ Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; if lef
 
 
 @contextmanager
-def _plain_errors(stderr: bool = False) -> Iterator[None]:
+def plain_errors(stderr: bool = False) -> Iterator[None]:
     """Print what a user can mend as a line and end with exit code 1; a traceback is for mistakes of ours."""
     from flows.display.console import console
 

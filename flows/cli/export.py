@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import Checkpoint, _plain_errors, app
+from flows.cli.app import Checkpoint, plain_errors, app
 
 export = typer.Typer(no_args_is_help=True, help="The dataset and the model for other tools.")
 app.add_typer(export, name="export")
@@ -23,7 +23,7 @@ def mmsa(path: Annotated[Path, typer.Argument(help="The .pkl file to write.")]) 
     from extractors.dataset.export import export_mmsa
     from flows.config.params import load_params
 
-    with _plain_errors():
+    with plain_errors():
         written = export_mmsa(load_params().paths.dataset, path)
     shapes = ", ".join(f"{m} {steps} x {width}" for m, (steps, width) in written.shapes.items())
     clips = ", ".join(f"{count} {split}" for split, count in written.clips.items())
@@ -38,7 +38,7 @@ def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")])
     from extractors.dataset.export import export_datasets
     from flows.config.params import load_params
 
-    with _plain_errors():
+    with plain_errors():
         clips = export_datasets(load_params().paths.dataset, path)
     typer.echo(f"{path}: {', '.join(f'{count} {split}' for split, count in clips.items())}")
 
@@ -52,7 +52,7 @@ def export_model(
     from flows.prediction.inputs import default_model
     from model.checkpoint.model_card import export_checkpoint
 
-    with _plain_errors():
+    with plain_errors():
         params = load_params()
         split = params.evaluate.split
         path = params.paths.metrics / f"{split}.json"
@@ -71,7 +71,7 @@ def onnx(path: Annotated[Path, typer.Argument(help="The .onnx file to write.")],
     """
     from flows.prediction.inputs import default_model
 
-    with _plain_errors():
+    with plain_errors():
         from model.checkpoint.onnx import export_onnx
 
         written = export_onnx(model or default_model(), path)

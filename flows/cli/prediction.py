@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import Checkpoint, _plain_errors, app
+from flows.cli.app import Checkpoint, plain_errors, app
 
 
 @app.command()
@@ -45,7 +45,7 @@ def predict(
     from flows.prediction import inputs
     from flows.prediction import score as scoring
 
-    with _plain_errors(
+    with plain_errors(
         stderr=as_json
     ):  # it loads flows.orchestration.engine before torch is loaded, whose threads then spin less
         from model.predict import Predictor
@@ -58,8 +58,8 @@ def predict(
             quantise_text=quantise_text,
         )
         videos = inputs.to_videos(inputs.find_media(paths), text, transcript)
-        wishes = scoring.Wishes(as_json, out, report, strict)
-        fit = scoring.predict(predictor, videos, level, workers, wishes, window=window, hop=hop, timeout=timeout)
+        output = scoring.OutputOptions(as_json, out, report, strict)
+        fit = scoring.predict(predictor, videos, level, workers, output, window=window, hop=hop, timeout=timeout)
     if not fit:
         raise typer.Exit(1)
 
@@ -95,7 +95,7 @@ def serve(
     Clips are dropped on the page or recorded there, or sent with POST /predict; the answer is that of
     [bold]dashfusion predict --json[/bold]. Nothing is kept of them. See docs/serve.md.
     """
-    with _plain_errors():
+    with plain_errors():
         from flows.prediction.inputs import default_model
         from flows.serving import server as server
         from flows.serving.worker import Model
@@ -147,7 +147,7 @@ def watch(
     def say(line: str) -> None:
         console.print(line, markup=False)
 
-    with _plain_errors():
+    with plain_errors():
         from flows.prediction.inputs import default_model
         from model.predict import Predictor
 
@@ -157,13 +157,13 @@ def watch(
         try:
             if once:
                 report = watching.score_new(
-                    chosen, lambda: predictor, each=lambda result: say(watching.told(result)), **options
+                    chosen, lambda: predictor, each=lambda result: say(watching.format_result(result)), **options
                 )
                 say(f"{len(report.results)} new, {len(report.failed)} of them failed")
             else:
                 say(f"watching {folder} (Ctrl-C ends it); predictions go to {chosen.out}")
-                watching.watch_for_ever(chosen, predictor, interval, say, **options)
-        except watching.FolderBusy as busy:
+                watching.watch_forever(chosen, predictor, interval, say, **options)
+        except watching.FolderBusyError as busy:
             raise ValueError(str(busy)) from busy
         except KeyboardInterrupt:
             say("stopped")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import _plain_errors, app
+from flows.cli.app import plain_errors, app
 
 
 @app.command()
@@ -23,7 +23,7 @@ def doctor(
     from flows.cli.doctor import doctor as examine
     from flows.config.params import load_params
 
-    with _plain_errors():
+    with plain_errors():
         fit = examine(corpus, load_params(), sample=sample)
     if not fit:
         raise typer.Exit(1)
@@ -42,7 +42,7 @@ def prune(
     """Remove what [bold]params.yaml[/bold]'s settings do not need: results, states of stopped trainings, tracebacks."""
     from corpora.manifest import MODALITIES
     from corpora.problems import read_problems
-    from extractors.corruption.dataset import folders_of
+    from extractors.corruption.dataset import corrupted_folders
     from extractors.execution import cache, units
     from extractors.transcripts.transcribe import signatures
     from flows.config.params import load_params
@@ -50,12 +50,12 @@ def prune(
     from flows.studies.trial import TRIALS
     from model.train import MAPPED, runs_folder
 
-    with _plain_errors():
+    with plain_errors():
         params, scratch = load_params(), scratch_folder()
         chosen = [getattr(params.extract, modality) for modality in MODALITIES]
         keep = {units.describe(item.extractor, item.options).signature for item in chosen}
         keep |= signatures(params.transcribe)
-        corrupted = folders_of(scratch, keep)
+        corrupted = corrupted_folders(scratch, keep)
         problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
         training = {MAPPED} if studies else {MAPPED, TRIALS}
         if (params.paths.dataset / "dataset.json").exists():
@@ -82,7 +82,7 @@ def use(
 
     if choices and save:
         raise typer.BadParameter("--save keeps what params.yaml says and takes no choices")
-    with _plain_errors():
+    with plain_errors():
         changed = presets.apply(choices) if choices else presets.save() if save else presets.hand_edits()
         groups, values = presets.chosen()
         known = presets.presets()
@@ -125,7 +125,7 @@ def deploy(
     """
     from flows.orchestration import deployments as deployments
 
-    with _plain_errors():
+    with plain_errors():
         change = deployments.Schedule(schedule, cron, timezone)
         for deployed in deployments.deploy(deployments.find_server(), change):
             typer.echo(deployed)
@@ -141,7 +141,7 @@ def ui(
     from flows.orchestration import ui as pages
     from flows.orchestration.deployments import Schedule
 
-    with _plain_errors():
+    with plain_errors():
         try:
             pages.serve(port, Schedule(schedule), worker)
         except KeyboardInterrupt:

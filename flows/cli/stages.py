@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import _plain_errors, app
+from flows.cli.app import plain_errors, app
 
 Force = Annotated[bool, typer.Option("--force", "-f", help="Run also what has not changed.")]
 
@@ -16,20 +16,20 @@ def _run(targets: list[str], force: bool, time_limit: float = 0.0, wait: bool = 
     from flows.config.params import load_params
     from flows.display import console
     from flows.orchestration import engine
-    from flows.orchestration.dvc import StageFailed
-    from flows.orchestration.workspace import WorkspaceBusy
+    from flows.orchestration.dvc import StageFailedError
+    from flows.orchestration.workspace import WorkspaceBusyError
     from flows.pipeline import pipeline
 
-    with _plain_errors():
+    with plain_errors():
         load_params()  # all of it is checked before the first stage runs
         try:
-            results = engine.run_stage(pipeline, targets=targets, force=force, time_limit=time_limit, wait=wait)
-        except (StageFailed, WorkspaceBusy) as error:
+            results = engine.run_flow(pipeline, targets=targets, force=force, time_limit=time_limit, wait=wait)
+        except (StageFailedError, WorkspaceBusyError) as error:
             message = str(error).splitlines()[0]  # the rest was on the screen already
             console.console.print(message, style="bold red", markup=False)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            console.console.print("interrupted: what was finished is kept, and the next run goes on from there")
+            console.console.print("interrupted: finished work is kept, and the next run resumes from there")
             raise typer.Exit(130) from None
     for result in results:
         console.console.print(f"{result.stage:<16} {result.state:<7} {result.seconds:6.1f} s")
@@ -103,7 +103,7 @@ def results() -> None:
     from flows.display.console import console
     from flows.evaluate import metrics_before, metrics_table
 
-    with _plain_errors():
+    with plain_errors():
         params = load_params()
     path = params.paths.metrics / f"{params.evaluate.split}.json"
     if not path.is_file():
@@ -135,13 +135,13 @@ def study(
 
     from flows.display import console
     from flows.orchestration import engine
-    from flows.orchestration.dvc import StageFailed
-    from flows.orchestration.workspace import WorkspaceBusy
+    from flows.orchestration.dvc import StageFailedError
+    from flows.orchestration.workspace import WorkspaceBusyError
     from flows.studies.spec import available, read_spec
-    from flows.study import TrialFailed
+    from flows.study import TrialFailedError
     from flows.study import study as run
 
-    with _plain_errors():
+    with plain_errors():
         if name is None:
             for known in available():
                 typer.echo(f"{known:<14} {read_spec(known).question}")
@@ -151,10 +151,10 @@ def study(
         changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in change or ())}
         numbers = [int(seed) for seed in filter(None, seeds.split(","))]
         try:
-            engine.run_stage(run, name=name, seeds=numbers, changes=changes, workers=workers, wait=wait)
-        except (StageFailed, WorkspaceBusy, TrialFailed) as error:
+            engine.run_flow(run, name=name, seeds=numbers, changes=changes, workers=workers, wait=wait)
+        except (StageFailedError, WorkspaceBusyError, TrialFailedError) as error:
             console.console.print(str(error).splitlines()[0], style="bold red", markup=False)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            console.console.print("interrupted: trainings that ended are kept, and the next run goes on from there")
+            console.console.print("interrupted: finished trainings are kept, and the next run resumes from there")
             raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""The deployments of prefect.yaml on a Prefect server: what a worker runs at a click, by API or by the clock."""
+"""The deployments of prefect.yaml on a Prefect server: runs by a click, by API or on a schedule."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from typing import Any
 import yaml
 
 from flows.orchestration import prefect_server, settings
+from flows.orchestration.engine import GPU_LIMIT
 
 FILE = Path("prefect.yaml")
-NIGHTLY = "pipeline"  # the deployment whose schedule the commands' options change
-GPU_LIMIT = "gpu"  # a global concurrency limit: as many trainings at once
-PROJECT = "DASHFUSION_PROJECT"  # a worker's: the folder in which it runs the deployments
-TAIL = 20  # lines of a failed `prefect deploy` that its error carries
+NIGHTLY = "pipeline"
+"""Deployment whose schedule the commands' options change."""
+
+PROJECT = "DASHFUSION_PROJECT"
+"""Environment variable of a worker with the folder in which it runs the deployments."""
+
+TAIL = 20
+"""Last lines of a failed `prefect deploy` that its error contains."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What to change of the nightly run's schedule in prefect.yaml; what is None stays as it is written there.
+    """Changes to the nightly run's schedule in prefect.yaml; None keeps the file's value.
 
     Raises:
-        ValueError: `cron` or `timezone` is none that Prefect knows.
+        ValueError: Invalid `cron` or `timezone`.
     """
 
     active: bool | None = None
@@ -47,7 +52,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """A deployment on the server: its name, its page's address and its schedule in words, empty without one."""
+    """A deployment on the server: its name, the address of its page, and its schedules, if any, as text."""
 
     name: str
     address: str
@@ -58,10 +63,10 @@ class Deployed:
 
 
 def find_server() -> str:
-    """Address of the server that `PREFECT_API_URL` names, else of the one that `dashfusion ui` serves.
+    """Return the address of the server that `PREFECT_API_URL` names, else of the one that `dashfusion ui` starts.
 
     Raises:
-        ValueError: it does not answer.
+        ValueError: The server does not answer.
     """
     named = os.environ.get("PREFECT_API_URL")
     api_url = named or prefect_server.loopback(prefect_server.UI_PORT)
@@ -75,18 +80,16 @@ def find_server() -> str:
 
 
 def deploy(api_url: str, change: Schedule) -> list[Deployed]:
-    """Bring the deployments of prefect.yaml, and what they need, to the server at `api_url`.
+    """Create or update the deployments of prefect.yaml, their work pools and the GPU limit on the server at `api_url`.
 
     Raises:
-        ValueError: `prefect deploy` failed, or not every deployment is there afterwards.
-        OSError: there is no prefect.yaml in the current folder.
+        ValueError: `prefect deploy` failed, or a deployment is missing afterwards.
+        OSError: No prefect.yaml in the current folder.
     """
-    from flows.orchestration import engine  # noqa: F401  (sets Prefect's switches before it is imported)
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from prefect.client.orchestration import get_client  # isort: skip
-    from prefect.settings import PREFECT_API_URL, temporary_settings  # isort: skip
-
-    names = [deployment["name"] for deployment in _written()]
+    names = [deployment["name"] for deployment in _file_deployments()]
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
         _create_missing(client)
         _run_prefect_deploy(api_url)
@@ -96,16 +99,17 @@ def deploy(api_url: str, change: Schedule) -> list[Deployed]:
 
 
 def work_pools() -> list[str]:
-    """Names of the work pools that prefect.yaml's deployments wait in."""
-    return sorted({deployment["work_pool"]["name"] for deployment in _written()})
+    """Return the names of the work pools of prefect.yaml's deployments."""
+    return sorted({deployment["work_pool"]["name"] for deployment in _file_deployments()})
 
 
-def _written() -> list[dict[str, Any]]:
-    return yaml.safe_load(FILE.read_text(encoding="utf-8"))["deployments"]
+def _file_deployments() -> list[dict[str, Any]]:
+    deployments: list[dict[str, Any]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["deployments"]
+    return deployments
 
 
 def _create_missing(client: Any) -> None:
-    """Work pools and the limit of trainings; what is there stays as it is: it may be of another type or size."""
+    """Create missing work pools and the limit of trainings; existing ones may have another type or size."""
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
@@ -126,6 +130,7 @@ def _run_prefect_deploy(api_url: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
     )  # fmt: skip
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-TAIL:])
@@ -133,14 +138,14 @@ def _run_prefect_deploy(api_url: str) -> None:
 
 
 def _read(client: Any, names: list[str]) -> list[Any]:
-    """The server's deployments of these names, in this order."""
+    """Return the server's deployments with these names, in this order."""
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 
     found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
     by_name = {deployment.name: deployment for deployment in found}
     missing = [name for name in names if name not in by_name]
     if missing:
-        raise ValueError(f"`prefect deploy --all` ended well, but the server has no deployment {', '.join(missing)}")
+        raise ValueError(f"`prefect deploy --all` succeeded, but the server has no deployment {', '.join(missing)}")
     return [by_name[name] for name in names]
 
 

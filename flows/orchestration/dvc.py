@@ -7,27 +7,49 @@ import re
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Timer
 
-from flows.orchestration import engine, prefect_server, supervisor
+from flows.orchestration import engine, settings, supervisor
 
-# DVC's words for a stage that is up to date, and for one whose outputs it has from an earlier run with the same inputs
+# Phrases of DVC's output: a stage that is up to date, one whose outputs are in the cache from an earlier run with the
+# same inputs, and one whose files another DVC command is using
 SKIPPED = "didn't change, skipping", "is cached - skipping run"
-BLOCKED = "is busy, it is being blocked by", "  (PID "  # and for one whose files another DVC command works on
+BLOCKED = "is busy, it is being blocked by", "  (PID "
+
 UNCHANGED = "DVC has its outputs: nothing that it depends on has changed since they were made"
-TAIL = 30  # lines of a failed stage that its error carries
-LOOK_AGAIN = 3.0  # seconds between two looks whether another DVC command has ended
+"""Message of a cached stage's state."""
+
+TAIL = 30
+"""Last lines of a failed stage that its error contains."""
+
+POLL = 3.0
+"""Seconds between two attempts to run a stage while another DVC command uses its files."""
+
+# DVC's advice after every stage, which concerns its own command line, and messages that are reported in other words
+NOISE = (
+    "To track the changes",
+    "git add",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+    "Data and pipelines are up to date",
+    "Updating lock file",
+    "Generating lock file",
+    *BLOCKED,
+    "If there are no processes with such PIDs",
+)
+COMMAND_FAILED = r"ERROR: failed to reproduce '.*': failed to run: .*, exited with -?\d+$"
 
 
-class StageFailed(RuntimeError):
-    """A stage's command ended with an error; the message carries the stage's own words, then its last lines."""
+class StageFailedError(RuntimeError):
+    """A stage's command failed; the message starts with the stage's own error and ends with its last lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """How one stage went: `state` is run, cached or failed, `seconds` the wall time of DVC's command."""
+    """Outcome of one stage: `state` is run, cached or failed, `seconds` the wall time of DVC's command."""
 
     stage: str
     state: str
@@ -36,41 +58,66 @@ class StageResult:
 
 @dataclass(slots=True)
 class Output:
-    """What one call of DVC said."""
+    """Exit code and output of one call of DVC."""
 
     code: int = 0
     skipped: bool = False
-    out_of_time: bool = False
+    timed_out: bool = False
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
+
+    @property
+    def blocker(self) -> str | None:
+        """DVC command that uses the stage's files; None if the stage failed for another reason."""
+        if not any(BLOCKED[0] in line for line in self.tail):
+            return None
+        match = re.search(r"\(PID (\d+)\): (.+)", "\n".join(self.tail))
+        return f"`{match[2]}` (PID {match[1]})" if match else "another DVC command"
+
+    @property
+    def reason(self) -> str:
+        """The stage's own error as `engine.main` prints it, else the last line."""
+        lines = list(self.tail)
+        starts = [i for i, line in enumerate(lines) if re.match(r"\w+ stopped: ", line)]
+        if starts:
+            first = lines[starts[-1]].partition(" stopped: ")[2]
+            rest = (line for line in lines[starts[-1] + 1 :] if not line.startswith(engine.TRACEBACK_HINT))
+            return "\n".join([first, *rest])
+        return lines[-1] if lines else f"exit code {self.code}, without any output"
+
+
+def matches(stage: str, targets: Sequence[str]) -> bool:
+    """Return whether `targets` contain the stage, by its own name or by its group's (`extract` for `extract@audio`)."""
+    return stage in targets or stage.split("@")[0] in targets
 
 
 def stage_order(targets: Sequence[str] = ()) -> list[str]:
-    """Stage names (`extract@audio` of a group) so that each comes after what it depends on.
+    """Return stage names (`extract@audio` in a group) in an order in which each follows its dependencies.
 
-    With `targets` only these and what they need; a group's plain name stands for all of its stages.
+    Args:
+        targets: Stages or groups, returned with everything that they depend on; by default all stages.
 
     Raises:
-        ValueError: an unknown target; the message lists the stages there are.
+        ValueError: Unknown target; the message lists the stages of dvc.yaml.
     """
     import networkx as nx
     from dvc.repo import Repo
 
     with Repo() as repo:
-        graph = repo.index.graph
+        graph = repo.index.graph  # edges: stage -> its dependency
         names = {stage: stage.addressing for stage in graph}
-        wanted = [s for s in graph if not targets or names[s] in targets or names[s].split("@")[0] in targets]
+        chosen = [stage for stage in graph if not targets or matches(names[stage], targets)]
         known = {name.split("@")[0] for name in names.values()} | set(names.values())
         unknown = [target for target in targets if target not in known]
         if unknown:
             raise ValueError(f"no stage is called {', '.join(unknown)}; dvc.yaml has {', '.join(sorted(known))}")
-        needed = set(wanted).union(*(nx.descendants(graph, stage) for stage in wanted))  # edges: stage -> needs
-        return [names[s] for s in nx.dfs_postorder_nodes(graph) if s in needed]
+        needed = set(chosen).union(*(nx.descendants(graph, stage) for stage in chosen))
+        return [names[stage] for stage in nx.dfs_postorder_nodes(graph) if stage in needed]
 
 
-def up_to_date() -> set[str]:
-    """Stages that DVC would skip: not changed, and after none that has. None where DVC cannot say.
+def up_to_date(forced: Collection[str] = ()) -> set[str]:
+    """Return the stages that DVC would skip: unchanged, and not downstream of a changed or forced stage.
 
-    Asked once for all of them: a call of DVC's for each costs a second a stage.
+    The set is empty if DVC cannot tell. One query covers all stages, where a call of DVC takes a second for each.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
@@ -79,53 +126,54 @@ def up_to_date() -> set[str]:
     with Repo() as repo:
         try:
             changed = set(repo.status())
-        except DvcException:  # another command works here, or dvc.lock is broken: DVC says so when it runs the stages
+        except DvcException:  # another command is running, or dvc.lock is broken: DVC reports it when it runs a stage
             return set()
         graph = repo.index.graph
-        stale = [stage for stage in graph if stage.addressing in changed]
-        reached = set(stale).union(*(nx.ancestors(graph, stage) for stage in stale))
-        return {stage.addressing for stage in graph if stage not in reached}
+        stale = [stage for stage in graph if stage.addressing in changed or stage.addressing in forced]
+        downstream = set(stale).union(*(nx.ancestors(graph, stage) for stage in stale))
+        return {stage.addressing for stage in graph if stage not in downstream}
 
 
 def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
-    """One call of `dvc repro`, under a supervisor that ends it with all that it started once this process is gone."""
+    """Run `dvc repro` for one stage under a supervisor, which stops it with all of its processes if this one dies.
+
+    Args:
+        stage: Stage to run; its dependencies are not.
+        force: Run it even if nothing has changed, and tell it to reuse nothing of an earlier run (`settings.forced`).
+        time_limit: Minutes after which the stage is stopped; 0: no limit.
+    """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    environment = {"PATH": settings.python_path(), settings.FORCE: "1" if force else "0"} | _link_to_parent()
     if force:
         command.append("--force")
     process = subprocess.Popen(
         supervisor.command_line(command),
-        stdin=subprocess.PIPE,  # its end is the supervisor's sign
+        stdin=subprocess.PIPE,  # the supervisor stops the stage when this closes
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | _link_to_parent() | {"PATH": prefect_server.path_of_this_python()},
-        start_new_session=True,  # Ctrl-C reaches us, and through us the stage
+        env=os.environ | environment,
+        start_new_session=True,  # Ctrl-C reaches this process, which then stops the stage
     )
-    assert process.stdin is not None and process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
     output = Output()
 
-    def take(lines: Iterable[str]) -> None:
-        for line in lines:
-            output.skipped = output.skipped or any(words in line for words in SKIPPED)
-            if _of_the_stage(line):
-                output.tail.append(line.rstrip())
-            if _worth_showing(line):
-                engine.say(line.rstrip())
+    def time_out() -> None:
+        output.timed_out = True
+        stdin.close()
 
-    def end() -> None:
-        output.out_of_time = True
-        _close(process)
-
-    timer = Timer(60 * time_limit, end)
+    timer = Timer(60 * time_limit, time_out)
     with process:
         if time_limit:
             timer.start()
         try:
-            take(process.stdout)
+            _read(stdout, output)
         except BaseException:  # Ctrl-C, or cancelled by Prefect
-            _close(process)
-            take(process.stdout)  # its last words
+            stdin.close()
+            _read(stdout, output)
             raise
         finally:
             timer.cancel()
@@ -133,58 +181,24 @@ def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
     return output
 
 
-def _close(process: subprocess.Popen[str]) -> None:
-    """Let the supervisor end the stage."""
-    assert process.stdin is not None
-    process.stdin.close()
+def _read(lines: Iterable[str], output: Output) -> None:
+    """Pass lines of DVC and the stage on to the log, and keep those that can explain a failure."""
+    for line in lines:
+        output.skipped = output.skipped or any(phrase in line for phrase in SKIPPED)
+        relevant = _is_relevant(line)
+        blocked = any(phrase in line for phrase in BLOCKED)
+        if blocked or (relevant and not re.match(r"Running stage '.*':$|> ", line)):
+            output.tail.append(line.rstrip())
+        if relevant:
+            engine.log(line.rstrip())
 
 
-def _worth_showing(line: str) -> bool:
-    """Not DVC's advice after every stage, which is for its own command line, nor what is said better elsewhere."""
-    noise = (
-        "To track the changes",
-        "git add",
-        "To enable auto staging",
-        "dvc config core.autostage",
-        "Use `dvc push`",
-        "Data and pipelines are up to date",
-        "Updating lock file",
-        "Generating lock file",
-        *BLOCKED,
-        "If there are no processes with such PIDs",
-    )
-    command_failed = r"ERROR: failed to reproduce '.*': failed to run: .*, exited with -?\d+$"
-    return bool(line.strip()) and not any(words in line for words in noise) and not re.match(command_failed, line)
-
-
-def _of_the_stage(line: str) -> bool:
-    """Whether a line can say why a stage failed: not that, and how, DVC starts it."""
-    return any(words in line for words in BLOCKED) or (
-        _worth_showing(line) and not re.match(r"Running stage '.*':$|> ", line)
-    )
-
-
-def _blocker(tail: Sequence[str]) -> str | None:
-    """The DVC command that works on a stage's files, as DVC names it; None where it failed for another reason."""
-    if not any(BLOCKED[0] in line for line in tail):
-        return None
-    found = re.search(r"\(PID (\d+)\): (.+)", "\n".join(tail))
-    return f"`{found[2]}` (PID {found[1]})" if found else "another DVC command"
-
-
-def _reason(output: Output) -> str:
-    """The stage's own error out of its last lines: as `runtime.main` prints it, else the very last line."""
-    lines = list(output.tail)
-    starts = [i for i, line in enumerate(lines) if re.match(r"\w+ stopped: ", line)]
-    if starts:
-        first = lines[starts[-1]].partition(" stopped: ")[2]
-        rest = (line for line in lines[starts[-1] + 1 :] if not line.startswith(engine.TRACEBACK_HINT))
-        return "\n".join([first, *rest])
-    return lines[-1] if lines else f"exit code {output.code}, without a word"
+def _is_relevant(line: str) -> bool:
+    return bool(line.strip()) and not any(phrase in line for phrase in NOISE) and not re.match(COMMAND_FAILED, line)
 
 
 def _link_to_parent() -> dict[str, str]:
-    """The flow run that the stage's own flow run shows itself under, if the engine runs us."""
+    """Return the environment by which the stage's flow run becomes a child of the current one, if there is one."""
     from prefect.context import FlowRunContext
 
     context = FlowRunContext.get()

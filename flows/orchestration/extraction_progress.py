@@ -1,4 +1,4 @@
-"""How far extraction is: a bar on the terminal, a line now and then in a log, a progress artifact, a summary table."""
+"""Progress of an extraction: a bar on the terminal, regular lines in a log, a progress artifact, a summary table."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from extractors.execution.units import Summary, UnitReport
 from flows.display.console import console
 from flows.orchestration import engine
 
-TICK = 1.0  # seconds between two looks at the figures, and the least between two updates of the artifact
-LOG_EVERY = 30.0  # seconds between two lines where no bar can be drawn
+TICK = 1.0
+"""Seconds between two checks for progress, and at least between two updates of the artifact."""
+
+LOG_EVERY = 30.0
+"""Seconds between two log lines if there is no terminal for a bar."""
+
 LEGEND = "new: extracted now; media: their seconds; wall: seconds this took; RTF: wall / media"
 
 
 class Meter:
-    """Adds up reports from any thread while extraction runs, and shows them.
+    """Sums up unit reports from any thread while extraction runs, and shows the progress.
 
-    The real-time factor is wall seconds for each second of media extracted, by all workers together (below 1 is
-    faster than the media play). What an earlier run left is counted as done, not as work.
+    The real-time factor (RTF) is wall seconds per second of extracted media, by all workers together: below 1 is
+    faster than real time. Clips that are reused from an earlier run count as done, but not towards the rates.
     """
 
     def __init__(self, modality: str, clips: int) -> None:
@@ -48,14 +52,14 @@ class Meter:
             transient=True,  # the summary takes its place
         )
         self._row = self._bar.add_task(modality, total=clips, rates="", failed="")
-        self._over = threading.Event()
+        self._finished = threading.Event()
         self._ticker = threading.Thread(target=copy_context().run, args=(self._tick,), daemon=True)
 
     def add(self, report: UnitReport) -> None:
-        """Count what was done; called as soon as it is."""
+        """Count the clips of a report."""
         with self._lock:
             self._done += report.extracted + report.reused + len(report.problems)
-            self._done = min(self._done, self._clips)  # a task that is tried again reports some clips twice
+            self._done = min(self._done, self._clips)  # a retried task reports some clips twice
             self._extracted += report.extracted
             self._media += report.seconds
             self._failed |= {problem.clip_id for problem in report.problems}
@@ -72,25 +76,25 @@ class Meter:
         return time.monotonic() - self._start
 
     def _rates(self) -> str:
-        """Clips a second and the real-time factor, of what was extracted now."""
+        """Format clips per second and the real-time factor of the clips extracted in this run."""
         if not self._extracted or not self.seconds:
             return ""
         factor = f" RTF {self.seconds / self._media:.3f}" if self._media else ""
         return f"{self._extracted / self.seconds:.1f} clips/s{factor}"
 
     def line(self) -> str:
-        """All of it in words."""
+        """Return the progress as a line of text."""
         with self._lock:
-            words = [f"{self._done} of {self._clips} clips", self._rates(), f"{len(self._failed)} failed"]
+            parts = [f"{self._done} of {self._clips} clips", self._rates(), f"{len(self._failed)} failed"]
             left = self._bar.tasks[0].time_remaining
         if left is not None:
-            words.insert(2, f"{timedelta(seconds=round(left))} left")
-        return f"{self._modality}: {', '.join(filter(None, words))}"
+            parts.insert(2, f"{timedelta(seconds=round(left))} left")
+        return f"{self._modality}: {', '.join(filter(None, parts))}"
 
     def _tick(self) -> None:
         publish = engine.publish_progress(f"extract-{self._modality}-progress", f"Clips of {self._modality} done")
         shown, logged = -1, 0.0
-        while not self._over.wait(TICK):
+        while not self._finished.wait(TICK):
             if self._done != shown:
                 shown = self._done
                 publish(100 * shown / max(self._clips, 1), self.line())
@@ -107,13 +111,13 @@ class Meter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._ticker.join(timeout=5)  # longer than that only where the server has gone
+        self._finished.set()
+        self._ticker.join(timeout=5)  # takes longer only if the server no longer answers
         self._bar.stop()
 
 
 def summarise(features: int, reports: Sequence[UnitReport], summary: Summary, seconds: float) -> dict[str, str]:
-    """What a modality's extraction came to, by the names of its figures."""
+    """Return the figures of a modality's extraction, formatted, by name."""
     extracted, media = sum(r.extracted for r in reports), sum(r.seconds for r in reports)
     return {
         "clips": str(summary.rows + summary.failed),
@@ -131,9 +135,9 @@ def summarise(features: int, reports: Sequence[UnitReport], summary: Summary, se
 
 
 def table(figures: dict[str, str]) -> Table:
-    """The figures for the terminal."""
-    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    """Return the figures as a table for the terminal."""
+    rendered = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in figures:
-        made.add_column(name, justify="right")
-    made.add_row(*figures.values())
-    return made
+        rendered.add_column(name, justify="right")
+    rendered.add_row(*figures.values())
+    return rendered

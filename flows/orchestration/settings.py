@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
+STATE = Path(".dashfusion")
+"""Folder of logs, locks and the scratch folder, in the project."""
+
 REPORT_PAGE = "index.html"
-REPORT_URL = "DASHFUSION_REPORT_URL"  # where the report's folder is served, if it is; pages may not link to files
+
+REPORT_URL = "DASHFUSION_REPORT_URL"
+"""Environment variable with the address that serves the report folder: Prefect's pages may not link to files."""
+
+FORCE = "DASHFUSION_FORCE"
+"""Environment variable that tells a stage run by DVC that it was forced: it reuses nothing of an earlier run."""
+
+QUIET = {
+    # No telemetry and no check for newer versions: nothing here may wait for a network
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # a temporary server loses task runs; an error is better
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a stage prints its own errors; the pages keep tracebacks
+}
+"""Environment of every process that uses Prefect."""
+
+
+def forced() -> bool:
+    """Return whether the stage that runs in this process was forced."""
+    return os.environ.get(FORCE) == "1"
+
+
+def python_path() -> str:
+    """Return a PATH on which `python` is this interpreter, whether its environment is activated or not."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def scratch_folder() -> Path:
-    """Where finished clips lie between runs: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` of the project.
+    """Return the folder of per-clip results: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` of the project.
 
-    In a copy of the project that DVC makes for an experiment (in `.dvc/tmp/exps`) it is the project's own: what was
-    extracted once is not extracted again, and does not go with the copy.
+    A copy of the project that DVC makes for an experiment (in `.dvc/tmp/exps`) uses the project's own scratch folder,
+    so that experiments share the results of extraction.
     """
     if named := os.environ.get("DASHFUSION_SCRATCH"):
         return Path(named).absolute()
     here = Path.cwd()
     copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
     project = next((folder.parents[2] for folder in copies), here)
-    return project / ".dashfusion/scratch"
-
-
-STATE = Path(".dashfusion")
-
-
-# Neither telemetry nor a look for newer versions: nothing here may wait for a network.
-QUIET = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",  # a server that loses task runs; an error is better
-    "PREFECT_LOGGING_LEVEL": "WARNING",
-    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # a stage prints its own errors; the pages keep the traces
-}
+    return project / STATE / "scratch"

@@ -1,14 +1,15 @@
-"""Run commands that never outlive the process that asked for them, however that process ends.
+"""Supervisor processes: run a command that never outlives the process that started it, however that process ends.
 
-A stage is DVC, a shell, the stage itself and its workers. A signal to one of them leaves the others behind, and a
-process that is killed can send none. So a supervisor stands beside them, in one of two forms:
+A stage is several processes: DVC, a shell, the stage itself and its workers. A signal to one of them leaves the others
+running, and a process that is killed cannot signal its children. A supervisor therefore runs the command, in one of
+two forms:
 
 - `supervise_service` runs a Prefect server or worker until its owner's process is gone.
-- `supervise_command` runs a stage until its own standard input ends: a pipe whose other end only the asking process
-  holds. The pipe ends when that process closes it, and when it dies.
+- `supervise_command` runs a stage until its own standard input ends: a pipe whose other end only the parent holds.
+  The pipe ends when the parent closes it or dies.
 
-This file is also run as a script with nothing but the standard library (`-I -S`), so that a supervisor costs a stage
-some hundredths of a second; psutil is imported where it is used.
+This file also runs as a script, with the standard library alone (`-I -S`), so that a supervisor starts within some
+hundredths of a second; psutil is imported where it is used.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import psutil
 
-SERVICE_PATIENCE = 15.0
-"""Seconds that a service has to end when it is asked to; a worker first stops the stages that it runs."""
+SERVICE_GRACE = 15.0
+"""Seconds between asking a service to stop and killing it; a Prefect worker first stops the stages that it runs."""
 
 GRACE = 10.0
-"""Seconds between asking a command to stop (SIGINT, as Ctrl-C does) and killing what is left of it."""
+"""Seconds between asking a command to stop (SIGINT, as Ctrl-C does) and killing its remaining processes."""
 
 _ending = threading.Lock()
 
@@ -40,12 +41,12 @@ def start_service(
 ) -> subprocess.Popen[bytes]:
     """Start `python COMMAND` as a supervised service and return its supervisor.
 
-    The supervisor ends the service, with all that it started, when it is terminated itself, or `grace` seconds after
-    `owner` is gone. `environment` is added to ours.
+    The supervisor stops the service and all of its descendants when it is terminated itself, or `grace` seconds after
+    `owner` is gone. `environment` is added to this process's.
     """
     log.parent.mkdir(exist_ok=True)
     supervisor = [sys.executable, "-I", __file__, "service", str(grace), str(owner.pid), *command]
-    with open(log, "ab") as file:
+    with log.open("ab") as file:
         return subprocess.Popen(
             supervisor, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
             env=os.environ | environment,
@@ -58,11 +59,11 @@ def command_line(command: Sequence[str]) -> list[str]:
 
 
 def supervise_service(grace: float, owner_pid: int, command: Sequence[str]) -> int:
-    """Run `python COMMAND` until it ends or its owner is gone, then stop it with everything that it started."""
+    """Run `python COMMAND` until it ends or its owner is gone, then stop it with all of its descendants."""
     import psutil
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by default it would end us before the `finally`
-    # What a script starts in the background ignores SIGINT, and so would Prefect's worker, which stops on no other sign
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the default action would skip the `finally`
+    # A process that a script starts in the background ignores SIGINT, and Prefect's worker stops on no other signal
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         owner = psutil.Process(owner_pid)
@@ -79,14 +80,14 @@ def supervise_service(grace: float, owner_pid: int, command: Sequence[str]) -> i
     return process.returncode or 0
 
 
-def stop(process: subprocess.Popen[bytes], patience: float = SERVICE_PATIENCE) -> None:
-    """Ask a process to end, and after `patience` seconds kill what is left of it and of everything that it started.
+def stop(process: subprocess.Popen[bytes], grace: float = SERVICE_GRACE) -> None:
+    """Terminate a process, and after `grace` seconds kill it and its remaining descendants.
 
     Descendants are looked up repeatedly: a child whose parent has ended can no longer be found.
     """
     family = _descendants(process)
     process.terminate()
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + grace
     while (process.poll() is None or any(_is_running(child) for child in family)) and time.monotonic() < deadline:
         family |= _descendants(process)
         time.sleep(0.1)
@@ -116,34 +117,34 @@ def _is_running(process: psutil.Process) -> bool:
 
 def supervise_command(command: Sequence[str]) -> int:
     """Run the command in a process group of its own until it or standard input ends; return its shell exit code."""
-    # Handlers, not SIG_IGN, which the command would inherit. What ends the command is the pipe alone.
+    # Handlers, not SIG_IGN, which the command would inherit. Only the end of the pipe stops the command
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: None)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=_end_with_the_pipe, args=(process.pid,), daemon=True).start()
+    threading.Thread(target=_end_with_stdin, args=(process.pid,), daemon=True).start()
     code = process.wait()
-    end_group(process.pid)  # of a command that was killed the children may be left
+    end_group(process.pid)  # a killed command may leave children behind
     return code if code >= 0 else 128 - code
 
 
-def _end_with_the_pipe(group: int) -> None:
+def _end_with_stdin(group: int) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     end_group(group)
 
 
 def end_group(group: int, grace: float = GRACE) -> None:
-    """Ask all processes of a group to stop, and kill those that have not after `grace` seconds."""
-    with _ending:  # two threads may come here: one Ctrl-C is a request, a second one would cut the first's work short
-        for ask in (signal.SIGINT, signal.SIGKILL):
+    """Interrupt all processes of a group, and kill those that are left after `grace` seconds."""
+    with _ending:  # both threads may call this, and a second SIGINT would cut the clean-up after the first one short
+        for first_signal in (signal.SIGINT, signal.SIGKILL):
             deadline = time.monotonic() + grace
-            sign = int(ask)
+            number = int(first_signal)
             while time.monotonic() < deadline:
                 try:
-                    os.killpg(group, sign)
-                except ProcessLookupError:  # nobody is left
+                    os.killpg(group, number)
+                except ProcessLookupError:  # no process is left
                     return
-                sign = 0  # from now on only look
+                number = 0  # only checks whether the group exists
                 time.sleep(0.02)
 
 

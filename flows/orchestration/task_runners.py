@@ -1,7 +1,7 @@
-"""Clusters that a stage's tasks can run on, Dask's or Ray's, through Prefect's task runners.
+"""Dask and Ray clusters that run a stage's tasks, through Prefect's task runners.
 
-Without an address a cluster of this machine's processes is started for the length of the block, and nothing of it
-is left afterwards; with one, a cluster that runs already is used and left as it was.
+Without an address a cluster of local processes is started and stopped with the block; with one, a running cluster is
+used, and left as it was.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from flows.orchestration import engine
 
 RAY_QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a task that asks for no GPU is shown none
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise Ray hides GPUs from tasks that reserve none
 }
-RAY_STORE = 100 * 2**20  # bytes of shared memory for results, which are small; by default Ray takes a third of it all
+
+RAY_STORE = 100 * 2**20
+"""Bytes of shared memory for results, which are small; by default Ray takes a third of the memory."""
 
 
 @contextmanager
 def task_runner(kind: Literal["dask", "ray"], address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]:
-    """A started task runner of Prefect's.
+    """Provide a started Prefect task runner.
 
     Args:
-        address: of a running cluster, as its own client takes it; empty: one of `workers` processes here.
-        after: called at the end in every worker of a Dask cluster that goes on. Ray ends a job's processes by itself.
+        kind: Type of the cluster.
+        address: Address of a running cluster, as its own client takes it; empty: a local one.
+        workers: Processes of a local cluster.
+        after: Called at the end in every worker of a running Dask cluster. Ray ends a job's processes by itself.
 
     Raises:
-        ValueError: the extra is not installed, no Prefect server keeps the tasks, or one that workers cannot reach.
-        OSError: no cluster answers at the address.
+        ValueError: The extra is not installed, or there is no Prefect server that the workers can reach.
+        OSError: No cluster answers at the address.
     """
     _check_server(kind, address)
     try:
@@ -68,7 +72,7 @@ def _check_server(kind: str, address: str) -> None:
 
 
 def _loopback(address: str) -> bool:
-    """Whether an address, with or without a scheme, can be reached from its own machine only."""
+    """Return whether an address, with or without a scheme, can be reached from its own machine only."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -79,9 +83,9 @@ def _loopback(address: str) -> bool:
 @contextmanager
 def _dask(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]:
     import dask
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask import DaskTaskRunner  # type: ignore[attr-defined]  # its package re-exports implicitly
 
-    with _own_folder() as folder, dask.config.set({"distributed.worker.daemon": False}):  # which have no children
+    with _temporary_folder() as folder, dask.config.set({"distributed.worker.daemon": False}):  # may start processes
         local = {
             "n_workers": workers,
             "threads_per_worker": 1,
@@ -90,28 +94,28 @@ def _dask(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any
             "silence_logs": logging.CRITICAL,
         }
         with DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=local) as runner:
-            client = runner.client  # connects, or says now that it cannot
+            client = runner.client  # connects, or raises
             if not address:
                 client.run(_ignore_interrupts)
             try:
                 yield runner
             finally:
-                if address:  # the processes of our own cluster end with it, and some may have done so already
+                if address:  # a local cluster's processes end with it, and some may have ended already
                     client.run(after, on_error="ignore")
 
 
 def _ignore_interrupts() -> None:
-    """Leave a terminal's Ctrl-C, which reaches the workers as well, to the stage: it ends them without their traces."""
+    """Ignore a terminal's Ctrl-C in a worker: the stage receives it too, and stops the workers without tracebacks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _ray(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]:
-    for name, value in RAY_QUIET.items():  # before it is imported
+    for name, value in RAY_QUIET.items():  # read when Ray is imported
         os.environ.setdefault(name, value)
     from prefect_ray import RayTaskRunner
 
-    with _own_folder() as folder:
+    with _temporary_folder() as folder:
         options = {"log_to_driver": False, "logging_level": logging.ERROR}
         local = {
             "address": "local",
@@ -124,6 +128,6 @@ def _ray(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]
             yield runner
 
 
-def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    """For what a cluster writes; short, since Ray's sockets lie there."""
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Create a folder for a cluster's files, with a short path: Ray's sockets are in it."""
     return tempfile.TemporaryDirectory(prefix="dashfusion-", ignore_cleanup_errors=True)

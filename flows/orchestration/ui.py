@@ -1,4 +1,4 @@
-"""`dashfusion ui`: Prefect's pages on loopback, with deployments, a worker that runs them, and the report."""
+"""`dashfusion ui`: a Prefect server on loopback, with deployments, a worker that runs them, and the report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ import psutil
 
 from flows.config.params import load_params
 from flows.display.console import console
-from flows.orchestration import prefect_server, settings, supervisor
+from flows.orchestration import prefect_server, settings
 from flows.orchestration.deployments import PROJECT, Deployed, Schedule, deploy, work_pools
 from flows.orchestration.settings import REPORT_URL
+from flows.orchestration.supervisor import start_service
 
 
 class _ReportHandler(http.server.SimpleHTTPRequestHandler):
-    """Files of the report's folder: no listing of it, and no line in the terminal for every request."""
+    """Handler for the files of the report's folder, without directory listings or log lines."""
 
     def list_directory(self, path: str | os.PathLike[str]) -> None:
         self.send_error(404, "no report here (yet)")
@@ -34,73 +35,85 @@ class _ReportHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def serve(port: int, change: Schedule, with_worker: bool) -> None:
-    """Serve until Ctrl-C (or SIGTERM), which stops everything that was started here.
+    """Serve until Ctrl-C or SIGTERM, which stops every process that this function has started.
+
+    Args:
+        port: Port of the Prefect server; the report is served on the next one.
+        change: Changes to the nightly run's schedule.
+        with_worker: Start a worker for every work pool.
 
     Raises:
-        ValueError: the server cannot be started, the deployments not be made, or a process has ended by itself.
+        ValueError: The server cannot be started, a deployment cannot be created, or a process has ended by itself.
     """
-    for sign in (signal.SIGINT, signal.SIGTERM):  # also where a script that started us lets us ignore the first
-        signal.signal(sign, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a process that a script starts in the background ignores SIGINT
+        signal.signal(number, signal.default_int_handler)
     api_url = prefect_server.loopback(port)
     with ExitStack() as stack:
-        kept = []
+        supervisors = []
         if not prefect_server.healthy(api_url):
-            kept.append(stack.enter_context(_stopped_at_the_end(prefect_server.start(psutil.Process(), port))))
-            if not prefect_server.wait_until_healthy(api_url, kept[0]):
+            server = prefect_server.start(psutil.Process(), port)
+            stack.callback(_stop, server)
+            supervisors.append(server)
+            if not prefect_server.wait_until_healthy(api_url, server):
                 raise ValueError(f"no server could be started on port {port}: see {settings.STATE / 'server.log'}")
         report_url = stack.enter_context(_report(load_params().paths.report, port + 1))
         deployed = deploy(api_url, change)
         for pool in work_pools() if with_worker else ():
-            kept.append(stack.enter_context(_worker(pool, api_url, report_url)))
-        _say(api_url, report_url, deployed, with_worker)
-        while all(service.poll() is None for service in kept):
+            worker = _start_worker(pool, api_url, report_url)
+            stack.callback(_stop_worker, worker, api_url)
+            supervisors.append(worker)
+        _print_addresses(api_url, report_url, deployed, with_worker)
+        while all(supervisor.poll() is None for supervisor in supervisors):
             time.sleep(0.5)
         raise ValueError(f"the server or the worker has ended by itself: see {settings.STATE}/server.log, worker.log")
 
 
-@contextmanager
-def _worker(pool: str, api_url: str, report_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker whose runs happen in this folder, report to this server and use this Python."""
-    environment = {
+def _start_worker(pool: str, api_url: str, report_url: str) -> subprocess.Popen[bytes]:
+    """Start a worker whose flow runs use this folder, this server and this Python, and return its supervisor."""
+    environment = settings.QUIET | {
         "PREFECT_API_URL": api_url,
         "PREFECT_LOGGING_LEVEL": "INFO",  # a run's page shows its log
-        "PATH": prefect_server.path_of_this_python(),
+        "PATH": settings.python_path(),
         PROJECT: str(Path.cwd()),
         REPORT_URL: report_url,
     }
     command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-    service = supervisor.start_service(
-        command, psutil.Process(), settings.STATE / "worker.log", settings.QUIET | environment
-    )
-    try:
-        yield service
-    finally:
-        runs = _runs_of(service)
-        service.terminate()
-        service.wait()
-        if runs and prefect_server.healthy(api_url):
-            _say_cancelled(api_url, runs)
+    return start_service(command, psutil.Process(), settings.STATE / "worker.log", environment)
 
 
-def _runs_of(service: subprocess.Popen[bytes]) -> set[UUID]:
-    """The flow runs that a worker's processes are busy with: Prefect gives each its id."""
-    found = set()
-    for process in psutil.Process(service.pid).children(recursive=True) if service.poll() is None else ():
+def _stop(supervisor: subprocess.Popen[bytes]) -> None:
+    """Stop a supervised service."""
+    supervisor.terminate()
+    supervisor.wait()
+
+
+def _stop_worker(supervisor: subprocess.Popen[bytes], api_url: str) -> None:
+    """Stop a worker and its flow runs, and set these to cancelled."""
+    runs = _active_runs(supervisor)
+    _stop(supervisor)
+    if runs and prefect_server.healthy(api_url):
+        _cancel(api_url, runs)
+
+
+def _active_runs(supervisor: subprocess.Popen[bytes]) -> set[UUID]:
+    """Return the flow runs of a worker's processes: Prefect passes each its id."""
+    ids = set()
+    for process in psutil.Process(supervisor.pid).children(recursive=True) if supervisor.poll() is None else ():
         with suppress(psutil.Error):
-            found.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
-    return {UUID(run) for run in found if run}
+            ids.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
+    return {UUID(run) for run in ids if run}
 
 
-def _say_cancelled(api_url: str, runs: set[UUID]) -> None:
-    """Tell the server that these runs, and the stages' runs below them, have ended: their processes no longer can."""
+def _cancel(api_url: str, runs: set[UUID]) -> None:
+    """Set these runs, and their child runs, to cancelled on the server: their processes have been stopped."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
     from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.states import Cancelled
 
     with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
-        below = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=list(runs)))
-        for run in [*(client.read_flow_run(run) for run in runs), *client.read_flow_runs(flow_run_filter=below)]:
+        children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=list(runs)))
+        for run in [*(client.read_flow_run(run) for run in runs), *client.read_flow_runs(flow_run_filter=children)]:
             if run.state is None or not run.state.is_final():
                 client.set_flow_run_state(
                     run.id, Cancelled(message="`dashfusion ui`, whose worker ran it, was stopped")
@@ -108,17 +121,8 @@ def _say_cancelled(api_url: str, runs: set[UUID]) -> None:
 
 
 @contextmanager
-def _stopped_at_the_end(service: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    try:
-        yield service
-    finally:
-        service.terminate()
-        service.wait()
-
-
-@contextmanager
 def _report(folder: Path, port: int) -> Iterator[str]:
-    """Serve the report's folder on this port of loopback, or on any if it is taken; its address."""
+    """Serve the report's folder on this port of loopback, or on a free one if it is taken; provide the address."""
     handler = partial(_ReportHandler, directory=str(folder))
     try:
         pages = http.server.ThreadingHTTPServer((prefect_server.HOST, port), handler)
@@ -132,7 +136,7 @@ def _report(folder: Path, port: int) -> Iterator[str]:
         pages.server_close()
 
 
-def _say(api_url: str, report_url: str, deployed: Sequence[Deployed], with_worker: bool) -> None:
+def _print_addresses(api_url: str, report_url: str, deployed: Sequence[Deployed], with_worker: bool) -> None:
     console.print(f"Prefect is at {prefect_server.pages(api_url)} (Ctrl-C stops it), the last report at {report_url}")
     for one in deployed:
         console.print(f"  {one}")

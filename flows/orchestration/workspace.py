@@ -11,27 +11,31 @@ from datetime import datetime
 
 import psutil
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 from flows.orchestration import engine, settings
 
-SAYS_WITHIN = 5.0  # seconds in which the run that has the folder will have said so
+HOLDER_TIMEOUT = 5.0
+"""Seconds within which a run that holds the lock will have written `HOLDER`."""
 
 LOCK = settings.STATE / "pipeline.lock"
 HOLDER = settings.STATE / "pipeline.json"
 
 
-class WorkspaceBusy(RuntimeError):
-    """Another run works in this folder, and this one was told not to wait."""
+class WorkspaceBusyError(RuntimeError):
+    """Another run works in this folder, and this one must not wait."""
 
 
 @contextmanager
 def workspace(wait: bool = True) -> Iterator[None]:
-    """Have this folder to oneself among pipeline runs, of terminals and of Prefect's workers alike.
+    """Hold the lock that keeps other pipeline runs out of this folder, of terminals and Prefect workers alike.
 
-    The lock is the kernel's, on a file of `.dashfusion/`: it ends with the process that holds it.
+    The kernel holds the lock, on a file in `.dashfusion/`, and releases it when the process ends.
+
+    Args:
+        wait: Wait for the lock if another run holds it.
 
     Raises:
-        WorkspaceBusy: another run has it, and `wait` is false.
+        WorkspaceBusyError: Another run holds the lock, and `wait` is false.
     """
     from filelock import FileLock, Timeout
 
@@ -41,14 +45,14 @@ def workspace(wait: bool = True) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         if not wait:
-            raise WorkspaceBusy(
+            raise WorkspaceBusyError(
                 f"{_holder()} works in this folder: try again when it has ended, or let this one wait for it "
                 "(without --no-wait; in Prefect the parameter wait)"
             ) from None
-        engine.say(f"{_holder()} works in this folder: waiting until it has ended")
+        engine.log(f"{_holder()} works in this folder: waiting until it has ended")
         lock.acquire(poll_interval=0.5)
     try:
-        with atomic_path(HOLDER) as temporary:
+        with atomic_file(HOLDER) as temporary:
             temporary.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), encoding="utf-8")
         yield
     finally:
@@ -57,8 +61,11 @@ def workspace(wait: bool = True) -> Iterator[None]:
 
 
 def _holder() -> str:
-    """Who has the lock. It writes that down a moment after it got it; what a killed run wrote does not count."""
-    deadline = time.monotonic() + SAYS_WITHIN
+    """Describe the run that holds the lock.
+
+    A run writes `HOLDER` a moment after it acquires the lock, and a killed run leaves its own behind.
+    """
+    deadline = time.monotonic() + HOLDER_TIMEOUT
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
             holder = json.loads(HOLDER.read_text(encoding="utf-8"))

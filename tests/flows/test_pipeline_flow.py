@@ -61,7 +61,7 @@ Path("pids.tmp").rename("pids")
 try:
     time.sleep(600)
 except KeyboardInterrupt:
-    print("prepare interrupted: what was finished is kept", flush=True)
+    print("prepare interrupted: finished work is kept", flush=True)
     sys.exit(130)
 """
 
@@ -136,7 +136,7 @@ def test_what_dvc_would_skip_is_asked_once_and_starts_no_process(repository, mon
     folder = repository(MAKE)
     assert [result.state for result in pipeline.pipeline.fn()] == ["run"]
     with monkeypatch.context() as patch:
-        patch.setattr(dvc, "dvc_repro", lambda *_: pytest.fail("DVC was started"))
+        patch.setattr(pipeline, "dvc_repro", lambda *_: pytest.fail("DVC was started"))
         assert [result.state for result in pipeline.pipeline.fn()] == ["cached"]
     (folder / "made.txt").unlink()
     assert dvc.up_to_date() == set()
@@ -149,7 +149,7 @@ def test_what_dvc_would_skip_is_asked_once_and_starts_no_process(repository, mon
 def test_a_failed_stage_speaks_first_and_dvc_not_at_all(repository):
     repository("print('reading')\nprint('prepare stopped: ValueError: row 7 [0, 1]: no such clip')\n"
                "print('  look there')\nprint('(DASHFUSION_TRACEBACK=1 shows where)')\nraise SystemExit(1)")  # fmt: skip
-    with pytest.raises(dvc.StageFailed) as failed:
+    with pytest.raises(dvc.StageFailedError) as failed:
         run()
     first, *rest = str(failed.value).splitlines()
     assert first == "stage prepare failed: ValueError: row 7 [0, 1]: no such clip"
@@ -159,20 +159,20 @@ def test_a_failed_stage_speaks_first_and_dvc_not_at_all(repository):
 
 def test_a_stage_that_crashes_is_named_with_its_error(repository):
     repository("raise TypeError('no number')")
-    with pytest.raises(dvc.StageFailed, match=r"^stage prepare failed: TypeError: no number\n"):
+    with pytest.raises(dvc.StageFailedError, match=r"^stage prepare failed: TypeError: no number\n"):
         run()
 
 
 def test_dvcs_own_complaint_is_kept(repository):
     repository(MAKE).joinpath("stage.py").unlink()
-    with pytest.raises(dvc.StageFailed, match=r"stage prepare failed: .*stage\.py"):
+    with pytest.raises(dvc.StageFailedError, match=r"stage prepare failed: .*stage\.py"):
         run()
 
 
 @pytest.mark.e2e
 def test_a_stage_is_ended_at_its_time_limit_with_all_that_it_started(repository):
     folder = repository(NEVER_ENDS)
-    with pytest.raises(dvc.StageFailed, match=r"time limit of 0\.1 minutes\..*--time-limit") as failed:
+    with pytest.raises(dvc.StageFailedError, match=r"time limit of 0\.1 minutes\..*--time-limit") as failed:
         run(time_limit=0.1)
     assert "prepare" in str(failed.value)
     assert gone([int(pid) for pid in (folder / "pids").read_text().split()])
@@ -188,8 +188,8 @@ def test_a_stage_ends_with_the_process_that_runs_the_pipeline(repository, sign):
     process.send_signal(sign)
     said, _ = process.communicate(timeout=PATIENCE)
     assert gone(pids)
-    if sign == signal.SIGINT:  # who interrupts sees the stage's last words
-        assert "what was finished is kept" in said
+    if sign == signal.SIGINT:  # the user sees the stage's last lines
+        assert "finished work is kept" in said
 
 
 def test_who_does_not_stop_when_asked_is_killed():
@@ -231,7 +231,7 @@ def test_a_run_that_must_not_wait_is_refused_and_a_dead_one_refuses_nobody(tmp_p
     monkeypatch.chdir(tmp_path)
     first = start(HOLD)
     assert first.stdout is not None and first.stdout.readline() == "in\n"
-    with pytest.raises(workspace.WorkspaceBusy, match=rf"PID {first.pid}, since .* works in this folder"):
+    with pytest.raises(workspace.WorkspaceBusyError, match=rf"PID {first.pid}, since .* works in this folder"):
         workspace.workspace(wait=False).__enter__()
     first.kill()
     first.communicate(timeout=PATIENCE)
@@ -268,7 +268,7 @@ def test_a_dvc_repro_by_hand_is_named_to_a_run_that_must_not_wait(repository):
     folder = repository(MAKE_SLOWLY)
     by_hand = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], stdout=subprocess.DEVNULL)
     appears(folder / "begun")
-    with pytest.raises(dvc.StageFailed, match=rf"`.*repro` \(PID {by_hand.pid}\) works on its files"):
+    with pytest.raises(dvc.StageFailedError, match=rf"`.*repro` \(PID {by_hand.pid}\) works on its files"):
         run(wait=False)
     assert by_hand.wait(PATIENCE) == 0
 
@@ -319,7 +319,7 @@ def test_prefect_shows_run_cached_and_failed_stages_with_their_words(repository,
         assert [stage(run)["state_name"] for run in (first, second, third)] == ["Completed", "Cached", "Failed"]
         assert stage(first)["name"] == "prepare" and stage(first)["total_run_time"] > 0
         assert third["state"]["type"] == "FAILED"
-        words = "StageFailed: stage prepare failed: ValueError: row 7: no such clip"
+        words = "StageFailedError: stage prepare failed: ValueError: row 7: no such clip"
         assert words in third["state"]["message"].splitlines()[0] and words in stage(third)["state"]["message"]
         logged = waited_for(
             lambda: [
@@ -339,17 +339,17 @@ def test_prefect_shows_run_cached_and_failed_stages_with_their_words(repository,
 TRAIN = """
 import sys, time
 from pathlib import Path
-from flows import runtime
+from flows.orchestration import engine
 from prefect import flow
 
 @flow
 def training(name):
-    with runtime.gpu_slot():
+    with engine.gpu_slot():
         begun = time.monotonic()
         time.sleep(2)
         Path(name).write_text(f"{begun} {time.monotonic()}")
 
-runtime.run_stage(training, name='NAME')
+engine.run_flow(training, name='NAME')
 """
 
 

@@ -196,4 +196,4 @@ def test_ctrl_c_says_in_a_line_that_nothing_is_lost(tmp_path, corpus):
     os.killpg(process.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
     assert process.wait(PATIENCE) == 130
     said = (place.folder / "log.txt").read_text(encoding="utf-8")
-    assert "extract interrupted: what was finished is kept" in said and "Traceback" not in said
+    assert "extract interrupted: finished work is kept" in said and "Traceback" not in said

@@ -66,7 +66,7 @@ def test_a_study_goes_on_where_it_was_stopped_and_its_table_is_in_the_report(wit
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=PATIENCE)
     assert (
-        process.returncode == 130 and "interrupted: trainings that ended are kept" in said and "Traceback" not in said
+        process.returncode == 130 and "interrupted: finished trainings are kept" in said and "Traceback" not in said
     )
     assert not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(project.folder)]
     before = ended(project)

@@ -72,7 +72,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_no_process_and_repro_goes_on(pro
     os.killpg(process.pid, signal.SIGINT)  # what a terminal sends on Ctrl-C
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert "extract interrupted: what was finished is kept" in said and "Traceback" not in said
+    assert "extract interrupted: finished work is kept" in said and "Traceback" not in said
     _, alive = psutil.wait_procs(working_in(project.folder), timeout=20)
     assert not alive, [process.cmdline() for process in alive]
     stopped = re.findall(r"^Running stage 'extract@(.+)'", said, re.MULTILINE)[-1]

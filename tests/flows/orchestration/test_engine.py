@@ -61,7 +61,7 @@ def one():
 def add(items):
     return sum(engine.map_tasks(double, items, workers=2, by=10)) + engine.call(one)
 
-print("result", engine.run_stage(add, items=[1, 2, 3]))
+print("result", engine.run_flow(add, items=[1, 2, 3]))
 """
 
 
@@ -157,7 +157,7 @@ def test_a_long_table_is_cut_and_says_so(monkeypatch):
     monkeypatch.setattr(engine, "engine_active", lambda: True)
     monkeypatch.setattr("prefect.artifacts.create_table_artifact", lambda **given: published.update(given))
     engine.publish_table("problems", ({"clip": i} for i in range(2000)), "Problems")
-    assert published["table"] == [{"clip": i} for i in range(engine.SHOWN_ROWS)]
+    assert published["table"] == [{"clip": i} for i in range(engine.MAX_TABLE_ROWS)]
     assert published["description"] == "Problems (the first 500 of 2,000)"
     engine.publish_table("problems", [{"clip": 0}], "Problems")
     assert published["description"] == "Problems"
@@ -165,4 +165,4 @@ def test_a_long_table_is_cut_and_says_so(monkeypatch):
 
 def test_without_the_engine_the_gpu_is_nobodys_and_cached_results_are_plain():
     with engine.gpu_slot():
-        assert engine.as_cached("result", "why") == "result"
+        assert engine.cached_state("result", "why") == "result"

@@ -168,7 +168,7 @@ def test_nothing_of_a_cluster_outlives_its_stage(tmp_path, corpus, api_url, runn
     assert busy.left_behind() == []
     if sign == signal.SIGINT:
         assert code == 130
-        assert "extract interrupted: what was finished is kept" in busy.said and "Traceback" not in busy.said
+        assert "extract interrupted: finished work is kept" in busy.said and "Traceback" not in busy.said
     else:
         assert code == -sign, "it ended before it could be killed"
 

@@ -31,7 +31,7 @@ def test_what_does_not_end_when_asked_is_killed_with_all_that_it_started(tmp_pat
     while not (tmp_path / "ready").exists():
         time.sleep(0.05)
     [child] = psutil.Process(process.pid).children()
-    supervisor.stop(process, patience=0.3)
+    supervisor.stop(process, grace=0.3)
     assert process.poll() is not None
     assert not child.is_running() or child.wait(10) is None
 
