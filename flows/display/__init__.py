@@ -1,6 +1,6 @@
-"""Numbers, plots, colours and terminal output that several rooms share."""
+"""Formatting, plots, colours and terminal output shared by all flows."""
 
 from pathlib import Path
 
 COLOURS = Path(__file__).with_name("colours.css")
-"""Colour variables, light and dark, that every page includes."""
+"""CSS variables of the light and the dark colour scheme, included by every page."""

@@ -11,7 +11,7 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 
 def progress(unit: str = "clips") -> Progress:
-    """A progress bar of the house's form, on the terminal that the stage writes to."""
+    """Return a progress bar that counts `unit`; its tasks need a field `note`."""
     return Progress(
         TextColumn("[bold]{task.description:<16}"),
         BarColumn(bar_width=32),

@@ -1,4 +1,4 @@
-"""How metrics are written for people: their names, values, intervals and changes."""
+"""Formatting of metrics, numbers and times for people."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True, slots=True)
 class MetricText:
-    """How a metric is written for people: its name, the same as a column's head, whether it is a fraction, and what it
-    measures."""
+    """Texts of a metric.
+
+    Attributes:
+        label: Full name.
+        short: Column header.
+        is_fraction: Whether it is shown in percent.
+        meaning: What it measures.
+    """
 
     label: str
     short: str
@@ -48,32 +54,108 @@ METRICS |= {
 }
 LESS_IS_BETTER = {key for key in METRICS if key.startswith("mae")}
 HEADLINE = ("acc2_np", "acc2", "f1_np", "f1", "mae", "corr", "acc7", "acc5")
-CARDS = 5
+"""Metrics of the report's cards, most important first."""
+MAX_CARDS = 5
+
+
+# --- numbers and times -------------------------------------------------------------------------------------------
+
+
+def format_number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """Format a number, with a plus if `sign`; an en dash for None."""
+    return NOTHING if value is None else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def format_clock(seconds: float) -> str:
+    """Format a position in a video: `1:05` or `1:02:03`; below a minute with a tenth, `0:03.5`."""
+    if seconds < 60:
+        return f"0:{seconds:04.1f}"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a length of time: `3 h 20 min`, `4 min 05 s` or `12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+# --- values of one metric ----------------------------------------------------------------------------------------
+
+
+def metric_label(key: str) -> str:
+    """Return the metric's full name; an unknown one's key."""
+    return METRICS[key].label if key in METRICS else key
+
+
+def is_fraction(key: str) -> bool:
+    """Return whether the metric is shown in percent."""
+    return key in METRICS and METRICS[key].is_fraction
+
+
+def format_metric(key: str, value: float | None) -> str:
+    """Format a value of the metric `key`: `91.7%` or `0.507`; an en dash for None."""
+    return f"{value:.1%}" if value is not None and is_fraction(key) else format_number(value, 3)
+
+
+def format_spread(key: str, std: float) -> str:
+    """Format a standard deviation of the metric, without a unit: `1.2` (percentage points) or `0.012`."""
+    return f"{100 * std:.1f}" if is_fraction(key) else f"{std:.3f}"
+
+
+def format_difference(key: str, value: float | None) -> str:
+    """Format a difference with its sign: `+1.2` (percentage points) or `+0.050`."""
+    if value is not None and is_fraction(key):
+        return format_number(100 * value, 1, sign=True)
+    return format_number(value, 3, sign=True)
+
+
+def format_interval(key: str, interval: Interval) -> str:
+    """Format an interval of the metric: `88.2 to 97.4%`.
+
+    Empty for None and for an interval of width 0: all bootstrap draws gave the same value, as where every clip is
+    right, and that tells nothing about the uncertainty.
+    """
+    if interval is None or interval[0] == interval[1]:
+        return ""
+    low, high = (format_metric(key, value) for value in interval)
+    return f"{low.removesuffix('%')} to {high}"
+
+
+# --- tables of an evaluation -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
-    """The last evaluation of the same corpus and split before this one: when (ISO 8601), and its metrics."""
+class PreviousEvaluation:
+    """The evaluation of the same corpus and split before this one: its time (ISO 8601) and its metrics."""
 
     time: str
     metrics: Mapping[str, Any]
 
     @property
     def day(self) -> str:
-        """For people: `2026-11-24 02:57 UTC`."""
+        """The time as `2026-11-24 02:57 UTC`."""
         return f"{self.time[:10]} {self.time[11:16]} UTC"
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """A line of the table of metrics, all of it text; empty where there is nothing to say.
+    """A line of the table of metrics as text; empty where there is nothing to show.
 
     Attributes:
-        key: of the metric.
-        between: its 95 % interval.
-        before: its value at the last evaluation.
-        change: since then.
-        better: whether that is one for the better; None where it is the same, or cannot be told.
+        key: Key of the metric.
+        name: Its full name.
+        meaning: What it measures.
+        value: Its value.
+        spread: Standard deviation over the seeds.
+        interval: 95 % interval.
+        previous: Value in the previous evaluation.
+        change: Change since then.
+        better: Whether the change is an improvement; None if there is no change, or no way to tell.
     """
 
     key: str
@@ -81,124 +163,81 @@ class MetricRow:
     meaning: str
     value: str
     spread: str
-    between: str
-    before: str
+    interval: str
+    previous: str
     change: str
     better: bool | None
 
 
-def metrics_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Metrics as (name, value) in plain language: accuracies and F1 in percent, the rest with three decimals.
-
-    Several seeds give `mean ± standard deviation`; an undefined value is an en dash.
-    """
-    return [(_name(key), _value(key, metrics)) for key in _shown(metrics)] + counts(metrics)
-
-
-def compared_rows(metrics: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(name, value, value before, change) of each metric; the change says whether it is one for the better."""
-    rows = []
-    for key in _shown(metrics):
-        change, better = _change(key, metrics, before)
-        said = {True: f"{change}, better", False: f"{change}, worse", None: change}[better]
-        rows.append((_name(key), _value(key, metrics), _value(key, before) if key in before else "", said))
-    earlier = dict(counts(before))
-    return rows + [(name, value, earlier.get(name, ""), "") for name, value in counts(metrics)]
-
-
-def table_rows(
-    metrics: Mapping[str, Any], intervals: Mapping[str, Interval], before: Mapping[str, Any] | None
+def metric_table(
+    metrics: Mapping[str, Any],
+    intervals: Mapping[str, Interval] | None = None,
+    previous: Mapping[str, Any] | None = None,
 ) -> list[MetricRow]:
-    """The page's table of metrics."""
+    """Return a row for each metric: the known ones in their usual order, then others.
+
+    Args:
+        metrics: As in metrics/<split>.json; `<key>_std` is the standard deviation of `<key>` over the seeds.
+        intervals: 95 % intervals of some of the metrics.
+        previous: Metrics of the previous evaluation.
+    """
+    intervals, previous = intervals or {}, previous or {}
+    others = metrics.keys() - METRICS.keys() - {f"{key}_std" for key in metrics} - {"n", "seeds"}
     rows = []
-    for key in _shown(metrics):
-        value, _, spread = _value(key, metrics).partition(" ± ")
-        change, better = _change(key, metrics, before or {})
+    for key in [*(key for key in METRICS if key in metrics), *(key for key in metrics if key in others)]:
+        change, better = _change(key, metrics[key], previous.get(key))
         rows.append(
             MetricRow(
                 key=key,
-                name=_name(key),
+                name=metric_label(key),
                 meaning=METRICS[key].meaning if key in METRICS else "",
-                value=value,
-                spread=spread,
-                between=told_interval(key, intervals[key]) or NOTHING if key in intervals else "",
-                before=_value(key, before) if before and key in before else "",
-                change=change.replace("-", MINUS),
+                value=format_metric(key, metrics[key]),
+                spread=_spread(key, metrics),
+                interval=format_interval(key, intervals[key]) or NOTHING if key in intervals else "",
+                previous=_with_spread(key, previous) if key in previous else "",
+                change=change,
                 better=better,
             )
         )
     return rows
 
 
+def metrics_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of each metric, then the counts; several seeds give `mean ± standard deviation`."""
+    return [(row.name, _with_spread(row.key, metrics)) for row in metric_table(metrics)] + counts(metrics)
+
+
+def compared_rows(metrics: Mapping[str, Any], previous: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return (name, value, previous value, change) of each metric, then the counts."""
+    suffix = {True: ", better", False: ", worse", None: ""}
+    rows = [
+        (row.name, _with_spread(row.key, metrics), row.previous, row.change + suffix[row.better])
+        for row in metric_table(metrics, previous=previous)
+    ]
+    before = dict(counts(previous))
+    return rows + [(name, count, before.get(name, ""), "") for name, count in counts(metrics)]
+
+
 def counts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How many clips and seeds, as far as they are known."""
+    """Return (name, number) of the clips and of the seeds, where known."""
     return [(name, f"{metrics[key]:,}") for key, name in {"n": "Clips", "seeds": "Seeds"}.items() if key in metrics]
 
 
-def told(key: str, value: float | None) -> str:
-    """A value of the metric `key`: `91.7%` or `0.507`; an en dash where it is undefined."""
-    if value is None:
-        return NOTHING
-    if key in METRICS and METRICS[key].is_fraction:
-        return f"{value:.1%}"
-    return f"{value:.3f}".replace("-", MINUS)
+def _spread(key: str, metrics: Mapping[str, Any]) -> str:
+    std = metrics.get(f"{key}_std")
+    return "" if metrics[key] is None or std is None else format_spread(key, std)
 
 
-def told_interval(key: str, between: Interval) -> str:
-    """`88.2 to 97.4%`; empty where there is none, or one without width: all draws gave the same, as where every clip is
-    right, which says nothing of how far off that could be."""
-    if between is None or between[0] == between[1]:
-        return ""
-    low, high = (told(key, value) for value in between)
-    return f"{low.removesuffix('%')} to {high}"
+def _with_spread(key: str, metrics: Mapping[str, Any]) -> str:
+    value, spread = format_metric(key, metrics[key]), _spread(key, metrics)
+    return f"{value} ± {spread}" if spread else value
 
 
-def told_difference(key: str, value: float | None) -> str:
-    """With its sign: `+1.2` points of a percentage, or `+0.050`."""
-    if value is None:
-        return NOTHING
-    shown = f"{100 * value:+.1f}" if key in METRICS and METRICS[key].is_fraction else f"{value:+.3f}"
-    return shown.replace("-", MINUS)
-
-
-def decimals(value: float | None) -> str:
-    """Three decimals."""
-    return NOTHING if value is None else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-    """Three decimals with a sign."""
-    return NOTHING if value is None else f"{value:+.3f}".replace("-", MINUS)
-
-
-def _shown(metrics: Mapping[str, Any]) -> list[str]:
-    """Keys of the metrics: those that are known in their usual order, then others."""
-    known = {*METRICS, *(f"{key}_std" for key in metrics), "n", "seeds"}
-    return [key for key in METRICS if key in metrics] + [key for key in metrics if key not in known]
-
-
-def _name(key: str) -> str:
-    return METRICS[key].label if key in METRICS else key
-
-
-def _value(key: str, metrics: Mapping[str, Any]) -> str:
-    value, spread = metrics[key], metrics.get(f"{key}_std")
-    if value is None:
-        return NOTHING
-    if not isinstance(value, int | float):
-        return str(value)
-    if key in METRICS and METRICS[key].is_fraction:
-        return f"{value:.1%}" + ("" if spread is None else f" ± {100 * spread:.1f}")
-    return f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
-
-
-def _change(key: str, metrics: Mapping[str, Any], before: Mapping[str, Any]) -> tuple[str, bool | None]:
-    """Points of a percentage, or the number itself, as exact as the values are shown; and whether it is better."""
-    new, old = metrics.get(key), before.get(key)
+def _change(key: str, new: float | None, old: float | None) -> tuple[str, bool | None]:
+    """Return the change, with the precision that values are shown with, and whether it is an improvement."""
     if new is None or old is None or key not in METRICS:
         return "", None
-    difference = new - old
-    shown = f"{100 * difference:+.1f} points" if METRICS[key].is_fraction else f"{difference:+.3f}"
-    if not any(digit in shown for digit in "123456789"):
+    change = format_difference(key, new - old) + (" points" if is_fraction(key) else "")
+    if not any(digit in change for digit in "123456789"):
         return "same", None
-    return shown, (difference < 0) == (key in LESS_IS_BETTER)
+    return change, (new < old) == (key in LESS_IS_BETTER)

@@ -1,6 +1,6 @@
-"""Plots for the page: matplotlib's figures as SVG in the page's own colours, or as pictures.
+"""Matplotlib figures as inline SVG in the page's colours, or as PNG.
 
-What a page may hold is strict: an SVG brings neither styles nor links, so that the content policy can forbid both.
+The SVG has neither styles nor links, so that the page's content security policy can forbid both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Matplotlib knows no CSS variables: it draws with these marker colours, `to_svg` then puts the page's own in
-# their place, so that plots follow the reader's light or dark scheme.
+# Matplotlib has no CSS variables: it draws with these placeholder colours, which `to_svg` replaces by the page's
+# variables, so that plots follow the reader's light or dark scheme.
 INK, MUTED, LINE, ACCENT = "#010101", "#010102", "#010103", "#010104"
 SERIES = ("#010111", "#010112", "#010113", "#010114", "#010115", "#010116", "#010117", "#010118")
 PAGE_COLOURS = {
@@ -28,7 +28,7 @@ PAGE_COLOURS = {
     ACCENT: "--accent",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)},
 }
-PICTURE_COLOURS = {
+PNG_COLOURS = {
     INK: "#1a1f26",
     MUTED: "#5d6774",
     LINE: "#dfe3e8",
@@ -41,7 +41,7 @@ PICTURE_COLOURS = {
         )
     ),
 }
-"""Those of the page's light scheme, for pictures, which follow no scheme."""
+"""Colours of the page's light scheme."""
 
 PLOT_STYLE = {
     "svg.fonttype": "none",
@@ -71,7 +71,7 @@ _FONT = re.compile(r"font: ((?:\d+ )?)([\d.]+)px [^;\"]*")
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A drawing for the page: `title` above it, `svg` to be placed as it is."""
+    """A plot of the page: its title and its `<svg>` element."""
 
     title: str
     svg: Markup
@@ -79,10 +79,14 @@ class Plot:
 
 @contextmanager
 def plotting(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many inches with one pair of axes, in the report's style as long as the context lasts.
+    """Provide a figure with one pair of axes, in the report's style for the duration of the context.
 
-    Matplotlib's own defaults come first, so that a user's matplotlibrc does not change the report. Not by
-    pyplot, which keeps figures alive.
+    The style starts from Matplotlib's own defaults, so that a user's matplotlibrc does not change the report. Figures
+    are made without pyplot, which would keep them alive.
+
+    Args:
+        width: In inches.
+        height: In inches.
     """
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -93,10 +97,12 @@ def plotting(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def to_svg(figure: Figure, title: str, name: str = "") -> Markup:
-    """The figure as an `<svg>` element: page colours, ids of its own, nothing that a page would fetch, no styles.
+    """Return the figure as an `<svg>` element with the page's colours, unique ids, no styles and nothing to fetch.
 
     Args:
-        name: of the plot among all of a page, where its title alone does not tell it apart.
+        figure: The figure.
+        title: Its accessible name.
+        name: Prefix of the ids; needed where the title is not unique in the page.
     """
     from markupsafe import Markup, escape
 
@@ -104,8 +110,8 @@ def to_svg(figure: Figure, title: str, name: str = "") -> Markup:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg ") :]
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # joins and caps of lines: the page's has them
-    svg = re.sub(r'\sstyle="([^"]*)"', lambda found: _attributes(found[1]), svg)
+    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)  # line joins and caps: set by the page's CSS
+    svg = re.sub(r'\sstyle="([^"]*)"', lambda match: _attributes(match[1]), svg)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href=", "href=")
     for colour, variable in PAGE_COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")
@@ -116,31 +122,31 @@ def to_svg(figure: Figure, title: str, name: str = "") -> Markup:
 
 
 def _attributes(declarations: str) -> str:
-    """CSS declarations as presentation attributes; of a font its weight and size, as the family is the page's."""
-    declarations = _FONT.sub(lambda f: (f"font-weight: {f[1]};" if f[1] else "") + f"font-size: {f[2]}px", declarations)
+    """Return CSS declarations as presentation attributes; of a font only weight and size, the family is the page's."""
+    declarations = _FONT.sub(lambda m: (f"font-weight: {m[1]};" if m[1] else "") + f"font-size: {m[2]}px", declarations)
     pairs = (part.split(":", 1) for part in declarations.split(";") if part.strip())
     return "".join(f' {name.strip()}="{value.strip()}"' for name, value in pairs)
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a picture on white."""
-    figure.canvas.draw()  # an axis makes its ticks only then
+    """Return the figure as a PNG on white."""
+    figure.canvas.draw()  # ticks are created when drawn
     for artist in figure.findobj():
         for part in ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor"):
             read, write = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
-            if read and write and (colour := _picture_colour(read())) is not None:
+            if read and write and (colour := _png_colour(read())) is not None:
                 write(colour)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, facecolor="white")
     return buffer.getvalue()
 
 
-def _picture_colour(colour: Any) -> Any:
-    """A picture's colour, or the colours of a collection's parts, for marker colours; None for others."""
+def _png_colour(colour: Any) -> Any:
+    """Return the PNG's colour for a placeholder, or the colours for those of a collection; None for other colours."""
     from matplotlib.colors import is_color_like, to_hex, to_rgba
 
     if is_color_like(colour):
-        return PICTURE_COLOURS.get(to_hex(colour))
-    if getattr(colour, "ndim", 0) == 2 and len(colour) and to_hex(colour[0]) in PICTURE_COLOURS:
-        return [to_rgba(PICTURE_COLOURS[to_hex(one)], one[3]) for one in colour]
+        return PNG_COLOURS.get(to_hex(colour))
+    if getattr(colour, "ndim", 0) == 2 and len(colour) and to_hex(colour[0]) in PNG_COLOURS:
+        return [to_rgba(PNG_COLOURS[to_hex(one)], one[3]) for one in colour]
     return None

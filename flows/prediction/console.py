@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from flows.prediction.html import clock, number
+from flows.display.metrics import format_clock, format_number
 from model.prediction.results import Result
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -38,7 +38,7 @@ def show(console: Console, results: Sequence[dict[str, Any]], label_range: Seque
             console.print(Text.assemble((Path(result["file"]).name, "bold"), ": ", "; ".join(lines)))
     for result in results:
         if result["windows"]:
-            name, end = Path(result["file"]).name, clock(result["windows"][-1]["end"])
+            name, end = Path(result["file"]).name, format_clock(result["windows"][-1]["end"])
             line = time_line(result["windows"], label_range)
             console.print(Text.assemble((name, "bold"), f"  0:00 {line} {end}"))
 
@@ -66,11 +66,11 @@ def results_table(results: Sequence[dict[str, Any]], label_range: Sequence[float
         interval, shares = result["interval"], result["contributions"]
         table.add_row(
             name,
-            number(result["score"]),
+            format_number(result["score"]),
             result["sentiment"],
             result["class"],
-            f"{number(interval['low'])} to {number(interval['high'])}" if interval else "not known",
-            ", ".join(f"{m} {number(shares[m], sign=True)}" if shares else m for m in result["used"]),
+            f"{format_number(interval['low'])} to {format_number(interval['high'])}" if interval else "not known",
+            ", ".join(f"{m} {format_number(shares[m], sign=True)}" if shares else m for m in result["used"]),
             f"{sum(result['seconds'].values()):.1f}",
         )
     return table

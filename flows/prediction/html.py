@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 from flows.display import COLOURS
+from flows.display.metrics import format_clock, format_number
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, MARGIN = 640, 12
 SCALE_HEIGHT, LINE_HEIGHT = 46, 150
-NOTHING = "–"  # noqa: RUF001  (an en dash stands for what is not known)
 
 
 def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[str, Any], level: float) -> None:
@@ -39,29 +39,13 @@ def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[
         results=results,
         model=model,
         level=level,
-        number=number,
-        clock=clock,
+        number=format_number,
+        clock=format_clock,
         scale=lambda result: scale(result, low, high),
         time_line=lambda result: time_line(result["windows"], low, high),
     )
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-
-
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A score as people read it; a dash for none."""
-    if value is None:
-        return NOTHING
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")  # noqa: RUF001
-
-
-def clock(seconds: float) -> str:
-    """`1:05` or `1:02:03`; under a minute with a tenth, `0:03.5`."""
-    if seconds < 60:
-        return f"0:{seconds:04.1f}"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _across(value: float, low: float, high: float) -> float:
@@ -84,7 +68,7 @@ def scale(result: Mapping[str, Any], low: float, high: float) -> Markup:
     for value in (low, (low + high) / 2, high):
         at = _across(value, low, high)
         shapes.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="12" y2="24" stroke="var(--line)" stroke-width="2"/>')
-        shapes.append(f'<text x="{at:.1f}" y="42" text-anchor="middle">{number(value, 0)}</text>')
+        shapes.append(f'<text x="{at:.1f}" y="42" text-anchor="middle">{format_number(value, 0)}</text>')
     if interval := result["interval"]:
         first, last = (_across(interval[name], low, high) for name in ("low", "high"))
         shapes.append(
@@ -109,7 +93,7 @@ def time_line(windows: Sequence[Mapping[str, Any]], low: float, high: float) -> 
         shapes.append(
             f'<line x1="{MARGIN + 18}" x2="{WIDTH - MARGIN}" y1="{height:.1f}" y2="{height:.1f}" stroke="var(--line)"/>'
         )
-        shapes.append(f'<text x="{MARGIN + 10}" y="{height + 4:.1f}" text-anchor="end">{number(value, 0)}</text>')
+        shapes.append(f'<text x="{MARGIN + 10}" y="{height + 4:.1f}" text-anchor="end">{format_number(value, 0)}</text>')
     run: list[str] = []
     for window in [*windows, {"score": None}]:
         if window["score"] is not None:
@@ -122,5 +106,5 @@ def time_line(windows: Sequence[Mapping[str, Any]], low: float, high: float) -> 
             shapes.append(f'<polyline points="{" ".join(run)}" fill="none" stroke="var(--accent)" stroke-width="2"/>')
         run = []
     shapes.append(f'<text x="{MARGIN + 18}" y="{LINE_HEIGHT - 6}">0:00</text>')
-    shapes.append(f'<text x="{WIDTH - MARGIN}" y="{LINE_HEIGHT - 6}" text-anchor="end">{clock(end)}</text>')
+    shapes.append(f'<text x="{WIDTH - MARGIN}" y="{LINE_HEIGHT - 6}" text-anchor="end">{format_clock(end)}</text>')
     return _svg(LINE_HEIGHT, "scores over time", shapes)

@@ -15,7 +15,7 @@ from flows.config.params import Params
 from flows.report import Breakdown, CalibrationInput, ExplorerInput
 from flows.report.explorer import choose_clips
 from model.evaluation.predictions import ClipPredictions
-from model.evaluation.subgroups import ClipFacts, Part
+from model.evaluation.subgroups import ClipAttributes, Subgroup
 
 MOST_VIDEOS = 12
 """In the report's table; of more, the worst and the best."""
@@ -29,12 +29,12 @@ def checkpoints(params: Params) -> list[Path]:
 def analysed(params: Params, result: Any, manifest: Manifest, transcripts: Mapping[str, Transcript]) -> dict[str, Any]:
     """What is measured for the report alone: `ReportInput`'s explorer and, where there are labels, the other three."""
     from model.evaluation.predictions import ClipPredictions
-    from model.evaluation.subgroups import split_into_parts
+    from model.evaluation.subgroups import split_into_subgroups
 
     clips = ClipPredictions.of(result.predictions)
     valid = {m: FeatureReader(params.paths.features / m, m).valid_steps() for m in ("audio", "vision")}
     facts = clip_facts(clips, result.steps, manifest, valid)
-    parts = split_into_parts(facts)
+    parts = split_into_subgroups(facts)
     labelled = clips.labelled()
     found = {"explorer": explorer_input(params, clips, result.steps, parts, transcripts, valid)}
     if not labelled.clip_ids:
@@ -51,14 +51,14 @@ def clip_facts(
     steps: Mapping[str, np.ndarray],
     manifest: Manifest,
     valid: Mapping[str, Mapping[str, np.ndarray]],
-) -> ClipFacts:
+) -> ClipAttributes:
     """What the predicted clips are told apart by, in their order."""
-    from model.evaluation.subgroups import ClipFacts
+    from model.evaluation.subgroups import ClipAttributes
 
     by_id = {clip.clip_id: clip for clip in manifest.clips}
     rows = [by_id[clip_id] for clip_id in clips.clip_ids]
     shares = {m: [of[c].mean() if len(of.get(c, ())) else np.nan for c in clips.clip_ids] for m, of in valid.items()}
-    return ClipFacts(
+    return ClipAttributes(
         seconds_N=_numbers(clip.duration for clip in rows),
         video_N=np.array([clip.video_id for clip in rows], object),
         steps=steps,
@@ -75,20 +75,20 @@ def _numbers(values: Iterable[float | None]) -> np.ndarray:
 
 def metric_intervals(labelled: ClipPredictions, label_range: tuple[float, float]) -> dict[str, Any]:
     """A 95 % interval of each metric of the split."""
-    from model.evaluation.bootstrap import interval, resampled_metrics
+    from model.evaluation.bootstrap import percentile_interval, resampled_metrics
 
     draws = resampled_metrics(labelled.prediction_SN, labelled.label_N, label_range)
-    return {key: interval(values_R) for key, values_R in draws.items()}
+    return {key: percentile_interval(values_R) for key, values_R in draws.items()}
 
 
 def breakdown(
-    clips: ClipPredictions, parts: Sequence[Part], facts: ClipFacts, label_range: tuple[float, float]
+    clips: ClipPredictions, parts: Sequence[Subgroup], facts: ClipAttributes, label_range: tuple[float, float]
 ) -> Breakdown:
     """Metrics of the whole split, its parts and its videos."""
-    from model.evaluation.subgroups import Part, accuracy_key, measure_parts, measure_videos
+    from model.evaluation.subgroups import Subgroup, accuracy_key, measure_subgroups, measure_videos
 
-    whole = Part("", "all clips", np.ones(len(clips.clip_ids), bool))
-    measured = measure_parts([whole, *parts], clips.prediction_SN, clips.label_N, label_range)
+    whole = Subgroup("", "all clips", np.ones(len(clips.clip_ids), bool))
+    measured = measure_subgroups([whole, *parts], clips.prediction_SN, clips.label_N, label_range)
     videos, count = measure_videos(facts, clips.prediction_SN, label_range, MOST_VIDEOS)
     return Breakdown(measured[0], measured[1:], videos, count, accuracy_key(label_range))
 
@@ -115,7 +115,7 @@ def explorer_input(
     params: Params,
     clips: ClipPredictions,
     steps: Mapping[str, np.ndarray],
-    parts: Sequence[Part],
+    parts: Sequence[Subgroup],
     transcripts: Mapping[str, Transcript],
     valid: Mapping[str, Mapping[str, np.ndarray]],
 ) -> ExplorerInput:

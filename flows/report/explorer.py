@@ -19,7 +19,7 @@ from corpora.manifest import MODALITIES, Clip
 
 if TYPE_CHECKING:
     from model.evaluation.explain import Attention, ClipView, Explanation, Track
-    from model.evaluation.subgroups import Part
+    from model.evaluation.subgroups import Subgroup
 
 MOST_CLIPS = 300
 """Of larger splits: half of them the worst, half drawn from the others."""
@@ -71,7 +71,7 @@ class ExplorerInput:
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     valid: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     missing: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    parts: Sequence[Part] = ()
+    parts: Sequence[Subgroup] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Explorer:
         parts: (group, name) by which rows can be filtered.
         data: JSON that may stand within a script element.
         has_views: whether clips can be looked into.
-        without_attention: why no attention is shown; empty where it is.
+        no_attention_reason: why no attention is shown; empty where it is.
     """
 
     rows: Sequence[ClipRow]
@@ -92,7 +92,7 @@ class Explorer:
     parts: Sequence[tuple[str, str]]
     data: str
     has_views: bool
-    without_attention: str
+    no_attention_reason: str
 
 
 def choose_clips(label_N: np.ndarray, prediction_N: np.ndarray, most: int = MOST_CLIPS, seed: int = 0) -> np.ndarray:
@@ -149,7 +149,7 @@ def explorer(
         parts=[(part.group, part.name) for part in parts],
         data=to_script(data),
         has_views=bool(known.explanation and known.explanation.views),
-        without_attention=known.explanation.without_attention if known.explanation else "",
+        no_attention_reason=known.explanation.no_attention_reason if known.explanation else "",
     )
 
 
@@ -221,13 +221,13 @@ def _attention(attention: Attention, track: Track, seconds: float) -> dict[str, 
     """A string a word: its weights as multiples of an even spread, up to `most`; and what goes to no moment."""
     seen_CT = _overlap(track, seconds) & track.visible_T
     steps_WT = attention.steps_WT[:MOST_WORDS]
-    used_W = (steps_WT.sum(axis=1) + attention.aside_W[:MOST_WORDS]) > 0
+    used_W = (steps_WT.sum(axis=1) + attention.cls_W[:MOST_WORDS]) > 0
     even = float(steps_WT[used_W][:, track.visible_T].mean()) if used_W.any() and track.visible_T.any() else 0.0
     times_WT = steps_WT / even if even > 0 else np.zeros_like(steps_WT)
     times_CW = _means(seen_CT, times_WT.T)
     most = float(max(2.0, np.nanmax(times_CW, initial=0.0)))
     rows = [to_levels(column) if used else "" for column, used in zip(times_CW.T / most, used_W, strict=True)]
-    aside = [round(float(value), 3) for value in attention.aside_W[:MOST_WORDS]]
+    aside = [round(float(value), 3) for value in attention.cls_W[:MOST_WORDS]]
     return {"most": round(most, 2), "rows": rows, "aside": aside}
 
 

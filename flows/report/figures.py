@@ -193,7 +193,7 @@ def _draw_reliability(axes: Axes, bins: Sequence[Bin], label_range: tuple[float,
     axes.plot(label_range, label_range, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     x = [entry.prediction for entry in bins]
     y = [entry.label for entry in bins]
-    _draw_intervals(axes, x, y, [entry.between for entry in bins])
+    _draw_intervals(axes, x, y, [entry.interval for entry in bins])
     low, high = min(label_range[0], *x), max(label_range[1], *x)
     margin = 0.04 * (high - low)
     axes.set(xlim=(low - margin, high + margin), xlabel="mean prediction of a bin", ylabel="mean label of its clips")
@@ -206,7 +206,7 @@ def _draw_coverage(axes: Axes, coverage: Sequence[Coverage]) -> None:
 
     levels = [100 * entry.level for entry in coverage]
     axes.plot((0, 100), (0, 100), color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    between = [entry.between and (100 * entry.between[0], 100 * entry.between[1]) for entry in coverage]
+    between = [entry.interval and (100 * entry.interval[0], 100 * entry.interval[1]) for entry in coverage]
     _draw_intervals(axes, levels, [100 * entry.share for entry in coverage], between)
     lowest = min(levels[0], *(low for low, _ in filter(None, between)), 100)
     axes.set(xlim=(levels[0] - 5, 102), ylim=(max(0, lowest - 5), 102), xlabel="level (%)", ylabel="clips inside")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 from flows.display import COLOURS
 from flows.display import metrics as metric_texts
-from flows.display.metrics import NOTHING, Before, Interval
+from flows.display.metrics import NOTHING, Interval, PreviousEvaluation
 from flows.report.explorer import ExplorerInput, explorer
 from flows.report.figures import calibration_plots, curve_plots, error_plots
 from flows.report.provenance import told, told_versions
@@ -85,7 +85,7 @@ class ReportInput:
     predictions: pa.Table
     clips: Mapping[str, Clip]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    before: Before | None = None
+    before: PreviousEvaluation | None = None
     breakdown: Breakdown | None = None
     calibration: CalibrationInput | None = None
     explorer: ExplorerInput = field(default_factory=ExplorerInput)
@@ -121,7 +121,7 @@ def write_report(path: Path, report: ReportInput) -> None:
             **_background(report),
         )
     )
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
 
 
@@ -153,7 +153,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": metric_texts.signed, "decimals": metric_texts.decimals}
+    environment.filters["number"] = metric_texts.format_number
     environment.globals |= {"NOTHING": NOTHING, "MINUS": metric_texts.MINUS}
     return environment
 
@@ -161,12 +161,12 @@ def _environment() -> Any:
 def _metrics(report: ReportInput) -> dict[str, Any]:
     """The headline and the table of metrics."""
     before = report.before.metrics if report.before else None
-    rows = metric_texts.table_rows(report.metrics, report.intervals, before)
+    rows = metric_texts.metric_table(report.metrics, report.intervals, before)
     by_key = {row.key: row for row in rows}
     return {
         "measured": any(row.value != NOTHING for row in rows),
         "rows": rows,
-        "cards": [by_key[key] for key in metric_texts.HEADLINE if key in by_key][: metric_texts.CARDS],
+        "cards": [by_key[key] for key in metric_texts.HEADLINE if key in by_key][: metric_texts.MAX_CARDS],
         "counts": metric_texts.counts(report.metrics),
         "languages": sorted({clip.language for clip in report.clips.values()}),
     }

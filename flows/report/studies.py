@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flows.display.metrics import LESS_IS_BETTER, METRICS, MINUS, NOTHING, told, told_difference, told_interval
+from flows.display.metrics import LESS_IS_BETTER, METRICS, MINUS, NOTHING, format_metric, format_difference, format_interval
 from flows.display.plots import MUTED, SERIES, Plot, plotting, to_svg
-from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
+from flows.studies.results import ALL_CLIPS, CLEAN, Answer, Row, StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +111,7 @@ class _Numbers:
         variant: str,
         metric: str,
         statistic: str = "mean",
-        condition: str = AS_IT_IS,
+        condition: str = CLEAN,
         level: float | None = None,
         clips: str = ALL_CLIPS,
     ) -> Row | None:
@@ -150,7 +150,7 @@ def _view(number: int, study: StudyResult, corpus: str, split: str, data: Mappin
     numbers = _Numbers(study)
     flat = [condition for condition in study.conditions if not numbers.levels(condition)]
     with_levels = [condition for condition in study.conditions if numbers.levels(condition)]
-    slices = dict.fromkeys(r.clips for r in study.find(condition=AS_IT_IS, statistic="mean") if r.clips != ALL_CLIPS)
+    slices = dict.fromkeys(r.clips for r in study.find(condition=CLEAN, statistic="mean") if r.clips != ALL_CLIPS)
     tables, curves = [_metrics_table(numbers)], []
     for metric in study.metrics[:1]:
         name = _name(metric)
@@ -226,12 +226,12 @@ def _cell(numbers: _Numbers, variant: str, metric: str, **place: Any) -> Cell:
         return Cell(NOTHING)
     spread = "" if std is None or std.value is None else _spread(metric, std.value)
     if difference is None or difference.value is None or variant == numbers.study.reference:
-        return Cell(told(metric, mean.value), spread)
+        return Cell(format_metric(metric, mean.value), spread)
     low, high = difference.low, difference.high
     known = low is not None and high is not None
-    between = f"{told_difference(metric, low)}, {told_difference(metric, high)}" if known else ""
+    between = f"{format_difference(metric, low)}, {format_difference(metric, high)}" if known else ""
     better = (low < 0) == (metric in LESS_IS_BETTER) if known and (low > 0 or high < 0) else None
-    return Cell(told(metric, mean.value), spread, told_difference(metric, difference.value), between, better)
+    return Cell(format_metric(metric, mean.value), spread, format_difference(metric, difference.value), between, better)
 
 
 def _area_table(numbers: _Numbers, metric: str, conditions: Sequence[str]) -> Table:
@@ -240,13 +240,13 @@ def _area_table(numbers: _Numbers, metric: str, conditions: Sequence[str]) -> Ta
     rows = []
     for style, variant in enumerate(numbers.study.variants):
         found = [numbers.one(variant, metric, "area", condition) for condition in shown]
-        cells = [Cell(told(metric, None if row is None else row.value), between=_between(metric, row)) for row in found]
+        cells = [Cell(format_metric(metric, None if row is None else row.value), between=_between(metric, row)) for row in found]
         rows.append(VariantRow(variant, style, variant == numbers.study.reference, "", cells))
     return Table(f"{_name(metric)}, mean over the levels: the area under each curve", shown, rows)
 
 
 def _between(metric: str, row: Row | None) -> str:
-    return told_interval(metric, (row.low, row.high)) if row and None not in (row.low, row.high) else ""
+    return format_interval(metric, (row.low, row.high)) if row and None not in (row.low, row.high) else ""
 
 
 def _curve_plot(numbers: _Numbers, number: int, metric: str, condition: str) -> Plot:

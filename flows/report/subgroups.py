@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows.display.metrics import METRICS, Interval, MetricText, told, told_interval
+from flows.display.metrics import METRICS, Interval, MetricText, format_metric, format_interval
 
 if TYPE_CHECKING:
-    from model.evaluation.subgroups import PartMetrics
+    from model.evaluation.subgroups import SubgroupMetrics
 
 FEWEST = 10
 """Clips of a part from which its metrics say something; of fewer they are grey."""
@@ -23,12 +23,12 @@ class Breakdown:
     Attributes:
         videos: of many, those with the greatest and those with the least error.
         videos_measured: how many have enough clips.
-        accuracy: key of the metric that `PartMetrics.accuracy` is.
+        accuracy: key of the metric that `SubgroupMetrics.accuracy` is.
     """
 
-    whole: PartMetrics
-    parts: Sequence[PartMetrics]
-    videos: Sequence[PartMetrics]
+    whole: SubgroupMetrics
+    parts: Sequence[SubgroupMetrics]
+    videos: Sequence[SubgroupMetrics]
     videos_measured: int
     accuracy: str
 
@@ -87,7 +87,7 @@ def video_table(breakdown: Breakdown) -> PartTable:
     return _table(breakdown, breakdown.videos, 0)
 
 
-def _table(breakdown: Breakdown, parts: Sequence[PartMetrics], fewest: int) -> PartTable:
+def _table(breakdown: Breakdown, parts: Sequence[SubgroupMetrics], fewest: int) -> PartTable:
     on_scale = [breakdown.whole, *(part for part in parts if part.clips >= fewest)]
     columns = [
         (breakdown.accuracy, "accuracy", _scale(on_scale, "accuracy", 1.0)),
@@ -100,7 +100,7 @@ def _table(breakdown: Breakdown, parts: Sequence[PartMetrics], fewest: int) -> P
             clips=f"{part.clips:,}",
             small=part.clips < fewest,
             cells=[
-                _cell(key, getattr(part, name), getattr(part, f"{name}_between"), scale) for key, name, scale in columns
+                _cell(key, getattr(part, name), getattr(part, f"{name}_interval"), scale) for key, name, scale in columns
             ],
         )
         for part in parts
@@ -117,15 +117,15 @@ def _told_end(key: str, end: float) -> str:
 def _cell(key: str, value: float | None, between: Interval, scale: Scale) -> tuple[str, str, Mark | None]:
     """Value and interval as text, and as a mark."""
     if value is None:
-        return told(key, None), "", None
+        return format_metric(key, None), "", None
     low, high = (scale.place(edge) for edge in between) if between and between[0] < between[1] else (None, None)
     whole = None if scale.whole is None else scale.place(scale.whole)
-    return told(key, value), told_interval(key, between), Mark(scale.place(value), low, high, whole)
+    return format_metric(key, value), format_interval(key, between), Mark(scale.place(value), low, high, whole)
 
 
-def _scale(parts: Sequence[PartMetrics], name: str, most: float | None) -> Scale:
+def _scale(parts: Sequence[SubgroupMetrics], name: str, most: float | None) -> Scale:
     """From the least end of an interval to the greatest, rounded to tenths; the first part is the whole split."""
-    ends = [end for part in parts for end in getattr(part, f"{name}_between") or ()]
+    ends = [end for part in parts for end in getattr(part, f"{name}_interval") or ()]
     ends += [value for part in parts[:1] if (value := getattr(part, name)) is not None]
     if not ends:
         return Scale(0.0, most or 1.0, None)

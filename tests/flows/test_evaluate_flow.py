@@ -18,7 +18,7 @@ from flows.config.params import Params, load_params
 from flows.report import analysis, pictures
 from model.checkpoint import io as checkpoint_io
 from model.evaluation.predictions import ClipPredictions
-from model.evaluation.subgroups import split_into_parts
+from model.evaluation.subgroups import split_into_subgroups
 
 OLD = {"acc2_np": 0.90, "mae": 0.60, "corr": 0.5, "acc7": None, "n": 80}
 NEW = {"acc2_np": 0.95, "mae": 0.65, "corr": 0.5001, "acc7": 0.4, "n": 80}
@@ -39,8 +39,8 @@ def test_a_change_says_whether_it_is_for_the_better():
     assert changes["Pearson correlation"] == ("0.500", "same")
     assert changes["Acc-7"] == ("–", "") and changes["Clips"] == ("80", "")  # noqa: RUF001
     backwards = {name: change for name, _, _, change in evaluate.compared_rows(OLD, NEW)}
-    assert backwards["Mean absolute error"] == "-0.050, better"
-    assert backwards["Acc-2 (negative / positive)"] == "-5.0 points, worse"
+    assert backwards["Mean absolute error"] == "\u22120.050, better"
+    assert backwards["Acc-2 (negative / positive)"] == "\u22125.0 points, worse"
 
 
 def test_the_first_evaluation_has_nothing_to_compare_with(params):
@@ -131,7 +131,7 @@ def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features()
 def test_parts_and_videos_of_a_split_are_measured():
     manifest, clips, steps = make_split()
     facts = analysis.clip_facts(clips, steps, manifest, {})
-    found = analysis.breakdown(clips, split_into_parts(facts), facts, manifest.label_range)
+    found = analysis.breakdown(clips, split_into_subgroups(facts), facts, manifest.label_range)
     assert found.whole.clips == 11 and found.whole.mae == pytest.approx(0.3)
     assert {part.group for part in found.parts} == {"Length", "Modalities", "Polarity", "Conflict"}
     assert {video.name: video.clips for video in found.videos} == {"a": 5, "b": 6} and found.videos_measured == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.display.metrics import METRICS, metrics_rows, signed, told, told_difference, told_interval
+from flows.display.metrics import METRICS, metrics_rows, format_number, format_metric, format_difference, format_interval
 
 WIDE_METRICS = {"n": 12, "mae": 0.5074, "corr": 0.9104, "acc2_np": 0.9168, "f1_nn": 0.89}
 
@@ -38,13 +38,13 @@ def test_an_unknown_metric_is_shown_under_its_key():
     [("mae", 0.5, "0.500"), ("acc5", 0.6125, "61.3%"), ("corr", -0.1, "\u22120.100"), ("acc2", None, "–")],  # noqa: RUF001
 )
 def test_a_value_is_written_as_its_metric_is(key, value, shown):
-    assert told(key, value) == shown
+    assert format_metric(key, value) == shown
 
 
 def test_differences_have_a_sign_and_intervals_two_ends():
-    assert told_difference("acc2_np", -0.0312) == "\u22123.1" and told_difference("mae", 0.05) == "+0.050"
-    assert told_interval("acc2_np", (0.5, 1.0)) == "50.0 to 100.0%" and told_interval("mae", None) == ""
-    assert signed(-0.0004) == "\u22120.000" and signed(None) == "–"  # noqa: RUF001
+    assert format_difference("acc2_np", -0.0312) == "\u22123.1" and format_difference("mae", 0.05) == "+0.050"
+    assert format_interval("acc2_np", (0.5, 1.0)) == "50.0 to 100.0%" and format_interval("mae", None) == ""
+    assert format_number(-0.0004, 3, sign=True) == "\u22120.000" and format_number(None) == "–"  # noqa: RUF001
 
 
 def test_names_of_columns_tell_metrics_of_one_range_apart():

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from corpora.manifest import MODALITIES
 from flows.cli.app import app
 from flows.prediction.console import time_line
-from flows.prediction.html import clock, write_page
+from flows.display.metrics import format_clock
+from flows.prediction.html import write_page
 from flows.prediction.inputs import default_model, find_media, to_videos
 from model.evaluate import evaluate
 from model.predict import Predictor
@@ -162,7 +163,7 @@ def test_a_time_line_rises_with_the_score_and_is_never_too_wide():
 
 
 def test_times_are_read_as_on_a_clock():
-    assert [clock(x) for x in (3.54, 59.94, 65, 3723)] == ["0:03.5", "0:59.9", "1:05", "1:02:03"]
+    assert [format_clock(x) for x in (3.54, 59.94, 65, 3723)] == ["0:03.5", "0:59.9", "1:05", "1:02:03"]
 
 
 def test_what_people_say_and_call_their_files_is_no_markup(tmp_path):

@@ -15,10 +15,10 @@ from corpora.manifest import Clip
 from corpora.problems import Problem
 from flows.report import Breakdown, CalibrationInput, ExplorerInput, ReportInput, write_report
 from flows.report.corpus_card import CorpusCard, _histogram
-from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult
+from flows.studies.results import ALL_CLIPS, CLEAN, Answer, Row, StudyResult
 from model.evaluation.calibration import Bin, Coverage
 from model.evaluation.explain import Attention, ClipView, Explanation, Feature, Track
-from model.evaluation.subgroups import Part, PartMetrics
+from model.evaluation.subgroups import Subgroup, SubgroupMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -233,17 +233,17 @@ def make_explorer(clips: Mapping[str, Clip], words: int = 4, steps: int = 20, **
             valid={"audio": {clip_id: np.arange(steps) >= 5 for clip_id in clips}},
             missing={clip_id: ["vision"] for clip_id in list(clips)[:2]},
             parts=[
-                Part("Polarity", "positive", np.array([(clip.label or 0) > 0 for clip in clips.values()])),
-                Part("Conflict", "text misleads", np.arange(len(clips)) % 4 == 0),
+                Subgroup("Polarity", "positive", np.array([(clip.label or 0) > 0 for clip in clips.values()])),
+                Subgroup("Conflict", "text misleads", np.arange(len(clips)) % 4 == 0),
             ],
         ),
         **changes,
     )
 
 
-def make_part(group: str, name: str, clips: int, accuracy: float | None, mae: float | None) -> PartMetrics:
+def make_part(group: str, name: str, clips: int, accuracy: float | None, mae: float | None) -> SubgroupMetrics:
     between = None if accuracy is None else (accuracy - 0.08, min(accuracy + 0.06, 1.0))
-    return PartMetrics(group, name, clips, accuracy, between, mae, None if mae is None else (mae - 0.1, mae + 0.1))
+    return SubgroupMetrics(group, name, clips, accuracy, between, mae, None if mae is None else (mae - 0.1, mae + 0.1))
 
 
 def make_breakdown(**changes: Any) -> Breakdown:
@@ -279,7 +279,7 @@ def make_study(**changes: Any) -> StudyResult:
     for number, variant in enumerate(variants):
         cost = 20.0 + 10 * number
 
-        def put(metric, statistic, value, low=None, high=None, condition=AS_IT_IS, level=None, clips=ALL_CLIPS):
+        def put(metric, statistic, value, low=None, high=None, condition=CLEAN, level=None, clips=ALL_CLIPS):
             rows.append(Row(variant, None, condition, level, clips, metric, statistic, value, low, high, cost))  # noqa: B023
 
         put("fusion_madds", "mean", cost)

@@ -157,7 +157,7 @@ def test_the_page_says_why_there_is_no_attention_and_whose_it_is_where_there_are
     known = make.explorer(make.clips())
     assert "first seed" not in render(explorer=known)[1].words
     assert "Attention is that of the first seed" in render(explorer=known, metrics={"mae": 0.5, "seeds": 2})[1].words
-    none = replace(known, explanation=replace(known.explanation, without_attention="the model has no alignment"))
+    none = replace(known, explanation=replace(known.explanation, no_attention_reason="the model has no alignment"))
     assert "no attention to be shown: the model has no alignment." in render(explorer=none)[1].words
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from corpora.problems import Problem
-from flows.report import Before, metrics_rows, write_report
+from flows.report import PreviousEvaluation, metrics_rows, write_report
 from flows.report.page import content_policy
 
 UNIT = (-1.0, 1.0)
@@ -102,7 +102,7 @@ def whole(make, **changes):
         studies=[make.study()],
         explorer=make.explorer(make.clips()),
         intervals={"mae": (0.4, 0.6)},
-        before=Before("2026-11-24T02:57:14+00:00", {"mae": 0.6}),
+        before=PreviousEvaluation("2026-11-24T02:57:14+00:00", {"mae": 0.6}),
         **changes,
     )
 
@@ -168,7 +168,7 @@ def test_a_long_list_of_problems_is_cut_and_says_so(render):
 
 
 def test_metrics_stand_with_their_intervals_and_the_change_since_the_last_run(render):
-    before = Before("2026-11-24T02:57:14+00:00", {"mae": 0.6, "acc2_np": 0.95, "corr": 0.9104})
+    before = PreviousEvaluation("2026-11-24T02:57:14+00:00", {"mae": 0.6, "acc2_np": 0.95, "corr": 0.9104})
     intervals = {"mae": (0.4, 0.61), "acc2_np": (0.85, 0.97), "acc7": None, "acc5": (1.0, 1.0)}
     _, page = render(intervals=intervals, before=before)
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 6}
