@@ -1,13 +1,14 @@
-"""Sentiment of new videos, by a checkpoint: `Predictor.load("models/seed-0/best")("talk.mp4")`.
+"""Sentiment of new videos from a checkpoint: `Predictor.load("models/seed-0/best")("talk.mp4")`.
 
-The network sees what `model.evaluate` would show it of the same clip, so that the scores are the same. What features a
-video has is the business of whoever is registered for it (`model.prediction.protocol`). Torch is imported where the weights are
-loaded, and workers begin to read videos meanwhile.
+Scores equal those of `model.evaluate` for the same clip. Features come from the registered feature maker, see
+`model.prediction.protocol`. Torch is imported only with the weights, so that worker processes can read the first
+videos meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,17 @@ import numpy as np
 
 from model.checkpoint.description import read_description
 from model.config import MODALITIES
-from model.prediction.protocol import Failed, FeatureMaker, Made, Part, Steps, Video, find_maker
-from model.prediction.results import Failure, Notice, Prediction, Result
+from model.prediction.protocol import (
+    FeatureFailure,
+    FeatureMaker,
+    Note,
+    Segment,
+    Steps,
+    Video,
+    VideoFeatures,
+    find_maker,
+)
+from model.prediction.results import Failure, Prediction, Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,16 +37,17 @@ if TYPE_CHECKING:
     from model.network.dashfusion import DashFusion
 
 LEVEL = 0.9
+"""Default coverage of the prediction intervals."""
 
 WINDOW = 5.0
-"""Seconds, where the checkpoint does not say how long its training clips were."""
+"""Seconds of a window if the checkpoint does not record the durations of its training clips."""
 
-BATCH_PARTS = 64
-"""Clips and windows that are waited for before the network sees them."""
+BATCH_SEGMENTS = 64
+"""Clips and windows that are collected for one forward pass."""
 
 
 class PredictionError(ValueError):
-    """A video could not be scored; `failure` says why."""
+    """A video cannot be scored; `failure` says why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -46,26 +57,26 @@ class PredictionError(ValueError):
 class Predictor:
     """A checkpoint that scores videos. Extractors and network stay loaded between calls.
 
-    May be called from several threads. Each extractor works on one video at a time, and threads wait for each other
-    there; the network has no state and is not locked. `Predictor.load` loads the weights, `Predictor` alone leaves that
-    to the first prediction, beside which workers then read the first videos.
+    May be called from several threads. Each extractor processes one video at a time, so threads wait for each other
+    there; the network is stateless and not locked. `Predictor.load` loads the weights at once, the constructor leaves
+    that to the first prediction, while workers already read the first videos.
 
     Args:
-        folder: the checkpoint.
-        device: of the network: auto, cpu, cuda, ...
-        language: ISO 639-1 code of what is said; None: the corpus's.
-        recogniser: folder or id of a speech recogniser, for videos without a transcript. None: the one that the
-            checkpoint names, if it names one and it can be had; empty: none.
-        quantise_text: compute the Linear layers of the text encoder in int8, see `model.prediction.quantisation`.
+        folder: Checkpoint folder.
+        device: Device of the network: auto, cpu, cuda, ...
+        language: ISO 639-1 code of the spoken language; None: the corpus's.
+        recogniser: Folder or id of a speech recogniser for videos without a transcript. None: the one that the
+            checkpoint names, if any and if available; empty: none.
+        quantise_text: Compute the text encoder's Linear layers in int8, see `model.prediction.quantisation`.
 
     Attributes:
-        folder: the checkpoint.
-        description: the content of its checkpoint.json.
-        recogniser: what videos without a transcript are heard by; None: nothing, or not known before `maker`.
+        folder: Checkpoint folder.
+        description: Content of its checkpoint.json.
+        recogniser: Speech recogniser in use; None: none, or not known before `maker` is called.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: of another version, or without a text encoder to quantise.
+        FileNotFoundError: No checkpoint there.
+        ValueError: Another checkpoint version, or no text encoder to quantise.
     """
 
     def __init__(
@@ -84,17 +95,18 @@ class Predictor:
         self._device, self._quantise = device, quantise_text
         self._language, self._recogniser = language, recogniser
         self.recogniser: str | None = None
-        self._notices: list[Notice] = []
+        self._notes: list[Note] = []
         self._loading = threading.Lock()
         self._network: tuple[DashFusion, CheckpointInfo] | None = None
         self._maker: FeatureMaker | None = None
 
     @classmethod
     def load(cls, path: Path | str, **options: Any) -> Predictor:
-        """The checkpoint in the folder `path`, with its weights; `options` as of the class.
+        """Read the checkpoint in the folder `path` with its weights; `options` as for the class.
 
         Raises:
-            FileNotFoundError, ValueError: as the class; also a device that is not here.
+            FileNotFoundError: No checkpoint there.
+            ValueError: As the class; also an unavailable device.
         """
         predictor = cls(path, **options)
         predictor.network()
@@ -110,15 +122,14 @@ class Predictor:
         window: float | None = None,
         hop: float | None = None,
     ) -> Prediction:
-        """Score one video, in this process; see `Video` and `predict`.
+        """Score one video in this process; see `Video` and `predict`.
 
         Raises:
-            PredictionError: it cannot be scored; the message says what was found and what to do.
-            ValueError: as `predict`.
+            PredictionError: The video cannot be scored; the message says what was found and what to do.
+            ValueError: As `predict`.
         """
-        item = Video(Path(video), text, transcript)
-        (result,) = self.predict([item], level=level, window=window, hop=hop)
-        return _prediction(result)
+        (result,) = self.predict([Video(Path(video), text, transcript)], level=level, window=window, hop=hop)
+        return _prediction_of(result)
 
     def predict(
         self,
@@ -130,25 +141,30 @@ class Predictor:
         workers: int = 0,
         timeout: float = 300.0,
     ) -> Iterator[Result]:
-        """Score videos: one result each, in their order, a batch at a time. A bad one never stops the others.
+        """Score videos: yield one result each, in order, a batch at a time. A bad video never stops the others.
+
+        Reading starts with the call, not with the first `next`.
 
         Args:
-            level: of the intervals: one that the checkpoint was calibrated for (0.5, 0.8, 0.9, 0.95).
-            window: seconds of the windows of a time line, which every longer video gets. None: the median length of
-                the training clips, and a time line for videos of two windows or more.
-            hop: most seconds between two windows' starts; None: half a window.
-            workers: processes that read the videos; 0: this one, in which a damaged file may hang or crash it all.
-            timeout: seconds that a worker may take for one video.
+            videos: Files and transcripts.
+            level: Coverage of the prediction intervals: one that the checkpoint was calibrated for (0.5, 0.8, 0.9,
+                0.95).
+            window: Seconds of a window; every longer video is also scored window by window. None: the median duration
+                of the training clips, and windows only for videos at least two windows long.
+            hop: Maximum seconds between the starts of two windows; None: half a window.
+            workers: Worker processes that read the videos; 0: read in this process, which a damaged file may hang or
+                crash.
+            timeout: Seconds that a worker may take for one video.
 
         Raises:
-            ValueError: features cannot be made here as they were in training, or an option is out of its range.
+            ValueError: Features cannot be extracted here as they were in training, or an option is out of range.
         """
         self._check(level, window=window, hop=hop)
         seconds = self.description["dataset"].get("training", {}).get("seconds", {})
         length = window or max(round(seconds.get("median", WINDOW), 1), 1.0)
-        items = list(videos)
-        made = self.maker().make(
-            items,
+        videos = list(videos)
+        features = self.maker().make(
+            videos,
             window=length,
             hop=hop or length / 2,
             longer_than=length if window else 2 * length,
@@ -157,7 +173,7 @@ class Predictor:
         )
         self.network()  # while the workers read
         self.maker().prepare()
-        return self._in_batches(items, made, level)
+        return self._in_batches(videos, features, level)
 
     def from_features(
         self,
@@ -168,38 +184,40 @@ class Predictor:
         name: str = "features",
         level: float = LEVEL,
     ) -> Prediction:
-        """Score a clip whose features were made elsewhere, by the extractors that the checkpoint names.
+        """Score a clip whose features were extracted elsewhere, by the extractors that the checkpoint names.
 
         Args:
-            features: modality -> values [T, D] as its extractor gives them, not normalised; for a checkpoint of the
-                aligned mode, pooled onto the text's tokens. Those that are left out are missing.
-            masks: modality -> [T] bool, False where the network may not look; where left out, it sees all steps.
-            text: for a checkpoint that reads transcripts (model.text.mode finetune or scratch).
+            features: Modality -> values [T, D] as its extractor returns them, not normalised; for a checkpoint of the
+                aligned mode, pooled onto the text's tokens. A modality that is left out is missing.
+            masks: Modality -> [T] bool, True where the network may attend; default: everywhere.
+            text: Transcript, for a checkpoint that reads transcripts (model.text.mode finetune or scratch).
+            name: Name of the clip in the result.
+            level: Coverage of the prediction interval.
 
         Raises:
-            PredictionError: there is nothing to go by.
-            ValueError: an unknown modality, not the training's width, or values that are not finite.
+            PredictionError: No usable modality.
+            ValueError: An unknown modality, another width than in training, or values that are not finite.
         """
         self._check(level)
         unknown = sorted(set(features) - set(MODALITIES))
         if unknown:
             raise ValueError(f"features of {unknown[0]!r}: name them {', '.join(MODALITIES)}")
-        seen = masks or {}
-        steps = {m: Steps(x, np.asarray(seen.get(m, np.ones(len(x), bool)))) for m, x in features.items()}
-        made = Made(None, "given" if text else "", Part(0.0, 0.0, text, steps))
-        return _prediction(self._score([(name, made)], level)[0])
+        masks = masks or {}
+        steps = {m: Steps(x, np.asarray(masks.get(m, np.ones(len(x), bool)))) for m, x in features.items()}
+        clip = VideoFeatures(None, "given" if text else "", Segment(0.0, 0.0, text, steps))
+        return _prediction_of(self._score([(name, clip)], level)[0])
 
     def warm_up(self) -> None:
-        """Load all that the first video would wait for, and refuse what cannot work.
+        """Load all models, so that the first video does not wait for them and errors appear early.
 
         Raises:
-            ValueError: as `predict`.
+            ValueError: As `predict`.
         """
         self.maker().prepare()
         self.network()
 
     def network(self) -> tuple[DashFusion, CheckpointInfo]:
-        """The network and what stands beside its weights; loaded at the first call."""
+        """Return the network and its checkpoint's description; loaded by the first call."""
         with self._loading:
             if self._network is None:
                 self._network = self._load_network()
@@ -211,48 +229,43 @@ class Predictor:
 
         network, info = load_checkpoint(self.folder, resolve_device(self._device))
         if self._quantise and network.text:
-            network.encoders["text"].encoder = _quantise(network.encoders["text"].encoder)
+            text_encoder: Any = network.encoders["text"]  # a ModuleDict is typed as of plain modules
+            text_encoder.encoder = _quantise(text_encoder.encoder)
         return network, info
 
     def maker(self) -> FeatureMaker:
-        """What makes features of videos; built at the first call.
+        """Return the feature maker; built by the first call.
 
         Raises:
-            ValueError: nothing here does, or it would make others than those of the training.
+            ValueError: None is registered, or it would extract other features than those of the training.
         """
         with self._loading:
             if self._maker is None:
-                self._maker = self._find_maker()
+                self._maker = self._build_maker()
             return self._maker
 
-    def _find_maker(self) -> FeatureMaker:
+    def _build_maker(self) -> FeatureMaker:
         dataset, train = self.description["dataset"], self.description["train"]
-        tokens = self.description["model"].get("text", {}).get("mode", "frozen") != "frozen"
-        change = _quantise if self._quantise and not tokens else None
-        make = find_maker()
-
-        def made(recogniser: str | None) -> FeatureMaker:
-            return make(
-                dataset,
-                train["modalities"],
-                tokens=tokens,
-                language=self._language,
-                recogniser=recogniser,
-                change_text=change,
-            )
-
-        named = dataset.get("recogniser")
-        if self._recogniser is not None or not named:
+        reads_tokens = self.description["model"].get("text", {}).get("mode", "frozen") != "frozen"
+        build = partial(
+            find_maker(),
+            dataset,
+            train["modalities"],
+            tokens=reads_tokens,
+            language=self._language,
+            change_text=_quantise if self._quantise and not reads_tokens else None,
+        )
+        trained_with = dataset.get("recogniser")
+        if self._recogniser is not None or not trained_with:
             self.recogniser = self._recogniser or None
-            return made(self.recogniser)
+            return build(recogniser=self.recogniser)
         try:
-            hearing, self.recogniser = made(named), named
-            return hearing
+            maker, self.recogniser = build(recogniser=trained_with), trained_with
         except ValueError as error:
-            maker = made(None)  # or the same error, where it is not the recogniser's
-            message = f"the recogniser of the training's transcripts cannot be had here: {error}"
-            self._notices.append(Notice("no_recogniser", message))
-            return maker
+            maker = build(recogniser=None)  # raises again if the recogniser was not the reason
+            message = f"the speech recogniser of the training transcripts is not available here: {error}"
+            self._notes.append(Note("no_recogniser", message))
+        return maker
 
     def _check(self, level: float, **seconds: float | None) -> None:
         known = self.description.get("calibration", {}).values()
@@ -263,24 +276,26 @@ class Predictor:
             if value is not None and not 0.1 <= value < float("inf"):
                 raise ValueError(f"{name} is {value:g} s: it must be 0.1 s or more")
 
-    def _in_batches(self, items: Sequence[Video], results: Iterator[Made | Failed], level: float) -> Iterator[Result]:
-        waiting: list[tuple[str, Made | Failed]] = []
-        parts = 0
-        for item, made in zip(items, results, strict=True):
-            waiting.append((str(item.media), made))
-            parts += 1 + len(getattr(made, "windows", ()))
-            if parts >= BATCH_PARTS:
-                yield from self._score(waiting, level)
-                waiting, parts = [], 0
-        yield from self._score(waiting, level)
+    def _in_batches(
+        self, videos: Sequence[Video], results: Iterator[VideoFeatures | FeatureFailure], level: float
+    ) -> Iterator[Result]:
+        batch: list[tuple[str, VideoFeatures | FeatureFailure]] = []
+        segments = 0
+        for video, features in zip(videos, results, strict=True):
+            batch.append((str(video.media), features))
+            segments += 1 + (len(features.windows) if isinstance(features, VideoFeatures) else 0)
+            if segments >= BATCH_SEGMENTS:
+                yield from self._score(batch, level)
+                batch, segments = [], 0
+        yield from self._score(batch, level)
 
-    def _score(self, batch: Sequence[tuple[str, Made | Failed]], level: float) -> list[Result]:
+    def _score(self, batch: Sequence[tuple[str, VideoFeatures | FeatureFailure]], level: float) -> list[Result]:
         from model.prediction.scoring import score_videos
 
-        return score_videos(batch, *self.network(), level, self._notices)
+        return score_videos(batch, *self.network(), level, self._notes)
 
 
-def _prediction(result: Result) -> Prediction:
+def _prediction_of(result: Result) -> Prediction:
     if isinstance(result, Failure):
         raise PredictionError(result)
     return result

@@ -1,1 +1,1 @@
-"""Features of new videos, made as a checkpoint's training features were."""
+"""Features of new videos, extracted as a checkpoint's training features were."""

@@ -1,7 +1,9 @@
-"""Features of videos that are in no corpus, made as a dataset says that its own were made.
+"""Features of new videos, extracted as a dataset's own features were.
 
-`FeatureMaker` is what the entry point group `dashfusion.features` names: `model.predict` finds it there, and knows of
-it what `model.prediction.protocol` says. T steps, D features, W words; times are seconds from the video's start.
+`FeatureMaker` is registered in the entry point group `dashfusion.features`, where `model.predict` finds it; it
+implements `model.prediction.protocol.FeatureMaker`.
+
+Shapes: T steps, D features, W words. Times are seconds from the start of the video.
 """
 
 from __future__ import annotations
@@ -10,20 +12,19 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from corpora.manifest import MODALITIES, Clip
 from extractors.base import ExtractionError, Extractor, FeatureSequence
 from extractors.dataset.align import SEVERAL_LANGUAGES
-from extractors.dataset.align_clip import AlignConfig, Steps, WordTimes, align_clip, missing_sequence
+from extractors.dataset.align_clip import AlignConfig, WordTimes, align_clip, missing_sequence
 from extractors.execution.units import built, checked, extract_all, meta_of, source_of
 from extractors.execution.workers import Worker, WorkerLostError
-from extractors.inference.media_features import MEDIA_MODALITIES, Looked, look
+from extractors.inference.media_features import MEDIA_MODALITIES, MediaFeatures, extract_media
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
 from extractors.registry import create
 from extractors.transcripts.asr import Recogniser
@@ -31,97 +32,36 @@ from extractors.transcripts.subtitles import read_transcript
 from extractors.transcripts.table import Transcript
 from extractors.transcripts.words import CHINESE, is_ideographic, match_words, split_words
 from media.container import MediaError
+from model.prediction.protocol import FeatureFailure, Note, Segment, Steps, Video, VideoFeatures
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
     from extractors.store import FeatureMeta
 
-Stretches = Callable[[float], list[tuple[float, float]]]
-"""A video's length in seconds -> starts and ends of its windows."""
+MAX_FRAMES_WITHOUT_FACE = 0.1
+"""Fraction of the frames without a face from which a note says so."""
 
-FEW_FACES = 0.1
-"""Part of the frames without a face, from which on it is said."""
-
-NO_VOICE = 0.02
-"""Part of the sound with a voice, below which there is none."""
-
-
-class Wanted(Protocol):
-    """A video to make features of: its file, and what is said in it, as text or as a file; neither where unknown."""
-
-    media: Path
-    text: str | None
-    transcript: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """What whoever reads a score should know of the video: a stable `code`, and the message for people."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A stretch of a video, or all of it, as the model gets a clip.
-
-    Attributes:
-        start, end: seconds of the video; the steps' own times count from `start`.
-        text: what is said in it.
-        steps: of the three modalities; T = 0 where it has none, or where nobody asked for it.
-    """
-
-    start: float
-    end: float
-    text: str
-    steps: Mapping[str, Steps]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What was made of one video.
-
-    Attributes:
-        duration: seconds.
-        text_source: given, file or asr; empty where there is no text.
-        whole: all of it.
-        windows: what slides over it, in order; empty where it is too short for that.
-        notes: what was found to be out of the ordinary.
-        seconds: spent on `decode`, `features` and `transcribe`; they may overlap.
-    """
-
-    duration: float
-    text_source: str
-    whole: Part
-    windows: tuple[Part, ...]
-    notes: tuple[Note, ...]
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Why nothing could be made of a video: a short class, and what was found and what to do."""
-
-    error: str
-    message: str
+MIN_VOICED = 0.02
+"""Fraction of voiced audio steps below which a note says that there is no voice."""
 
 
 class FeatureMaker:
-    """Makes features of videos with the extractors that a dataset was made with.
+    """Extract features of videos with the extractors that a dataset was made with.
 
-    May be called from several threads: each extractor works on one video at a time, and they wait for each other.
+    May be called from several threads: each extractor processes one video at a time, so threads wait for each other.
 
     Args:
-        dataset: the content of dataset.json, which a checkpoint keeps.
-        modalities: those that the network looks at.
-        tokens: it reads the transcripts themselves, and no features of them.
-        language: ISO 639-1 code of what is said; None: the dataset's.
-        recogniser: folder or id of a speech recogniser, for videos without a transcript; None: they stay without text.
-        change_text: what is done to the network of the text extractor once it is loaded, such as quantising it.
+        dataset: Content of dataset.json, which a checkpoint includes.
+        modalities: Modalities that the network uses.
+        tokens: Whether the network reads transcripts instead of text features.
+        language: ISO 639-1 code of the spoken language; None: the dataset's.
+        recogniser: Folder or id of a speech recogniser for videos without a transcript; None: they stay without text.
+        change_text: Replaces the model of the text extractor once it is loaded, for example by a quantised one.
 
     Raises:
-        ValueError: an extractor that is not here, or would make other features than the dataset's; a recogniser that
-            cannot be had; the message says the way out.
+        ValueError: An extractor that is not available or would extract other features than the dataset's, or a
+            recogniser that is not available; the message says what to do.
     """
 
     def __init__(
@@ -138,14 +78,14 @@ class FeatureMaker:
         self._trained_on = dataset["language"] if dataset["language"] != SEVERAL_LANGUAGES else ""
         self.language = self._trained_on if language is None else language
         self._reads_text = "text" in modalities
-        # Pooling needs the times of the text's tokens, and these the sound.
-        read = [m for m in modalities if m != "text" or not tokens]
-        made = MODALITIES if self.config.mode == "aligned" else read
+        # Pooling needs the times of the text's tokens, and word times are estimated from the audio.
+        needed = [m for m in modalities if m != "text" or not tokens]
+        extracted = MODALITIES if self.config.mode == "aligned" else needed
         self._dims = {m: int(dataset["modalities"][m]["dim"]) for m in MODALITIES}
         self._methods = tuple(dataset.get("word_times", {}).get("methods", {}))
-        obtained = {m: obtain(m, dataset["modalities"][m]) for m in made}
-        self._media = {m: (meta.extractor, meta.options) for m, (_, meta) in obtained.items() if m != "text"}
-        self._text, self._text_meta = obtained.get("text", (None, None))
+        extractors = {m: load_extractor(m, dataset["modalities"][m]) for m in extracted}
+        self._media = {m: (meta.extractor, meta.options) for m, (_, meta) in extractors.items() if m != "text"}
+        self._text = extractors.get("text")
         self._in_use = threading.Lock()
         if change_text:
             self._change_text(change_text)
@@ -154,108 +94,139 @@ class FeatureMaker:
         self._recogniser = Recogniser(recogniser) if recogniser and self._reads_text else None
 
     def _change_text(self, change: Callable[[Any], Any]) -> None:
-        if not hasattr(self._text, "change_model"):
-            name = self._text_meta.extractor if self._text_meta else "none"
+        extractor: Any = self._text[0] if self._text else None
+        if not hasattr(extractor, "change_model"):
+            name = self._text[1].extractor if self._text else "none"
             raise ValueError(f"the text extractor ({name}) has no network of its own that could be quantised")
-        self._text.change_model(change)
+        extractor.change_model(change)
 
     def prepare(self) -> None:
-        """Load what the first video would wait for, but for what reads media."""
+        """Load the speech recogniser and the text extractor, so that the first video does not wait for them."""
         with self._in_use:
             if self._recogniser is not None:
                 self._recogniser.load()
             if self._text is not None:
-                extract_all(self._text, [source_of(Clip("", "", "test", self.language, "", "a"), Path(), "text")])
+                extract_all(self._text[0], [source_of(Clip("", "", "test", self.language, "", "a"), Path(), "text")])
 
     def make(
         self,
-        items: Iterable[Wanted],
+        videos: Iterable[Video],
         *,
         window: float | None = None,
         hop: float | None = None,
         longer_than: float = 0.0,
         workers: int = 0,
         timeout: float = 300.0,
-    ) -> Iterator[Made | Failed]:
-        """What is made of each video, in their order. Work begins with the call, not when the first is asked for.
+    ) -> Iterator[VideoFeatures | FeatureFailure]:
+        """Yield one result a video, in order. Reading starts with the call, not with the first `next`.
 
         Args:
-            window: seconds of the windows over each video; None: none.
-            hop: seconds between their starts.
-            longer_than: seconds; shorter videos, and those that one window holds, get no windows.
-            workers: processes that read the media; 0: this one, in which a damaged file may hang or crash it all.
-            timeout: seconds that a worker may take for one file; then it is killed, and the file fails.
+            videos: Files and transcripts.
+            window: Seconds of a window; None: no windows.
+            hop: Maximum seconds between the starts of two windows.
+            longer_than: Seconds; only videos longer than this, and than one window, get windows.
+            workers: Worker processes that read the media; 0: read in this process, which a damaged file may hang or
+                crash.
+            timeout: Seconds that a worker may take for one file before it is killed and the file fails.
         """
-        pairs = _Ahead(self, workers, timeout).run(items)
+        pairs = _Prefetcher(self, workers, timeout).run(videos)
 
-        def stretches(duration: float) -> list[tuple[float, float]]:
+        def windows_of(duration: float) -> list[tuple[float, float]]:
             return window_times(duration, window, hop) if duration > longer_than else []
 
-        return (self._finished(item, looked, stretches) for item, looked in pairs)
+        return (self._result(video, media, windows_of) for video, media in pairs)
 
-    def look(self, item: Wanted, worker: Worker | None, timeout: float) -> Looked | Failed:
-        """What is in the video's file, found here or by a worker process."""
-        hear = self._recogniser is not None and item.text is None and item.transcript is None
-        arguments = item.media, self._media, self.language, hear
+    def read(self, video: Video, worker: Worker | None, timeout: float) -> MediaFeatures | FeatureFailure:
+        """Extract audio and vision of the video's file, in a worker process or (None) in this one."""
+        need_waveform = self._recogniser is not None and video.text is None and video.transcript is None
+        arguments = video.media, self._media, self.language, need_waveform
         try:
-            return worker.call(timeout, look, *arguments) if worker else look(*arguments)
+            media: MediaFeatures = (
+                worker.call(timeout, extract_media, *arguments) if worker else extract_media(*arguments)
+            )
         except MediaError as error:
-            return Failed(type(error).__name__, str(error))
+            return FeatureFailure(type(error).__name__, str(error))
         except OSError as error:
-            return Failed(type(error).__name__, f"{item.media}: {error.strerror or error}; check the file")
+            return FeatureFailure(type(error).__name__, f"{video.media}: {error.strerror or error}; check the file")
         except WorkerLostError as lost:
             advice = "give it more time" if lost.error == "Timeout" else "try it again"
-            message = f"{item.media}: {lost}; convert the file with a current ffmpeg, or {advice}"
-            return Failed(lost.error, message)
+            message = f"{video.media}: {lost}; convert the file with a current ffmpeg, or {advice}"
+            return FeatureFailure(lost.error, message)
+        return media
 
-    def _finished(self, item: Wanted, looked: Looked | Failed, stretches: Stretches) -> Made | Failed:
-        if isinstance(looked, Failed):
-            return looked
+    def _result(
+        self,
+        video: Video,
+        media: MediaFeatures | FeatureFailure,
+        windows_of: Callable[[float], list[tuple[float, float]]],
+    ) -> VideoFeatures | FeatureFailure:
+        if isinstance(media, FeatureFailure):
+            return media
         try:
-            return self._put_together(item, looked, stretches)
+            return self._combine(video, media, windows_of)
         except (ValueError, OSError, ExtractionError) as error:
-            return Failed(type(error).__name__, str(error))
+            return FeatureFailure(type(error).__name__, str(error))
 
-    def _put_together(self, item: Wanted, looked: Looked, stretches: Stretches) -> Made:
-        """Text of the video and its windows, and all modalities as the align stage puts them together."""
+    def _combine(
+        self, video: Video, media: MediaFeatures, windows_of: Callable[[float], list[tuple[float, float]]]
+    ) -> VideoFeatures:
+        """Add the text, cut the windows, and align every segment as the align stage does.
+
+        Args:
+            video: The video.
+            media: Its audio and vision features.
+            windows_of: Returns start and end of each window for a duration in seconds.
+        """
+        # Transcript
         began = time.perf_counter()
-        transcript = self._transcript(item, looked)
-        heard = time.perf_counter() - began if transcript.text_source == "asr" else 0.0
-        found = {m: looked.found.get(m) or missing_sequence(self._dims[m]) for m in MEDIA_MODALITIES}
-        ends = (float(sequence.end.max(initial=0.0)) for sequence in found.values())
-        duration = looked.duration or max([*ends, *transcript.end[-1:]])
-        spans = [(0.0, duration), *stretches(duration)]
-        times, method = WordTimes().of(transcript, found["audio"], duration)
-        pieces = [(transcript, found)]
-        for start, end in spans[1:]:
-            cut = {m: cut_sequence(sequence, start, end) for m, sequence in found.items()}
-            pieces.append((cut_transcript(transcript, times, start, end, self.language), cut))
-        lengths = [looked.duration, *(end - start for start, end in spans[1:])]
-        texts = self._text_features([piece for piece, _ in pieces], lengths)
-        parts = []
-        for (start, end), (piece, cut), text, length in zip(spans, pieces, texts, lengths, strict=True):
-            steps, _ = align_clip(piece, {"text": text, **cut}, length, self.config, WordTimes())
-            parts.append(Part(start, end, piece.text, steps))
-        notes = self._notes(looked, transcript, texts[0], method)
-        seconds = {**looked.seconds, "transcribe": heard}
-        seconds["features"] += time.perf_counter() - began - heard
-        return Made(duration, transcript.text_source, parts[0], tuple(parts[1:]), tuple(notes), seconds)
+        transcript = self._transcript(video, media)
+        transcribing = time.perf_counter() - began if transcript.text_source == "asr" else 0.0
 
-    def _transcript(self, item: Wanted, looked: Looked) -> Transcript:
-        """What is said, as it was given, as a file says, or as it is recognised."""
-        name = Path(item.media).name
+        # Spans of the whole video and of its windows
+        whole = {m: media.sequences.get(m) or missing_sequence(self._dims[m]) for m in MEDIA_MODALITIES}
+        ends = (float(sequence.end.max(initial=0.0)) for sequence in whole.values())
+        duration = media.duration or max([*ends, *transcript.end[-1:]])
+        windows = windows_of(duration)
+        spans = [(0.0, duration), *windows]
+        durations = [media.duration, *(end - start for start, end in windows)]
+
+        # Words and features of each span
+        word_times, method = WordTimes().of(transcript, whole["audio"], duration)
+        transcripts, sequences = [transcript], [whole]
+        for span in windows:
+            transcripts.append(cut_transcript(transcript, word_times, *span, self.language))
+            sequences.append({m: cut_sequence(sequence, *span) for m, sequence in whole.items()})
+        texts = self._text_features(transcripts, durations)
+
+        # Alignment
+        segments = []
+        for i, span in enumerate(spans):
+            aligned, _ = align_clip(
+                transcripts[i], {"text": texts[i], **sequences[i]}, durations[i], self.config, WordTimes()
+            )
+            steps = {m: Steps(s.values, s.mask, s.start, s.end) for m, s in aligned.items()}
+            segments.append(Segment(*span, transcripts[i].text, steps))
+
+        notes = tuple(self._notes(media, transcript, texts[0], method))
+        seconds = {**media.seconds, "transcribe": transcribing}
+        seconds["features"] += time.perf_counter() - began - transcribing
+        return VideoFeatures(duration, transcript.text_source, segments[0], tuple(segments[1:]), notes, seconds)
+
+    def _transcript(self, video: Video, media: MediaFeatures) -> Transcript:
+        """Return the transcript: given, read from a file, or recognised; without words if there is none."""
+        name = Path(video.media).name
         if not self._reads_text:
             return Transcript(name, "", "", ())
-        if item.text is not None:
-            text = " ".join(item.text.split())
+        if video.text is not None:
+            text = " ".join(video.text.split())
             return Transcript(name, text, "given" if text else "", split_words(text, self.language))
-        if item.transcript is not None:
-            read = read_transcript(item.transcript, name, self.language)
+        if video.transcript is not None:
+            read = read_transcript(video.transcript, name, self.language)
             return read if read.text else replace(read, text_source="")
-        if self._recogniser is None or looked.sound is None:
+        if self._recogniser is None or media.waveform is None:
             return Transcript(name, "", "", ())
         with self._in_use:
-            (speech,) = self._recogniser.recognise([looked.sound], self.language)
+            (speech,) = self._recogniser.recognise([media.waveform], self.language)
         words = split_words(speech.text, self.language)
         times = match_words(words, speech.words)
         source = "asr" if speech.text else ""
@@ -266,32 +237,36 @@ class FeatureMaker:
     def _text_features(
         self, transcripts: Sequence[Transcript], durations: Sequence[float | None]
     ) -> list[FeatureSequence]:
-        """Of each transcript; nothing where the network does not look at them."""
-        if self._text is None or self._text_meta is None:
+        """Return the text features of each transcript; T = 0 if the network uses none."""
+        if self._text is None:
             return [missing_sequence(self._dims["text"])] * len(transcripts)
+        extractor, meta = self._text
         clips = [
             Clip(t.clip_id, "", "test", self.language, "", t.text, duration=duration)
             for t, duration in zip(transcripts, durations, strict=True)
         ]
         with self._in_use:
-            results = extract_all(self._text, [source_of(clip, Path(), "text") for clip in clips])
-        features = []
+            results = extract_all(extractor, [source_of(clip, Path(), "text") for clip in clips])
+        sequences = []
         for result in results:
-            features.append(checked(result, self._text_meta))
-            if isinstance(features[-1], Exception):
-                raise features[-1]
-        return features
+            sequence = checked(result, meta)
+            if isinstance(sequence, Exception):
+                raise sequence
+            sequences.append(sequence)
+        return sequences
 
-    def _notes(self, looked: Looked, transcript: Transcript, text: FeatureSequence, method: str) -> Iterator[Note]:
-        """What is out of the ordinary in the video itself."""
+    def _notes(
+        self, media: MediaFeatures, transcript: Transcript, text: FeatureSequence, method: str
+    ) -> Iterator[Note]:
+        """Yield what is unusual about the video; `method`: how its words were timed."""
         if self._trained_on and self.language != self._trained_on:
             message = f"{self.language} is spoken, the training clips were {self._trained_on}: the score means little"
             yield Note("other_language", message)
-        for m, reason in looked.failures.items():
+        for m, reason in media.failures.items():
             yield Note(f"{m}_failed", f"{m} could not be read and counts as missing: {reason}")
-        if (vision := looked.found.get("vision")) is not None:
+        if (vision := media.sequences.get("vision")) is not None:
             yield from _vision_notes(vision)
-        if (audio := looked.found.get("audio")) is not None:
+        if (audio := media.sequences.get("audio")) is not None:
             yield from _audio_notes(audio)
         if self._reads_text:
             yield from self._text_notes(transcript, text, method)
@@ -299,41 +274,39 @@ class FeatureMaker:
     def _text_notes(self, transcript: Transcript, text: FeatureSequence, method: str) -> Iterator[Note]:
         words = len(transcript.words)
         if not transcript.text:
-            yield Note("no_text", "no text: nothing was given or recognised")
+            yield Note("no_text", "no text was given or recognised")
             return
         if transcript.text_source == "asr":
-            yield Note("text_recognised", "the text was recognised from the sound, and may be wrong")
-        if other_script(transcript.text, self.language):
-            yield Note(
-                "other_language",
-                f"the text is not written as the language expected here ({self.language}) is: the score means little",
+            yield Note("text_recognised", "the text was recognised from the audio, and may be wrong")
+        if in_other_script(transcript.text, self.language):
+            message = (
+                f"the text is not in the script of the expected language ({self.language}): the score means little"
             )
+            yield Note("other_language", message)
         if len(text) and text.word_index is not None and words > text.word_index.max() + 1 > 0:
             cut = words - 1 - int(text.word_index.max())
-            yield Note("text_cut", f"the last {cut} of {words} words are beyond what the text encoder takes")
+            yield Note("text_cut", f"the last {cut} of {words} words are beyond the text encoder's limit")
         if self.config.mode == "aligned" and self._methods and method not in self._methods:
-            yield Note(
-                "word_times",
-                f"words were timed in another way ({method}) than the training clips' ({', '.join(self._methods)})",
-            )
+            trained = ", ".join(self._methods)
+            yield Note("word_times", f"word times come from another method ({method}) than in training ({trained})")
 
 
-class _Ahead:
-    """Reads media ahead of who takes the results: in worker processes, or in a thread of this one."""
+class _Prefetcher:
+    """Read media ahead of the consumer, in worker processes or in a thread of this process."""
 
     def __init__(self, maker: FeatureMaker, workers: int, timeout: float) -> None:
         self._maker, self._timeout = maker, timeout
-        self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="look")
+        self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="media")
         self._workers = [Worker() for _ in range(workers)]
         self._idle: deque[Worker] = deque(self._workers)
 
-    def _look(self, item: Wanted) -> Looked | Failed:
+    def _read(self, video: Video) -> MediaFeatures | FeatureFailure:
         with self._worker() as worker:
-            return self._maker.look(item, worker, self._timeout)
+            return self._maker.read(video, worker, self._timeout)
 
     @contextmanager
     def _worker(self) -> Iterator[Worker | None]:
-        """One of the idle workers, as many as the pool has threads; None: this process."""
+        """Yield an idle worker (there are as many as threads in the pool); None without workers."""
         worker = self._idle.popleft() if self._workers else None
         try:
             yield worker
@@ -341,39 +314,40 @@ class _Ahead:
             if worker:
                 self._idle.append(worker)
 
-    def run(self, items: Iterable[Wanted]) -> Iterator[tuple[Wanted, Looked | Failed]]:
-        """Each video with what is in it; as many are begun at once as keep the workers busy, and no more."""
-        source = iter(items)
+    def run(self, videos: Iterable[Video]) -> Iterator[tuple[Video, MediaFeatures | FeatureFailure]]:
+        """Yield each video with its media features, reading just enough videos ahead to keep the workers busy."""
+        source = iter(videos)
         limit = 2 * max(len(self._workers), 1)
-        waiting: deque[tuple[Wanted, Future[Looked | Failed]]] = deque(
-            (item, self._pool.submit(self._look, item)) for item in itertools.islice(source, limit)
-        )
-        return self._results(source, waiting)
+        pending = deque((video, self._pool.submit(self._read, video)) for video in itertools.islice(source, limit))
+        return self._results(source, pending)
 
     def _results(
-        self, source: Iterator[Wanted], waiting: deque[tuple[Wanted, Future[Looked | Failed]]]
-    ) -> Iterator[tuple[Wanted, Looked | Failed]]:
+        self, source: Iterator[Video], pending: deque[tuple[Video, Future[MediaFeatures | FeatureFailure]]]
+    ) -> Iterator[tuple[Video, MediaFeatures | FeatureFailure]]:
         try:
-            while waiting:
-                item, future = waiting.popleft()
-                looked = future.result()
-                waiting.extend((more, self._pool.submit(self._look, more)) for more in itertools.islice(source, 1))
-                yield item, looked
+            while pending:
+                video, future = pending.popleft()
+                media = future.result()
+                pending.extend((more, self._pool.submit(self._read, more)) for more in itertools.islice(source, 1))
+                yield video, media
         finally:
             for worker in self._workers:
                 worker.close(grace=0)
             self._pool.shutdown(cancel_futures=True)
 
 
-def obtain(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
-    """The extractor that makes the features which the network was trained on; none that others use too for text.
+def load_extractor(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
+    """Return the extractor of the features that the network was trained on.
+
+    Audio and vision extractors are shared within the process; a text extractor is built anew, as it may be changed.
 
     Args:
-        entry: of dataset.json: extractor, options, signature.
+        modality: Its modality.
+        entry: The modality's entry in dataset.json, with extractor, options and signature.
 
     Raises:
-        ValueError: features that came with a corpus, an extractor that is not registered or cannot be built here, or
-            one whose output would be another; the message says the way out.
+        ValueError: The features came with a corpus, or the extractor is not registered, cannot be built here, or has
+            another signature; the message says what to do.
     """
     name, options, signature = entry["extractor"], dict(entry["options"]), entry["signature"]
     if name.endswith(".imported"):
@@ -386,7 +360,7 @@ def obtain(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, FeatureM
         extractor = create(name, options) if modality == "text" else built(name, options)[0]
     except (ValueError, ImportError) as error:
         raise ValueError(
-            f"the network was trained on {modality} features of {name!r} with {options}, which cannot be had here: "
+            f"the network was trained on {modality} features of {name!r} with {options}, which is not available here: "
             f"{error}; install what is missing, or train again with an extractor that is here"
         ) from error
     meta = meta_of(extractor, name, options)
@@ -399,8 +373,8 @@ def obtain(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, FeatureM
     return extractor, meta
 
 
-def other_script(text: str, language: str) -> bool:
-    """Whether a text is not written as its language is: Chinese without, or another than Japanese with ideographs."""
+def in_other_script(text: str, language: str) -> bool:
+    """Return whether a Chinese text lacks ideographs, or one of another language but Japanese mainly has them."""
     letters = [c for c in text if c.isalpha()]
     if not letters or not language:
         return False
@@ -410,17 +384,17 @@ def other_script(text: str, language: str) -> bool:
 
 def _vision_notes(vision: FeatureSequence) -> Iterator[Note]:
     if not len(vision):
-        yield Note("no_vision", "no picture")
+        yield Note("no_vision", "no video stream")
         return
-    without = 1 - float(vision.valid.mean())
-    if without == 1:
-        yield Note("no_face", "no face in the picture")
-    elif without >= FEW_FACES:
-        yield Note("no_face", f"no face in {without:.0%} of the frames")
+    without_face = 1 - float(vision.valid.mean())
+    if without_face == 1:
+        yield Note("no_face", "no face in any frame")
+    elif without_face >= MAX_FRAMES_WITHOUT_FACE:
+        yield Note("no_face", f"no face in {without_face:.0%} of the frames")
 
 
 def _audio_notes(audio: FeatureSequence) -> Iterator[Note]:
     if not len(audio):
-        yield Note("no_audio", "no sound")
-    elif audio.valid.mean() < NO_VOICE:
-        yield Note("no_voice", "no voice in the sound")
+        yield Note("no_audio", "no audio stream")
+    elif audio.valid.mean() < MIN_VOICED:
+        yield Note("no_voice", "no voice in the audio")

@@ -1,4 +1,4 @@
-"""Sound and picture of one media file that is in no corpus, looked at side by side. T steps, N samples of the sound."""
+"""Audio and vision features of one media file outside any corpus, extracted in parallel. Shapes: N audio samples."""
 
 from __future__ import annotations
 
@@ -24,77 +24,81 @@ logger = logging.getLogger(__name__)
 
 MEDIA_MODALITIES = ("audio", "vision")
 
-Settings = tuple[str, Mapping[str, Any]]
-"""An extractor's registered name and its options."""
+ExtractorSettings = tuple[str, Mapping[str, Any]]
+"""Registered name and options of an extractor."""
 
-_busy = {m: threading.Lock() for m in MEDIA_MODALITIES}
-"""An extractor is built once a process and keeps state: one video at a time."""
+_extractor_locks = {m: threading.Lock() for m in MEDIA_MODALITIES}
+"""Extractors are shared within a process and stateful, so each processes one video at a time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What was found in one media file.
+class MediaFeatures:
+    """Features of one media file.
 
     Attributes:
-        duration: seconds, as the header says.
-        found: of audio and vision, T = 0 where the file has none.
-        failures: modality -> why it could not be read.
-        sound: [N] for the recogniser; None where it was not asked for or there is none.
-        seconds: see `Made`.
+        duration: Seconds, from the file's header; None if it does not say.
+        sequences: By modality; T = 0 if the file has no such stream.
+        failures: Modality -> why it could not be extracted.
+        waveform: [N] mono audio for the speech recogniser; None if not needed or not present.
+        seconds: Time spent on `decode` and `features`.
     """
 
     duration: float | None
-    found: Mapping[str, FeatureSequence]
+    sequences: Mapping[str, FeatureSequence]
     failures: Mapping[str, str]
-    sound: np.ndarray | None
+    waveform: np.ndarray | None
     seconds: Mapping[str, float]
 
 
-def look(media: Path, extractors: Mapping[str, Settings], language: str, hear: bool) -> Looked:
-    """Audio and vision of one file, side by side; in this process.
+def extract_media(
+    media: Path, extractors: Mapping[str, ExtractorSettings], language: str, need_waveform: bool
+) -> MediaFeatures:
+    """Extract the modalities of one file in parallel threads.
 
     Args:
-        extractors: of those that are wanted.
-        hear: give the sound as well.
+        media: Path of the file.
+        extractors: Extractor of each modality to extract.
+        language: ISO 639-1 code of the spoken language.
+        need_waveform: Whether to decode the audio for speech recognition as well.
 
     Raises:
-        MediaError: the file cannot be used, or nothing in it can.
+        MediaError: The file, or everything in it, is unusable.
     """
     if not media.is_file():
         kind = "a folder, not a media file" if media.is_dir() else "no such file"
         raise MediaError(f"{media}: {kind}; check the path")
     info = probe(media)
     clip = Clip(media.name, "", "test", language, str(media.absolute()), "", duration=_as_stored(info.duration))
-    found: dict[str, FeatureSequence] = {}
+    sequences: dict[str, FeatureSequence] = {}
     failures: dict[str, str] = {}
     seconds = dict.fromkeys(("decode", "features"), 0.0)
     with ThreadPoolExecutor(len(MEDIA_MODALITIES) + 1) as pool:
-        waiting = {m: pool.submit(_extract, m, *settings, clip) for m, settings in extractors.items()}
-        sound = pool.submit(_hear, media) if hear and info.has_audio else None
-        for m, extraction in waiting.items():
+        extractions = {m: pool.submit(_extract, m, *settings, clip) for m, settings in extractors.items()}
+        decoding = pool.submit(_read_waveform, media) if need_waveform and info.has_audio else None
+        for m, extraction in extractions.items():
             result, decoded, spent = extraction.result()
             seconds["decode"] += decoded
             seconds["features"] += spent - decoded
             if isinstance(result, FeatureSequence):
-                found[m] = result
+                sequences[m] = result
             else:
                 failures[m] = str(result) or repr(result)
-        heard = sound.result() if sound else None
-    if failures and not any(map(len, found.values())):
+        waveform = decoding.result() if decoding else None
+    if failures and not any(map(len, sequences.values())):
         raise MediaError("; ".join(dict.fromkeys(failures.values())))
-    return Looked(clip.duration, found, failures, heard, seconds)
+    return MediaFeatures(clip.duration, sequences, failures, waveform, seconds)
 
 
 def _as_stored(duration: float | None) -> float | None:
-    """As exact as the manifest keeps it."""
+    """Round a duration to the manifest's float32."""
     return None if duration is None else float(np.float32(duration))
 
 
 def _extract(
     modality: str, name: str, options: Mapping[str, Any], clip: Clip
 ) -> tuple[FeatureSequence | Exception, float, float]:
-    """Features or an error, the seconds that went into decoding, and all seconds."""
-    with _busy[modality]:
+    """Return features or an error, the seconds spent on decoding, and all seconds."""
+    with _extractor_locks[modality]:
         extractor, meta = built(name, options)
         began, before = time.perf_counter(), decoding_seconds()
         result = checked(extract_alone(extractor, source_of(clip, Path(), modality)), meta)
@@ -104,8 +108,8 @@ def _extract(
     return result, decoded, spent
 
 
-def _hear(media: Path) -> np.ndarray | None:
+def _read_waveform(media: Path) -> np.ndarray | None:
     try:
         return read_audio(media, SAMPLE_RATE)
-    except (MediaError, ExtractionError):  # which audio's features will tell of as well
+    except (MediaError, ExtractionError):  # reported by the audio features as well
         return None

@@ -1,6 +1,6 @@
-"""Windows that slide over a long video: its features and its words, cut by their times.
+"""Sliding windows over a long video: cut its features and its words by time.
 
-T steps, W words; times are seconds, half-open.
+Shapes: T steps, W words. Times are seconds, half-open.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from extractors.transcripts.words import CHINESE, Word, match_words, split_words
 
 
 def window_times(duration: float, window: float | None, hop: float | None) -> list[tuple[float, float]]:
-    """Start and end of windows over [0, duration), evenly spread, at most `hop` apart.
+    """Return start and end of windows evenly spread over [0, duration), at most `hop` apart.
 
-    None where there is no `window`, or one would hold it all.
+    The list is empty without a `window`, or if one window covers the whole duration.
     """
     if not window or not hop or duration <= window:
         return []
@@ -26,9 +26,9 @@ def window_times(duration: float, window: float | None, hop: float | None) -> li
 
 
 def cut_sequence(sequence: FeatureSequence, start: float, end: float) -> FeatureSequence:
-    """The steps whose middle lies in [start, end), in time from `start`; steps are in order of time."""
-    middle = (sequence.start + sequence.end) / 2
-    first, stop = np.searchsorted(middle, [start, end])
+    """Return the steps whose midpoint is in [start, end), with times from `start`; steps are in time order."""
+    midpoint = (sequence.start + sequence.end) / 2
+    first, stop = np.searchsorted(midpoint, [start, end])
     return FeatureSequence(
         values=sequence.values[first:stop],
         start=np.clip(sequence.start[first:stop] - np.float32(start), 0, None),
@@ -38,17 +38,17 @@ def cut_sequence(sequence: FeatureSequence, start: float, end: float) -> Feature
 
 
 def cut_transcript(transcript: Transcript, times: np.ndarray, start: float, end: float, language: str) -> Transcript:
-    """The words at `times` [W, 2] whose middle lies in [start, end), with times from `start`."""
-    middle = times.mean(axis=1)
-    rows = np.flatnonzero((middle >= start) & (middle < end))
+    """Return the words at `times` [W, 2] whose midpoint is in [start, end), with times from `start`."""
+    midpoint = times.mean(axis=1)
+    rows = np.flatnonzero((midpoint >= start) & (midpoint < end))
     inside = np.clip(times[rows] - start, 0, end - start)
     chosen = [transcript.words[row] for row in rows]
     text = ("" if language == CHINESE else " ").join(chosen)
-    words = split_words(text, language)  # put together they may be cut elsewhere
-    placed = match_words(words, [Word(word, *span) for word, span in zip(chosen, inside.tolist(), strict=True)])
-    if placed is None:
+    words = split_words(text, language)  # the joined text may split differently
+    matched = match_words(words, [Word(word, *span) for word, span in zip(chosen, inside.tolist(), strict=True)])
+    if matched is None:
         return Transcript(transcript.clip_id, text, transcript.text_source, words)
     method = transcript.times_method or PROPORTIONAL
     return Transcript(
-        transcript.clip_id, text, transcript.text_source, words, placed[:, 0].tolist(), placed[:, 1].tolist(), method
+        transcript.clip_id, text, transcript.text_source, words, matched[:, 0].tolist(), matched[:, 1].tolist(), method
     )

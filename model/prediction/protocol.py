@@ -1,7 +1,9 @@
-"""Who makes features of videos: found at run time, since this package reads no media itself.
+"""Protocol between prediction and a feature extractor package.
 
-A package that can registers a maker in the entry point group `dashfusion.features`; DashFusion's own extractors do. A
-machine that has the model alone predicts from feature arrays.
+This package reads no media. A package that does registers a `FeatureMaker` in the entry point group
+`dashfusion.features`, as DashFusion's own extractors do. Without one, prediction works from feature arrays only.
+
+Shapes: T steps, D features. Times are seconds from the start of the video.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,15 +23,15 @@ ENTRY_POINT_GROUP = "dashfusion.features"
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video to be scored.
+    """A video to score.
 
     Attributes:
-        media: any file with sound or picture.
-        text: what is said in it; None where only `transcript` says, a recogniser, or nobody.
-        transcript: file with it: .srt, .vtt or .txt.
+        media: Any file with audio or video.
+        text: Its transcript; None if unknown, or if `transcript` is given.
+        transcript: File with the transcript: .srt, .vtt or .txt.
 
     Raises:
-        ValueError: both a text and a transcript.
+        ValueError: Both a text and a transcript are given.
     """
 
     media: Path
@@ -44,15 +46,29 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """One modality of a clip: values [T, D], and mask [T], True where the network may look."""
+    """One modality of a segment.
+
+    Attributes:
+        values: [T, D] features.
+        mask: [T] bool, True where the network may attend.
+        start, end: [T] times from the segment's start; None if unknown.
+    """
 
     values: np.ndarray
     mask: np.ndarray
+    start: np.ndarray | None = None
+    end: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A stretch of a video, in seconds, as a clip: what is said in it, and its modalities, T = 0 where it lacks one."""
+class Segment:
+    """A whole video or one window of it, as the network gets a clip.
+
+    Attributes:
+        start, end: Its place in the video.
+        text: Its transcript.
+        steps: By modality; a missing modality is left out or has T = 0.
+    """
 
     start: float
     end: float
@@ -62,73 +78,82 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is out of the ordinary: a stable code, and a message for people."""
+    """A warning about a score: a stable code, and a message for people."""
 
     code: str
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """A video's features: all of it, and the windows that slide over it; see `model.prediction.results.Prediction`."""
+class VideoFeatures:
+    """Features of one video.
+
+    Attributes:
+        duration: Seconds; None if unknown.
+        text_source: `given`, `file` or `asr`; empty without a text.
+        whole: The whole video.
+        windows: Windows that slide over the video, in order; empty for a short video.
+        notes: What is unusual about the video.
+        seconds: Time spent on `decode`, `features` and `transcribe`, which may overlap.
+    """
 
     duration: float | None
     text_source: str
-    whole: Part
-    windows: Sequence[Part] = ()
+    whole: Segment
+    windows: Sequence[Segment] = ()
     notes: Sequence[Note] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """Why a video has no features: a short class, and what was found and what to do."""
+class FeatureFailure:
+    """Why a video has no features: a short error class, and a message that says what was found and what to do."""
 
     error: str
     message: str
 
 
-def is_made(result: Made | Failed) -> bool:
-    """Whether it is features. A maker has classes of its own, with the attributes of these."""
-    return hasattr(result, "whole")
-
-
 class FeatureMaker(Protocol):
-    """Makes features as a dataset says that its own were made. Called from several threads."""
+    """Extract features of videos as a dataset's features were extracted. Called from several threads."""
 
     def prepare(self) -> None:
-        """Load what the first video would wait for."""
+        """Load the models that the first video would otherwise wait for."""
 
     def make(
         self,
-        items: Iterable[Video],
+        videos: Iterable[Video],
         *,
         window: float | None,
         hop: float | None,
         longer_than: float,
         workers: int,
         timeout: float,
-    ) -> Iterator[Made | Failed]:
-        """One result a video, in their order. Reading begins with the call, in `workers` processes (0: in this one).
+    ) -> Iterator[VideoFeatures | FeatureFailure]:
+        """Yield one result a video, in order. Reading starts with the call, not with the first `next`.
 
-        Windows are made of videos that are longer than `longer_than` seconds.
+        Args:
+            videos: Files and transcripts.
+            window: Seconds of a window; None: no windows.
+            hop: Maximum seconds between the starts of two windows.
+            longer_than: Seconds; only longer videos get windows.
+            workers: Worker processes that read the media; 0: read in this process.
+            timeout: Seconds that a worker may take for one file.
         """
 
 
 def find_maker() -> Callable[..., FeatureMaker]:
-    """What is registered to make features of videos.
+    """Return the registered constructor of a `FeatureMaker`.
 
-    Called with the content of dataset.json and the modalities that are needed, and `tokens`, `language`, `recogniser`
-    and `change_text` by name: see `extractors.inference.feature_maker.FeatureMaker`.
+    It is called with the content of dataset.json and the modalities that the network uses, and with the keywords
+    `tokens`, `language`, `recogniser` and `change_text`; see `extractors.inference.feature_maker.FeatureMaker`.
 
     Raises:
-        ValueError: nothing is; the message says the ways out.
+        ValueError: None is registered; the message says what to do.
     """
-    found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
-    if not found:
+    registered = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name)
+    if not registered:
         raise ValueError(
             f"nothing here makes features of videos (entry point group {ENTRY_POINT_GROUP}): install DashFusion with "
             "`pip install -e .` (again, after an update), or predict from features (Predictor.from_features)"
         )
-    maker: Any = found[0].load()
-    return maker
+    return cast("Callable[..., FeatureMaker]", registered[0].load())

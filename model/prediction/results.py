@@ -1,7 +1,7 @@
-"""What a prediction says of one video, as data, as JSON and as a Parquet row.
+"""The result of scoring one video, as dataclasses, JSON and Parquet.
 
-The keys of `to_dict` and the columns of `RESULTS_SCHEMA` are described in docs/predict.md and stay as they are: what
-is new comes beside them.
+The keys of `to_dict` and the columns of `RESULTS_SCHEMA` are a stable interface (docs/predict.md): new ones may be
+added, none may change.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from model.files import atomic_file
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from model.prediction.protocol import Note
+
 SCHEMA_VERSION = 1
 
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -26,7 +28,13 @@ SENTIMENTS = ("negative", "neutral", "positive")
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where the true label of such a clip lies in `level` of the cases, by the errors on `clips` held-out ones."""
+    """Split-conformal prediction interval of a score.
+
+    Attributes:
+        level: Nominal coverage, in (0, 1).
+        low, high: Bounds, within the corpus's label range.
+        clips: Held-out clips that the width was calibrated on.
+    """
 
     level: float
     low: float
@@ -35,25 +43,17 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """What to know before trusting a score: a stable code, and the message for people."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """Sentiment of a clip.
 
     Attributes:
-        value: within the corpus's range, negative to positive.
-        raw: the network's own number, which may lie a little outside the range.
-        sentiment: one of `SENTIMENTS`: the corpus's classes of three.
-        label_class: the corpus's finest class: of seven for [-3, 3], of five for [-1, 1].
-        interval: None where it is not known.
-        used: modalities that the score is from.
-        contributions: of each of these, how much higher the score is with it than without; empty where there is one.
+        value: Sentiment clipped to the corpus's label range, negative to positive.
+        raw: Output of the network, not clipped.
+        sentiment: One of `SENTIMENTS`, the corpus's three classes.
+        label_class: The corpus's finest class: one of seven for [-3, 3], one of five for [-1, 1].
+        interval: None if the checkpoint has no calibration for `used`.
+        used: Modalities that the score is based on.
+        contributions: Score minus the score without the modality, for each used one; empty if only one was used.
     """
 
     value: float
@@ -67,7 +67,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of a video, seconds from its start; `score` is None where there is nothing in it to go by."""
+    """A window of a video, in seconds from its start; `score` is None without a usable modality."""
 
     start: float
     end: float
@@ -80,16 +80,17 @@ class Prediction:
     """A scored video.
 
     Attributes:
-        name: the file, as it was given.
-        score: of the whole video.
-        scored_by: clip: the network has seen all of it at once. windows: it is far longer than what the network was
-            trained on, and its score is the mean over the windows.
-        duration: seconds; None where it was made from features.
-        text: what is said, as far as is known.
-        text_source: given, file or asr; empty where there is no text.
-        windows: the time line of a long video, in order; empty for a short one.
-        warnings: in plain words.
-        seconds: `decode`, `features`, `transcribe`, `model`. They may overlap; a batch's `model` is shared out evenly.
+        name: File name as given.
+        score: Score of the whole video.
+        scored_by: `clip` (one forward pass over the whole video) or `windows` (mean over the windows, for a video far
+            longer than the training clips).
+        duration: Seconds; None for a prediction from features.
+        text: Transcript, if known.
+        text_source: `given`, `file` or `asr`; empty without a text.
+        windows: Windows of a long video, in order; empty for a short one.
+        warnings: Reasons to trust the score less.
+        seconds: Time spent on `decode`, `features`, `transcribe` and `model`, which may overlap; `model` is the batch's
+            time divided by its videos.
     """
 
     name: str
@@ -99,11 +100,11 @@ class Prediction:
     text: str
     text_source: str
     windows: tuple[Window, ...]
-    warnings: tuple[Notice, ...]
+    warnings: tuple[Note, ...]
     seconds: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return the result as plain values for JSON."""
         return {
             "file": self.name,
             "error": None,
@@ -120,14 +121,14 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A video that could not be scored: a short class, and what was found and what to do."""
+    """A video that could not be scored: a short error class, and a message that says what was found and what to do."""
 
     name: str
     error: str
     message: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the keys of `Prediction.to_dict`."""
+        """Return the failure as plain values for JSON, with the keys of `Prediction.to_dict`."""
         return {
             "file": self.name,
             "error": {"class": self.error, "message": self.message},
@@ -203,7 +204,7 @@ RESULTS_SCHEMA = pa.schema(
 
 
 def write_results(results: Sequence[Result], path: Path) -> None:
-    """Write the results as Parquet (zstd), one row a video."""
+    """Write the results as Parquet (zstd), one row per video."""
     table = pa.Table.from_pylist([result.to_dict() for result in results], schema=RESULTS_SCHEMA)
     with atomic_file(Path(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd")

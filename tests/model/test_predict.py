@@ -18,9 +18,9 @@ from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluate import evaluate
 from model.predict import PredictionError, Predictor
-from model.prediction.protocol import Failed, Made, Note, Part, Steps, Video
+from model.prediction.protocol import FeatureFailure, Note, Segment, Steps, Video, VideoFeatures
 from model.prediction.results import RESULTS_SCHEMA, Failure, Prediction, write_results
-from model.prediction.scoring import LONG
+from model.prediction.scoring import WINDOWED_FROM
 from model.train import train
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=12)
@@ -56,8 +56,8 @@ def clips(data: Path, split: str = "test") -> list[dict[str, Steps]]:
     ]
 
 
-def part(steps: dict[str, Steps], text: str = "words", start: float = 0.0, end: float = 2.0) -> Part:
-    return Part(start, end, text, steps)
+def segment(steps: dict[str, Steps], text: str = "words", start: float = 0.0, end: float = 2.0) -> Segment:
+    return Segment(start, end, text, steps)
 
 
 class FakeMaker:
@@ -82,7 +82,7 @@ def with_maker(trained: Path, monkeypatch, results, **options) -> tuple[Predicto
 
 def test_scores_are_evaluates_of_the_same_clips(data, trained, monkeypatch):
     expected = evaluate(data, [trained], "test", device="cpu").predictions.to_pylist()
-    made = [Made(2.0, "given", part(steps)) for steps in clips(data)]
+    made = [VideoFeatures(2.0, "given", segment(steps)) for steps in clips(data)]
     predictor, _ = with_maker(trained, monkeypatch, made)
     results = list(predictor.predict([Video(Path(row["clip_id"])) for row in expected]))
     for row, result in zip(expected, results, strict=True):
@@ -182,14 +182,16 @@ def test_a_number_is_told_in_the_corpuss_range_and_classes(trained, label_range,
     assert (score.raw, score.value, score.sentiment, score.label_class) == (raw, value, sentiment, label_class)
 
 
-def long_made(data: Path, duration: float, count: int) -> Made:
-    windows = [part(steps, f"w{i}", i, i + 2.0) for i, steps in enumerate(clips(data, "valid")[7 : 7 + count])]
-    return Made(duration, "given", part(clips(data)[3]), windows, [Note("no_face", "no face")], {"decode": 0.5})
+def long_video(data: Path, duration: float, count: int) -> VideoFeatures:
+    windows = [segment(steps, f"w{i}", i, i + 2.0) for i, steps in enumerate(clips(data, "valid")[7 : 7 + count])]
+    return VideoFeatures(
+        duration, "given", segment(clips(data)[3]), windows, [Note("no_face", "no face")], {"decode": 0.5}
+    )
 
 
 def test_a_long_video_is_scored_by_its_windows(data, trained, monkeypatch):
     longest = TRAINING["seconds"]["longest"]
-    videos = [long_made(data, LONG * longest + 0.1, 5), long_made(data, LONG * longest, 5)]
+    videos = [long_video(data, WINDOWED_FROM * longest + 0.1, 5), long_video(data, WINDOWED_FROM * longest, 5)]
     predictor, _ = with_maker(trained, monkeypatch, videos)
     far, near = predictor.predict([Video(Path("far.mp4")), Video(Path("near.mp4"))])
     assert far.scored_by == "windows" and near.scored_by == "clip"
@@ -206,8 +208,8 @@ def test_a_long_video_is_scored_by_its_windows(data, trained, monkeypatch):
 
 
 def test_a_window_with_nothing_in_it_has_no_score(data, trained, monkeypatch):
-    made = long_made(data, 6.0, 2)
-    made = replace(made, windows=[*made.windows, part({}, "", 3.0, 5.0)])
+    made = long_video(data, 6.0, 2)
+    made = replace(made, windows=[*made.windows, segment({}, "", 3.0, 5.0)])
     predictor, _ = with_maker(trained, monkeypatch, [made])
     (result,) = predictor.predict([Video(Path("x.mp4"))])
     assert [window.score is None for window in result.windows] == [False, False, True]
@@ -239,9 +241,15 @@ def test_what_training_never_saw_is_said(data, predictor):
 
 
 def test_bad_videos_are_results_and_the_others_go_on(data, trained, monkeypatch):
-    good = Made(2.0, "given", part(clips(data)[3]))
-    empty = Made(2.0, "", part({}), notes=[Note("no_face", "no face in the picture")])
-    videos = [Failed("MediaError", "a.mp4: zero bytes"), good, empty, *[good] * 70, Failed("Timeout", "z")]
+    good = VideoFeatures(2.0, "given", segment(clips(data)[3]))
+    empty = VideoFeatures(2.0, "", segment({}), notes=[Note("no_face", "no face in the picture")])
+    videos = [
+        FeatureFailure("MediaError", "a.mp4: zero bytes"),
+        good,
+        empty,
+        *[good] * 70,
+        FeatureFailure("Timeout", "z"),
+    ]
     predictor, _ = with_maker(trained, monkeypatch, videos)
     results = list(predictor.predict([Video(Path(f"{i}.mp4")) for i in range(len(videos))]))
     assert [result.name for result in results] == [f"{i}.mp4" for i in range(len(videos))]
@@ -252,9 +260,9 @@ def test_bad_videos_are_results_and_the_others_go_on(data, trained, monkeypatch)
 
 
 def test_one_video_is_a_call_and_a_bad_one_raises(data, trained, monkeypatch):
-    predictor, maker = with_maker(trained, monkeypatch, [Made(2.0, "given", part(clips(data)[3]))])
+    predictor, maker = with_maker(trained, monkeypatch, [VideoFeatures(2.0, "given", segment(clips(data)[3]))])
     assert predictor("x.mp4", "words").name == "x.mp4"
-    maker.results = [Failed("MediaError", "x.mp4: zero bytes; copy it again")]
+    maker.results = [FeatureFailure("MediaError", "x.mp4: zero bytes; copy it again")]
     with pytest.raises(PredictionError, match="copy it again"):
         predictor("x.mp4")
     with pytest.raises(ValueError, match="both a text and a transcript"):
@@ -323,7 +331,7 @@ def test_the_recogniser_that_a_checkpoint_names_is_used_if_it_can_be_had(data, t
     (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
     (tmp_path / "checkpoint.json").write_text(json.dumps(description))
     asked, here = [], {"whisper-here", "other"}
-    silent = Made(2.0, "", part({"audio": clips(data)[3]["audio"]}, ""))
+    silent = VideoFeatures(2.0, "", segment({"audio": clips(data)[3]["audio"]}, ""))
 
     def make(dataset, modalities, recogniser=None, **options):
         asked.append(recogniser)
@@ -357,7 +365,7 @@ KEYS = {
 
 
 def test_json_and_parquet_have_the_keys_that_are_documented(data, trained, monkeypatch, tmp_path):
-    predictor, _ = with_maker(trained, monkeypatch, [long_made(data, 20.0, 2), Failed("MediaError", "bad")])
+    predictor, _ = with_maker(trained, monkeypatch, [long_video(data, 20.0, 2), FeatureFailure("MediaError", "bad")])
     results = list(predictor.predict([Video(Path("a.mp4")), Video(Path("b.mp4"))]))
     plain = [result.to_dict() for result in results]
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import copy
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from extractors.base import Source
-from extractors.inference.feature_maker import Failed, FeatureMaker, Made, other_script
-from extractors.inference.media_features import look
+from extractors.inference.feature_maker import FeatureMaker, in_other_script
+from extractors.inference.media_features import extract_media
 from extractors.registry import create
 from extractors.transcripts.asr import Speech
 from extractors.transcripts.words import Word
+from model.prediction.protocol import FeatureFailure, Video, VideoFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
 EXTRACTORS = {
     "text": ("text.words", {}),
     "audio": ("audio.librosa", {"hop_seconds": 0.064}),
     "vision": ("vision.face_mesh", {"fps": 10}),
 }
-
-
-@dataclass(frozen=True)
-class Wanted:
-    media: Path
-    text: str | None = None
-    transcript: Path | None = None
 
 
 def dataset(**changes: Any) -> dict[str, Any]:
@@ -52,22 +44,22 @@ def maker() -> FeatureMaker:
 
 
 @pytest.fixture(scope="module")
-def real(real_clips, maker) -> Callable[..., Made]:
-    """Made of a real clip, by name."""
+def real(real_clips, maker) -> Callable[..., VideoFeatures]:
+    """Features of a real clip, by name."""
 
-    def made(name: str, text: str | None = None) -> Made:
-        (found,) = maker.make([Wanted(real_clips / name, text)])
-        assert isinstance(found, Made), found
+    def made(name: str, text: str | None = None) -> VideoFeatures:
+        (found,) = maker.make([Video(real_clips / name, text)])
+        assert isinstance(found, VideoFeatures), found
         return found
 
     return made
 
 
-def codes(made: Made) -> set[str]:
+def codes(made: VideoFeatures) -> set[str]:
     return {note.code for note in made.notes}
 
 
-def steps(made: Made) -> Mapping[str, int]:
+def steps(made: VideoFeatures) -> Mapping[str, int]:
     return {m: len(one.mask) for m, one in made.whole.steps.items()}
 
 
@@ -109,7 +101,7 @@ def test_text_comes_from_a_file_or_nowhere(real_clips, maker, tmp_path):
     (tmp_path / "a.srt").write_text("1\n00:00:00,500 --> 00:00:01,500\nbin blue\n")
     (tmp_path / "b.txt").write_text("")
     media = real_clips / "grid_bbaf2n.mpg"
-    items = [Wanted(media, transcript=tmp_path / "a.srt"), Wanted(media, transcript=tmp_path / "b.txt"), Wanted(media)]
+    items = [Video(media, transcript=tmp_path / "a.srt"), Video(media, transcript=tmp_path / "b.txt"), Video(media)]
     timed, empty, none = maker.make(items)
     assert (timed.whole.text, timed.text_source) == ("bin blue", "file")
     np.testing.assert_allclose(timed.whole.steps["text"].start, [0.5, 0.9286], atol=1e-3)
@@ -134,7 +126,7 @@ def test_speech_is_recognised_where_there_is_no_transcript(real_clips, monkeypat
     monkeypatch.setattr("extractors.inference.feature_maker.Recogniser", FakeRecogniser)
     listening = FeatureMaker(dataset(), tuple(EXTRACTORS), recogniser="a model")
     media = real_clips / "grid_bbaf2n.mpg"
-    heard, given, mute = listening.make([Wanted(media), Wanted(media, "bin"), Wanted(real_clips / "silent_face.mp4")])
+    heard, given, mute = listening.make([Video(media), Video(media, "bin"), Video(real_clips / "silent_face.mp4")])
     assert (heard.whole.text, heard.text_source) == ("hello there", "asr") and "text_recognised" in codes(heard)
     np.testing.assert_allclose(heard.whole.steps["text"].start, [0.2, 1.0], atol=1e-6)
     assert FakeRecogniser.heard == (pytest.approx(2.98 * 16_000, abs=4000), "en")
@@ -148,7 +140,7 @@ def test_windows_hold_their_own_steps_and_words(real_clips, maker, tmp_path):
     (tmp_path / "a.srt").write_text(
         "1\n00:00:00,000 --> 00:00:01,400\nbin blue\n\n2\n00:00:01,600 --> 00:00:02,900\nat f two now\n"
     )
-    item = Wanted(real_clips / "grid_bbaf2n.mpg", transcript=tmp_path / "a.srt")
+    item = Video(real_clips / "grid_bbaf2n.mpg", transcript=tmp_path / "a.srt")
     (made,) = maker.make([item], window=1.5, hop=1.5)
     assert [window.text for window in made.windows] == ["bin blue", "at f two now"]
     assert made.windows[0].start == 0 and made.windows[1].end == pytest.approx(made.duration)
@@ -164,11 +156,11 @@ def test_windows_hold_their_own_steps_and_words(real_clips, maker, tmp_path):
 def test_aligned_mode_pools_onto_the_texts_steps(real_clips):
     pooling = FeatureMaker(dataset(mode="aligned"), ("vision",))  # text and audio as well, for the words' times
     spoken, silent = pooling.make(
-        [Wanted(real_clips / "grid_bbaf2n.mpg", "bin blue at f two now"), Wanted(real_clips / "grid_bbaf2n.mpg")]
+        [Video(real_clips / "grid_bbaf2n.mpg", "bin blue at f two now"), Video(real_clips / "grid_bbaf2n.mpg")]
     )
     assert steps(spoken)["vision"] == 1 == steps(silent)["vision"]  # nobody reads text: one step over the clip
     reading = FeatureMaker(dataset(mode="aligned"), tuple(EXTRACTORS))
-    (made,) = reading.make([Wanted(real_clips / "grid_bbaf2n.mpg", "bin blue at f two now")])
+    (made,) = reading.make([Video(real_clips / "grid_bbaf2n.mpg", "bin blue at f two now")])
     assert set(steps(made).values()) == {6}
 
 
@@ -181,13 +173,13 @@ def test_bad_files_fail_alone_and_say_what_to_do(real_clips, maker, make_clip, t
     odd = tmp_path / "ein \U0001f600 [bold]; $(x).mpg"
     odd.write_bytes(good.read_bytes())
     (tmp_path / "bad.srt").write_text("no subtitles")
-    items = [Wanted(tmp_path / name) for name in ("nowhere.mp4", "", "notes.mp4", "empty.mp4")]
-    items += [Wanted(torn, "text helps nothing"), Wanted(odd)]
-    items += [Wanted(good, transcript=tmp_path / "bad.srt"), Wanted(good)]
+    items = [Video(tmp_path / name) for name in ("nowhere.mp4", "", "notes.mp4", "empty.mp4")]
+    items += [Video(torn, "text helps nothing"), Video(odd)]
+    items += [Video(good, transcript=tmp_path / "bad.srt"), Video(good)]
     results = list(maker.make(items))
-    assert [isinstance(result, Made) for result in results] == [False] * 5 + [True, False, True]
+    assert [isinstance(result, VideoFeatures) for result in results] == [False] * 5 + [True, False, True]
     for result, word in zip(results, ["no such file", "a folder", "not a media file", "zero bytes"], strict=False):
-        assert isinstance(result, Failed) and word in result.message
+        assert isinstance(result, FeatureFailure) and word in result.message
     assert "bad.srt" in results[6].message
 
 
@@ -195,45 +187,47 @@ def test_a_modality_that_is_damaged_counts_as_missing(maker, real_clips, monkeyp
     from extractors.vision.face_mesh import FaceMeshVision
 
     monkeypatch.setattr(FaceMeshVision, "_extract", lambda self, media: 1 / 0)
-    (made,) = maker.make([Wanted(real_clips / "grid_bbaf2n.mpg", "bin blue")])
+    (made,) = maker.make([Video(real_clips / "grid_bbaf2n.mpg", "bin blue")])
     assert steps(made)["vision"] == 0 and steps(made)["audio"] > 0
     assert any(note.code == "vision_failed" and "division by zero" in note.message for note in made.notes)
 
 
 def test_worker_processes_find_the_same(maker, real_clips, tmp_path):
     (tmp_path / "notes.mp4").write_text("not a video")
-    items = [Wanted(real_clips / "grid_bbaf2n.mpg", "bin blue"), Wanted(tmp_path / "notes.mp4"),
-             Wanted(real_clips / "bus_chinese.wav"), Wanted(real_clips / "silent_face.mp4")]  # fmt: skip
+    items = [Video(real_clips / "grid_bbaf2n.mpg", "bin blue"), Video(tmp_path / "notes.mp4"),
+             Video(real_clips / "bus_chinese.wav"), Video(real_clips / "silent_face.mp4")]  # fmt: skip
     here, there = list(maker.make(items)), list(maker.make(items, workers=2))
     for a, b in zip(here, there, strict=True):
         assert type(a) is type(b)
-        if isinstance(a, Made):
+        if isinstance(a, VideoFeatures):
             assert codes(a) == codes(b) and a.duration == b.duration
             for m in EXTRACTORS:
                 np.testing.assert_allclose(a.whole.steps[m].values, b.whole.steps[m].values, atol=1e-5)
 
 
 def test_a_worker_that_hangs_fails_its_file_and_the_next_goes_on(maker, real_clips):
-    first, second = maker.make([Wanted(real_clips / "grid_bbaf2n.mpg")] * 2, workers=1, timeout=0.01)
-    assert isinstance(first, Failed) and first.error == "Timeout" and "0.01 s" in first.message
-    assert isinstance(second, Failed)
+    first, second = maker.make([Video(real_clips / "grid_bbaf2n.mpg")] * 2, workers=1, timeout=0.01)
+    assert isinstance(first, FeatureFailure) and first.error == "Timeout" and "0.01 s" in first.message
+    assert isinstance(second, FeatureFailure)
 
 
 def test_results_come_in_the_order_of_the_files_and_reading_begins_at_once(real_clips, monkeypatch):
     begun = threading.Event()
-    monkeypatch.setattr("extractors.inference.feature_maker.look", lambda *arguments: begun.set() or look(*arguments))
+    monkeypatch.setattr(
+        "extractors.inference.feature_maker.extract_media", lambda *arguments: begun.set() or extract_media(*arguments)
+    )
     reading = FeatureMaker(dataset(), ("audio",))
-    results = reading.make([Wanted(real_clips / "bus_chinese.wav"), Wanted(real_clips / "grid_bbaf2n.mpg")])
+    results = reading.make([Video(real_clips / "bus_chinese.wav"), Video(real_clips / "grid_bbaf2n.mpg")])
     assert begun.wait(30)
     assert [round(made.duration) for made in results] == [3, 3]
 
 
 def test_what_the_network_does_not_read_is_not_made(real_clips):
     only = FeatureMaker(dataset(), ("audio",))
-    (made,) = only.make([Wanted(real_clips / "grid_bbaf2n.mpg", "bin blue")])
+    (made,) = only.make([Video(real_clips / "grid_bbaf2n.mpg", "bin blue")])
     assert {m for m, count in steps(made).items() if count} == {"audio"} and codes(made) == set()
     tokens = FeatureMaker(dataset(), ("text",), tokens=True)
-    (made,) = tokens.make([Wanted(real_clips / "grid_bbaf2n.mpg", "bin blue")])
+    (made,) = tokens.make([Video(real_clips / "grid_bbaf2n.mpg", "bin blue")])
     assert made.whole.text == "bin blue" and not any(steps(made).values())
 
 
@@ -267,12 +261,12 @@ def test_a_text_that_is_changed_or_cannot_be(real_clips):
     ],
 )  # fmt: skip
 def test_another_script_than_the_languages_is_seen(text, language, other):
-    assert other_script(text, language) is other
+    assert in_other_script(text, language) is other
 
 
 def test_another_script_is_said(real_clips, maker):
-    (made,) = maker.make([Wanted(real_clips / "bus_chinese.wav", "今天很好")])
+    (made,) = maker.make([Video(real_clips / "bus_chinese.wav", "今天很好")])
     assert "other_language" in codes(made)
     chinese = FeatureMaker(dataset(), tuple(EXTRACTORS), language="zh")  # of a network that was trained on English
-    (made,) = chinese.make([Wanted(real_clips / "bus_chinese.wav", "今天很好")])
+    (made,) = chinese.make([Video(real_clips / "bus_chinese.wav", "今天很好")])
     assert any(note.message.startswith("zh is spoken") for note in made.notes if note.code == "other_language")
