@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prefect import flow, task
 
 from corpora.manifest import MODALITIES
 from extractors.corruption.conditions import Condition as Corrupted
@@ -34,8 +35,6 @@ from flows.studies.results import ALL_CLIPS, CLEAN, StudyResult, write_study
 from flows.studies.spec import StudySpec, metric_keys, read_spec, variant_params
 from flows.studies.statistics import Numbers, answers, tidy_rows
 from flows.studies.tables import tables, yes_or_no
-
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
 
 
 @dataclass(frozen=True, slots=True)

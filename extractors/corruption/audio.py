@@ -67,7 +67,8 @@ def _speech_filter(rate: int) -> np.ndarray:
     from scipy.signal import firwin2
 
     gains = {hz: math.sqrt(10 ** (db / 10) / hz) for hz, db in SPEECH_SPECTRUM.items() if hz < rate / 2}
-    taps: np.ndarray = firwin2(round(rate * FILTER_SECONDS) | 1, [0, *gains, rate / 2], [0, *gains.values(), 0], fs=rate)
+    length = round(rate * FILTER_SECONDS) | 1
+    taps: np.ndarray = firwin2(length, [0, *gains, rate / 2], [0, *gains.values(), 0], fs=rate)
     return taps
 
 
@@ -136,7 +137,8 @@ def choose_spans(count: int, rate: int, level: float, rng: np.random.Generator) 
     start, length = edges[order], np.diff(edges)[order]
     before = np.cumsum(length) - length
     covered = np.clip(round(level * count) - before, 0, length)
-    return np.column_stack([start, start + covered])[covered > 0]
+    spans: np.ndarray = np.column_stack([start, start + covered])
+    return spans[covered > 0]
 
 
 def _open_sound(media: Path) -> tuple[int, Callable[[], Iterator[np.ndarray]]]:

@@ -1,18 +1,17 @@
-"""A corrupted copy of one split of the dataset: what trained networks are shown to see how much they can bear.
+"""Corrupted copies of one split of the dataset, to measure the robustness of trained networks.
 
-It comes about in the ordinary way: media are corrupted as files, transcripts as text, the modality in question is
-extracted again by the very extractor that made its features, and `align` joins it with the others' features. Nothing
-but the input has changed, so that `model.evaluate.evaluate` takes it for the dataset's own.
+The media files or the transcripts are corrupted, that modality is extracted again by the extractor that made the
+dataset's features, and `align` joins it with the features of the other modalities. `model.evaluate.evaluate` reads the
+result like the dataset itself.
 
-A copy lies in the scratch folder of extraction, `<scratch>/corrupted-<key>/`, keyed by everything that it depends on.
-What a killed run had extracted waits in `corrupted-<key>.part/`.
+Copies are kept in extraction's scratch folder as `<scratch>/corrupted-<key>/`; the key covers everything that they
+depend on. An interrupted run resumes from `corrupted-<key>.part/`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -41,31 +40,31 @@ if TYPE_CHECKING:
     from extractors.execution.workers import WorkerPool
 
 VERSION = 1
-"""Raised by hand when a change here, and not to a corruption or an extractor, changes the datasets."""
+"""To be raised when a change to this module changes the datasets; corruptions and extractors have their own."""
 
 FOLDER = "corrupted-"
-"""How the datasets' folders in scratch begin."""
+"""Prefix of the datasets' folders in scratch."""
 
 LOCK = "corrupting.lock"
-"""In scratch, held by whoever makes a dataset; it is never removed, as another may be about to take it."""
+"""Lock file in scratch, held while a dataset is built; never removed, as another process may be waiting for it."""
 
 PROBLEMS = "problems.parquet"
-"""In a dataset's folder: clips that failed, by the extraction or for want of any modality."""
+"""File in a dataset's folder that lists the clips that failed or have no modality left."""
 
 UNIT_CLIPS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """One split as it is.
+    """One uncorrupted split.
 
     Attributes:
-        manifest: of those clips of the split that the dataset has, in its order.
-        transcripts: of the same clips.
-        texts: all transcripts of the corpus, with their languages: where misheard words come from.
+        manifest: the split's clips that are in the dataset, in its order.
+        transcripts: transcripts of the same clips.
+        texts: (language, text) of every clip of the corpus, the vocabulary of simulated recognition errors.
         features: modality -> its feature store.
-        align: how the dataset was put together.
-        fingerprint: changes whenever the clips, their transcripts or their features do.
+        align: settings by which the dataset was aligned.
+        fingerprint: identifier that changes whenever the clips, their transcripts or their features do.
     """
 
     manifest: Manifest
@@ -78,12 +77,12 @@ class Original:
 
 @dataclass(frozen=True, slots=True)
 class CorruptedSplit:
-    """A dataset of one corrupted split.
+    """A dataset with one corrupted split.
 
     Attributes:
         dataset: its folder, for `model.evaluate.evaluate`.
-        problems: clips whose modality failed and is missing, and clips that have nothing left; both stay in the split.
-        reused: whether it lay there already.
+        problems: clips whose modality failed and is missing, and clips without any modality; both stay in the split.
+        reused: whether the dataset existed already.
     """
 
     dataset: Path
@@ -94,57 +93,62 @@ class CorruptedSplit:
 def read_original(
     manifest_path: Path, transcripts_path: Path, features: Mapping[str, Path], split: str, config: AlignConfig
 ) -> Original:
-    """What `corrupt_split` starts from; once for all conditions, since it reads all features to know them again.
+    """Read the split that `corrupt_split` starts from. It hashes all features, so call it once for all conditions.
 
     Args:
-        features: modality -> its feature store, all three, of which `config` made the dataset.
+        manifest_path: the corpus's manifest.
+        transcripts_path: output of the transcribe stage.
+        features: modality -> its feature store, for all three.
+        split: train, valid or test.
+        config: settings by which the dataset was aligned.
 
     Raises:
-        FileNotFoundError: no manifest, transcripts or features there.
-        ValueError: no such split, no clips in it, or tables that do not belong together.
+        FileNotFoundError: no manifest, transcripts or features.
+        ValueError: unknown split, no clips in it, or files that do not belong together.
     """
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-    whole, transcripts = read_manifest(manifest_path), read_transcripts(transcripts_path)
-    whole = with_transcripts(whole, transcripts)
+    transcripts = read_transcripts(transcripts_path)
+    corpus = with_transcripts(read_manifest(manifest_path), transcripts)
     readers = {m: FeatureReader(Path(features[m]), m) for m in MODALITIES}
     steps = [reader.steps() for reader in readers.values()]
-    clips = [c for c in whole.clips if c.split == split and any(known.get(c.clip_id) for known in steps)]
+    clips = [c for c in corpus.clips if c.split == split and any(counts.get(c.clip_id) for counts in steps)]
     if not clips:
         raise ValueError(f"{manifest_path}: the {split} split has no clips with features; choose another split")
     stores = {m: [sha256_of(path) for path in sorted(Path(features[m]).glob("part-*.parquet"))] for m in MODALITIES}
     chosen = {clip.clip_id: transcripts[clip.clip_id] for clip in clips}
-    known = [[asdict(clip) for clip in clips], [asdict(row) for row in chosen.values()], stores, whole.label_range]
+    rows = [asdict(clip) for clip in clips], [asdict(row) for row in chosen.values()]
     return Original(
-        manifest=replace(whole, clips=tuple(clips)),
+        manifest=replace(corpus, clips=tuple(clips)),
         transcripts=chosen,
-        texts=[(clip.language, clip.text) for clip in whole.clips],
+        texts=[(clip.language, clip.text) for clip in corpus.clips],
         features={m: Path(features[m]) for m in MODALITIES},
         align=config,
-        fingerprint=_hash([whole.corpus, *known, asdict(config)]),
+        fingerprint=_hash([corpus.corpus, *rows, stores, corpus.label_range, asdict(config)]),
     )
 
 
 def corrupt_split(
     original: Original, condition: Condition, scratch: Path, pool: WorkerPool, max_failed_fraction: float = 1.0
 ) -> CorruptedSplit:
-    """The dataset of the split under a condition, from scratch where it was made before.
+    """Return the dataset of the split under a condition; build it unless it is in scratch already.
 
-    It has the very clips of the original split. One that fails stays, without the modality; so does one that has
-    nothing left. Networks normalise by the statistics that they were trained with; those in dataset.json are of no
-    clip. Words keep their times; those that `align` places in proportion are placed by the sound as it was, so that
-    only the corrupted modality changes. (Mode `aligned` pools audio and vision onto the words: where words go, their
-    steps go.)
+    It has exactly the clips of the original split: a clip that fails stays without the modality, or empty. Networks
+    normalise by the statistics in their checkpoint, not by those in its dataset.json. Words keep their times, and those
+    that `align` places in proportion are placed by the original sound, so that only the corrupted modality changes. (In
+    mode `aligned`, audio and vision are pooled onto the words, so their steps change with the words.)
 
     Args:
-        scratch: of extraction; what was finished when a run was killed is not done again.
-        pool: the worker processes; with one pool for many conditions they load their models once.
-        max_failed_fraction: of the split's clips; where more fail there is no dataset.
+        original: from `read_original`.
+        condition: the corruption, its level and seed.
+        scratch: extraction's scratch folder; an interrupted run resumes from it.
+        pool: worker processes; sharing one pool among conditions loads each model once.
+        max_failed_fraction: fraction of the split's clips that may fail.
 
     Raises:
-        ValueError: the corpus has no media, or no transcripts, to corrupt; its features came with it, or were made by
-            another version of the extractor; the corruption does not know the language.
-        TooManyFailuresError: see `max_failed_fraction`.
+        ValueError: the corpus has no media, or no transcripts, to corrupt; its features were imported, or made by
+            another version of the extractor; the corruption does not support the language.
+        TooManyFailuresError: more clips failed than `max_failed_fraction` allows.
         OSError: scratch cannot be written.
     """
     meta = FeatureReader(original.features[condition.modality], condition.modality).meta
@@ -156,18 +160,18 @@ def corrupt_split(
         _check(original, condition, meta)
         tag_scratch(Path(scratch))
         part = dataset.with_name(f"{dataset.name}.part")
-        with FileLock(Path(scratch) / LOCK):  # two studies may want the same
+        with FileLock(Path(scratch) / LOCK):  # two studies may build the same dataset
             reused = dataset.is_dir()
             if not reused:
                 part.mkdir(exist_ok=True)
                 job = _Job(original, condition, meta, part, Path(scratch), pool, max_failed_fraction)
-                os.replace(job.make(), dataset)
+                job.build().replace(dataset)
             shutil.rmtree(part, ignore_errors=True)
     return CorruptedSplit(dataset, read_problems([dataset / PROBLEMS]), reused)
 
 
-def why_not(original: Original, condition: Condition) -> str | None:
-    """Why this corpus cannot be corrupted so, for people; None where it can."""
+def unsupported_reason(original: Original, condition: Condition) -> str | None:
+    """Return why this corpus cannot be corrupted like this, for users; None where it can."""
     try:
         _check(original, condition, FeatureReader(original.features[condition.modality], condition.modality).meta)
     except ValueError as error:
@@ -175,14 +179,14 @@ def why_not(original: Original, condition: Condition) -> str | None:
     return None
 
 
-def folders_of(scratch: Path, signatures: Collection[str]) -> set[str]:
-    """Names of the folders in scratch whose datasets hold features of these signatures alone."""
-    found = set()
+def corrupted_folders(scratch: Path, signatures: Collection[str]) -> set[str]:
+    """Return the names of the folders in scratch whose datasets have features of these signatures only."""
+    names = set()
     for path in Path(scratch).glob(f"{FOLDER}*/dataset.json"):
         modalities = json.loads(path.read_text(encoding="utf-8"))["modalities"]
         if {entry["signature"] for entry in modalities.values()} <= set(signatures):
-            found.add(path.parent.name)
-    return found
+            names.add(path.parent.name)
+    return names
 
 
 def _hash(content: object) -> str:
@@ -190,23 +194,23 @@ def _hash(content: object) -> str:
 
 
 def _check(original: Original, condition: Condition, meta: FeatureMeta) -> None:
-    """Refuse what cannot be corrupted, before anything is done."""
+    """Raise ValueError where the condition cannot be applied to the corpus."""
     clips, modality = original.manifest.clips, condition.modality
     if modality != "text" and not any(clip.media for clip in clips):
         without = ", ".join(name for name, kind in CORRUPTIONS.items() if kind.modality == "text")
         raise ValueError(
             f"{condition.corruption} corrupts media files, and {original.manifest.corpus} has none, only features; "
-            f"without media there are {without}, if there are transcripts and extract.text made the text features"
+            f"without media, choose {without}, which need transcripts and text features made by extract.text"
         )
     if modality == "text" and not any(clip.text.strip() for clip in clips):
         raise ValueError(
-            f"{condition.corruption} corrupts transcripts, and no clip of the split has one; let them be recognised "
+            f"{condition.corruption} corrupts transcripts, and no clip of the split has one; set a speech recogniser "
             "(transcribe.model), or choose a corruption of audio or vision"
         )
     if meta.extractor not in available():
         raise ValueError(
             f"{condition.corruption} needs {modality} to be extracted again, but its features came with the corpus or "
-            f"are of an extractor that is not installed here ({meta.extractor}); extract {modality} from "
+            f"were made by an extractor that is not installed ({meta.extractor}); extract {modality} from "
             f"{'transcripts' if modality == 'text' else 'media'}, train on that, or choose another modality"
         )
     now = describe(meta.extractor, meta.options).signature
@@ -219,7 +223,7 @@ def _check(original: Original, condition: Condition, meta: FeatureMeta) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A dataset in the making; `part` is its folder until it is whole."""
+    """The construction of one dataset in the temporary folder `part`."""
 
     original: Original
     condition: Condition
@@ -229,10 +233,10 @@ class _Job:
     pool: WorkerPool
     max_failed_fraction: float
 
-    def make(self) -> Path:
-        """The finished dataset's folder."""
-        for left_behind in self.part.glob(f"{CORRUPTED}*"):
-            shutil.rmtree(left_behind)
+    def build(self) -> Path:
+        """Build the dataset and return its folder, inside `part`."""
+        for leftover in self.part.glob(f"{CORRUPTED}*"):  # of a killed run
+            shutil.rmtree(leftover)
         modality, part = self.condition.modality, self.part
         transcripts = self._transcripts()
         manifest = with_transcripts(self.original.manifest, transcripts)
@@ -245,18 +249,18 @@ class _Job:
         summary = align(*paths, features, dataset, self.original.align, keep_empty=True)
         write_problems([*failures, *summary.problems], dataset / PROBLEMS)
         if (part / TRACEBACKS).is_dir():
-            os.replace(part / TRACEBACKS, dataset / TRACEBACKS)
+            (part / TRACEBACKS).replace(dataset / TRACEBACKS)
         return dataset
 
     def _transcripts(self) -> dict[str, Transcript]:
-        """Corrupted ones; or where the sound is corrupted, with the word times that the sound as it was gives."""
+        """Return the transcripts to align: corrupted if text is, or with times by the clean audio if audio is."""
         if self.condition.modality == "audio":
-            return _timed(self.original)
+            return _with_times(self.original)
         if self.condition.modality != "text":
             return dict(self.original.transcripts)
         languages = {clip.clip_id: clip.language for clip in self.original.manifest.clips}
         lexicons = {
-            language: Lexicon([text for of, text in self.original.texts if of == language], language)
+            language: Lexicon([text for other, text in self.original.texts if other == language], language)
             for language in set(languages.values())
             if self.condition.kind.needs_lexicon
         }
@@ -266,9 +270,9 @@ class _Job:
         }
 
     def _extract(self, clips: Sequence[Clip]) -> list[Problem]:
-        """Extract the corrupted modality of the clips into `part`/features; one problem for each that failed."""
-        media = self.condition if self.condition.modality != "text" and not self.condition.is_as_it_is else None
-        scratch = self.scratch if self.condition.is_as_it_is else self.part  # as it is, it may be there from the stage
+        """Extract the corrupted modality into `part`/features; return one problem for each clip that failed."""
+        media = self.condition if self.condition.modality != "text" and not self.condition.is_clean else None
+        scratch = self.scratch if self.condition.is_clean else self.part  # clean: the extract stage's results
         root = Path(self.original.manifest.root)
         job = (root, self.meta.extractor, self.meta.options, scratch, media)
         with ThreadPoolExecutor(self.pool.size) as threads:
@@ -280,15 +284,16 @@ class _Job:
         return problems
 
 
-def _timed(original: Original) -> dict[str, Transcript]:
-    """The transcripts; words without times have those that `align` would give them."""
+def _with_times(original: Original) -> dict[str, Transcript]:
+    """Return the transcripts, untimed ones with the word times that `align` estimates from the clean audio."""
     readers = {m: FeatureReader(path, m) for m, path in original.features.items()}
     rows = {}
     for clip in original.manifest.clips:
         row = original.transcripts[clip.clip_id]
         if row.words and not row.times_method:
-            found = {m: reader[clip.clip_id] for m, reader in readers.items() if clip.clip_id in reader}
-            start, end = word_times(row.words, found.get("audio"), known_duration(clip.duration, found)).T.tolist()
+            sequences = {m: reader[clip.clip_id] for m, reader in readers.items() if clip.clip_id in reader}
+            duration = known_duration(clip.duration, sequences)
+            start, end = word_times(row.words, sequences.get("audio"), duration).T.tolist()
             row = replace(row, start=start, end=end, times_method=PROPORTIONAL)
         rows[clip.clip_id] = row
     return rows

@@ -161,6 +161,7 @@ def write_frames(media: Path, out: Path, change: Change) -> Path:
     frames = read_stored_frames(media)
     first = next(frames)
     rotation, tick = first[0].rotation, first[0].time_base
+    assert tick is not None  # a decoded frame has one
     path = out.with_name(f"{out.name}.mov")
     with av.open(str(path), "w", format="mov") as container:
         stream: VideoStream | None = None
@@ -192,7 +193,7 @@ def _normalise(frames: Iterable[TimedFrame]) -> Iterator[TimedFrame]:
 
 
 def _nearest_format(frame: av.VideoFrame) -> str:
-    """Return the one of `KEPT_FORMATS` with the frame's chroma resolution; x264 subsamples chroma of even sizes only."""
+    """Return the one of `KEPT_FORMATS` with the frame's chroma resolution; x264 subsamples only even sizes."""
     width, height, kind = frame.width, frame.height, frame.format
     chroma = kind.chroma_width(width) / width, kind.chroma_height(height) / height
     even = width % 2 == 0 and height % 2 == 0
@@ -228,5 +229,6 @@ def _add_silence(container: OutputContainer) -> None:
 def _encode(container: OutputContainer, stream: VideoStream, frame: av.VideoFrame | None, ends: dict[int, int]) -> None:
     """Encode a frame, or with None flush the encoder; each packet lasts until its frame's end."""
     for packet in stream.encode(frame):
+        assert packet.pts is not None
         packet.duration = ends.pop(packet.pts) - packet.pts
         container.mux(packet)

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_path
+from corpora.files import atomic_file
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"dashfusion"
 
 ALL_CLIPS = "all"
-AS_IT_IS = ""
+CLEAN = ""
 """The condition of a split that is evaluated as it is."""
 
 STUDY_SCHEMA = pa.schema(
@@ -45,7 +45,7 @@ class Row:
     Attributes:
         variant: what was trained.
         seed: of the training; None for what is said of all seeds together.
-        condition: how the clips were shown, such as `audio noise`; `AS_IT_IS`.
+        condition: how the clips were shown, such as `audio noise`; `CLEAN`.
         level: of the condition, such as 10 (dB); None where it has none.
         clips: which of the split: `ALL_CLIPS`, or a slice such as `text misleads`.
         metric: a key of metrics/<split>.json, or of what training costs: madds, fusion_madds (millions of
@@ -132,7 +132,7 @@ def write_study(result: StudyResult, folder: Path) -> Path:
     schema = STUDY_SCHEMA.with_metadata({METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **meta})})
     rows = [{"study": result.study, **asdict(row)} for row in result.rows]
     path = Path(folder) / f"{result.study}.parquet"
-    with atomic_path(path) as temporary:
+    with atomic_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
     return path
 

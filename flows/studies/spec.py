@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from extractors.corruption.conditions import CORRUPTIONS
 from extractors.corruption.conditions import Condition as Corrupted
 from flows.config.params import Params, ParamsError, check_params
-from flows.studies.results import ALL_CLIPS, AS_IT_IS
+from flows.studies.results import ALL_CLIPS, CLEAN
 from model.config import Modality
 from model.evaluation.subgroups import SLICES
 
@@ -68,7 +68,7 @@ class Place:
     __pydantic_config__: ClassVar = STRICT
 
     variant: str | None = None
-    condition: str = AS_IT_IS
+    condition: str = CLEAN
     level: float | None = None
     clips: str = ALL_CLIPS
 
@@ -153,7 +153,7 @@ class StudySpec:
             _among("slices", name, SLICES)
         for place in (place for check in self.checks for place in (check.of, check.against)):
             _among("variant of a check", place.variant or self.reference, self.variants)
-            _among("condition of a check", place.condition, (AS_IT_IS, *self.conditions))
+            _among("condition of a check", place.condition, (CLEAN, *self.conditions))
             _among("clips of a check", place.clips, (ALL_CLIPS, *self.slices))
             levels = self.conditions[place.condition].levels if place.condition else ()
             if (place.level is None) == bool(levels) or (levels and place.level not in levels):

@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from flows.display.metrics import LESS_IS_BETTER, METRICS
-from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row
+from flows.studies.results import ALL_CLIPS, CLEAN, Answer, Row
 from flows.studies.spec import Check, Place, StudySpec
-from model.evaluation.bootstrap import difference_interval, interval, resampled_metrics
+from model.evaluation.bootstrap import difference_interval, percentile_interval, resampled_metrics
 from model.evaluation.metrics import evaluate_metrics
 
 NO_INTERVAL = (None, None)
@@ -92,7 +92,7 @@ def tidy_rows(numbers: Numbers) -> list[Row]:
 
 
 def _levels(spec: StudySpec) -> Iterator[tuple[str, Sequence[float | None]]]:
-    yield AS_IT_IS, (None,)
+    yield CLEAN, (None,)
     for name, condition in spec.conditions.items():
         yield name, condition.levels or (None,)
 
@@ -102,8 +102,8 @@ def _cost_rows(numbers: Numbers, variant: str, cost: float) -> Iterator[Row]:
     for metric in seeds[0]:
         values = [seed[metric] for seed in seeds]
         for seed, value in zip(numbers.spec.seeds, values, strict=True):
-            yield Row(variant, seed, AS_IT_IS, None, ALL_CLIPS, metric, "value", value, cost=cost)
-        yield Row(variant, None, AS_IT_IS, None, ALL_CLIPS, metric, "mean", statistics.fmean(values), cost=cost)
+            yield Row(variant, seed, CLEAN, None, ALL_CLIPS, metric, "value", value, cost=cost)
+        yield Row(variant, None, CLEAN, None, ALL_CLIPS, metric, "mean", statistics.fmean(values), cost=cost)
 
 
 def _metric_rows(numbers: Numbers, cell: Cell, clips: str, metric: str, cost: float) -> Iterator[Row]:
@@ -115,7 +115,7 @@ def _metric_rows(numbers: Numbers, cell: Cell, clips: str, metric: str, cost: fl
         yield Row(variant, None, condition, level, clips, metric, "mean", None, cost=cost)
         return
     mean, resampled = statistics.fmean(values), numbers.resampled(cell, clips)[metric]
-    yield Row(variant, None, condition, level, clips, metric, "mean", mean, *(interval(resampled) or NO_INTERVAL), cost)
+    yield Row(variant, None, condition, level, clips, metric, "mean", mean, *(percentile_interval(resampled) or NO_INTERVAL), cost)
     if len(values) > 1:
         yield Row(variant, None, condition, level, clips, metric, "std", statistics.stdev(values), cost=cost)
     reference = (numbers.spec.reference, condition, level)
@@ -191,7 +191,7 @@ def _knee(numbers: Numbers, check: Check, metric_of: Mapping[str, str]) -> Answe
     better = -1 if metric in LESS_IS_BETTER else 1
     points = []
     for variant in check.knee.variants:
-        values = numbers.by_seed((variant, AS_IT_IS, None), ALL_CLIPS, metric)
+        values = numbers.by_seed((variant, CLEAN, None), ALL_CLIPS, metric)
         cost = statistics.fmean(seed[check.knee.cost] for seed in numbers.costs[variant])
         points.append((cost, better * statistics.fmean(values), variant))
     front: list[tuple[float, float, str]] = []
@@ -206,7 +206,7 @@ def _knee(numbers: Numbers, check: Check, metric_of: Mapping[str, str]) -> Answe
     # Of a front's ends neither lies above the line between them.
     bend = max(front, key=lambda p: (p[1] - y0) / (y1 - y0) - (p[0] - x0) / (x1 - x0))
     if bend in (front[0], front[-1]):
-        cells = [(name, AS_IT_IS, None) for name in (best, cheapest)]
+        cells = [(name, CLEAN, None) for name in (best, cheapest)]
         told = _told(metric, y1 - y0, _interval_between(numbers, cells, ALL_CLIPS, metric, better), False)
         said += f"there is no bend to be seen: the best, {best}, is better than the cheapest, {cheapest}, by {told}."
         return Answer(check.question, said, None)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from flows.display.metrics import METRICS, NOTHING
-from flows.studies.results import ALL_CLIPS, AS_IT_IS, Row, StudyResult
+from flows.studies.results import ALL_CLIPS, CLEAN, Row, StudyResult
 
 TERMINAL_METRICS = 3
 """Of a study's metrics, those that a terminal has room for."""
@@ -21,7 +21,7 @@ def yes_or_no(holds: bool | None) -> str:
 def tables(result: StudyResult) -> list[Table]:
     """For the terminal: the variants on the split as it is, and on its slices; then what the conditions make of it."""
     groups = dict.fromkeys(row.clips for row in result.rows)
-    found = [_variants_table(result, AS_IT_IS, clips) for clips in groups]
+    found = [_variants_table(result, CLEAN, clips) for clips in groups]
     without_levels = [name for name in result.conditions if result.one(condition=name, level=None, statistic="mean")]
     found += [_conditions_table(result, without_levels)] if without_levels else []
     found += [_levels_table(result, name) for name in result.conditions if name not in without_levels]
@@ -58,7 +58,7 @@ def _conditions_table(result: StudyResult, conditions: Sequence[str]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for variant in result.variants:
         at = {"variant": variant, "level": None, "clips": ALL_CLIPS}
-        cells = (_cell(result, metric, at | {"condition": c}, False) for c in (AS_IT_IS, *conditions))
+        cells = (_cell(result, metric, at | {"condition": c}, False) for c in (CLEAN, *conditions))
         table.add_row(variant, *cells)
     return table
 
@@ -74,7 +74,7 @@ def _levels_table(result: StudyResult, condition: str) -> Table:
     for variant in result.variants:
         at = {"variant": variant, "clips": ALL_CLIPS}
         where = [
-            at | {"condition": AS_IT_IS, "level": None},
+            at | {"condition": CLEAN, "level": None},
             *(at | {"condition": condition, "level": n} for n in levels),
         ]
         cells = [_cell(result, metric, place, False) for place in where]

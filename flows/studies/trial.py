@@ -110,7 +110,7 @@ def predict_views(folder: Path, views: Sequence[View], split: str, device: str =
             if not len(table):
                 raise ValueError(f"{view.dataset}: the {split} split has no clips; evaluate another split")
             if view.drop:
-                table = table.without(view.drop[0], lost_clips(len(table), *view.drop))
+                table = table.drop_modality(view.drop[0], dropped_clips(len(table), *view.drop))
             shown = [m for m in info.train.modalities if m in (view.show or MODALITIES)]
             if not shown:
                 raise ValueError(
@@ -123,7 +123,7 @@ def predict_views(folder: Path, views: Sequence[View], split: str, device: str =
     return found
 
 
-def lost_clips(count: int, modality: str, share: float) -> np.ndarray:
+def dropped_clips(count: int, modality: str, share: float) -> np.ndarray:
     """Which of `count` clips lose the modality, [N] bool; those of a share are among those of all greater ones."""
     return np.random.default_rng(MODALITIES.index(modality)).permutation(count) < round(share * count)
 

@@ -21,14 +21,13 @@ from media.audio import read_audio
 from media.container import MissingStreamError, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 RATE = 44_100
 
 
-def draw(seed: int = 0) -> Callable[[], np.random.Generator]:
-    return lambda: np.random.default_rng(seed)
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def voice(seconds: float = 3.0) -> np.ndarray:
@@ -51,17 +50,17 @@ def decibels(signal: np.ndarray, noise: np.ndarray) -> float:
 @given(level=st.floats(-20, 60))
 def test_the_ratio_that_was_asked_for_is_the_one_measured(clip, tmp_path, level):
     clean = read_audio(clip, RATE)
-    noise = read_audio(add_noise(clip, tmp_path / "out", level, draw()), RATE) - clean
+    noise = read_audio(add_noise(clip, tmp_path / "out", level, rng()), RATE) - clean
     assert decibels(clean, noise) == pytest.approx(level, abs=0.02)
 
 
 def test_the_noise_is_the_same_at_every_level_but_for_its_strength(clip, tmp_path):
     clean = read_audio(clip, RATE)
     weak, strong = (
-        read_audio(add_noise(clip, tmp_path / f"{level}", level, draw()), RATE) - clean for level in (0, -20)
+        read_audio(add_noise(clip, tmp_path / f"{level}", level, rng()), RATE) - clean for level in (0, -20)
     )
     assert np.allclose(10 * weak, strong, atol=1e-5)
-    other = read_audio(add_noise(clip, tmp_path / "other", 0, draw(1)), RATE) - clean
+    other = read_audio(add_noise(clip, tmp_path / "other", 0, rng(1)), RATE) - clean
     assert abs(np.corrcoef(weak, other)[0, 1]) < 0.2
 
 
@@ -86,18 +85,18 @@ def test_pieces_of_noise_continue_each_other(counts):
 
 
 def test_loud_noise_is_not_clipped(clip, tmp_path):
-    assert np.abs(read_audio(add_noise(clip, tmp_path / "out", -30, draw()), RATE)).max() > 2
+    assert np.abs(read_audio(add_noise(clip, tmp_path / "out", -30, rng()), RATE)).max() > 2
 
 
 def test_digital_silence_stays_silent(make_clip, tmp_path):
     silent = make_clip(tmp_path / "silent.mkv", "a", sound=np.zeros(RATE), codecs=("", "pcm_s16le"))
-    assert not read_audio(add_noise(silent, tmp_path / "out", 0, draw()), RATE).any()
+    assert not read_audio(add_noise(silent, tmp_path / "out", 0, rng()), RATE).any()
 
 
 @pytest.mark.parametrize("level", [0.1, 0.5, 1.0])
 def test_so_much_of_the_clip_is_silent_and_the_rest_as_it_was(clip, tmp_path, level):
     clean = read_audio(clip, RATE)
-    changed = read_audio(silence_spans(clip, tmp_path / "out", level, draw()), RATE)
+    changed = read_audio(silence_spans(clip, tmp_path / "out", level, rng()), RATE)
     different = changed != clean
     assert not changed[different].any()
     assert different.mean() == pytest.approx(level, abs=0.01)  # the tone itself passes through 0
@@ -119,7 +118,7 @@ def test_spans_are_of_their_length_disjoint_and_exactly_enough(seconds, level, s
 
 
 def test_what_is_lost_at_one_level_is_lost_at_the_higher_ones(clip, tmp_path):
-    little, much = (read_audio(silence_spans(clip, tmp_path / f"{x}", x, draw()), RATE) for x in (0.2, 0.6))
+    little, much = (read_audio(silence_spans(clip, tmp_path / f"{x}", x, rng()), RATE) for x in (0.2, 0.6))
     clean = read_audio(clip, RATE)
     assert not much[little != clean].any()
 
@@ -127,7 +126,7 @@ def test_what_is_lost_at_one_level_is_lost_at_the_higher_ones(clip, tmp_path):
 @pytest.mark.parametrize("change", [add_noise, silence_spans])
 def test_the_sound_keeps_its_length_its_rate_and_its_place_in_time(make_clip, tmp_path, change):
     late = make_clip(tmp_path / "late.mkv", "va", sound=voice(1), sound_start=0.5, codecs=("libx264", "pcm_s16le"))
-    changed = change(late, tmp_path / "out", 0.3, draw())
+    changed = change(late, tmp_path / "out", 0.3, rng())
     assert probe(changed).sample_rate == RATE
     clean, after = read_audio(late, RATE), read_audio(changed, RATE)
     assert len(clean) == len(after) > 1.4 * RATE
@@ -138,7 +137,7 @@ def test_the_sound_keeps_its_length_its_rate_and_its_place_in_time(make_clip, tm
 @pytest.mark.parametrize("change", [add_noise, silence_spans])
 def test_a_clip_without_sound_has_nothing_to_corrupt(make_clip, tmp_path, change):
     with pytest.raises(MissingStreamError):
-        change(make_clip(tmp_path / "mute.mp4", "v"), tmp_path / "out", 0.5, draw())
+        change(make_clip(tmp_path / "mute.mp4", "v"), tmp_path / "out", 0.5, rng())
 
 
 @pytest.mark.parametrize("name", ["grid_bbaf2n.mpg", "single_face.mp4", "face_then_none.mov", "bus_chinese.wav"])
@@ -146,9 +145,9 @@ def test_real_sound_gets_the_ratio_and_the_losses_that_were_asked_for(real_clips
     media = real_clips / name
     rate = probe(media).sample_rate
     clean = read_audio(media, rate)
-    noise = read_audio(add_noise(media, tmp_path / "noise", 5, draw()), rate) - clean
+    noise = read_audio(add_noise(media, tmp_path / "noise", 5, rng()), rate) - clean
     assert decibels(clean, noise) == pytest.approx(5, abs=0.01)
-    lost = read_audio(silence_spans(media, tmp_path / "spans", 0.3, draw()), rate)
+    lost = read_audio(silence_spans(media, tmp_path / "spans", 0.3, rng()), rate)
     assert (lost == 0).mean() >= 0.3 - 1e-4
     assert (lost[lost != 0] == clean[lost != 0]).all()
 
@@ -157,7 +156,7 @@ def test_noise_hides_voicing_from_the_extractor(real_clips, librosa_audio, tmp_p
     from extractors.base import Source
 
     media = real_clips / "bus_chinese.wav"
-    noisy = [add_noise(media, tmp_path / f"{level}", level, draw()) for level in (20, -10)]
+    noisy = [add_noise(media, tmp_path / f"{level}", level, rng()) for level in (20, -10)]
     clean, weak, strong = librosa_audio.extract([Source("a", path, "", "zh", None) for path in (media, *noisy)])
     assert len(clean) == len(weak) == len(strong)
     assert clean.valid.mean() > strong.valid.mean() + 0.1

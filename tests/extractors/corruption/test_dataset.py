@@ -18,7 +18,14 @@ from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, Clip, Manifest, read_manifest, write_manifest
 from corpora.readers.raw import read_raw
 from extractors.corruption.conditions import Condition
-from extractors.corruption.dataset import FOLDER, CorruptedSplit, Original, corrupt_split, folders_of, read_original
+from extractors.corruption.dataset import (
+    FOLDER,
+    CorruptedSplit,
+    Original,
+    corrupt_split,
+    corrupted_folders,
+    read_original,
+)
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig
 from extractors.execution.units import TooManyFailuresError, assemble, extract_unit
@@ -398,8 +405,8 @@ def test_datasets_are_known_by_the_signatures_of_their_features(corpus, pool, tm
     made = corrupt_split(corpus.original(), Condition("text.words", 0.5), tmp_path, pool)
     modalities = json.loads((made.dataset / "dataset.json").read_text())["modalities"]
     signatures = {entry["signature"] for entry in modalities.values()}
-    assert folders_of(tmp_path, signatures | {"another"}) == {made.dataset.name}
-    assert not folders_of(tmp_path, signatures - {modalities["audio"]["signature"]})
+    assert corrupted_folders(tmp_path, signatures | {"another"}) == {made.dataset.name}
+    assert not corrupted_folders(tmp_path, signatures - {modalities["audio"]["signature"]})
 
 
 def without_media(original: Original) -> Original:
@@ -444,5 +451,5 @@ def test_a_split_without_transcripts_has_no_text_to_corrupt(corpus, pool, tmp_pa
     original = corpus.original()
     silent = [replace(clip, text="") for clip in original.manifest.clips]
     original = replace(original, manifest=replace(original.manifest, clips=silent))
-    with pytest.raises(ValueError, match=r"no clip of the split has one; let them be recognised"):
+    with pytest.raises(ValueError, match=r"no clip of the split has one; set a speech recogniser"):
         corrupt_split(original, Condition("text.words", 0.5), tmp_path, pool)

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extractors.corruption.negation import negate
-from extractors.corruption.text import put_together
+from extractors.corruption.text import join_units
 from extractors.transcripts.words import split_words
 
 
 def contrary(text: str, language: str) -> str:
-    return put_together(text, *negate(text, language))
+    return join_units(text, *negate(text, language))
 
 
 AFFIRMED = {
@@ -115,7 +115,7 @@ def test_any_text_has_a_contrary(text):
         units, instead = negate(text, language)
         assert units == split_words(text)
         assert len(instead) == len(units)
-        put_together(text, units, instead)
+        join_units(text, units, instead)
 
 
 @pytest.mark.parametrize("text", ["", " ", "...", "?!"])
@@ -124,5 +124,5 @@ def test_what_says_nothing_stays_as_it_is(text):
 
 
 def test_other_languages_are_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"knows en and zh, found transcripts in 'de'; use text\.words"):
+    with pytest.raises(ValueError, match=r"supports en and zh, found transcripts in 'de'; use text\.words"):
         negate("Das ist gut.", "de")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from extractors.base import Source
-from extractors.corruption.vision import blur, cover, lose_frames, lower_rate, write_frames
+from extractors.corruption.vision import blur, drop_frames, lower_rate, occlude, write_frames
 from media.container import MissingStreamError, probe
 from media.video import read_frames, read_stored_frames
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from fractions import Fraction
     from pathlib import Path
 
-ALL = (blur, cover, lose_frames, lower_rate)
+ALL = (blur, occlude, drop_frames, lower_rate)
 
 
-def draw(seed: int = 0) -> Callable[[], np.random.Generator]:
-    return lambda: np.random.default_rng(seed)
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def noisy_picture(number: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def detail(path: Path) -> float:
 
 def test_blurred_pictures_lose_their_detail_and_keep_their_brightness(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", "v", picture=noisy_picture)
-    files = [clip, *(blur(clip, tmp_path / f"{x}", x, draw()) for x in (0.01, 0.03, 0.1, 0.5))]
+    files = [clip, *(blur(clip, tmp_path / f"{x}", x, rng()) for x in (0.01, 0.03, 0.1, 0.5))]
     found = [detail(path) for path in files]
     assert found == sorted(found, reverse=True) and found[-1] < 0.1 * found[0]
     light = [np.mean([image.mean() for _, image in read_frames(path, 5)]) for path in files]
@@ -121,7 +121,7 @@ def test_a_blurred_edge_rises_as_the_gaussian_integral_of_that_width(make_clip, 
     clip = make_clip(tmp_path / "clip.mp4", "v", seconds=0.2, picture=lambda number: picture)
     sizes = {"small": clip, "large": enlarged(clip, tmp_path / "large.mkv", 10)}
     for path in sizes.values():
-        _, image = next(iter(read_frames(blur(path, tmp_path / f"{path.stem}-blurred", level, draw()), 25)))
+        _, image = next(iter(read_frames(blur(path, tmp_path / f"{path.stem}-blurred", level, rng()), 25)))
         height, width = image.shape[:2]
         row = image[height // 2].mean(axis=1)
         x = (np.arange(width) + 0.5 - width / 2) / (level * height)
@@ -155,17 +155,17 @@ def white(make_clip, tmp_path) -> Path:
 @pytest.mark.parametrize("level", [0.1, 0.25, 0.6, 1.0])
 def test_the_patch_covers_so_much_of_every_picture(white, tmp_path, level):
     for seed in range(3):
-        found = [patch.mean() for patch in patches(cover(white, tmp_path / "out", level, draw(seed)))]
+        found = [patch.mean() for patch in patches(occlude(white, tmp_path / "out", level, rng(seed)))]
         assert len(found) == 100
         assert found == pytest.approx([level] * 100, abs=0.05)  # whole pixels of a picture of 64 x 48
 
 
 def test_the_patch_moves_slowly_and_a_larger_one_covers_the_smaller(white, tmp_path):
-    small, large = (patches(cover(white, tmp_path / f"{x}", x, draw())) for x in (0.1, 0.3))
+    small, large = (patches(occlude(white, tmp_path / f"{x}", x, rng())) for x in (0.1, 0.3))
     assert all((~a | b).mean() > 0.99 for a, b in zip(small, large, strict=True))
     steps = [(a != b).mean() for a, b in pairwise(small)]
     assert max(steps) < 0.05 and (small[0] != small[-1]).mean() > 0.05
-    elsewhere = patches(cover(white, tmp_path / "other", 0.1, draw(1)))
+    elsewhere = patches(occlude(white, tmp_path / "other", 0.1, rng(1)))
     assert (elsewhere[0] != small[0]).any()
 
 
@@ -175,7 +175,7 @@ def kept_numbers(path: Path, frame_number: Callable) -> list[int]:
 
 def test_so_many_frames_are_lost_and_the_one_before_stays_on_the_screen(make_clip, frame_number, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", "v", seconds=10)
-    few, many = (lose_frames(clip, tmp_path / f"{x}", x, draw()) for x in (0.2, 0.7))
+    few, many = (drop_frames(clip, tmp_path / f"{x}", x, rng()) for x in (0.2, 0.7))
     for path, level in ((few, 0.2), (many, 0.7)):
         shown = kept_numbers(path, frame_number)
         assert len(shown) == 250
@@ -191,7 +191,7 @@ def test_so_many_frames_are_lost_and_the_one_before_stays_on_the_screen(make_cli
 @pytest.mark.parametrize(("fps", "level"), [(25, 10), (30, 10), (30000 / 1001, 7), (25, 1), (25, 0.3)])
 def test_so_many_frames_a_second_are_left(make_clip, tmp_path, fps, level):
     clip = make_clip(tmp_path / "clip.mp4", "v", seconds=8, fps=fps)
-    kept = stamps(lower_rate(clip, tmp_path / "out", level, draw()))
+    kept = stamps(lower_rate(clip, tmp_path / "out", level, rng()))
     assert len(kept) == pytest.approx(8 * level, abs=1)
     assert kept[0][0] == 0 and kept[-1][1] == stamps(clip)[-1][1]
     gaps = [float(b[0] - a[0]) for a, b in pairwise(kept)]
@@ -200,27 +200,27 @@ def test_so_many_frames_a_second_are_left(make_clip, tmp_path, fps, level):
 
 def test_a_video_with_fewer_frames_keeps_them_all(make_clip, tmp_path):
     clip = make_clip(tmp_path / "clip.mp4", "v", fps=12)
-    assert same_pictures(clip, lower_rate(clip, tmp_path / "out", 25, draw()))
+    assert same_pictures(clip, lower_rate(clip, tmp_path / "out", 25, rng()))
 
 
 @pytest.mark.parametrize("change", ALL)
 def test_a_clip_without_picture_has_nothing_to_corrupt(make_clip, tmp_path, change):
     with pytest.raises(MissingStreamError):
-        change(make_clip(tmp_path / "sound.mkv", "a"), tmp_path / "out", 0.5, draw())
+        change(make_clip(tmp_path / "sound.mkv", "a"), tmp_path / "out", 0.5, rng())
 
 
 @pytest.mark.parametrize("change", ALL)
 def test_the_clip_itself_is_not_touched(make_clip, tmp_path, change):
     clip = make_clip(tmp_path / "clip.mp4", "va")
     before = clip.read_bytes()
-    change(clip, tmp_path / "out", 0.5, draw())
+    change(clip, tmp_path / "out", 0.5, rng())
     assert clip.read_bytes() == before
 
 
 def test_a_face_is_lost_behind_a_patch_and_in_the_blur(real_clips, face_mesh, tmp_path):
     media = real_clips / "grid_bbaf2n.mpg"
-    files = [media, cover(media, tmp_path / "covered", 1, draw()), blur(media, tmp_path / "blurred", 0.3, draw())]
-    files.append(blur(media, tmp_path / "soft", 0.01, draw()))
+    files = [media, occlude(media, tmp_path / "covered", 1, rng()), blur(media, tmp_path / "blurred", 0.3, rng())]
+    files.append(blur(media, tmp_path / "soft", 0.01, rng()))
     seen, covered, blurred, soft = face_mesh.extract([Source("a", path, "", "en", None) for path in files])
     assert seen.valid.all() and soft.valid.all()
     assert not covered.valid.any() and not blurred.valid.any()

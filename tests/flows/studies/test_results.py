@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.studies.results import ALL_CLIPS, AS_IT_IS, Answer, Row, StudyResult, read_studies, read_study, write_study
+from flows.studies.results import ALL_CLIPS, CLEAN, Answer, Row, StudyResult, read_studies, read_study, write_study
 
 RESULT = StudyResult(
     study="ablation",
@@ -27,9 +27,9 @@ RESULT = StudyResult(
     notes=["vision blur was left out: no media"],
     record={"seconds": 1.5},
     rows=[
-        Row("full", 0, AS_IT_IS, None, ALL_CLIPS, "acc2_np", "value", 0.9, cost=59.25),
+        Row("full", 0, CLEAN, None, ALL_CLIPS, "acc2_np", "value", 0.9, cost=59.25),
         Row("full", None, "audio noise", 10.0, "text misleads", "acc2_np", "mean", 0.8, 0.7, 0.9, 59.25),
-        Row("full", None, AS_IT_IS, None, ALL_CLIPS, "corr", "mean", None),
+        Row("full", None, CLEAN, None, ALL_CLIPS, "corr", "mean", None),
     ],
 )
 

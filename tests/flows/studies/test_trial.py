@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flows.studies import trial
-from flows.studies.trial import TRIALS, View, is_trained, lost_clips, predict_views, train_trial, trial_folder
+from flows.studies.trial import TRIALS, View, dropped_clips, is_trained, predict_views, train_trial, trial_folder
 from model.checkpoint.io import load_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.data.clips import ClipTable
@@ -87,7 +87,7 @@ def test_each_view_is_what_the_network_says_of_clips_shown_so(dataset, trained, 
     found = predict_views(folder, views, "test", "cpu")
     network, _ = load_checkpoint(folder / "best")
     table = ClipTable.read(dataset, "test", 32)
-    lost = lost_clips(len(table), "audio", 0.5)
+    lost = dropped_clips(len(table), "audio", 0.5)
     whole, without = predict(network, table, ("text", "audio", "vision")), predict(network, table, ("text", "vision"))
     assert np.array_equal(found[0], whole) and np.array_equal(found[1], without)
     assert np.allclose(found[2], np.where(lost, without, whole), atol=1e-5) and 0 < lost.sum() < len(lost)
@@ -105,7 +105,7 @@ def test_a_network_that_never_saw_what_is_shown_is_refused(dataset, trained):
 
 
 def test_clips_that_are_lost_at_a_share_are_lost_at_all_greater_ones():
-    lost = [lost_clips(40, "text", share) for share in (0, 0.25, 0.5, 1)]
+    lost = [dropped_clips(40, "text", share) for share in (0, 0.25, 0.5, 1)]
     assert [int(rows.sum()) for rows in lost] == [0, 10, 20, 40]
     assert all((few <= more).all() for few, more in pairwise(lost))
-    assert not np.array_equal(lost_clips(40, "audio", 0.5), lost[2])
+    assert not np.array_equal(dropped_clips(40, "audio", 0.5), lost[2])
