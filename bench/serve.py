@@ -28,7 +28,7 @@ from corpora.manifest import Clip, Manifest, read_manifest
 from flows.config.params import load_params
 from flows.orchestration.prefect_server import free_port
 from flows.prediction.inputs import default_model
-from flows.serving.worker_pool import default_workers
+from flows.serving.worker_pool import default_worker_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -119,7 +119,7 @@ def main() -> None:
     figures: dict[str, float] = {"requests": chosen.requests, "clients": chosen.clients, "cores": os.cpu_count() or 1}
     figures["clip_seconds_mean"] = float(np.mean([clip.duration for clip in clips]))
     for number, workers in enumerate(chosen.workers):
-        count = workers or default_workers()
+        count = workers or default_worker_count()
         found = measure(manifest, clips, default_model(), count, chosen.requests, chosen.clients)
         figures |= {f"{name}_{count}_workers" if number else name: value for name, value in found.items()}
         print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()), "\n")

@@ -1,4 +1,4 @@
-"""The server's application: the page, `POST /predict`, `GET /model`, `GET /health`, and errors of one shape."""
+"""The FastAPI application: the page, `POST /predict`, `GET /model`, `GET /health`, and uniform error responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 from pathlib import Path
@@ -23,251 +23,250 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from flows.display import COLOURS
-from flows.prediction.score import document
-from flows.serving.errors import Refused
-from flows.serving.schema import Error, Health, ModelFacts, Prediction, error_answers
-from flows.serving.security import Guard, Rules, answer
+from flows.prediction.score import to_document
+from flows.serving.errors import ApiError
+from flows.serving.schema import Health, ModelFacts, Prediction, error_responses
+from flows.serving.security import Guard, Rules, error_response
 from flows.serving.worker import Upload
-from flows.serving.worker_pool import Scorers, model_facts
+from flows.serving.worker_pool import ScoringPool, model_facts
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_TEXT = 20_000
-LONGEST_NAME = 200
-FIELD_BYTES = 4 * LONGEST_TEXT + 1024
+MAX_TEXT_LENGTH = 20_000
+MAX_NAME_LENGTH = 200
+MAX_FIELD_BYTES = 4 * MAX_TEXT_LENGTH + 1024
 
-HTTP_REASONS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
-"""Reasons of the statuses that FastAPI gives by itself."""
+HTTP_ERRORS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+"""Error codes of the statuses that FastAPI itself responds with."""
 
-DESCRIPTION = """Sentiment of a clip, by a DashFusion checkpoint: score, interval, the modalities that it is from, and
-a time line. Nothing is kept of what is uploaded. Every answer but a success is `{"error": ..., "message": ...}`."""
-
-
-class ClientLeft(Exception):
-    """Nobody waits for the answer any more."""
+DESCRIPTION = """Sentiment of a clip by a DashFusion checkpoint: score, prediction interval, the modalities that it is
+based on, and a time line. Uploads are not kept. Every error response is `{"error": ..., "message": ...}`."""
 
 
-class OneFile(Request):
-    """A form of one file and a few short fields: Starlette's own limits would hold a gigabyte in memory."""
+class ClientDisconnectedError(Exception):
+    """The client has closed the connection."""
 
-    async def form(self, **_: Any) -> FormData:
+
+class SingleFileRequest(Request):
+    """A request whose form may hold one file and a few short fields. Starlette's defaults would buffer a gigabyte."""
+
+    async def form(self, **_: Any) -> FormData:  # type: ignore[override]  # Starlette returns an awaitable context
+        """Parse the form within the limits.
+
+        Raises:
+            ApiError: The disk has no room for the file.
+        """
         try:
-            return await super().form(max_files=1, max_fields=8, max_part_size=FIELD_BYTES)
+            return await super().form(max_files=1, max_fields=8, max_part_size=MAX_FIELD_BYTES)
         except OSError as error:
-            raise no_room(error) from error
+            raise _no_room(error) from error
 
 
-class PlacedRoute(APIRoute):
-    """A route whose requests take a place in the line before their body is read."""
+class QueuedRoute(APIRoute):
+    """A route whose requests are admitted to the scoring queue before their body is read."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        """Wrap FastAPI's handler."""
         handle = super().get_route_handler()
 
-        async def placed(request: Request) -> Response:
+        async def handle_admitted(request: Request) -> Response:
             if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-                raise Refused("not_multipart", "send the clip as multipart/form-data, in the field `file`")
-            with request.app.state.scorers.place():
-                return await handle(OneFile(request.scope, request.receive))
+                raise ApiError("not_multipart", "send the clip as multipart/form-data, in the field `file`")
+            with request.app.state.pool.admit():
+                return await handle(SingleFileRequest(request.scope, request.receive))
 
-        return placed
-
-
-open_to_all, facts = APIRouter(), APIRouter()
-uploads = APIRouter(route_class=PlacedRoute)
+        return handle_admitted
 
 
-def make_app(scorers: Scorers, rules: Rules, folder: Path) -> ASGIApp:
-    """The application behind its guard.
+public, protected = APIRouter(), APIRouter()
+uploads = APIRouter(route_class=QueuedRoute)
+
+
+def create_app(pool: ScoringPool, rules: Rules, folder: Path) -> ASGIApp:
+    """Create the application, wrapped in its access control.
 
     Args:
-        scorers: started.
-        folder: where uploads lie while they are scored.
+        pool: Started scoring pool.
+        rules: Access rules and request limits.
+        folder: Folder for temporary files of uploads.
     """
     app = FastAPI(
         title="DashFusion",
         version=version("dashfusion"),
         description=DESCRIPTION,
-        docs_url=None,  # FastAPI's pages fetch their scripts elsewhere
+        docs_url=None,  # FastAPI's documentation pages load their scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
-        responses=error_answers(403, 413, 500),
+        responses=error_responses(403, 413, 500),
         generate_unique_id_function=lambda route: route.name,
+        exception_handlers={
+            HTTPException: _handle_http_error,
+            RequestValidationError: _handle_validation_error,
+            Exception: _handle_internal_error,
+        },
     )
-    app.state.scorers, app.state.folder = scorers, folder
-    # The guard looks at the token, before a byte of the body is read; this is for the schema alone.
-    told = [Depends(HTTPBearer(auto_error=False, description="The server's token"))] if rules.token else []
-    app.include_router(open_to_all)
-    for router in (facts, uploads):
-        app.include_router(router, dependencies=told)
-    for path, media_type, content in page_files():
-        app.router.add_api_route(path, _file(content, media_type), include_in_schema=False)
-    _add_error_handlers(app)
+    app.state.pool, app.state.folder = pool, folder
+    # For the schema only: `Guard` checks the token before the body is read
+    security = [Depends(HTTPBearer(auto_error=False, description="The server's token"))] if rules.token else []
+    app.include_router(public)
+    for router in (protected, uploads):
+        app.include_router(router, dependencies=security)
+    _add_page(app)
     return Guard(app, rules)
 
 
-def _file(content: str, media_type: str) -> Callable[[], Awaitable[Response]]:
-    async def send() -> Response:
-        return Response(content, media_type=media_type)
-
-    return send
-
-
-@open_to_all.get("/health", summary="Is it there", response_model=Health)
+@public.get("/health", summary="Server status", response_model=Health)
 async def health(request: Request) -> dict[str, Any]:
-    """Whether the server answers, and how busy it is. Needs no token."""
-    scorers: Scorers = request.app.state.scorers
-    status = "stopping" if scorers.stopping else "ok"
-    return {"status": status, "workers": scorers.workers, "waiting": scorers.waiting}
+    """Return whether the server accepts uploads, and how busy it is. Needs no token."""
+    pool: ScoringPool = request.app.state.pool
+    status = "stopping" if pool.stopping else "ok"
+    return {"status": status, "workers": pool.workers, "waiting": pool.waiting}
 
 
-@facts.get("/model", summary="What scores", response_model=ModelFacts, responses=error_answers(401))
-async def model(request: Request) -> Any:
-    """What the checkpoint was trained on and how well, and what an upload may be."""
-    return model_facts(request.app.state.scorers)
-
-
-Text = Annotated[str, Form(max_length=LONGEST_TEXT, description="What is said in it; empty: not known")]
-Recognise = Annotated[
-    bool, Form(description="Where there is no text, recognise speech, if the server has a model for it")
-]
-Level = Annotated[
-    float, Form(gt=0, lt=1, allow_inf_nan=False, description="Of the intervals: one that GET /model names")
-]
-WindowLength = Annotated[
-    float | None,
-    Form(
-        ge=0.5,
-        le=3600,
-        allow_inf_nan=False,
-        description="Seconds of the time line's windows, which every longer clip then gets; if left out, as long as "
-        "training clips, for clips of two windows or more",
-    ),
-]
-Hop = Annotated[
-    float | None,
-    Form(
-        ge=0.1,
-        le=3600,
-        allow_inf_nan=False,
-        description="Seconds from window to window; if left out, half a window",
-    ),
-]
+@protected.get("/model", summary="Model and limits", response_model=ModelFacts, responses=error_responses(401))
+async def model(request: Request) -> Mapping[str, Any]:
+    """Return the checkpoint's training corpus and metrics, and the upload limits."""
+    return model_facts(request.app.state.pool)
 
 
 @uploads.post(
     "/predict",
     summary="Score a clip",
     response_model=None,
-    responses={200: {"model": Prediction, "description": "The clip's score"}}
-    | error_answers(400, 401, 408, 415, 422, 503),
+    responses={
+        200: {"model": Prediction, "description": "The clip's score"},
+        **error_responses(400, 401, 408, 415, 422, 503),
+    },
 )
 async def predict(
     request: Request,
-    file: Annotated[UploadFile, File(description="The clip: any file with sound or picture, whatever its name")],
-    text: Text = "",
-    recognise: Recognise = True,
-    level: Level = 0.9,
-    window: WindowLength = None,
-    hop: Hop = None,
+    file: Annotated[UploadFile, File(description="The clip: any video or audio file, whatever its name")],
+    text: Annotated[str, Form(max_length=MAX_TEXT_LENGTH, description="Transcript; empty if unknown")] = "",
+    recognise: Annotated[
+        bool, Form(description="Recognise speech if there is no text and the server has a speech recogniser")
+    ] = True,
+    level: Annotated[
+        float, Form(gt=0, lt=1, allow_inf_nan=False, description="Interval level; GET /model lists the available ones")
+    ] = 0.9,
+    window: Annotated[
+        float | None,
+        Form(
+            ge=0.5,
+            le=3600,
+            allow_inf_nan=False,
+            description="Window length of the time line in seconds. If given, every longer clip gets a time line; by "
+            "default windows are as long as training clips, for clips of at least two windows",
+        ),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        Form(
+            ge=0.1,
+            le=3600,
+            allow_inf_nan=False,
+            description="Seconds between window starts; by default half a window",
+        ),
+    ] = None,
 ) -> Response:
     """Score one clip.
 
-    The file is kept in a temporary file while it is scored, and removed with the answer.
+    The file is stored temporarily and deleted before the response is sent.
     """
-    scorers: Scorers = request.app.state.scorers
+    pool: ScoringPool = request.app.state.pool
     path = request.app.state.folder / uuid.uuid4().hex
-    wished = " ".join(text.split())
-    upload = Upload(path, shown_name(file.filename), wished or (None if recognise else ""), level, window, hop)
+    transcript = " ".join(text.split()) or (None if recognise else "")
+    upload = Upload(path, sanitise_name(file.filename), transcript, level, window, hop)
     try:
         await run_in_threadpool(_store, file, path)
-        await _unless_left(request, scorers.examine(path, upload.name))
-        result = await _unless_left(request, scorers.score(upload))
-    except ClientLeft:
-        return Response(status_code=204)  # which nobody gets
+        await _await_unless_disconnected(request, pool.examine(path, upload.name))
+        result = await _await_unless_disconnected(request, pool.score(upload))
+    except ClientDisconnectedError:
+        return Response(status_code=204)  # never sent
     finally:
         path.unlink(missing_ok=True)
-    folder = scorers.model.folder
-    named = folder.name if folder.is_absolute() else folder  # where it lies on this machine is nobody's business
-    return JSONResponse(document(scorers.description, str(named), level, [result]))
+    checkpoint = pool.model.folder
+    shown_path = checkpoint.name if checkpoint.is_absolute() else checkpoint  # does not reveal the server's folders
+    return JSONResponse(to_document(pool.description, str(shown_path), level, [result]))
 
 
-def shown_name(name: str | None) -> str:
-    """A file's name as its sender has it, for showing: without folders and control characters, and not too long."""
+def sanitise_name(name: str | None) -> str:
+    """Return a file name for display: without folders and control characters, and of limited length."""
     last = (name or "").replace("\\", "/").rpartition("/")[2]
-    return "".join(c for c in last if c.isprintable())[:LONGEST_NAME].strip() or "upload"
+    return "".join(c for c in last if c.isprintable())[:MAX_NAME_LENGTH].strip() or "upload"
 
 
-def no_room(error: OSError) -> Refused:
-    """The refusal of an upload that could not be stored."""
+def _no_room(error: OSError) -> ApiError:
     logger.error("an upload could not be stored: %s", error)
-    return Refused("no_room", "the upload could not be stored here; try again later")
+    return ApiError("no_room", "the upload could not be stored on the server; try again later")
 
 
 def _store(file: UploadFile, path: Path) -> None:
-    """Give the upload, a file without a name so far, one that worker processes can open."""
+    """Copy the upload, an anonymous temporary file, to a path that worker processes can open."""
     try:
-        with open(path, "xb") as target, file.file as source:
+        with path.open("xb") as target, file.file as source:
             shutil.copyfileobj(source, target, 1 << 20)
     except OSError as error:
-        raise no_room(error) from error
+        raise _no_room(error) from error
     if not path.stat().st_size:
-        raise Refused("not_media", f"{shown_name(file.filename)}: zero bytes; choose the file again")
+        raise ApiError("not_media", f"{sanitise_name(file.filename)}: zero bytes; choose the file again")
 
 
-async def _unless_left(request: Request, future: Future[T]) -> T:
-    """The future's result; where the client leaves before, work that has not begun is not begun.
+async def _await_unless_disconnected(request: Request, future: Future[T]) -> T:
+    """Return the future's result. If the client disconnects first, cancel the future unless it is already running.
 
     Raises:
-        ClientLeft: it did.
+        ClientDisconnectedError: The client has disconnected.
     """
     result = asyncio.wrap_future(future)
-    left = asyncio.ensure_future(_left(request))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((result, left), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((result, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
-            raise ClientLeft
+            raise ClientDisconnectedError
         return result.result()
     finally:
-        left.cancel()
+        disconnected.cancel()
         result.cancel()
 
 
-async def _left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         continue
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        if not isinstance(error, Refused):
-            error = Refused(HTTP_REASONS.get(error.status_code, "bad_request"), str(error.detail), error.headers)
-        return answer(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        told = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-        return answer(Refused("invalid", told))
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:  # Starlette raises it again, for the log
-        return JSONResponse(
-            Error(error="internal", message="a mistake in the server, which its log tells of").model_dump(), 500
-        )
+async def _handle_http_error(request: Request, error: HTTPException) -> Response:
+    if not isinstance(error, ApiError):
+        error = ApiError(HTTP_ERRORS.get(error.status_code, "bad_request"), str(error.detail), error.headers)
+    return error_response(error)
 
 
-def page_files() -> list[tuple[str, str, str]]:
-    """(address, media type, content) of each."""
+async def _handle_validation_error(request: Request, error: RequestValidationError) -> Response:
+    message = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+    return error_response(ApiError("invalid", message))
+
+
+async def _handle_internal_error(
+    request: Request, error: Exception
+) -> Response:  # Starlette also raises it, for the log
+    return error_response(ApiError("internal", "an internal error; the server's log has the details"))
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add the routes of the page's files, which are read once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    here = Path(__file__).parent / "static"
-    styles = Environment(loader=FileSystemLoader([here, COLOURS.parent]), undefined=StrictUndefined).get_template(
-        "serve.css.j2"
-    )
-    return [
-        ("/", "text/html", (here / "serve.html").read_text(encoding="utf-8")),
-        ("/page.css", "text/css", styles.render()),
-        ("/page.js", "text/javascript", (here / "serve.js").read_text(encoding="utf-8")),
-    ]
+    static = Path(__file__).parent / "static"
+    templates = Environment(loader=FileSystemLoader([static, COLOURS.parent]), undefined=StrictUndefined)
+
+    def add(path: str, media_type: str, content: str) -> None:
+        async def send() -> Response:
+            return Response(content, media_type=media_type)
+
+        app.add_api_route(path, send, include_in_schema=False)
+
+    add("/", "text/html", (static / "serve.html").read_text(encoding="utf-8"))
+    add("/page.css", "text/css", templates.get_template("serve.css.j2").render())
+    add("/page.js", "text/javascript", (static / "serve.js").read_text(encoding="utf-8"))
+    add("/charts.js", "text/javascript", (static / "charts.js").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the server takes and answers, for its OpenAPI schema: the keys are those of `dashfusion predict --json`."""
+"""Pydantic models of the server's responses, for its OpenAPI schema. Keys are those of `dashfusion predict --json`."""
 
 from __future__ import annotations
 
@@ -6,138 +6,144 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.serving.errors import REASONS, reasons_of
+from flows.serving.errors import REASONS
 from model.prediction.results import SENTIMENTS
 
 MODALITY = Literal["text", "audio", "vision"]
 
-Share = Annotated[
+Contributions = Annotated[
     dict[MODALITY, float],
-    Field(description="How much higher the score is with each modality than without it; empty where there is only one"),
+    Field(description="Change of the score by each modality, against the score without it; empty for one modality"),
 ]
 
 
 class Interval(BaseModel):
-    """Where the true label of such a clip lies in `level` of the cases."""
+    """Prediction interval, which contains the true label with probability `level`."""
 
-    level: float = Field(description="Share of the cases, such as 0.9")
+    level: float = Field(description="Coverage probability, such as 0.9")
     low: float
     high: float
-    clips: int = Field(description="Validation clips whose errors say so")
+    clips: int = Field(description="Number of validation clips that calibrate the interval")
 
 
 class Score(BaseModel):
-    """Sentiment of a clip or of a stretch of it; null where there is nothing to go by."""
+    """Sentiment of a clip or window; null if no modality is usable."""
 
     score: float | None = Field(description="Sentiment within the label range, negative to positive")
-    raw_score: float | None = Field(description="The network's own number, which may lie a little outside the range")
-    sentiment: Literal[SENTIMENTS] | None = Field(description="The corpus's classes of three")
+    raw_score: float | None = Field(description="The network's output, which may slightly exceed the label range")
+    sentiment: Literal[SENTIMENTS] | None = Field(  # type: ignore[valid-type]  # a tuple is a valid Literal at run time
+        description="Three-class sentiment"
+    )
     label_class: str | None = Field(alias="class", description="The corpus's finest class")
-    interval: Interval | None = Field(description="Null where it is not known how far off such a score is")
-    used: list[MODALITY] = Field(description="Modalities that the score is from")
-    contributions: Share
+    interval: Interval | None = Field(description="Null if the checkpoint has no calibration for these modalities")
+    used: list[MODALITY] = Field(description="Modalities that the score is based on")
+    contributions: Contributions
 
 
 class Window(Score):
-    """A stretch of the clip."""
+    """A window of the clip."""
 
     start: float = Field(description="Seconds from the clip's start")
     end: float = Field(description="Seconds from the clip's start")
-    text: str = Field(description="What is said in it")
+    text: str = Field(description="Transcript of the window")
 
 
 class Notice(BaseModel):
-    """What to know before trusting the score."""
+    """A warning about the score's reliability."""
 
     code: str = Field(description="Stable, such as no_face")
-    message: str = Field(description="For people")
+    message: str = Field(description="Explanation for people")
 
 
 class Result(Score):
     """A scored clip."""
 
-    file: str = Field(description="Name of the uploaded file, as its sender calls it")
-    error: None = Field(description="Always null here: a clip that cannot be scored is answered with an error status")
+    file: str = Field(description="Name of the uploaded file")
+    error: None = Field(description="Always null: clips that cannot be scored get an error response")
     scored_by: Literal["clip", "windows"] = Field(
-        description="clip: the network has seen all of it at once; windows: the mean over the windows of a clip that "
-        "is far longer than the training's"
+        description="clip: the network saw the whole clip at once; windows: mean over the windows of a clip that is "
+        "much longer than training clips"
     )
     duration: float | None = Field(description="Seconds")
-    text: str = Field(description="What is said, as far as is known")
-    text_source: Literal["", "given", "file", "asr"] = Field(description="Where the text is from; empty without text")
-    windows: list[Window] = Field(description="The time line of a long clip, in order; empty for a short one")
+    text: str = Field(description="Transcript; empty if unknown")
+    text_source: Literal["", "given", "file", "asr"] = Field(description="Source of the transcript; empty without one")
+    windows: list[Window] = Field(description="Time line of a long clip, in order; empty for a short clip")
     warnings: list[Notice]
-    seconds: dict[str, float] = Field(description="Spent on decode, features, transcribe and model; they may overlap")
+    seconds: dict[str, float] = Field(
+        description="Time spent on decode, features, transcribe and model; these may overlap"
+    )
 
 
 class Checkpoint(BaseModel):
-    """The model that scored."""
+    """The checkpoint that scored the clip."""
 
     model_config = ConfigDict(protected_namespaces=())
 
-    path: str = Field(description="The checkpoint's folder, as the server was told it")
-    corpus: str = Field(description="What it was trained on")
+    path: str = Field(description="Name of the checkpoint folder")
+    corpus: str = Field(description="Training corpus")
     language: str = Field(description="ISO 639-1 code")
-    label_range: tuple[float, float] = Field(description="Least and greatest label")
+    label_range: tuple[float, float] = Field(description="Lowest and highest label")
     seed: int
     epoch: int
 
 
 class Prediction(BaseModel):
-    """What `dashfusion predict --json` prints for one file."""
+    """Output of `dashfusion predict --json` for one file."""
 
     schema_version: int
     model: Checkpoint
-    level: float = Field(description="Of the intervals")
-    results: list[Result] = Field(min_length=1, max_length=1, description="One: that of the uploaded file")
+    level: float = Field(description="Interval level")
+    results: list[Result] = Field(min_length=1, max_length=1, description="Exactly one, for the uploaded file")
 
 
 class Limits(BaseModel):
-    """What an upload may be."""
+    """Upload limits."""
 
-    bytes: int = Field(description="Of a request")
-    seconds: float = Field(description="Of a clip")
+    bytes: int = Field(description="Maximum request size")
+    seconds: float = Field(description="Maximum clip duration")
 
 
 class ModelFacts(BaseModel):
-    """The checkpoint that the server scores with."""
+    """The checkpoint and the upload limits."""
 
-    corpus: str = Field(description="What it was trained on")
-    language: str = Field(description="ISO 639-1 code of what it expects to hear")
-    label_range: tuple[float, float] = Field(description="Least and greatest label")
-    modalities: list[MODALITY] = Field(description="Modalities that it looks at")
-    extractors: dict[MODALITY, str] = Field(description="What makes the features of each modality")
+    corpus: str = Field(description="Training corpus")
+    language: str = Field(description="ISO 639-1 code of the expected spoken language")
+    label_range: tuple[float, float] = Field(description="Lowest and highest label")
+    modalities: list[MODALITY] = Field(description="Modalities that the model uses")
+    extractors: dict[MODALITY, str] = Field(description="Feature extractor of each modality")
     seed: int
     epoch: int
-    metrics: dict[str, float | None] = Field(description="On the validation clips, after the epoch that was kept")
-    levels: list[float] = Field(description="Levels that it has intervals for; empty: it has none")
-    clip_seconds: dict[str, float | None] = Field(description="How long the training clips were")
-    recogniser: str | None = Field(description="Hears what is said where no text is sent; null: nothing does")
+    metrics: dict[str, float | None] = Field(description="Validation metrics of the selected epoch")
+    levels: list[float] = Field(description="Available interval levels; empty if there are none")
+    clip_seconds: dict[str, float | None] = Field(description="Statistics of the training clips' durations")
+    recogniser: str | None = Field(description="Speech recogniser for clips without a text; null if there is none")
     limits: Limits
 
 
 class Health(BaseModel):
-    """The server answers."""
+    """Server status."""
 
     status: Literal["ok", "stopping"]
-    workers: int = Field(description="Processes that score")
-    waiting: int = Field(description="Uploads that are on their way, in line, or being scored")
+    workers: int = Field(description="Number of scoring processes")
+    waiting: int = Field(description="Uploads being received, queued or scored")
 
 
 class Error(BaseModel):
-    """Every answer but a success."""
+    """Error response."""
 
-    error: Literal[tuple(REASONS)] = Field(description="Stable, for programs")
+    error: Literal[tuple(REASONS)] = Field(  # type: ignore[valid-type]  # a tuple is a valid Literal at run time
+        description="Stable code, for programs"
+    )
     message: str = Field(description="What was found and what to do, for people")
 
 
-def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The schema's entries for these statuses, with the reasons that each is given for."""
-    answers: dict[int | str, dict[str, Any]] = {}
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses for these statuses, described by their error codes."""
+    responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        told = "\n".join(f"- `{error}`: {meaning}" for error, meaning in reasons_of(status).items())
-        answers[status] = {"model": Error, "description": told}
+        codes = [f"- `{error}`: {reason.meaning}" for error, reason in REASONS.items() if reason.status == status]
+        responses[status] = {"model": Error, "description": "\n".join(codes)}
         if status == 503:
-            seconds = {"schema": {"type": "integer"}, "description": "Seconds after which to try again, where busy"}
-            answers[status]["headers"] = {"Retry-After": seconds}
-    return answers
+            seconds = {"schema": {"type": "integer"}, "description": "Seconds to wait before the next try, if busy"}
+            responses[status]["headers"] = {"Retry-After": seconds}
+    return responses

@@ -1,14 +1,14 @@
-"""What every request to the server has to pass before the application sees it, and what every answer carries.
+"""ASGI middleware for access control, request limits and security headers.
 
-A page of another site must not reach a server on loopback: not by a request of its own (`Origin`), nor under a name
-that it has let point here (`Host`). Bytes are counted as they come, since what a header says of them proves nothing.
+Other sites' pages must not reach a server on loopback, neither by cross-origin requests (checked by `Origin`) nor by
+DNS rebinding (checked by `Host`). Body bytes are counted as they arrive, since Content-Length cannot be trusted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -17,15 +17,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.serving.errors import Refused
+from flows.serving.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-OPEN = ("/", "/page.css", "/page.js", "/health", "/openapi.json")
-"""What needs no token: a page that asks for it, and what holds nothing of the model's."""
+PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js")
+
+OPEN_PATHS = (*PAGE_PATHS, "/health", "/openapi.json")
+"""Paths that need no token: the page itself asks for the token, and none of them reveals anything about the model."""
 
 DRAIN_SECONDS = 5.0
-"""A refused upload's rest is read so long. A browser that is cut off while it sends shows no answer at all."""
+"""Maximum time to read the rest of a rejected upload. Browsers that are cut off while sending show no response."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -41,14 +43,14 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Who may ask for what.
+    """Access rules and request limits.
 
     Attributes:
-        hosts: names under which the server may be asked; empty: any, which only a token makes safe.
-        names: those of them that are this server's alone, whatever the port: a proxy's.
-        token: that requests have to carry; empty: none.
-        size: bytes that a request may have.
-        seconds: from its headers to its last byte.
+        hosts: Accepted host names; empty to accept any, which is safe only with a token.
+        names: The host names among them that belong to this server alone on any port, such as a proxy's.
+        token: Token that requests must carry; empty for none.
+        size: Maximum size of a request in bytes.
+        seconds: Maximum time from a request's headers to its last byte.
     """
 
     hosts: Collection[str]
@@ -59,16 +61,18 @@ class Rules:
 
 
 class Guard:
-    """ASGI middleware that holds requests to the rules."""
+    """ASGI middleware that enforces the rules and adds security headers."""
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the lifespan; the server takes no web sockets
+        """Handle a request, or respond with an `ApiError`."""
+        if scope["type"] != "http":  # lifespan events; web sockets are disabled
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._rules, "expect" in Headers(scope=scope))
+        headers = Headers(scope=scope)
+        body = _Body(receive, self._rules, expects_continue="expect" in headers)
 
         async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -77,9 +81,9 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope["path"], Headers(scope=scope))
-        except Refused as refused:
-            await answer(refused)(scope, receive, guarded_send)
+            self._check(scope["path"], headers)
+        except ApiError as error:
+            await error_response(error)(scope, receive, guarded_send)
             return
         await self._app(scope, body.receive, guarded_send)
 
@@ -87,46 +91,47 @@ class Guard:
         rules = self._rules
         host = headers.get("host", "")
         if rules.hosts and hostname(host) not in rules.hosts:
-            raise Refused(
+            raise ApiError(
                 "foreign_host",
                 f"this server is not known as {host[:100]!r}; use one of {', '.join(rules.hosts)}, or start it with "
                 "--allow-host",
             )
         origin = headers.get("origin")
-        if origin is not None and not self._own(origin, host):
-            raise Refused(
+        if origin is not None and not self._is_own_origin(origin, host):
+            raise ApiError(
                 "foreign_origin",
                 f"a page of {origin[:100]!r} may not use this server; use its own page, or start it with --allow-host",
             )
-        if rules.token and path not in OPEN and not _carries(headers.get("authorization", ""), rules.token):
-            raise Refused(
+        if rules.token and path not in OPEN_PATHS and not _has_token(headers.get("authorization", ""), rules.token):
+            raise ApiError(
                 "no_token", "send the server's token: `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
             )
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > rules.size:
-            raise too_large(rules.size)
+            raise _too_large(rules.size)
 
-    def _own(self, origin: str, host: str) -> bool:
-        """Whether a page's origin is this server: by the address that it was asked at, or by a name of its own."""
+    def _is_own_origin(self, origin: str, host: str) -> bool:
+        """Return whether a page's origin is this server, either as addressed or by one of its own names."""
         netloc = origin.rpartition("//")[2]
         return netloc.lower() == host.lower() or hostname(netloc) in self._rules.names
 
 
 class _Body:
-    """A request's body: counted, timed, and read to its end, within limits, before an answer is given."""
+    """A request body with enforced limits on size and time."""
 
-    def __init__(self, receive: Receive, rules: Rules, expects: bool) -> None:
+    def __init__(self, receive: Receive, rules: Rules, expects_continue: bool) -> None:
         self._receive, self._rules = receive, rules
         self._deadline = asyncio.get_running_loop().time() + rules.seconds
         self._size = 0
         self._complete = False
-        self._held_back = expects  # the client sends nothing before it is told to go on, which reading does
+        # With `Expect: 100-continue`, the client sends nothing until the server starts to read
+        self._awaits_continue = expects_continue
 
     async def receive(self) -> Message:
-        """The next message of the body, or after it the client's leave.
+        """Return the next ASGI message: a part of the body, or after its end the disconnect.
 
         Raises:
-            Refused: it has too many bytes, or takes too long.
+            ApiError: The body is too large, or takes too long.
         """
         if self._complete:
             return await self._receive()
@@ -135,45 +140,43 @@ class _Body:
                 message = await self._next()
         except TimeoutError as error:
             limit = f"{self._rules.seconds:g} s"
-            raise Refused("upload_timeout", f"the upload took longer than {limit}; send less") from error
+            raise ApiError("upload_timeout", f"the upload took longer than {limit}; send less") from error
         self._size += len(message.get("body", b""))
         if self._size > self._rules.size:
-            raise too_large(self._rules.size)
+            raise _too_large(self._rules.size)
         return message
 
     async def _next(self) -> Message:
-        self._held_back = False
+        self._awaits_continue = False
         message = await self._receive()
         self._complete = not message.get("more_body", False)
         return message
 
     async def drain(self) -> None:
-        """Read what is left, and forget it."""
+        """Read and discard the rest."""
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while not self._complete and not self._held_back:
+                while not self._complete and not self._awaits_continue:
                     await self._next()
 
 
-def too_large(size: int) -> Refused:
-    """The refusal of a request with more than `size` bytes."""
-    return Refused("too_large", f"the upload is larger than {size / 2**20:.0f} MiB; send less, or cut the clip")
+def _too_large(size: int) -> ApiError:
+    return ApiError("too_large", f"the upload is larger than {size / 2**20:.0f} MiB; send less, or cut the clip")
 
 
-def answer(refused: Refused) -> JSONResponse:
-    """A refusal as it is sent."""
-    headers: Mapping[str, str] = refused.headers or {}
-    return JSONResponse(refused.to_dict(), refused.status_code, headers=dict(headers))
+def error_response(error: ApiError) -> JSONResponse:
+    """Return an error as a response."""
+    return JSONResponse(error.to_dict(), error.status_code, headers=dict(error.headers or {}))
 
 
 def hostname(netloc: str) -> str:
-    """The name in `name:port`, lower-case; empty where it is none."""
+    """Return the lower-case host name of `name:port`, or an empty string if it is invalid."""
     try:
         return (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     except ValueError:
         return ""
 
 
-def _carries(authorization: str, token: str) -> bool:
+def _has_token(authorization: str, token: str) -> bool:
     scheme, _, given = authorization.partition(" ")
     return secrets.compare_digest(given.strip().encode(), token.encode()) and scheme.lower() == "bearer"

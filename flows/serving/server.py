@@ -1,4 +1,4 @@
-"""`dashfusion serve`: a page and an HTTP endpoint that score clips, on loopback unless told otherwise."""
+"""`dashfusion serve`: run the application with uvicorn, by default on loopback only."""
 
 from __future__ import annotations
 
@@ -17,40 +17,39 @@ from pathlib import Path
 
 import psutil
 
-from flows.display.console import console  # before torch is loaded anywhere: it sets switches in the environment
+from flows.display.console import console  # sets environment variables that must precede the import of torch
 from flows.serving.security import LOOPBACK, Rules, hostname
 from flows.serving.worker import Model
-from flows.serving.worker_pool import Limits, Scorers, default_workers
+from flows.serving.worker_pool import Limits, ScoringPool, default_worker_count
 
 logger = logging.getLogger(__name__)
 
-TOKEN = "DASHFUSION_TOKEN"
-LEAST_TOKEN = 16
-"""Characters. Shorter ones can be guessed."""
+TOKEN_VARIABLE = "DASHFUSION_TOKEN"
+MIN_TOKEN_LENGTH = 16
 
-GRACE = 15
-"""Seconds that clips which are being scored have when the server is stopped."""
+SHUTDOWN_SECONDS = 15
+"""Seconds that clips being scored have to finish when the server is stopped."""
 
-CONNECTIONS = 500
-"""At once; uvicorn answers more with 503."""
+MAX_CONNECTIONS = 500
+"""Concurrent connections, beyond which uvicorn responds with 503."""
 
 PREFIX = "dashfusion-serve"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the server listens, whom it serves, and with what.
+    """Address, access control and resources of the server.
 
     Attributes:
-        model: what it scores with.
-        host, port: that it listens at.
-        token: that requests have to carry; empty: none, which only loopback may do without.
-        names: by which a proxy knows it.
-        workers: processes that score; 0: as many as the machine has use for.
-        limits: of an upload.
+        model: Model that scores.
+        host, port: Address to listen at.
+        token: Token that requests must carry; empty for none, which is allowed on loopback only.
+        names: Host names by which a proxy addresses the server.
+        workers: Number of scoring processes; 0 for `default_worker_count()`.
+        limits: Limits on uploads.
 
     Raises:
-        ValueError: other machines would be let in without a token, or the token is easily guessed.
+        ValueError: Other machines would have access without a token, or the token is too weak.
     """
 
     model: Model
@@ -62,28 +61,30 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        make = "python -c 'import secrets; print(secrets.token_urlsafe())'"
+        command = "python -c 'import secrets; print(secrets.token_urlsafe())'"
         if not self.token and not is_loopback(self.host):
             raise ValueError(
-                f"--host {self.host} lets other machines in, so a token is needed: set {TOKEN} (one is made by "
-                f"`{make}`), or leave --host out to serve this machine alone"
+                f"--host {self.host} gives other machines access, so a token is needed: set {TOKEN_VARIABLE} "
+                f"(`{command}` generates one), or leave --host out to serve this machine alone"
             )
-        if self.token and not (len(self.token) >= LEAST_TOKEN and self.token.isascii() and self.token.isprintable()):
+        if self.token and not (
+            len(self.token) >= MIN_TOKEN_LENGTH and self.token.isascii() and self.token.isprintable()
+        ):
             raise ValueError(
-                f"the token must have {LEAST_TOKEN} printable ASCII characters or more; one is made by `{make}`"
+                f"the token must have {MIN_TOKEN_LENGTH} printable ASCII characters or more; `{command}` generates one"
             )
-        if unknown := [name for name in self.names if not name or hostname(name) != name.lower()]:
-            raise ValueError(f"--allow-host {unknown[0]!r} is no host's name; give it without scheme and port")
+        if invalid := [name for name in self.names if not name or hostname(name) != name.lower()]:
+            raise ValueError(f"--allow-host {invalid[0]!r} is not a host name; give it without scheme and port")
 
     def rules(self) -> Rules:
-        """For the guard. Bound elsewhere a machine has more names than it knows, and the token is what counts."""
+        """Return the rules for `Guard`. Beyond loopback, a machine cannot know all its names, so any is accepted."""
         names = tuple(name.lower() for name in self.names)
-        known = (*LOOPBACK, *names, self.host.strip("[]")) if names or is_loopback(self.host) else ()
-        return Rules(tuple(dict.fromkeys(known)), names, self.token, self.limits.size, self.limits.upload_seconds)
+        hosts = (*LOOPBACK, *names, self.host.strip("[]")) if names or is_loopback(self.host) else ()
+        return Rules(tuple(dict.fromkeys(hosts)), names, self.token, self.limits.size, self.limits.upload_seconds)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
+    """Return whether only this machine can reach a server that listens at `host`."""
     if host.lower() == "localhost":
         return True
     try:
@@ -93,41 +94,41 @@ def is_loopback(host: str) -> bool:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until Ctrl-C or SIGTERM; nothing is left then, neither files nor processes.
+    """Serve until Ctrl-C or SIGTERM, and leave neither files nor processes behind.
 
     Raises:
-        FileNotFoundError, ValueError: the model cannot be used here.
-        OSError: the port is taken, or the host is not this machine's.
+        FileNotFoundError, ValueError: The model cannot be used here.
+        OSError: The port is in use, or the host is not an address of this machine.
     """
-    with _bound(settings) as listener, upload_folder() as folder:
-        for sign in (signal.SIGINT, signal.SIGTERM):  # uvicorn passes them on to these when it has ended
-            signal.signal(sign, signal.default_int_handler)
-        workers = settings.workers or default_workers()
-        scorers = Scorers(settings.model, settings.limits, workers, folder)
+    with _listen(settings) as listener, upload_folder() as folder:
+        for signal_number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again after its shutdown
+            signal.signal(signal_number, signal.default_int_handler)
+        workers = settings.workers or default_worker_count()
+        pool = ScoringPool(settings.model, settings.limits, workers, folder)
         try:
             with console.status(f"loading {settings.model.folder}"):
-                scorers.start()
-            _run(settings, scorers, folder, listener)
+                pool.start()
+            _run(settings, pool, folder, listener)
         finally:
-            scorers.close()
+            pool.close()
 
 
-def _run(settings: Settings, scorers: Scorers, folder: Path, listener: socket.socket) -> None:
+def _run(settings: Settings, pool: ScoringPool, folder: Path, listener: socket.socket) -> None:
     import uvicorn
 
-    from flows.serving.app import make_app
+    from flows.serving.app import create_app
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            _say(settings, scorers, listener.getsockname()[1])
+            _announce(settings, pool, listener.getsockname()[1])
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            scorers.stop()  # who waits in line is told at once
+            pool.stop()  # queued uploads are rejected at once
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        make_app(scorers, settings.rules(), folder),
+        create_app(pool, settings.rules(), folder),
         http="h11",
         ws="none",
         lifespan="off",
@@ -135,15 +136,15 @@ def _run(settings: Settings, scorers: Scorers, folder: Path, listener: socket.so
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=GRACE,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     Server(config).run(sockets=[listener])
 
 
 @contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """A socket at the address, before the model is loaded, so that a port that is taken is told of at once."""
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    """Bind a socket. This precedes loading the model, so that a port in use is reported at once."""
     host = settings.host.strip("[]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM)[0]
@@ -158,25 +159,25 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _say(settings: Settings, scorers: Scorers, port: int) -> None:
+def _announce(settings: Settings, pool: ScoringPool, port: int) -> None:
     host = f"[{settings.host}]" if ":" in settings.host.strip("[]") else settings.host
-    dataset = scorers.description["dataset"]
+    dataset = pool.description["dataset"]
     console.print(f"DashFusion is at http://{host}:{port} (Ctrl-C stops it)", markup=False)
     console.print(
-        f"  it scores with {settings.model.folder}, trained on {dataset['corpus']}, in {scorers.workers} "
-        f"{'process' if scorers.workers == 1 else 'processes'}; "
-        f"{'a token is asked for' if settings.token else 'no token is asked for'}",
+        f"  model {settings.model.folder}, trained on {dataset['corpus']}; {pool.workers} "
+        f"{'process' if pool.workers == 1 else 'processes'}; "
+        f"{'a token is required' if settings.token else 'no token is required'}",
         markup=False,
     )
 
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A folder for uploads that this user alone can read; removed at the end, as are those that killed servers left."""
+    """Create a private folder for uploads, and remove it at the end. Removes those of killed servers first."""
     parent = Path(tempfile.gettempdir())
-    for left in _left_behind(parent):
-        logger.warning("removing %s, which a server that was killed has left", left)
-        shutil.rmtree(left, ignore_errors=True)
+    for stale in _stale_folders(parent):
+        logger.warning("removing %s, left behind by a server that was killed", stale)
+        shutil.rmtree(stale, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}.", dir=parent))
     try:
         yield folder
@@ -185,19 +186,19 @@ def upload_folder() -> Iterator[Path]:
 
 
 def _prefix() -> str:
-    """The name carries machine and process id, so that what a killed server left is known for it."""
+    """Return the prefix of this machine's upload folders; a process id follows, which identifies stale folders."""
     return f"{PREFIX}.{platform.node()[:32]}."
 
 
-def _left_behind(parent: Path) -> Iterator[Path]:
-    """Folders of this user's servers that no longer run."""
+def _stale_folders(parent: Path) -> Iterator[Path]:
+    """Yield the folders of this user's servers that no longer run."""
     for folder in parent.glob(f"{_prefix()}*.*"):
-        pid, ours = folder.name.removeprefix(_prefix()).partition(".")[0], folder.lstat()
-        if folder.is_symlink() or not folder.is_dir() or not pid.isdecimal() or ours.st_uid != os.getuid():
+        pid, status = folder.name.removeprefix(_prefix()).partition(".")[0], folder.lstat()
+        if folder.is_symlink() or not folder.is_dir() or not pid.isdecimal() or status.st_uid != os.getuid():
             continue
-        try:
-            runs = psutil.Process(int(pid)).create_time() <= ours.st_mtime + 1  # else the id is another's by now
+        try:  # a process that is younger than the folder only reuses the id
+            running = psutil.Process(int(pid)).create_time() <= status.st_mtime + 1
         except psutil.NoSuchProcess:
-            runs = False
-        if not runs:
+            running = False
+        if not running:
             yield folder

@@ -1,10 +1,10 @@
-"""What the server's worker processes do: look at an upload, and score it. Called by name, with plain values."""
+"""Functions that the server's worker processes run: inspect an upload, load the model, score an upload."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from media.container import MediaInfo
     from model.predict import Predictor
 
-WARM_CLIP = "warm-up.mkv"
+WARM_UP_CLIP = "warm-up.mkv"
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The checkpoint's folder and how it is to be loaded; see `model.predict.Predictor`."""
+    """Checkpoint folder and the options to load it with; see `model.predict.Predictor`."""
 
     folder: Path
     device: str = "auto"
@@ -28,13 +28,13 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that was uploaded, and what is wished of it.
+    """An uploaded file with its options.
 
     Attributes:
-        path: where it lies.
-        name: what its sender calls it, for messages; no path is made of it.
-        text: what is said in it; None: to be recognised, where there is a recogniser.
-        level, window, hop: as of `Predictor.predict`.
+        path: Temporary file.
+        name: The client's name of the file, for messages only; no path is derived from it.
+        text: Transcript; None to recognise speech, if there is a recogniser.
+        level, window, hop: Options of `Predictor.predict`.
     """
 
     path: Path
@@ -45,50 +45,46 @@ class Upload:
     hop: float | None = None
 
 
-class BadOption(ValueError):
-    """An option of an upload is out of its range."""
+class InvalidOptionError(ValueError):
+    """An option of an upload is out of range."""
 
 
 _predictor: Predictor | None = None
 
 
-def examine(path: Path, most: float) -> tuple[MediaInfo, float]:
-    """What a file's headers declare, and the seconds that are in it, as far as `most`.
+def examine(path: Path, max_seconds: float) -> tuple[MediaInfo, float]:
+    """Return a file's declared properties and its actual duration in seconds, measured up to `max_seconds`.
 
     Raises:
-        MediaError: it is no media file.
+        MediaError: The file is not a media file.
     """
-    from media.container import found_length, probe
+    from media.container import measure_duration, probe
 
-    return probe(path), found_length(path, most)
+    return probe(path), measure_duration(path, max_seconds)
 
 
 def prepare(model: Model, folder: Path) -> str | None:
-    """Load the predictor, and score a clip of our own with it: the first upload then waits for nothing.
+    """Load the predictor and score a generated clip, so that the first upload does not wait for lazy loading.
 
     Args:
-        folder: where the clip may be written.
+        model: What to load.
+        folder: Folder for the generated clip.
 
     Returns:
-        The speech recogniser that it uses, if any.
+        The speech recogniser in use, if any.
 
     Raises:
-        FileNotFoundError, ValueError: as `Predictor`, and its `predict`.
+        FileNotFoundError, ValueError: As `Predictor` and its `predict`.
     """
     global _predictor
     from model.predict import Predictor
     from model.prediction.protocol import Video
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which lets us finish
-    predictor = Predictor(
-        model.folder,
-        device=model.device,
-        language=model.language,
-        recogniser=model.recogniser,
-        quantise_text=model.quantise_text,
-    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which lets workers finish
+    options = asdict(model)
+    predictor = Predictor(options.pop("folder"), **options)
     predictor.warm_up()
-    clip = _write_clip(folder / WARM_CLIP)
+    clip = _write_clip(folder / WARM_UP_CLIP)
     for text in ("all is ready", None):
         list(predictor.predict([Video(clip, text)]))
     _predictor = predictor
@@ -96,10 +92,13 @@ def prepare(model: Model, folder: Path) -> str | None:
 
 
 def score(upload: Upload) -> dict[str, Any]:
-    """The result as `to_dict` of `model.prediction.results` gives it, with the sender's name of the file for its path.
+    """Score an upload.
+
+    Returns:
+        `Result.to_dict()` with the client's file name in place of the path.
 
     Raises:
-        BadOption: as `Predictor.predict` has it.
+        InvalidOptionError: `Predictor.predict` rejects an option.
     """
     from model.prediction.protocol import Video
 
@@ -110,13 +109,13 @@ def score(upload: Upload) -> dict[str, Any]:
             [Video(upload.path, upload.text)], level=upload.level, window=upload.window, hop=upload.hop
         )
     except ValueError as error:
-        raise BadOption(str(error)) from error
+        raise InvalidOptionError(str(error)) from error
     (result,) = results
-    return renamed(result.to_dict(), str(upload.path), upload.name)
+    return replace_path(result.to_dict(), str(upload.path), upload.name)
 
 
-def renamed(result: Mapping[str, Any], path: str, name: str) -> dict[str, Any]:
-    """The result with the sender's name of the file wherever it names the path."""
+def replace_path(result: Mapping[str, Any], path: str, name: str) -> dict[str, Any]:
+    """Return the result with `path` replaced by `name`, in its messages too."""
     error = result["error"]
     return {
         **result,
@@ -127,7 +126,7 @@ def renamed(result: Mapping[str, Any], path: str, name: str) -> dict[str, Any]:
 
 
 def _write_clip(path: Path) -> Path:
-    """Half a second of a grey picture and a tone."""
+    """Write half a second of grey frames and a tone."""
     import av
     import numpy as np
 
@@ -139,11 +138,11 @@ def _write_clip(path: Path) -> Path:
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=rate, layout="mono")
         for _ in range(frames):
-            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8), "rgb24")
-            container.mux(video.encode(picture))
-        sound = av.AudioFrame.from_ndarray(tone[None], "fltp", "mono")
-        sound.sample_rate = rate
-        container.mux(audio.encode(sound))
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 128, np.uint8), "rgb24")
+            container.mux(video.encode(frame))
+        samples = av.AudioFrame.from_ndarray(tone[None], "fltp", "mono")
+        samples.sample_rate = rate
+        container.mux(audio.encode(samples))
         for stream in (video, audio):
             container.mux(stream.encode(None))
     return path

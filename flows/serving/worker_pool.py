@@ -1,7 +1,7 @@
-"""ScoringPool: worker processes that each hold a whole predictor, a line of uploads before them, and limits on both.
+"""A pool of worker processes that score uploads, with a bounded queue and limits on time and memory.
 
-A file that hangs its decoder, crashes it, or takes all memory costs a worker process, which is replaced; the server's
-own process opens no upload.
+A file that hangs or crashes its decoder, or exhausts memory, costs only a worker process, which is replaced. The
+server process itself never opens an upload.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from extractors.execution.workers import Worker, WorkerLostError
-from flows.prediction.html import clock
+from flows.display.metrics import format_clock
 from flows.serving.errors import ApiError
 from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, score
 from media.container import MediaError, MediaInfo
@@ -30,33 +30,33 @@ from model.checkpoint.description import read_description
 logger = logging.getLogger(__name__)
 
 START_LIMIT = 300.0
-"""Seconds that a worker may take to load its models, a large recogniser's weights included."""
+"""Maximum seconds for a worker to load its models, which may include a large speech recogniser."""
 
 EXAMINE_LIMIT = 20.0
-"""Seconds that reading a file's headers and counting its packets may take."""
+"""Maximum seconds to read a file's headers and count its packets."""
 
-LOOK = 0.2
-"""Seconds between two looks at the workers' memory."""
+POLL_SECONDS = 0.2
+"""Seconds between two checks of the workers' memory."""
 
 MEMORY_GROWTH_LIMIT = 512 << 20
-"""Bytes. A worker that has so much more than after its start is replaced before the next upload."""
+"""Bytes by which a worker's memory may grow after its start, before it is replaced between two uploads."""
 
-LONGEST_WAIT = 60
-"""Seconds: the most that Retry-After says."""
+MAX_RETRY_AFTER = 60
+"""Maximum value of the Retry-After header in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an upload may cost.
+    """Limits on uploads.
 
     Attributes:
-        size: bytes of a request.
-        length: seconds of a clip.
-        pixels: of a picture; 7680 x 4320 is what the largest cameras make.
-        upload_seconds: from a request's headers to its last byte.
-        scoring_seconds: of a worker's time for one clip.
-        memory: bytes that a worker process may take.
-        waiting: uploads that may be on their way or in line, beside those that are being scored.
+        size: Bytes of a request.
+        length: Seconds of a clip.
+        pixels: Pixels of a frame; the default is 8K video.
+        upload_seconds: Seconds from a request's headers to its last byte.
+        scoring_seconds: Seconds of a worker's time for one clip.
+        memory: Bytes of a worker process.
+        waiting: Uploads that may be received or queued, in addition to those being scored.
     """
 
     size: int = 200 << 20
@@ -80,20 +80,20 @@ class _Job:
 
 
 class ScoringPool:
-    """Workers that score uploads, one at a time each.
+    """Worker processes that score one upload at a time each.
 
     Args:
-        model: what they load.
-        limits: what an upload may cost.
-        workers: processes; each holds all the models.
-        folder: where a worker may write a clip to try itself with.
+        model: Model that each worker loads.
+        limits: Limits on uploads.
+        workers: Number of processes.
+        folder: Folder for the clip that workers warm up with.
 
     Attributes:
-        description: the content of the checkpoint's checkpoint.json.
-        recogniser: what uploads without a text are heard by; None: nothing. Known once `start` has returned.
+        description: Content of the checkpoint's checkpoint.json.
+        recogniser: Speech recogniser for uploads without a text, or None. Known once `start` has returned.
 
     Raises:
-        FileNotFoundError, ValueError: no checkpoint, or one of another version.
+        FileNotFoundError, ValueError: There is no checkpoint, or its version is not supported.
     """
 
     def __init__(self, model: Model, limits: Limits, workers: int, folder: Path) -> None:
@@ -102,46 +102,46 @@ class ScoringPool:
         self.recogniser: str | None = None
         self._folder = folder
         self._workers = [Worker() for _ in range(workers)]
-        self._first_memory: dict[Worker, int] = {}
-        self._too_large: set[int] = set()
+        self._start_memory: dict[Worker, int] = {}
+        self._killed_for_memory: set[int] = set()
         self._examiner = Worker()
-        self._examining = ThreadPoolExecutor(1, thread_name_prefix="examine")
+        self._examiner_thread = ThreadPoolExecutor(1, thread_name_prefix="examine")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
-        self._places = workers + limits.waiting
-        self._held = 0
-        self._seconds = 1.0  # of a typical upload
+        self._capacity = workers + limits.waiting
+        self._admitted = 0
+        self._mean_seconds = 1.0  # moving average of an upload's scoring time
         self._stopping, self._closed = threading.Event(), threading.Event()
 
     @property
     def workers(self) -> int:
-        """How many there are."""
+        """Number of worker processes."""
         return len(self._workers)
 
     @property
     def stopping(self) -> bool:
-        """Whether no upload is taken any more."""
+        """Whether no more uploads are admitted."""
         return self._stopping.is_set()
 
     @property
     def waiting(self) -> int:
-        """Uploads that are on their way, in line, or being scored."""
-        return self._held
+        """Number of uploads being received, queued or scored."""
+        return self._admitted
 
     def start(self) -> None:
-        """Start the processes; returns when all of them can score.
+        """Start the processes, and return when all of them can score.
 
         Raises:
-            FileNotFoundError, ValueError: the model cannot be used here; the message says the way out.
+            FileNotFoundError, ValueError: The model cannot be used here; the message says what to do.
         """
-        with ThreadPoolExecutor(self.workers) as pool:
-            starting = [pool.submit(self._prepare, worker) for worker in self._workers]
+        with ThreadPoolExecutor(self.workers) as threads:
+            starts = [threads.submit(self._prepare, worker) for worker in self._workers]
             try:
-                for future in starting:
+                for future in starts:
                     self.recogniser = future.result()
             except BaseException as error:
-                while self._kill_all() or not all(future.done() for future in starting):
-                    time.sleep(LOOK)
+                while self._kill_all() or not all(future.done() for future in starts):
+                    time.sleep(POLL_SECONDS)
                 if isinstance(error, WorkerLostError):
                     raise ValueError(f"no worker process could be started: {error}") from error
                 raise
@@ -149,66 +149,69 @@ class ScoringPool:
             thread.start()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the line, which an upload holds from its first byte on. Taken by one thread, the event loop's.
+    def admit(self) -> Iterator[None]:
+        """Reserve capacity for an upload, from its first byte on. Must be called from the event loop's thread.
 
         Raises:
-            ApiError: there is none, or the server is being stopped.
+            ApiError: The pool is at capacity, or stopping.
         """
         if self.stopping:
-            raise ApiError("stopping", "the server is being stopped")
-        if self._held >= self._places:
-            wait = min(max(round(self._seconds * self._held / self.workers), 1), LONGEST_WAIT)
-            message = f"{self._held} uploads are being scored or wait; try again in {wait} s"
+            raise _stopping_error()
+        if self._admitted >= self._capacity:
+            wait = min(max(round(self._mean_seconds * self._admitted / self.workers), 1), MAX_RETRY_AFTER)
+            message = f"{self._admitted} uploads are being scored or wait; try again in {wait} s"
             raise ApiError("busy", message, {"Retry-After": str(wait)})
-        self._held += 1
+        self._admitted += 1
         try:
             yield
         finally:
-            self._held -= 1
+            self._admitted -= 1
 
     def examine(self, path: Path, name: str) -> Future[None]:
-        """Look whether a file may be scored, in a process of its own; the future raises `ApiError` where it may not."""
-        return self._examining.submit(self._examine, path, name)
+        """Check in a separate process whether a file may be scored. The future raises `ApiError` if not."""
+        return self._examiner_thread.submit(self._examine, path, name)
 
     def score(self, upload: Upload) -> Future[dict[str, Any]]:
-        """The result as `to_dict` of `model.prediction.results` gives it; the future raises `ApiError` where there is none.
+        """Queue an upload for scoring.
 
-        One that is cancelled before a worker takes it is not begun.
+        Returns:
+            A future of `Result.to_dict()`, which raises `ApiError` if scoring fails. It can be cancelled until a
+            worker takes the upload.
         """
         job = _Job(upload, Future())
         self._jobs.put(job)
         return job.answer
 
     def stop(self) -> None:
-        """Take no upload any more, and refuse those that wait; what is being scored goes on."""
+        """Admit no more uploads and reject the queued ones; those being scored continue."""
         self._stopping.set()
 
     def close(self, grace: float = 0.0) -> None:
-        """Stop, and end all processes: those that score, `grace` seconds later at most."""
+        """Stop, wait up to `grace` seconds for the uploads being scored, and end all processes."""
         self.stop()
         for _ in self._threads:
             self._jobs.put(None)
         deadline = time.monotonic() + grace
-        begun = [thread for thread in self._threads if thread.ident is not None]
-        for thread in begun:
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for thread in started:
             thread.join(max(deadline - time.monotonic(), 0.0))
-        while any(thread.is_alive() for thread in begun):  # one of them may just be starting a process
+        while any(thread.is_alive() for thread in started):  # a thread may just be starting a process
             self._kill_all()
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         self._kill_all()
-        self._examining.shutdown(cancel_futures=True)
+        self._examiner_thread.shutdown(cancel_futures=True)
         self._closed.set()
         for worker in (*self._workers, self._examiner):
             worker.close(grace=0)
 
     def _kill_all(self) -> bool:
-        """End the processes at once; whether there were any."""
-        return any([_kill(worker) for worker in (*self._workers, self._examiner)])
+        """Kill the processes, and return whether there were any."""
+        killed = [_kill(worker) for worker in (*self._workers, self._examiner)]
+        return any(killed)
 
     def _prepare(self, worker: Worker) -> str | None:
         recogniser: str | None = worker.call(START_LIMIT, prepare, self.model, self._folder)
-        self._first_memory[worker] = _memory(worker.pid)
+        self._start_memory[worker] = _memory(worker.pid)
         return recogniser
 
     def _examine(self, path: Path, name: str) -> None:
@@ -223,124 +226,129 @@ class ScoringPool:
         check(info, length, name, self.limits)
 
     def _serve(self, worker: Worker) -> None:
-        """The life of the thread that belongs to a worker: job by job, until it is told to end."""
+        """Process jobs with one worker until the queue yields None. Runs in the worker's own thread."""
         while (job := self._jobs.get()) is not None:
             if not job.answer.set_running_or_notify_cancel():
                 continue
             began = time.monotonic()
             try:
                 if self.stopping:
-                    raise ApiError("stopping", "the server is being stopped")
+                    raise _stopping_error()
                 job.answer.set_result(self._score(worker, job.upload))
-            except Exception as error:  # raised again where it is waited for
+            except Exception as error:
                 job.answer.set_exception(error)
-            self._seconds += 0.1 * (time.monotonic() - began - self._seconds)
-            self._replace_grown(worker)
+            self._mean_seconds += 0.1 * (time.monotonic() - began - self._mean_seconds)
+            self._replace_if_grown(worker)
 
     def _score(self, worker: Worker, upload: Upload) -> dict[str, Any]:
-        limits = self.limits
         _reap(worker)
         try:
             if not worker.running:
                 self._prepare(worker)
-        except (WorkerLostError, ValueError, OSError, KeyboardInterrupt) as error:  # the last: the terminal's, to the worker
+        except (WorkerLostError, ValueError, OSError, KeyboardInterrupt) as error:  # Ctrl-C reaches the worker too
             logger.error("no worker can be started: %s", error)
             raise ApiError("stopping" if self.stopping else "no_worker", "no worker can be started") from error
         pid = worker.pid
         try:
-            result: dict[str, Any] = worker.call(limits.scoring_seconds, score, upload)
+            result: dict[str, Any] = worker.call(self.limits.scoring_seconds, score, upload)
         except InvalidOptionError as error:
             raise ApiError("invalid", str(error)) from error
         except MemoryError as error:
             raise ApiError("too_much_memory", f"{upload.name}: scoring it needs too much memory") from error
         except WorkerLostError as lost:
-            raise self._lost(lost, pid, upload.name) from lost
+            raise self._explain_loss(lost, pid, upload.name) from lost
         if result["error"]:
             raise ApiError("not_scorable", result["error"]["message"])
         return result
 
-    def _lost(self, lost: WorkerLostError, pid: int | None, name: str) -> ApiError:
-        """What a lost worker's upload is answered."""
+    def _explain_loss(self, lost: WorkerLostError, pid: int | None, name: str) -> ApiError:
+        """Return the error for an upload whose worker was lost."""
         if self.stopping:
-            return ApiError("stopping", "the server is being stopped")
+            return _stopping_error()
         logger.warning("a worker was lost and is replaced: %s", lost)
-        if pid in self._too_large:
-            most = f"{self.limits.memory / 2**30:.1f} GiB"
-            return ApiError("too_much_memory", f"{name}: scoring it took more than {most}; make its picture smaller")
+        if pid in self._killed_for_memory:
+            limit = f"{self.limits.memory / 2**30:.1f} GiB"
+            return ApiError("too_much_memory", f"{name}: scoring it took more than {limit}; reduce its resolution")
         if lost.error == "Timeout":
-            most = f"{self.limits.scoring_seconds:g} s"
-            return ApiError("clip_timeout", f"{name}: scoring it took longer than {most}; cut it shorter")
+            limit = f"{self.limits.scoring_seconds:g} s"
+            return ApiError("clip_timeout", f"{name}: scoring it took longer than {limit}; cut it shorter")
         return ApiError("crashed", f"{name}: {lost}; convert it with a current ffmpeg")
 
-    def _replace_grown(self, worker: Worker) -> None:
-        """Give a worker whose memory has grown a new process, now that nobody waits for it."""
-        first = self._first_memory.get(worker, 0)
-        if self.stopping or not worker.running or _memory(worker.pid) < first + MEMORY_GROWTH_LIMIT:
+    def _replace_if_grown(self, worker: Worker) -> None:
+        """Replace a worker whose memory has grown, now that no upload waits for it."""
+        at_start = self._start_memory.get(worker, 0)
+        if self.stopping or not worker.running or _memory(worker.pid) < at_start + MEMORY_GROWTH_LIMIT:
             return
-        logger.info("a worker's memory has grown from %d to %d MiB", first >> 20, _memory(worker.pid) >> 20)
+        logger.info("a worker's memory has grown from %d to %d MiB", at_start >> 20, _memory(worker.pid) >> 20)
         worker.close()
-        with suppress(WorkerLostError, ValueError, OSError):  # the next upload tries again, and tells
+        with suppress(WorkerLostError, ValueError, OSError):  # the next upload tries again, and reports the error
             self._prepare(worker)
 
     def _watch_memory(self) -> None:
-        """Kill workers that take more memory than they may; who waits for them hears of it."""
-        while not self._closed.wait(LOOK):
+        """Kill workers that exceed the memory limit; the thread that waits for them gets a `WorkerLostError`."""
+        while not self._closed.wait(POLL_SECONDS):
             for worker in (*self._workers, self._examiner):
                 if (pid := worker.pid) is not None and _memory(pid) > self.limits.memory:
-                    self._too_large.add(pid)
+                    self._killed_for_memory.add(pid)
                     _kill(worker)
 
 
 def check(info: MediaInfo, length: float, name: str, limits: Limits) -> None:
-    """Refuse a file that is too long or too large to be decoded.
+    """Reject a file that is too long or whose frames are too large.
 
     Args:
-        info: what it declares.
-        length: seconds that are in it; it need not have been read beyond the limit.
+        info: What the file declares.
+        length: Measured duration in seconds; it need not be exact beyond the limit.
+        name: File name, for the message.
+        limits: Limits on uploads.
 
     Raises:
-        ApiError: the message says what was found and what to do.
+        ApiError: The file exceeds a limit.
     """
-    lasts = max(info.duration or 0.0, length)
-    if lasts > limits.length:
+    duration = max(info.duration or 0.0, length)
+    if duration > limits.length:
         raise ApiError(
             "too_long",
-            f"{name}: {clock(lasts)} long; up to {clock(limits.length)} are taken, so cut it "
-            "(or use `dashfusion predict`, which takes any length)",
+            f"{name}: {format_clock(duration)} long; the limit is {format_clock(limits.length)}, so cut it "
+            "(or use `dashfusion predict`, which has no limit)",
         )
     width, height = info.width or 0, info.height or 0
     if width * height > limits.pixels:
-        raise ApiError("too_many_pixels", f"{name}: a picture of {width} x {height}; make it smaller")
+        raise ApiError("too_many_pixels", f"{name}: frames of {width} x {height}; reduce its resolution")
 
 
 def default_worker_count() -> int:
-    """One for every two cores, since sound and picture are read side by side; four at most: each holds all models."""
+    """Return one per two cores, since audio and vision run in parallel, but at most four: each loads all models."""
     return max(1, min((os.cpu_count() or 1) // 2, 4))
 
 
-def model_facts(scorers: ScoringPool) -> Mapping[str, Any]:
-    """What the checkpoint is, and what the server takes: the answer to GET /model."""
-    description, limits = scorers.description, scorers.limits
+def model_facts(pool: ScoringPool) -> Mapping[str, Any]:
+    """Return the checkpoint's description and the upload limits, the response of GET /model."""
+    description, limits = pool.description, pool.limits
     dataset = description["dataset"]
     calibration = description.get("calibration", {})
     return {
         "corpus": dataset["corpus"],
-        "language": scorers.model.language or dataset["language"],
+        "language": pool.model.language or dataset["language"],
         "label_range": dataset["label_range"],
         "modalities": description["train"]["modalities"],
         "extractors": {m: entry["extractor"] for m, entry in dataset["modalities"].items()},
         "seed": description["seed"],
         "epoch": description["epoch"],
         "metrics": {name: value for name, value in description["metrics"].items() if name.startswith("valid_")},
-        "levels": sorted({float(name) for known in calibration.values() for name in known if name != "n"}),
+        "levels": sorted({float(name) for levels in calibration.values() for name in levels if name != "n"}),
         "clip_seconds": dataset.get("training", {}).get("seconds", {}),
-        "recogniser": scorers.recogniser,
+        "recogniser": pool.recogniser,
         "limits": {"bytes": limits.size, "seconds": limits.length},
     }
 
 
+def _stopping_error() -> ApiError:
+    return ApiError("stopping", "the server is being stopped")
+
+
 def _memory(pid: int | None) -> int:
-    """Bytes that a process takes; 0 where it is gone."""
+    """Return a process's resident memory in bytes, or 0 if it has ended."""
     try:
         return psutil.Process(pid).memory_info().rss if pid else 0
     except psutil.Error:
@@ -348,13 +356,13 @@ def _memory(pid: int | None) -> int:
 
 
 def _reap(worker: Worker) -> None:
-    """Forget a process that has ended while it had nothing to do, lest the next file be blamed for it."""
+    """Close a worker whose process has ended while idle, so that the next file is not blamed for it."""
     if worker.running and not _memory(worker.pid):
         worker.close(grace=0)
 
 
 def _kill(worker: Worker) -> bool:
-    """End its process at once, if there is one; whoever waits for its answer finds it lost."""
+    """Kill a worker's process, and return whether there was one. A pending call raises `WorkerLostError`."""
     pid = worker.pid
     try:
         if pid is None or (process := psutil.Process(pid)).status() == psutil.STATUS_ZOMBIE:

@@ -20,10 +20,10 @@ from extractors.dataset.align_clip import AlignConfig
 from extractors.execution import units
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
 from flows.orchestration import prefect_server, settings
-from flows.serving.app import make_app
+from flows.serving.app import create_app
 from flows.serving.security import LOOPBACK, Rules
 from flows.serving.worker import Model
-from flows.serving.worker_pool import Limits, Scorers
+from flows.serving.worker_pool import Limits, ScoringPool
 from model.config import ModelConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -128,11 +128,11 @@ def long_clip(corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scorers(corpus, tmp_path_factory) -> Iterator[Scorers]:
+def scoring_pool(corpus, tmp_path_factory) -> Iterator[ScoringPool]:
     """One worker that scores with the corpus's checkpoint; it takes clips of a minute and of 4 MiB."""
     limits = Limits(size=4 << 20, length=60.0, scoring_seconds=100.0, waiting=8)
     model = Model(corpus / "models-unaligned/best", device="cpu")
-    started = Scorers(model, limits, 1, tmp_path_factory.mktemp("scorers"))
+    started = ScoringPool(model, limits, 1, tmp_path_factory.mktemp("scoring_pool"))
     try:
         started.start()
         yield started
@@ -149,12 +149,13 @@ def uploads(tmp_path) -> Path:
 
 
 @pytest.fixture
-def new_client(scorers, uploads) -> Callable[..., TestClient]:
+def new_client(scoring_pool, uploads) -> Callable[..., TestClient]:
     """Makes a client of the server's application on loopback; `rules` change the guard's."""
 
     def make(**rules: Any) -> TestClient:
-        chosen = {"hosts": LOOPBACK, "names": (), "token": "", "size": scorers.limits.size, "seconds": 60.0} | rules
-        return TestClient(make_app(scorers, Rules(**chosen), uploads), base_url="http://127.0.0.1:8000")
+        size = scoring_pool.limits.size
+        chosen = {"hosts": LOOPBACK, "names": (), "token": "", "size": size, "seconds": 60.0} | rules
+        return TestClient(create_app(scoring_pool, Rules(**chosen), uploads), base_url="http://127.0.0.1:8000")
 
     return make
 

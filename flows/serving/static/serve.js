@@ -1,75 +1,68 @@
-// The page of `dashfusion serve`: choose or record a clip, send it, and see the score beside the playing video.
+// The page of `dashfusion serve`: choose or record a clip, upload it, and view its score next to the playing video.
 // The video plays from the browser's own copy of the file. Times are seconds from the clip's start.
-"use strict";
+import { contributionChart, formatClock, formatNumber, scaleChart, Timeline } from "./charts.js";
 
 const $ = (id) => document.getElementById(id);
 const player = $("player");
-const drawn = { width: 0 };
-const state = { model: null, token: read("token"), file: null, address: "", result: null, request: null, timer: 0 };
+const state = {
+  model: null, // response of GET /model
+  token: loadToken(),
+  file: null,
+  fileUrl: "",
+  recorder: null,
+  request: null, // the running upload
+  retryTimer: 0,
+  result: null,
+  timeline: null,
+  time: 0, // position of the time line's head
+  drawnWidth: 0,
+};
 
-// ---- small helpers
+// ---- helpers
 
-function read(name) {
-  try { return sessionStorage.getItem(name) || ""; } catch { return ""; } // storage may be switched off
+function loadToken() {
+  try { return sessionStorage.getItem("token") || ""; } catch { return ""; } // storage may be disabled
 }
 
-function keep(name, value) {
-  try { sessionStorage.setItem(name, value); } catch { return; }
+function saveToken(token) {
+  try { sessionStorage.setItem("token", token); } catch { return; }
 }
 
 function show(element, shown = true) {
   element.hidden = !shown;
 }
 
-function number(value, digits = 2, sign = false) {
-  if (value === null || value === undefined) return "–";
-  return (sign && value >= 0 ? "+" : "") + value.toFixed(digits).replace("-", "−");
-}
-
-function clock(seconds) {
-  if (seconds < 59.95) return `0:${seconds.toFixed(1).padStart(4, "0")}`;
-  const whole = Math.round(seconds);
-  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, String(whole % 60).padStart(2, "0")];
-  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
-}
-
-function size(bytes) {
-  return bytes < 2 ** 20 ? `${Math.ceil(bytes / 2 ** 10)} KB` : `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
+function formatSize(bytes) {
+  if (bytes < 2 ** 20) return `${Math.ceil(bytes / 2 ** 10)} KB`;
+  return `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
 }
 
 function element(name, attributes = {}, text = "") {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return node;
 }
 
-function shape(name, attributes, text = "") {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
-}
+// ---- model and token
 
-// ---- what the server is
-
-async function load() {
+async function loadModel() {
   clearProblem();
-  let answer;
+  let response;
   try {
-    answer = await fetch("model", { headers: authorization() });
+    response = await fetch("model", { headers: authorization() });
   } catch {
-    problem("gone", load);
+    showProblem("gone", loadModel);
     return;
   }
-  if (answer.status === 401) {
+  if (response.status === 401) {
     askForToken();
-  } else if (!answer.ok) {
-    const told = await answer.json().catch(() => ({}));
-    problem(told.error || "internal", load, told.message);
+  } else if (response.ok) {
+    state.model = await response.json();
+    showForm(state.model);
   } else {
-    state.model = await answer.json();
-    introduce(state.model);
+    const { error, message } = await response.json().catch(() => ({}));
+    showProblem(error || "internal", loadModel, message);
   }
 }
 
@@ -89,61 +82,61 @@ function askForToken() {
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   state.token = $("token").value.trim();
-  keep("token", state.token);
-  load();
+  saveToken(state.token);
+  loadModel();
 });
 
-function introduce(model) {
+function showForm(model) {
   const [low, high] = model.label_range;
-  const [bytes, seconds] = [model.limits.bytes, model.limits.seconds];
   $("about").textContent = `By DashFusion trained on ${model.corpus} (language: ${model.language}), from ` +
-    `${model.modalities.join(", ")}. Scores run from ${number(low, 0)} (negative) to ${number(high, 0)} (positive). ` +
-    `Clips of up to ${clock(seconds)} and ${size(bytes)}.`;
+    `${model.modalities.join(", ")}. Scores range from ${formatNumber(low, 0)} (negative) to ` +
+    `${formatNumber(high, 0)} (positive). Clips of up to ${formatClock(model.limits.seconds)} and ` +
+    `${formatSize(model.limits.bytes)}.`;
   const levels = model.levels.length ? model.levels : [0.9];
-  $("level").replaceChildren(...levels.map((level) => element("option", { value: level }, `${Math.round(100 * level)} %`)));
+  const option = (level) => element("option", { value: level }, `${Math.round(100 * level)} %`);
+  $("level").replaceChildren(...levels.map(option));
   $("level").value = levels.includes(0.9) ? 0.9 : levels[0];
   if (model.clip_seconds.median) $("window").placeholder = model.clip_seconds.median.toFixed(1);
-  show($("said-row"), model.modalities.includes("text"));
+  show($("text-row"), model.modalities.includes("text"));
   show($("recognise-row"), Boolean(model.recogniser));
   show($("record"), canRecord());
   show($("token-form"), false);
   show($("form"));
 }
 
-// ---- errors: what happened, and what helps
+// ---- errors
 
 const TITLES = {
   too_large: "The file is too large",
   too_long: "The clip is too long",
-  too_many_pixels: "The picture is too large",
+  too_many_pixels: "The frames are too large",
   not_media: "This is not a clip",
   not_scorable: "This clip cannot be scored",
   clip_timeout: "Scoring takes too long",
   too_much_memory: "Scoring needs too much memory",
   crashed: "The file cannot be read",
-  invalid: "An option does not fit",
+  invalid: "An option is invalid",
   upload_timeout: "The upload took too long",
   busy: "The server is busy",
   stopping: "The server is being stopped",
   gone: "The server does not answer",
   camera: "The camera cannot be used",
 };
-const GONE = "Its address is right, but nothing answers there: it may have been stopped (`dashfusion serve` starts it), " +
-  "or the connection is lost.";
-const WORTH_ANOTHER_TRY = ["busy", "stopping", "gone", "internal", "no_worker", "upload_timeout"];
+const GONE = "It may have been stopped (`dashfusion serve` starts it), or the connection is lost.";
+const RETRYABLE = ["busy", "stopping", "gone", "internal", "no_worker", "upload_timeout"];
 
-function problem(error, again, message = GONE) {
+function showProblem(error, retry, message = GONE) {
   $("problem-title").textContent = TITLES[error] || "The server cannot do that";
   $("problem-message").textContent = message;
-  show($("again"), Boolean(again) && WORTH_ANOTHER_TRY.includes(error));
-  $("again").onclick = again;
+  show($("retry"), Boolean(retry) && RETRYABLE.includes(error));
+  $("retry").onclick = retry;
   $("problem").dataset.error = error;
   show($("problem"));
 }
 
 function clearProblem() {
   show($("problem"), false);
-  clearInterval(state.timer);
+  clearInterval(state.retryTimer);
 }
 
 // ---- choosing a clip
@@ -153,7 +146,7 @@ $("file").addEventListener("change", () => $("file").files.length && choose($("f
 addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
 addEventListener("drop", (event) => {
-  event.preventDefault(); // without it the browser would leave the page for the file
+  event.preventDefault(); // by default the browser opens the file instead of this page
   $("drop").classList.remove("over");
   if (event.dataTransfer.files.length && state.model) choose(event.dataTransfer.files[0]);
 });
@@ -161,24 +154,27 @@ addEventListener("drop", (event) => {
 function choose(file) {
   cancel();
   clearProblem();
-  URL.revokeObjectURL(state.address);
-  Object.assign(state, { file, address: URL.createObjectURL(file) });
+  URL.revokeObjectURL(state.fileUrl);
+  state.file = file;
+  state.fileUrl = URL.createObjectURL(file);
   show($("result"), false);
   $("preview").append(player, $("unplayable"));
-  player.src = state.address;
+  player.src = state.fileUrl;
   show(player);
   show($("unplayable"), false);
-  $("chosen").textContent = `${file.name}, ${size(file.size)}`;
+  $("chosen").textContent = `${file.name}, ${formatSize(file.size)}`;
   $("send").disabled = false;
-  $("doing").textContent = "";
-  if (file.size > state.model.limits.bytes) {
-    refuse("too_large", `${file.name} has ${size(file.size)}; up to ${size(state.model.limits.bytes)} are taken. Make it smaller, or cut it.`);
+  $("status").textContent = "";
+  const limit = state.model.limits.bytes;
+  if (file.size > limit) {
+    reject("too_large", `${file.name} has ${formatSize(file.size)}; the limit is ${formatSize(limit)}. ` +
+      "Make it smaller, or cut it.");
   }
 }
 
-function refuse(error, message) {
+function reject(error, message) {
   $("send").disabled = true;
-  problem(error, null, message);
+  showProblem(error, null, message);
 }
 
 player.addEventListener("error", () => {
@@ -188,21 +184,23 @@ player.addEventListener("error", () => {
 });
 
 player.addEventListener("loadedmetadata", () => {
-  const most = state.model.limits.seconds;
-  if (player.duration === Infinity) findDuration();
-  else if (player.duration > most + 1) {
-    refuse("too_long", `${state.file.name} lasts ${clock(player.duration)}; up to ${clock(most)} are taken. Cut it, or use \`dashfusion predict\`, which takes any length.`);
+  const limit = state.model.limits.seconds;
+  if (player.duration === Infinity) {
+    measureDuration();
+  } else if (player.duration > limit + 1) {
+    reject("too_long", `${state.file.name} lasts ${formatClock(player.duration)}; the limit is ` +
+      `${formatClock(limit)}. Cut it, or use \`dashfusion predict\`, which has no limit.`);
   }
 });
 
-function findDuration() { // a recording's header does not say; a browser finds out when it looks for the end
+function measureDuration() { // recordings do not declare it; seeking past the end makes the browser determine it
   player.addEventListener("durationchange", () => { player.currentTime = 0; }, { once: true });
   player.currentTime = 1e7;
 }
 
-// ---- recording one
+// ---- recording a clip
 
-const KINDS = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"];
+const RECORDING_TYPES = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"];
 
 function canRecord() {
   return Boolean(window.MediaRecorder && navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
@@ -216,36 +214,40 @@ async function record() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640, facingMode: "user" }, audio: true });
   } catch (error) {
-    const reasons = { NotAllowedError: "The browser was not allowed to use it.", NotFoundError: "There is no camera or microphone." };
-    problem("camera", null, `${reasons[error.name] || error.message} Choose a clip instead, or allow it in the browser's settings.`);
+    const reasons = {
+      NotAllowedError: "The browser was not allowed to use it.",
+      NotFoundError: "There is no camera or microphone.",
+    };
+    const advice = "Choose a clip instead, or allow it in the browser's settings.";
+    showProblem("camera", null, `${reasons[error.name] || error.message} ${advice}`);
     return;
   }
-  const parts = [];
-  const kind = KINDS.find((one) => MediaRecorder.isTypeSupported(one));
-  const recorder = new MediaRecorder(stream, kind ? { mimeType: kind } : {});
-  recorder.addEventListener("dataavailable", (event) => parts.push(event.data));
-  recorder.addEventListener("stop", () => {
-    stream.getTracks().forEach((track) => track.stop());
-    clearInterval(ticking);
-    Object.assign(state, { recorder: null });
-    camera(null);
-    const suffix = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
-    choose(new File(parts, `recording.${suffix}`, { type: recorder.mimeType }));
-  });
-  const began = performance.now();
+  const chunks = [];
+  const mimeType = RECORDING_TYPES.find((type) => MediaRecorder.isTypeSupported(type));
+  const recorder = new MediaRecorder(stream, mimeType ? { mimeType } : {});
+  const started = performance.now();
   const tick = () => {
-    const seconds = (performance.now() - began) / 1000;
-    $("record").textContent = `Stop (${clock(seconds)})`;
+    const seconds = (performance.now() - started) / 1000;
+    $("record").textContent = `Stop (${formatClock(seconds)})`;
     if (seconds > state.model.limits.seconds - 1) recorder.stop();
   };
-  const ticking = setInterval(tick, 250);
+  const timer = setInterval(tick, 250);
+  recorder.addEventListener("dataavailable", (event) => chunks.push(event.data));
+  recorder.addEventListener("stop", () => {
+    stream.getTracks().forEach((track) => track.stop());
+    clearInterval(timer);
+    state.recorder = null;
+    showCamera(null);
+    const suffix = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
+    choose(new File(chunks, `recording.${suffix}`, { type: recorder.mimeType }));
+  });
   state.recorder = recorder;
-  camera(stream);
+  showCamera(stream);
   tick();
   recorder.start(1000);
 }
 
-function camera(stream) {
+function showCamera(stream) {
   $("camera").srcObject = stream;
   show($("camera"), Boolean(stream));
   show(player, !stream && Boolean(state.file));
@@ -254,7 +256,7 @@ function camera(stream) {
   else $("record").textContent = "Record one";
 }
 
-// ---- sending it
+// ---- uploading it
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -264,24 +266,24 @@ $("form").addEventListener("submit", (event) => {
 $("cancel").addEventListener("click", () => {
   cancel();
   clearProblem();
-  $("doing").textContent = "Cancelled.";
+  $("status").textContent = "Cancelled.";
 });
 
 function cancel() {
-  clearInterval(state.timer);
+  clearInterval(state.retryTimer);
   if (state.request) state.request.abort();
-  working(null);
+  setRequest(null);
 }
 
-function working(request, words = "") {
+function setRequest(request, status = "") {
   state.request = request;
-  $("doing").textContent = words;
+  $("status").textContent = status;
   $("send").disabled = Boolean(request) || !state.file;
   show($("cancel"), Boolean(request));
   show($("progress"), Boolean(request));
 }
 
-function send() { // XMLHttpRequest, since fetch does not tell how far an upload is
+function send() { // XMLHttpRequest, since fetch does not report upload progress
   clearProblem();
   const form = new FormData();
   form.append("text", $("text").value);
@@ -292,242 +294,201 @@ function send() { // XMLHttpRequest, since fetch does not tell how far an upload
   const request = new XMLHttpRequest();
   request.open("POST", "predict");
   for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
-  request.upload.addEventListener("progress", (event) => {
-    $("bar").value = event.loaded / event.total;
-    if (event.loaded < event.total) $("doing").textContent = `Uploading, ${Math.floor(100 * event.loaded / event.total)} %`;
+  request.upload.addEventListener("progress", ({ loaded, total }) => {
+    $("bar").value = loaded / total;
+    if (loaded < total) $("status").textContent = `Uploading, ${Math.floor(100 * loaded / total)} %`;
   });
   request.upload.addEventListener("load", () => {
     $("bar").removeAttribute("value");
-    $("doing").textContent = "Scoring";
+    $("status").textContent = "Scoring";
   });
-  request.addEventListener("load", () => answered(request));
-  request.addEventListener("error", () => { working(null); problem("gone", send); });
-  working(request, "Uploading");
+  request.addEventListener("load", () => handleResponse(request));
+  request.addEventListener("error", () => { setRequest(null); showProblem("gone", send); });
+  setRequest(request, "Uploading");
   request.send(form);
 }
 
-function answered(request) {
-  working(null);
-  let told;
-  try { told = JSON.parse(request.responseText); } catch { told = { error: "internal", message: `HTTP ${request.status}` }; }
+function handleResponse(request) {
+  setRequest(null);
+  let body;
+  try {
+    body = JSON.parse(request.responseText);
+  } catch {
+    body = { error: "internal", message: `HTTP ${request.status}` };
+  }
   if (request.status === 200) {
-    present(told);
+    showResult(body);
   } else if (request.status === 401) {
     askForToken();
   } else {
-    problem(told.error, send, told.message);
-    if (told.error === "busy") waitAndSend(Number(request.getResponseHeader("Retry-After")) || 5);
+    showProblem(body.error, send, body.message);
+    if (body.error === "busy") retryIn(Number(request.getResponseHeader("Retry-After")) || 5);
   }
 }
 
-function waitAndSend(seconds) {
+function retryIn(seconds) {
   let left = seconds;
-  const tell = () => { $("problem-message").textContent = `All that score are at work. Trying again in ${left} s.`; };
-  tell();
+  const showLeft = () => { $("problem-message").textContent = `All workers are busy. Trying again in ${left} s.`; };
+  showLeft();
   show($("cancel"));
-  state.timer = setInterval(() => {
+  state.retryTimer = setInterval(() => {
     left -= 1;
-    if (left > 0) tell();
-    else { clearInterval(state.timer); send(); }
+    if (left > 0) {
+      showLeft();
+    } else {
+      clearInterval(state.retryTimer);
+      send();
+    }
   }, 1000);
 }
 
-// ---- showing the score
+// ---- the result
 
-function present(told) {
-  const [result] = told.results;
+const TRANSCRIPT_TITLES = { asr: "Transcript, by speech recognition", given: "Transcript, as given" };
+
+function showResult(body) {
+  const [result] = body.results;
+  const { interval } = result;
   state.result = result;
   $("result-name").textContent = result.file;
-  $("score").textContent = number(result.score);
+  $("score").textContent = formatNumber(result.score);
   $("sentiment").textContent = `${result.sentiment} (class ${result.class})`;
-  $("from").textContent = `from ${result.used.join(", ")}; ${clock(result.duration)}` +
-    (result.interval ? `; ${Math.round(100 * result.interval.level)} % interval ${number(result.interval.low)} to ${number(result.interval.high)}` : "");
-  $("stage").append(player, $("unplayable"));
-  showShares(result.contributions);
+  $("from").textContent = `from ${result.used.join(", ")}; ${formatClock(result.duration)}`;
+  if (interval) {
+    $("from").textContent += `; ${Math.round(100 * interval.level)} % interval ` +
+      `${formatNumber(interval.low)} to ${formatNumber(interval.high)}`;
+  }
+  $("result-player").append(player, $("unplayable"));
+  showContributions(result.contributions);
   $("warning-list").replaceChildren(...result.warnings.map((warning) => element("li", {}, warning.message)));
   show($("warnings"), result.warnings.length > 0);
-  $("said-title").textContent = { asr: "Said, as it was recognised", given: "Said, as it was given" }[result.text_source] || "Said";
-  $("said-text").textContent = result.text;
-  show($("said"), Boolean(result.text));
+  $("transcript-title").textContent = TRANSCRIPT_TITLES[result.text_source] || "Transcript";
+  $("transcript-text").textContent = result.text;
+  show($("transcript"), Boolean(result.text));
   showWindows(result.windows);
   URL.revokeObjectURL($("download").href);
-  $("download").href = URL.createObjectURL(new Blob([JSON.stringify(told, null, 2)], { type: "application/json" }));
+  const json = new Blob([JSON.stringify(body, null, 2)], { type: "application/json" });
+  $("download").href = URL.createObjectURL(json);
   show($("result"));
-  draw();
-  $("doing").textContent = `Scored: ${number(result.score)}, ${result.sentiment}.`;
+  drawCharts();
+  $("status").textContent = `Scored: ${formatNumber(result.score)}, ${result.sentiment}.`;
   $("result-name").focus();
 }
 
-function draw() { // as wide as there is room for, so that letters have their size
-  drawn.width = $("result").clientWidth;
-  $("scale").replaceChildren(scale(state.result));
-  drawTimeline();
-}
-
-function scale(result) {
+function showContributions(contributions) {
+  const entries = Object.entries(contributions);
   const [low, high] = state.model.label_range;
-  const [width, margin, middle] = [$("scale").clientWidth, 14, 18];
-  const across = (value) => margin + (width - 2 * margin) * (value - low) / (high - low);
-  const picture = shape("svg", { viewBox: `0 0 ${width} 46`, role: "img", "aria-label": `score ${number(result.score)} on a scale from ${number(low, 0)} to ${number(high, 0)}` });
-  picture.append(shape("line", { class: "axis", x1: margin, x2: width - margin, y1: middle, y2: middle }));
-  for (const value of [low, (low + high) / 2, high]) {
-    picture.append(shape("line", { class: "axis", x1: across(value), x2: across(value), y1: 12, y2: 24 }));
-    picture.append(shape("text", { x: across(value), y: 42, "text-anchor": "middle" }, number(value, 0)));
-  }
-  if (result.interval) {
-    const [first, last] = [across(result.interval.low), across(result.interval.high)];
-    picture.append(shape("rect", { class: "band", x: first, y: middle - 6, width: last - first, height: 12, rx: 6 }));
-  }
-  picture.append(shape("circle", { class: "dot", cx: across(result.score), cy: middle, r: 6 }));
-  return picture;
-}
-
-function showShares(shares) {
-  const known = Object.entries(shares);
-  const [low, high] = state.model.label_range;
-  const most = Math.max(...known.map(([, value]) => Math.abs(value)), (high - low) / 6);
-  $("bars").replaceChildren(...known.map(([modality, value]) => {
-    const row = element("div", { class: "share" });
-    const picture = shape("svg", { viewBox: "-100 0 200 12", preserveAspectRatio: "none", height: 12, "aria-hidden": "true" });
-    const length = 100 * Math.abs(value) / most;
-    picture.append(shape("rect", { class: "bar", x: Math.min(100 * value / most, 0), y: 2, width: length, height: 8 }));
-    picture.append(shape("line", { class: "axis", x1: 0, x2: 0, y1: 0, y2: 12, "vector-effect": "non-scaling-stroke" }));
-    row.append(element("span", {}, modality), picture, element("span", { class: "number" }, number(value, 2, true)));
+  const max = Math.max(...entries.map(([, value]) => Math.abs(value)), (high - low) / 6);
+  $("bars").replaceChildren(...entries.map(([modality, value]) => {
+    const row = element("div", { class: "contribution" });
+    const number = element("span", { class: "number" }, formatNumber(value, 2, true));
+    row.append(element("span", {}, modality), contributionChart(value, max), number);
     return row;
   }));
-  show($("shares"), known.length > 0);
+  show($("contributions"), entries.length > 0);
 }
 
 function showWindows(windows) {
   $("windows-title").textContent = `${windows.length} windows`;
-  $("rows").replaceChildren(...windows.map((window) => {
-    const row = element("tr");
-    const time = element("td");
-    const button = element("button", { type: "button" }, `${clock(window.start)} – ${clock(window.end)}`);
-    button.addEventListener("click", () => seek(window.start));
-    time.append(button);
-    row.append(time, element("td", { class: "number" }, number(window.score)), element("td", {}, window.used.join(", ")), element("td", { class: "said" }, window.text));
-    return row;
-  }));
+  $("rows").replaceChildren(...windows.map(windowRow));
   show($("windows"), windows.length > 0);
   show($("over-time"), windows.length > 0);
-  const least = state.model.clip_seconds.median;
-  $("no-timeline").textContent = "Too short for a time line" +
-    (least ? `: clips of ${number(2 * least, 1)} s or more have one, and shorter ones with shorter windows (Options).` : ".");
+  const median = state.model.clip_seconds.median;
+  $("no-timeline").textContent = median
+    ? `Too short for a time line: choose shorter windows (Options), or a clip of at least ${formatNumber(2 * median, 1)} s.`
+    : "Too short for a time line.";
   show($("no-timeline"), windows.length === 0);
 }
 
-// ---- the time line, which follows the video and moves it
-
-const HEIGHT = 150, TOP = 10, BOTTOM = 124, LEFT = 26, RIGHT = 12;
-const line = { width: 0, end: 1, at: 0, head: null };
-
-function drawTimeline() {
-  const windows = state.result ? state.result.windows : [];
-  if (!windows.length) return;
-  const [low, high] = state.model.label_range;
-  line.width = $("timeline").clientWidth;
-  line.end = Math.max(state.result.duration || 0, windows[windows.length - 1].end);
-  const height = (value) => TOP + (BOTTOM - TOP) * (high - value) / (high - low);
-  const picture = shape("svg", { viewBox: `0 0 ${line.width} ${HEIGHT}`, "aria-hidden": "true" });
-  for (const value of [low, (low + high) / 2, high]) {
-    picture.append(shape("line", { class: "axis", x1: LEFT, x2: line.width - RIGHT, y1: height(value), y2: height(value) }));
-    picture.append(shape("text", { x: LEFT - 6, y: height(value) + 4, "text-anchor": "end" }, number(value, 0)));
-  }
-  for (const run of runs(windows)) {
-    const points = run.map((window) => [across(middle(window)), height(window.score), window.interval]);
-    if (points.every(([, , interval]) => interval)) {
-      const edge = [...points.map(([x, , i]) => `${x},${height(i.high)}`), ...points.map(([x, , i]) => `${x},${height(i.low)}`).reverse()];
-      picture.append(shape("polygon", { class: "band", points: edge.join(" ") }));
-    }
-    picture.append(shape("polyline", { class: "mark", points: points.map(([x, y]) => `${x},${y}`).join(" ") }));
-    for (const [x, y] of points) picture.append(shape("circle", { class: "dot", cx: x, cy: y, r: 2.5 }));
-  }
-  picture.append(shape("text", { x: LEFT, y: HEIGHT - 6 }, "0:00"));
-  picture.append(shape("text", { x: line.width - RIGHT, y: HEIGHT - 6, "text-anchor": "end" }, clock(line.end)));
-  line.head = shape("g", {});
-  line.head.append(shape("line", { class: "head", x1: 0, x2: 0, y1: TOP - 4, y2: BOTTOM + 4 }), shape("circle", { class: "knob", cx: 0, cy: 0, r: 6 }));
-  picture.append(line.head);
-  $("timeline").replaceChildren(picture);
-  $("timeline").setAttribute("aria-valuemax", line.end.toFixed(1));
-  moveHead(playable() ? player.currentTime : line.at);
+function windowRow(window) {
+  const row = element("tr");
+  const time = element("td");
+  const button = element("button", { type: "button" }, `${formatClock(window.start)} – ${formatClock(window.end)}`);
+  button.addEventListener("click", () => seek(window.start));
+  time.append(button);
+  row.append(
+    time,
+    element("td", { class: "number" }, formatNumber(window.score)),
+    element("td", {}, window.used.join(", ")),
+    element("td", { class: "transcript" }, window.text),
+  );
+  return row;
 }
 
-const across = (time) => LEFT + (line.width - LEFT - RIGHT) * time / line.end;
-const middle = (window) => (window.start + window.end) / 2;
-const playable = () => !player.hidden && player.readyState > 0;
-
-function runs(windows) { // stretches without a gap: where a window has no score, the line is broken
-  const found = [[]];
-  for (const window of windows) {
-    if (window.score === null) found.push([]);
-    else found[found.length - 1].push(window);
-  }
-  return found.filter((run) => run.length);
+function drawCharts() { // at their displayed width, so that text keeps its size
+  const { label_range: range } = state.model;
+  const { windows, duration } = state.result;
+  state.drawnWidth = $("result").clientWidth;
+  $("scale").replaceChildren(scaleChart(state.result, range, $("scale").clientWidth));
+  state.timeline = windows.length ? new Timeline(windows, duration, range, $("timeline").clientWidth) : null;
+  if (!state.timeline) return;
+  $("timeline").replaceChildren(state.timeline.svg);
+  $("timeline").setAttribute("aria-valuemax", state.timeline.end.toFixed(1));
+  moveHead(isPlayable() ? player.currentTime : state.time);
 }
 
-function nearest(time) {
-  return state.result.windows.reduce((best, window) => (Math.abs(middle(window) - time) < Math.abs(middle(best) - time) ? window : best));
-}
+new ResizeObserver(() => {
+  const width = $("result").clientWidth;
+  if (state.result && width && width !== state.drawnWidth) drawCharts();
+}).observe($("result"));
+
+// ---- the time line, which follows the video and seeks in it
+
+const isPlayable = () => !player.hidden && player.readyState > 0;
+const clampTime = (time) => Math.min(Math.max(time, 0), state.timeline.end);
 
 function moveHead(time) {
-  if (!state.result || !state.result.windows.length || !line.head) return;
-  line.at = Math.min(Math.max(time, 0), line.end);
-  const window = nearest(line.at);
-  const [low, high] = state.model.label_range;
-  const score = window.score === null ? (low + high) / 2 : window.score;
-  line.head.setAttribute("transform", `translate(${across(line.at)} 0)`);
-  line.head.lastChild.setAttribute("cy", TOP + (BOTTOM - TOP) * (high - score) / (high - low));
-  const told = `${clock(line.at)}: ${number(window.score)}${window.sentiment ? `, ${window.sentiment}` : ", nothing to go by"}`;
-  $("readout").textContent = told + (window.text ? ` – “${window.text}”` : "");
-  $("timeline").setAttribute("aria-valuenow", line.at.toFixed(1));
-  $("timeline").setAttribute("aria-valuetext", told);
+  if (!state.timeline) return;
+  state.time = clampTime(time);
+  state.timeline.moveHead(state.time);
+  const window = state.timeline.windowAt(state.time);
+  const score = `${formatNumber(window.score)}, ${window.sentiment || "nothing to score"}`;
+  const summary = `${formatClock(state.time)}: ${score}`;
+  $("readout").textContent = summary + (window.text ? ` – “${window.text}”` : "");
+  $("timeline").setAttribute("aria-valuenow", state.time.toFixed(1));
+  $("timeline").setAttribute("aria-valuetext", summary);
 }
 
 function seek(time) {
-  const to = Math.min(Math.max(time, 0), line.end);
-  if (playable()) player.currentTime = to;
-  moveHead(to);
+  const target = clampTime(time);
+  if (isPlayable()) player.currentTime = target;
+  moveHead(target);
 }
 
-function follow() {
+function followVideo() {
   moveHead(player.currentTime);
-  if (!player.paused && !player.ended) requestAnimationFrame(follow);
+  if (!player.paused && !player.ended) requestAnimationFrame(followVideo);
 }
 
-player.addEventListener("play", follow);
+player.addEventListener("play", followVideo);
 for (const event of ["timeupdate", "seeked"]) player.addEventListener(event, () => moveHead(player.currentTime));
 
 $("timeline").addEventListener("pointerdown", (event) => {
-  const point = (moved) => {
+  const seekToPointer = ({ clientX }) => {
     const box = $("timeline").getBoundingClientRect();
-    const x = (moved.clientX - box.left) * line.width / box.width;
-    seek(line.end * (x - LEFT) / (line.width - LEFT - RIGHT));
+    seek(state.timeline.timeAt((clientX - box.left) * state.timeline.width / box.width));
   };
-  const done = () => {
-    $("timeline").removeEventListener("pointermove", point);
-    removeEventListener("pointerup", done);
-    removeEventListener("pointercancel", done);
+  const release = () => {
+    $("timeline").removeEventListener("pointermove", seekToPointer);
+    removeEventListener("pointerup", release);
+    removeEventListener("pointercancel", release);
   };
   $("timeline").setPointerCapture(event.pointerId);
-  $("timeline").addEventListener("pointermove", point);
-  addEventListener("pointerup", done);
-  addEventListener("pointercancel", done);
-  point(event);
+  $("timeline").addEventListener("pointermove", seekToPointer);
+  addEventListener("pointerup", release);
+  addEventListener("pointercancel", release);
+  seekToPointer(event);
 });
 
+const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
+
 $("timeline").addEventListener("keydown", (event) => {
-  const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
-  if (step) seek(line.at + step);
+  if (event.key in STEPS) seek(state.time + STEPS[event.key]);
   else if (event.key === "Home") seek(0);
-  else if (event.key === "End") seek(line.end);
-  else if (event.key === " " && playable()) player.paused ? player.play() : player.pause();
+  else if (event.key === "End") seek(state.timeline.end);
+  else if (event.key === " " && isPlayable()) player.paused ? player.play() : player.pause();
   else return;
   event.preventDefault();
 });
 
-new ResizeObserver(() => {
-  if (state.result && $("result").clientWidth && $("result").clientWidth !== drawn.width) draw();
-}).observe($("result"));
-
-load();
+loadModel();

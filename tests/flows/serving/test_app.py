@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
-from flows.serving.app import shown_name
+from flows.serving.app import sanitise_name
 from flows.serving.errors import REASONS
 from flows.serving.schema import Error, Result, Window
 
@@ -134,7 +134,7 @@ def test_model_says_what_it_is_and_what_it_takes(client):
     ],
 )
 def test_names_are_shown_without_their_folders(name, shown):
-    assert shown_name(name) == shown
+    assert sanitise_name(name) == shown
 
 
 @pytest.mark.parametrize("name", ["../../escaped.mp4", "/tmp/escaped.mp4", "%2e%2e%2fescaped.mp4", "..\\escaped.mp4"])
@@ -271,12 +271,12 @@ def test_what_is_no_upload_is_refused(client, clip):
 
 
 @pytest.mark.parametrize("where", ["flows.serving.app.shutil.copyfileobj", "starlette.formparsers.UploadFile.write"])
-def test_a_disk_that_is_full_is_told_of(client, clip, scorers, monkeypatch, where):
+def test_a_disk_that_is_full_is_told_of(client, clip, scoring_pool, monkeypatch, where):
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(where, full)
-    assert refusal(upload(client, clip)) == (503, "no_room") and scorers.waiting == 0
+    assert refusal(upload(client, clip)) == (503, "no_room") and scoring_pool.waiting == 0
 
 
 def test_a_mistake_in_the_server_is_told_without_its_details(new_client, clip, monkeypatch):
@@ -285,7 +285,7 @@ def test_a_mistake_in_the_server_is_told_without_its_details(new_client, clip, m
     def fail(*_: Any) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr(app, "document", fail)
+    monkeypatch.setattr(app, "to_document", fail)
     client = new_client()
     client._transport.raise_server_exceptions = False
     answer = upload(client, clip)
@@ -293,14 +293,16 @@ def test_a_mistake_in_the_server_is_told_without_its_details(new_client, clip, m
 
 
 def test_the_page_asks_for_nothing_elsewhere_and_holds_no_script_itself(client):
-    page, script, styles = (client.get(path) for path in ("/", "/page.js", "/page.css"))
-    assert "text/html" in page.headers["content-type"] and "text/javascript" in script.headers["content-type"]
+    page, script, charts, styles = (client.get(path) for path in ("/", "/page.js", "/charts.js", "/page.css"))
+    assert "text/html" in page.headers["content-type"]
+    assert all("text/javascript" in answer.headers["content-type"] for answer in (script, charts))
     assert re.findall(r"<script(?![^>]*\ssrc=\"page\.js\")", page.text) == [] and " style=" not in page.text
     assert not re.search(r"\son\w+=", page.text)
-    for text in (page.text, script.text.replace("http://www.w3.org/2000/svg", ""), styles.text):
+    scripts = script.text + charts.text
+    for text in (page.text, scripts.replace("http://www.w3.org/2000/svg", ""), styles.text):
         assert "http:" not in text and "https:" not in text and "//cdn" not in text and "@import" not in text
-    assert "innerHTML" not in script.text and "eval(" not in script.text
-    used = set(re.findall(r"\$\(\"([\w-]+)\"\)", script.text))
+    assert "innerHTML" not in scripts and "eval(" not in scripts
+    used = set(re.findall(r"\$\(\"([\w-]+)\"\)", scripts))
     assert used <= set(re.findall(r"\sid=\"([\w-]+)\"", page.text))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 
-from flows.serving.app import make_app
+from flows.serving.app import create_app
 from flows.serving.security import LOOPBACK, Rules
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ TEXT = "The phone was kind of pleasant. The food was awful, and we were bored."
 
 
 @contextmanager
-def running(scorers: Any, folder: Path, token: str = "") -> Iterator[tuple[str, Callable[[], None]]]:
+def running(scoring_pool: Any, folder: Path, token: str = "") -> Iterator[tuple[str, Callable[[], None]]]:
     """Address of a server in a thread of ours, and what stops it."""
     listener = socket.create_server(("127.0.0.1", 0))
-    rules = Rules(LOOPBACK, (), token, scorers.limits.size, 60.0)
+    rules = Rules(LOOPBACK, (), token, scoring_pool.limits.size, 60.0)
     config = uvicorn.Config(
-        make_app(scorers, rules, folder), http="h11", ws="none", lifespan="off", log_level="warning"
+        create_app(scoring_pool, rules, folder), http="h11", ws="none", lifespan="off", log_level="warning"
     )
     served = uvicorn.Server(config)
     thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -94,9 +94,9 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser, scorers, uploads) -> Iterator[Callable[..., Opened]]:
+def opened(browser, scoring_pool, uploads) -> Iterator[Callable[..., Opened]]:
     """Opens the page of a server of its own."""
-    with running(scorers, uploads) as (address, _):
+    with running(scoring_pool, uploads) as (address, _):
         tabs = []
 
         def open_page(width: int = 1000, **options: Any) -> Opened:
@@ -118,8 +118,8 @@ def test_a_clip_is_scored_and_its_time_line_follows_the_video(opened, long_clip)
     tab.score(long_clip)
     assert "long.mp4" in tab.get("result-name").inner_text() and "demo_en" in tab.get("about").inner_text()
     assert tab.get("score").inner_text()[-3] == "." and "text, audio, vision" in tab.get("from").inner_text()
-    assert tab.get("bars").locator(".share").count() == 3
-    assert TEXT in tab.get("said-text").inner_text()
+    assert tab.get("bars").locator(".contribution").count() == 3
+    assert TEXT in tab.get("transcript-text").inner_text()
     assert tab.get("timeline").locator("polyline").count() >= 1
     assert tab.property("player", "readyState") > 0, "the browser's own copy plays"
 
@@ -151,7 +151,7 @@ def test_a_short_clip_has_no_time_line_and_the_page_says_why(opened, clip):
     tab.page.get_by_text("Options", exact=True).click()
     tab.get("window").fill("1")
     tab.get("send").click()
-    tab.wait("doing", lambda text: text.startswith("Scored"))
+    tab.wait("status", lambda text: text.startswith("Scored"))
     tab.get("timeline").wait_for()
     assert tab.get("rows").locator("tr").count() > 2
     with tab.page.expect_download() as download:
@@ -167,18 +167,20 @@ def test_a_file_that_is_no_clip_is_refused_in_words(opened, tmp_path, clip):
     tab.get("send").click()
     error, message = tab.problem()
     assert error == "not_media" and "letter.mp4" in message
-    assert tab.get("problem").get_attribute("role") == "alert" and not tab.get("again").is_visible()
+    assert tab.get("problem").get_attribute("role") == "alert" and not tab.get("retry").is_visible()
     tab.score(clip)
     assert not tab.get("problem").is_visible()
 
 
-def test_too_large_and_too_long_are_told_before_anything_is_sent(opened, tmp_path, long_clip, scorers, monkeypatch):
+def test_too_large_and_too_long_are_told_before_anything_is_sent(
+    opened, tmp_path, long_clip, scoring_pool, monkeypatch
+):
     (tmp_path / "large.mp4").write_bytes(bytes(5 << 20))
     tab = opened()
     tab.choose(tmp_path / "large.mp4")
     error, message = tab.problem()
     assert error == "too_large" and "5.0 MB" in message and "4.0 MB" in message and tab.get("send").is_disabled()
-    monkeypatch.setattr(scorers, "limits", replace(scorers.limits, length=10.0))
+    monkeypatch.setattr(scoring_pool, "limits", replace(scoring_pool.limits, length=10.0))
     tab = opened()
     tab.choose(long_clip)
     error, message = tab.problem()
@@ -186,9 +188,9 @@ def test_too_large_and_too_long_are_told_before_anything_is_sent(opened, tmp_pat
     assert not [url for url in tab.asked if url.endswith("/predict")]
 
 
-def test_a_busy_server_is_tried_again(opened, clip, scorers, monkeypatch):
-    monkeypatch.setattr(scorers, "_places", 0)
-    monkeypatch.setattr(scorers, "_seconds", 1.0)
+def test_a_busy_server_is_tried_again(opened, clip, scoring_pool, monkeypatch):
+    monkeypatch.setattr(scoring_pool, "_capacity", 0)
+    monkeypatch.setattr(scoring_pool, "_mean_seconds", 1.0)
     tab = opened()
     tab.choose(clip)
     tab.get("send").click()
@@ -198,19 +200,19 @@ def test_a_busy_server_is_tried_again(opened, clip, scorers, monkeypatch):
     tab.get("result").wait_for()
 
 
-def test_a_server_that_is_gone_is_told_of_with_a_way_to_try_again(browser, scorers, uploads, clip):
-    with running(scorers, uploads) as (address, stop):
+def test_a_server_that_is_gone_is_told_of_with_a_way_to_try_again(browser, scoring_pool, uploads, clip):
+    with running(scoring_pool, uploads) as (address, stop):
         tab = Opened(browser.new_page(), address)
         tab.choose(clip)
         stop()
         tab.get("send").click()
         error, message = tab.problem()
-        assert error == "gone" and "dashfusion serve" in message and tab.get("again").is_visible()
+        assert error == "gone" and "dashfusion serve" in message and tab.get("retry").is_visible()
         tab.page.close()
 
 
-def test_the_token_is_asked_for_and_kept_for_the_tab(browser, scorers, uploads, clip):
-    with running(scorers, uploads, TOKEN) as (address, _):
+def test_the_token_is_asked_for_and_kept_for_the_tab(browser, scoring_pool, uploads, clip):
+    with running(scoring_pool, uploads, TOKEN) as (address, _):
         tab = Opened(browser.new_page(), address)
         tab.get("token").fill("wrong-wrong-wrong-wrong")
         tab.get("token").press("Enter")
@@ -237,9 +239,9 @@ def test_a_clip_is_dropped_on_the_page(opened, clip):
     tab.get("result").wait_for()
 
 
-def test_a_clip_is_recorded_where_the_browser_has_a_camera(scorers, uploads, chromium):
+def test_a_clip_is_recorded_where_the_browser_has_a_camera(scoring_pool, uploads, chromium):
     pretending = chromium("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-    with running(scorers, uploads) as (address, _):
+    with running(scoring_pool, uploads) as (address, _):
         tab = Opened(pretending.new_page(), address)
         tab.get("record").click()
         tab.wait("record", lambda text: text.startswith("Stop (0:02"))

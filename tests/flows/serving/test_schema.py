@@ -34,7 +34,7 @@ def described(new_client) -> Any:
     ],
 )
 def test_every_request_is_answered_as_the_schema_says(
-    described, scorers, uploads, clip, method, path, mode, with_clip, count
+    described, scoring_pool, uploads, clip, method, path, mode, with_clip, count
 ):
     answered = []
 
@@ -59,4 +59,4 @@ def test_every_request_is_answered_as_the_schema_says(
     ask()
     assert max(answered) < 500
     assert (200 in answered) or not (mode is FIT and (with_clip or method == "GET"))
-    assert scorers.waiting == 0 and not list(uploads.iterdir())
+    assert scoring_pool.waiting == 0 and not list(uploads.iterdir())

@@ -62,7 +62,7 @@ def test_with_the_token_everything_is_answered(new_client, clip, scheme):
 
 def test_the_page_and_health_need_no_token(new_client):
     client = new_client(token=TOKEN)
-    for path in ("/", "/page.css", "/page.js", "/health", "/openapi.json"):
+    for path in ("/", "/page.css", "/page.js", "/charts.js", "/health", "/openapi.json"):
         assert client.get(path).status_code == 200, path
     schema = client.get("/openapi.json").json()
     assert schema["paths"]["/predict"]["post"]["security"] and "security" not in schema["paths"]["/health"]["get"]
@@ -175,17 +175,17 @@ FORM = {"Host": HERE, "Content-Type": "multipart/form-data; boundary=x"}
 BEGIN = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n'
 
 
-def test_an_upload_that_stalls_ends_with_408(guarded, scorers, uploads, monkeypatch):
+def test_an_upload_that_stalls_ends_with_408(guarded, scoring_pool, uploads, monkeypatch):
     monkeypatch.setattr("flows.serving.security.DRAIN_SECONDS", 0.05)
     sent, _ = ask(guarded(seconds=0.2), [BEGIN, bytes(100), None], FORM)
     assert sent[0]["status"] == 408
-    assert scorers.waiting == 0 and not list(uploads.iterdir())
+    assert scoring_pool.waiting == 0 and not list(uploads.iterdir())
 
 
 @pytest.mark.parametrize("chunks", [[BEGIN], [BEGIN, bytes(2 << 20)]], ids=["at its start", "in its midst"])
-def test_a_client_that_leaves_during_its_upload_leaves_nothing(guarded, scorers, uploads, chunks):
+def test_a_client_that_leaves_during_its_upload_leaves_nothing(guarded, scoring_pool, uploads, chunks):
     ask(guarded(), chunks, FORM, leaves=True)
-    assert scorers.waiting == 0 and not list(uploads.iterdir())
+    assert scoring_pool.waiting == 0 and not list(uploads.iterdir())
 
 
 def test_a_refused_upload_is_read_to_its_end_so_that_a_browser_sees_the_answer(guarded):

@@ -47,7 +47,7 @@ class Served:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def post(self, clip: Path, **fields: Any) -> httpx.Response:
-        with open(clip, "rb") as file:
+        with clip.open("rb") as file:
             return httpx.post(
                 f"{self.address}/predict", files={"file": file}, data={"text": TEXT} | fields, timeout=300
             )

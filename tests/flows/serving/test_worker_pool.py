@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from flows.serving import worker_pool as module
-from flows.serving.errors import REASONS, Refused
-from flows.serving.worker import Model, Upload, renamed
-from flows.serving.worker_pool import Limits, Scorers, default_workers
+from flows.serving.errors import REASONS, ApiError
+from flows.serving.worker import Model, Upload, replace_path
+from flows.serving.worker_pool import Limits, ScoringPool, default_worker_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,14 +33,14 @@ def wait(ready: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"waited in vain for {what}")
 
 
-def refusal(answer: Any) -> Refused:
-    with pytest.raises(Refused) as refused:
+def refusal(answer: Any) -> ApiError:
+    with pytest.raises(ApiError) as refused:
         answer.result(timeout=120)
     return refused.value
 
 
-def worker_of(scorers: Scorers) -> Worker:
-    [worker] = scorers._workers
+def worker_of(scoring_pool: ScoringPool) -> Worker:
+    [worker] = scoring_pool._workers
     return worker
 
 
@@ -60,100 +60,100 @@ def begun(answer: Any) -> Any:
     return answer
 
 
-def test_a_file_that_brings_its_worker_down_is_refused_and_the_next_is_scored(scorers, upload, long_upload):
-    first = scorers.score(upload).result(timeout=120)
-    pid = worker_of(scorers).pid
-    answer = begun(scorers.score(long_upload))
+def test_a_file_that_brings_its_worker_down_is_refused_and_the_next_is_scored(scoring_pool, upload, long_upload):
+    first = scoring_pool.score(upload).result(timeout=120)
+    pid = worker_of(scoring_pool).pid
+    answer = begun(scoring_pool.score(long_upload))
     psutil.Process(pid).kill()
     refused = refusal(answer)
     assert (refused.error, refused.status_code) == ("crashed", 422) and refused.message.startswith("long.mp4: ")
-    again = scorers.score(upload).result(timeout=120)
-    assert again["raw_score"] == first["raw_score"] and worker_of(scorers).pid != pid
+    again = scoring_pool.score(upload).result(timeout=120)
+    assert again["raw_score"] == first["raw_score"] and worker_of(scoring_pool).pid != pid
 
 
-def test_no_file_is_blamed_for_a_process_that_ended_before_it_came(scorers, upload):
-    scorers.score(upload).result(timeout=120)
-    scorers.examine(upload.path, upload.name).result(timeout=60)
-    for worker in (worker_of(scorers), scorers._examiner):
+def test_no_file_is_blamed_for_a_process_that_ended_before_it_came(scoring_pool, upload):
+    scoring_pool.score(upload).result(timeout=120)
+    scoring_pool.examine(upload.path, upload.name).result(timeout=60)
+    for worker in (worker_of(scoring_pool), scoring_pool._examiner):
         process = psutil.Process(worker.pid)
         process.kill()
         wait(lambda process=process: not module._memory(process.pid), "its end")
-    scorers.examine(upload.path, upload.name).result(timeout=60)
-    assert scorers.score(upload).result(timeout=120)["error"] is None
+    scoring_pool.examine(upload.path, upload.name).result(timeout=60)
+    assert scoring_pool.score(upload).result(timeout=120)["error"] is None
 
 
-def test_a_file_that_takes_too_long_is_refused_and_its_worker_ended(scorers, long_upload, monkeypatch):
-    monkeypatch.setattr(scorers, "limits", replace(scorers.limits, scoring_seconds=0.05))
-    pid = worker_of(scorers).pid
-    refused = refusal(scorers.score(long_upload))
+def test_a_file_that_takes_too_long_is_refused_and_its_worker_ended(scoring_pool, long_upload, monkeypatch):
+    monkeypatch.setattr(scoring_pool, "limits", replace(scoring_pool.limits, scoring_seconds=0.05))
+    pid = worker_of(scoring_pool).pid
+    refused = refusal(scoring_pool.score(long_upload))
     assert refused.error == "clip_timeout" and "longer than 0.05 s" in refused.message
     assert not psutil.pid_exists(pid)
 
 
-def test_a_worker_that_takes_too_much_memory_is_ended(scorers, upload, long_upload, monkeypatch):
-    scorers.score(upload).result(timeout=120)
-    answer = begun(scorers.score(long_upload))
-    monkeypatch.setattr(scorers, "limits", replace(scorers.limits, memory=300 << 20))
+def test_a_worker_that_takes_too_much_memory_is_ended(scoring_pool, upload, long_upload, monkeypatch):
+    scoring_pool.score(upload).result(timeout=120)
+    answer = begun(scoring_pool.score(long_upload))
+    monkeypatch.setattr(scoring_pool, "limits", replace(scoring_pool.limits, memory=300 << 20))
     refused = refusal(answer)
     assert refused.error == "too_much_memory" and "0.3 GiB" in refused.message
 
 
-def test_a_worker_that_has_grown_is_replaced_before_the_next_upload(scorers, upload, monkeypatch):
-    scorers.score(upload).result(timeout=120)
-    pid = worker_of(scorers).pid
-    scorers.score(upload).result(timeout=120)
-    assert worker_of(scorers).pid == pid, "it has not grown"
-    monkeypatch.setattr(module, "GROWN", -(1 << 40))
-    scorers.score(upload).result(timeout=120)
-    wait(lambda: worker_of(scorers).pid not in (None, pid), "another process")
+def test_a_worker_that_has_grown_is_replaced_before_the_next_upload(scoring_pool, upload, monkeypatch):
+    scoring_pool.score(upload).result(timeout=120)
+    pid = worker_of(scoring_pool).pid
+    scoring_pool.score(upload).result(timeout=120)
+    assert worker_of(scoring_pool).pid == pid, "it has not grown"
+    monkeypatch.setattr(module, "MEMORY_GROWTH_LIMIT", -(1 << 40))
+    scoring_pool.score(upload).result(timeout=120)
+    wait(lambda: worker_of(scoring_pool).pid not in (None, pid), "another process")
     monkeypatch.undo()
-    assert scorers.score(upload).result(timeout=120)["error"] is None
+    assert scoring_pool.score(upload).result(timeout=120)["error"] is None
 
 
-def test_headers_that_hang_or_crash_the_process_that_reads_them_are_refused(scorers, clip, monkeypatch):
-    scorers.examine(clip, "fine.mp4").result(timeout=60)
+def test_headers_that_hang_or_crash_the_process_that_reads_them_are_refused(scoring_pool, clip, monkeypatch):
+    scoring_pool.examine(clip, "fine.mp4").result(timeout=60)
     monkeypatch.setattr(module, "EXAMINE_LIMIT", 0.0)
-    refused = refusal(scorers.examine(clip, "hangs.mp4"))
+    refused = refusal(scoring_pool.examine(clip, "hangs.mp4"))
     assert refused.error == "crashed" and refused.message.startswith("hangs.mp4: ")
     monkeypatch.undo()
-    scorers.examine(clip, "fine.mp4").result(timeout=60)
+    scoring_pool.examine(clip, "fine.mp4").result(timeout=60)
 
 
-def test_an_upload_that_nobody_waits_for_is_not_begun(scorers, upload, long_upload):
-    first = begun(scorers.score(long_upload))
-    second, third = scorers.score(replace(upload, path=Path("nowhere.mp4"))), scorers.score(upload)
+def test_an_upload_that_nobody_waits_for_is_not_begun(scoring_pool, upload, long_upload):
+    first = begun(scoring_pool.score(long_upload))
+    second, third = scoring_pool.score(replace(upload, path=Path("nowhere.mp4"))), scoring_pool.score(upload)
     assert second.cancel()
     assert third.result(timeout=120)["file"] == upload.name and first.done()
     with pytest.raises(CancelledError):
         second.result()
 
 
-def test_the_line_has_an_end_and_says_when_to_come_again(scorers, monkeypatch):
-    monkeypatch.setattr(scorers, "_places", 2)
-    monkeypatch.setattr(scorers, "_seconds", 3.2)
-    with scorers.place(), scorers.place():
-        assert scorers.waiting == 2
-        with pytest.raises(Refused) as refused, scorers.place():
+def test_the_line_has_an_end_and_says_when_to_come_again(scoring_pool, monkeypatch):
+    monkeypatch.setattr(scoring_pool, "_capacity", 2)
+    monkeypatch.setattr(scoring_pool, "_mean_seconds", 3.2)
+    with scoring_pool.admit(), scoring_pool.admit():
+        assert scoring_pool.waiting == 2
+        with pytest.raises(ApiError) as refused, scoring_pool.admit():
             raise AssertionError("there were two places")
     assert refused.value.error == "busy" and refused.value.headers == {"Retry-After": "6"}
-    assert scorers.waiting == 0
-    with pytest.raises(KeyError), scorers.place():
+    assert scoring_pool.waiting == 0
+    with pytest.raises(KeyError), scoring_pool.admit():
         raise KeyError
-    assert scorers.waiting == 0
+    assert scoring_pool.waiting == 0
 
 
-def test_an_option_that_the_checkpoint_does_not_know_is_refused(scorers, upload, corpus):
-    refused = refusal(scorers.score(replace(upload, hop=0.01)))
+def test_an_option_that_the_checkpoint_does_not_know_is_refused(scoring_pool, upload, corpus):
+    refused = refusal(scoring_pool.score(replace(upload, hop=0.01)))
     assert refused.error == "invalid" and "hop is 0.01 s" in refused.message
 
 
 def test_stopping_refuses_who_waits_and_ends_every_process(corpus, tmp_path, upload, long_upload):
-    started = Scorers(Model(corpus / "models-unaligned/best", device="cpu"), Limits(), 1, tmp_path)
+    started = ScoringPool(Model(corpus / "models-unaligned/best", device="cpu"), Limits(), 1, tmp_path)
     started.start()
     pids = [worker_of(started).pid]
     answer, waiting = begun(started.score(long_upload)), started.score(upload)
     started.stop()
-    with pytest.raises(Refused, match="stopped"), started.place():
+    with pytest.raises(ApiError, match="stopped"), started.admit():
         raise AssertionError("no place is left")
     started.close(grace=60)
     assert answer.result(timeout=1)["error"] is None, "what was begun has had its time"
@@ -163,8 +163,8 @@ def test_stopping_refuses_who_waits_and_ends_every_process(corpus, tmp_path, upl
 
 def test_a_checkpoint_that_cannot_be_used_is_told_of_at_the_start(corpus, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
-        Scorers(Model(tmp_path), Limits(), 1, tmp_path)
-    wrong = Scorers(Model(corpus / "models-unaligned/best", device="nonsense"), Limits(), 2, tmp_path)
+        ScoringPool(Model(tmp_path), Limits(), 1, tmp_path)
+    wrong = ScoringPool(Model(corpus / "models-unaligned/best", device="nonsense"), Limits(), 2, tmp_path)
     with pytest.raises((ValueError, RuntimeError), match="nonsense"):
         wrong.start()
     assert not wrong._kill_all(), "no process is left"
@@ -179,7 +179,7 @@ def test_limits_that_are_none_are_refused_by_name(wrong):
 
 def test_every_reason_has_a_status_that_fits_it():
     assert {reason.status for reason in REASONS.values()} == {400, 401, 403, 404, 405, 408, 413, 415, 422, 500, 503}
-    assert 1 <= default_workers() <= 4
+    assert 1 <= default_worker_count() <= 4
 
 
 def test_a_result_names_the_file_as_its_sender_does():
@@ -187,7 +187,7 @@ def test_a_result_names_the_file_as_its_sender_does():
         "file": "/tmp/x/1f", "error": {"class": "MediaError", "message": "/tmp/x/1f: torn; /tmp/x/1f again"},
         "warnings": [{"code": "audio_failed", "message": "audio: /tmp/x/1f: torn"}], "text": "/tmp/x/1f",
     }  # fmt: skip
-    told = renamed(result, "/tmp/x/1f", "talk.mp4")
-    assert told["file"] == "talk.mp4" and told["error"]["message"] == "talk.mp4: torn; talk.mp4 again"
-    assert told["warnings"] == [{"code": "audio_failed", "message": "audio: talk.mp4: torn"}]
-    assert told["text"] == "/tmp/x/1f"
+    changed = replace_path(result, "/tmp/x/1f", "talk.mp4")
+    assert changed["file"] == "talk.mp4" and changed["error"]["message"] == "talk.mp4: torn; talk.mp4 again"
+    assert changed["warnings"] == [{"code": "audio_failed", "message": "audio: talk.mp4: torn"}]
+    assert changed["text"] == "/tmp/x/1f"
