@@ -201,14 +201,12 @@ def numbered(prefix: str, count: int, first: int = 0) -> tuple[str, ...]:
 
 
 class MediaCondition(Protocol):
-    """A modification of the media before extraction, such as noise at a given level.
-
-    Attributes:
-        signature: identifier that changes whenever the written media could.
-    """
+    """A modification of the media before extraction, such as noise at a given level."""
 
     @property
-    def signature(self) -> str: ...
+    def signature(self) -> str:
+        """Identifier that changes whenever the written media could."""
+        ...
 
     def write_media(self, media: Path, clip_id: str, out: Path) -> Path:
         """Write the modified media of a clip to `out`, a path without suffix, and return the path of the file."""

@@ -1,23 +1,23 @@
-"""Audio features with librosa: the set that CH-SIMS uses (log F0, 20 MFCC, 12 CQT), 33 in all.
+"""Audio features with librosa: the 33 features of CH-SIMS (log F0, 20 MFCCs, 12 CQT bins).
 
-T steps, W samples a window, N samples a clip.
+Shapes: N samples, T steps, W samples per window.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from extractors.base import (
     ExtractionError,
     Feature,
-    FeatureSequence,
     FeatureDescription,
+    FeatureSequence,
     Source,
     extract_each,
     make_signature,
@@ -33,54 +33,55 @@ VERSION = 2
 
 SAMPLE_RATE = 22_050
 WINDOW = 2048
-"""Samples, 93 ms: more than two periods of the lowest F0."""
+"""Window length in samples (93 ms): more than two periods of the lowest F0."""
 
 F0_FLOOR, F0_CEILING = 60.0, 500.0
-"""Hz. Speech of adults and children; a wider range finds more octaves than voices."""
+"""Range of F0 in Hz: speech of adults and children. A wider range yields more octave errors than voices."""
 
 MFCC_COUNT = 20
 
 CQT_FLOOR, CQT_OCTAVES, CQT_BINS = 65.406, 6, 12
-"""Hz of C2, and how far up: six octaves of twelve bins, folded to twelve pitch classes.
+"""Lowest frequency (Hz, C2), octaves and bins per octave of the constant-Q transform, folded to 12 pitch classes.
 
-librosa's own default starts an octave lower with three times the bins. Its lowest filters last 1.5 s, against
-0.26 s here, which is too long for syllables, and it takes two and a half times as long.
+librosa's default starts an octave lower and has three times the bins. Its lowest filters span 1.5 s (0.26 s here), too
+long for syllables, and it takes two and a half times as long.
 """
-CQT_SHORTEST = 1024 << (CQT_OCTAVES - 1)
-"""Samples that fill the lowest octave's window after its halvings of the rate; shorter clips are padded."""
+CQT_MIN_SAMPLES = 1024 << (CQT_OCTAVES - 1)
+"""Samples that fill the window of the lowest octave after repeated halving of the rate; shorter clips are padded."""
 
 BLOCK_STEPS = 1024
-"""Steps that are measured at once, within `BLOCK_SECONDS`: what bounds the memory, whatever the clip's length."""
+"""Steps in a block, whose duration is clamped to `BLOCK_SECONDS`. Blocks bound the memory for clips of any length."""
 BLOCK_SECONDS = (10.0, 60.0)
 CONTEXT_SECONDS = 0.5
-"""What a block sees on either side beyond its steps: the lowest octave's window reaches 0.19 s, and then there are
-the tails of the filters that halve the rate."""
+"""Overlap on either side of a block: the window of the lowest octave reaches 0.19 s, plus the resampling filters."""
 
 CQT_SILENCE = 1e-5
-"""Energy, of a tone at about -110 dB of full scale, below which a step is left near 0: digital silence holds but the
-rounding errors of its neighbours, which say nothing when they are scaled up to 1."""
+"""Energy (of a tone at about -110 dB full scale) below which a step is not normalised.
+
+In digital silence only rounding errors would be scaled up to 1.
+"""
 
 HOP_UNIT = 1 << (CQT_OCTAVES - 1)
-"""Samples. Each octave halves rate and hop, so a hop must be a multiple of this to stay whole."""
+"""Divisor of the hop in samples: every octave halves the rate and the hop."""
 
-VOICED_CORRELATION = 0.6
-"""Least correlation of a stretch with the next period of itself."""
-VOICED_LEVEL = 0.05
-"""Least level relative to the clip's loud parts (their 95th percentile), -26 dB."""
+MIN_VOICED_CORRELATION = 0.6
+"""Minimum correlation of a voiced window with itself one period later."""
+MIN_VOICED_LEVEL = 0.05
+"""Minimum level of a voiced step relative to the 95th percentile of the clip (-26 dB)."""
 SILENCE = 1e-4
-"""Level, -80 dB of full scale, below which nothing is voiced however quiet the clip."""
+"""Level (-80 dB full scale) below which nothing is voiced, however quiet the clip."""
 
 MEL_RANGE = 80.0
-"""dB below the clip's strongest mel band, at which the weaker ones end; librosa's `power_to_db` has the same."""
+"""Dynamic range of the mel spectrum in dB below the clip's maximum, the default of librosa's `power_to_db`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one block of a clip says alone, before the whole clip's level is known.
+class BlockMeasurements:
+    """Measurements of one block of a clip, before those steps that need the level of the whole clip.
 
     Attributes:
         f0: [T] Hz.
-        periodic: [T] bool, like itself one period later (see `find_periodic`).
+        periodic: [T] bool, see `detect_periodicity`.
         level: [T] root mean square.
         mel: [128, T] float32 dB.
         chroma: [12, T] float32.
@@ -94,24 +95,23 @@ class Measured:
 
 
 class LibrosaAudio:
-    """`audio.librosa`: 33 features of a clip's sound, resampled to 22,050 Hz and mixed to one channel.
+    """`audio.librosa`: 33 features of a clip's audio, resampled to 22,050 Hz and mixed to mono.
 
-    - `log_f0`: natural log of the fundamental frequency in Hz (YIN, de Cheveigné and Kawahara 2002), between
-      60 and 500 Hz. Interpolated in time where the step is not voiced; in a clip without any voiced step the
-      middle of that range.
-    - `mfcc_0` to `mfcc_19`: mel cepstrum of 93 ms windows.
-    - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, the strongest of a step being 1; near 0
+    - `log_f0`: natural log of the fundamental frequency in Hz (YIN, de Cheveigné and Kawahara 2002), 60 to 500 Hz.
+      Interpolated over unvoiced steps; the middle of the range in a clip without voiced steps.
+    - `mfcc_0` to `mfcc_19`: mel-frequency cepstral coefficients of 93 ms windows.
+    - `cqt_0` to `cqt_11`: constant-Q energy by pitch class from C to B, normalised to a maximum of 1 per step; near 0
       in digital silence.
 
-    A step is valid where it is voiced: loud against the clip's loud parts, like itself one period later (see
-    `find_periodic`). Unvoiced steps are measured too. Step t is centred on t hops and reaches half a hop to
-    either side; the first begins and the last ends with the clip.
+    A step is valid if it is voiced: loud relative to the clip, and periodic (see `detect_periodicity`). Unvoiced steps
+    are measured as well. Step t is centred at t hops and extends half a hop to either side; the first starts and the
+    last ends with the clip.
 
-    A clip longer than a block (48 s with the usual hop) is measured block by block, with the same result to
-    float32's precision; of the whole only about 150 numbers a step are kept.
+    Clips longer than a block (48 s with the default hop) are measured block by block, with the same result to float32
+    precision and about 150 numbers per step in memory.
 
     Args:
-        hop_seconds: distance of the steps; made a multiple of 32 samples (1.5 ms).
+        hop_seconds: distance between steps in seconds, rounded to a multiple of 32 samples (1.5 ms).
 
     Raises:
         ValueError: `hop_seconds` is outside 0.005 to 1.
@@ -119,28 +119,29 @@ class LibrosaAudio:
 
     modality = "audio"
     description = FeatureDescription(
-        source="librosa: `yin`, `feature.mfcc`, `feature.chroma_cqt`, of the sound at "
-        f"{SAMPLE_RATE:,} Hz, channels averaged (the set of CH-SIMS)",
-        rate="1 / `hop_seconds`, the hop made a multiple of 32 samples; step t is centred on t hops",
-        window=f"F0 and MFCC: {WINDOW} samples ({WINDOW / SAMPLE_RATE * 1000:.0f} ms); CQT: from 0.26 s at C2 "
-        "downwards, halving with every octave",
-        valid="where voiced: loud against the clip's loud parts, and like itself one period later",
+        source="librosa: `yin`, `feature.mfcc` and `feature.chroma_cqt` of the audio, resampled to "
+        f"{SAMPLE_RATE:,} Hz and mixed to mono (the feature set of CH-SIMS)",
+        rate="1 / `hop_seconds`, the hop rounded to a multiple of 32 samples; step t is centred at t hops",
+        window=f"F0 and MFCC: {WINDOW} samples ({WINDOW / SAMPLE_RATE * 1000:.0f} ms); CQT: 0.26 s at C2, half as long "
+        "with every octave up",
+        valid="voiced steps: loud relative to the clip, and periodic",
         features=(
             Feature(
                 ("log_f0",),
                 f"natural log of the fundamental frequency (YIN), {F0_FLOOR:.0f} to {F0_CEILING:.0f} Hz; interpolated "
-                "in time where unvoiced, the middle of the range in a clip without voice",
+                "over unvoiced steps, the middle of the range in a clip without voiced steps",
                 "ln Hz",
             ),
             Feature(
                 numbered("mfcc_", MFCC_COUNT),
-                "mel cepstrum: DCT-II, orthonormal, of the 128-band mel spectrum in dB; the first is the level",
+                "mel-frequency cepstral coefficients: orthonormal DCT-II of the 128-band mel spectrum in dB; the first "
+                "is the level",
                 "dB",
             ),
             Feature(
                 numbered("cqt_", CQT_BINS),
-                f"constant-Q energy by pitch class from C to B, {CQT_OCTAVES} octaves up from {CQT_FLOOR:.1f} Hz, "
-                "the strongest of a step being 1; near 0 in digital silence",
+                f"constant-Q energy by pitch class from C to B, over {CQT_OCTAVES} octaves from {CQT_FLOOR:.1f} Hz, "
+                "normalised to a maximum of 1 per step; near 0 in digital silence",
                 "1",
             ),
         ),
@@ -157,18 +158,18 @@ class LibrosaAudio:
         self.signature = make_signature("audio.librosa", VERSION, options, f"librosa {version('librosa')}")
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order."""
+        """Yield one result per source, in order."""
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
         shortest, longest = (round(seconds * SAMPLE_RATE) for seconds in BLOCK_SECONDS)
         block = min(max(BLOCK_STEPS * self.hop, shortest), longest) // self.hop * self.hop
         context = math.ceil(CONTEXT_SECONDS * SAMPLE_RATE / self.hop) * self.hop
-        measured, count = [], 0
+        blocks, count = [], 0
         for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), block, context):
-            measured.append(self._measure(samples, inside))
+            blocks.append(self._measure(samples, inside))
             count += inside.stop - inside.start
-        values, voiced = combine(measured)
+        values, voiced = combine_blocks(blocks)
         centre = np.arange(len(values)) * self.hop
         start, end = np.maximum(centre - self.hop / 2, 0), centre + self.hop / 2
         end[-1] = count
@@ -179,107 +180,113 @@ class LibrosaAudio:
             valid=voiced,
         )
 
-    def _measure(self, samples: np.ndarray, inside: slice) -> Measured:
-        """The steps that lie in a part of the samples [N]; in n samples 1 + (n - 1) // hop: each has a width."""
+    def _measure(self, samples: np.ndarray, inside: slice) -> BlockMeasurements:
+        """Measure the steps inside a range of the samples [N].
+
+        n samples have 1 + (n - 1) // hop steps, so that the last one is never empty.
+        """
         import librosa
 
         steps = slice(inside.start // self.hop, 1 + (inside.stop - 1) // self.hop)
         padded = librosa.util.fix_length(samples, size=max(len(samples), WINDOW))
-        common = {"y": padded, "sr": SAMPLE_RATE, "hop_length": self.hop}
+        common: dict[str, Any] = {"y": padded, "sr": SAMPLE_RATE, "hop_length": self.hop}
         f0 = librosa.yin(fmin=F0_FLOOR, fmax=F0_CEILING, frame_length=WINDOW, **common)[steps]
         mel = librosa.power_to_db(librosa.feature.melspectrogram(n_fft=WINDOW, **common)[:, steps], top_db=None)
-        shortest = 0 if inside.start else CQT_SHORTEST  # a clip's last block is long enough and must end where it ends
-        chroma = fold_octaves(librosa.util.fix_length(samples, size=max(len(samples), shortest)), self.hop)
+        # The last block of a longer clip has the minimum length already, and padding would move its end.
+        min_samples = 0 if inside.start else CQT_MIN_SAMPLES
+        chroma = chroma_cqt(librosa.util.fix_length(samples, size=max(len(samples), min_samples)), self.hop)
         windows = librosa.util.frame(np.pad(padded, WINDOW // 2), frame_length=WINDOW, hop_length=self.hop)
-        periodic, level = find_periodic(windows.T[steps], f0)
-        return Measured(f0, periodic, level, mel, chroma[:, steps])
+        periodic, level = detect_periodicity(windows.T[steps], f0)
+        return BlockMeasurements(f0, periodic, level, mel, chroma[:, steps])
 
 
-def combine(measured: Sequence[Measured]) -> tuple[np.ndarray, np.ndarray]:
-    """Features [T, 33] and voicing [T] of the clip whose blocks these are: here its level and its range count."""
+def combine_blocks(blocks: Sequence[BlockMeasurements]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features [T, 33] and the voicing [T] of a clip, relative to the level of the whole clip."""
     import librosa
 
-    level, f0 = (np.concatenate([getattr(block, name) for block in measured]) for name in ("level", "f0"))
-    loud = level >= max(SILENCE, VOICED_LEVEL * np.percentile(level, 95))
-    voiced = np.concatenate([block.periodic for block in measured]) & loud
-    floor = max(block.mel.max() for block in measured) - MEL_RANGE
+    level, f0 = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("level", "f0"))
+    loud = level >= max(SILENCE, MIN_VOICED_LEVEL * np.percentile(level, 95))
+    voiced = np.concatenate([block.periodic for block in blocks]) & loud
+    floor = max(block.mel.max() for block in blocks) - MEL_RANGE
     spectral = [
         np.vstack([librosa.feature.mfcc(S=np.maximum(block.mel, floor), n_mfcc=MFCC_COUNT), block.chroma])
-        for block in measured
+        for block in blocks
     ]
-    return np.vstack([fill_log_f0(f0, voiced), np.hstack(spectral)]).T.astype(np.float32), voiced
+    return np.vstack([interpolate_log_f0(f0, voiced), np.hstack(spectral)]).T.astype(np.float32), voiced
 
 
 @cache
-def make_octave() -> tuple[np.ndarray, int]:
-    """Filters of one octave of the constant-Q transform, as spectra [12, 1 + W // 2], and their window W, in samples.
+def octave_filters() -> tuple[np.ndarray, int]:
+    """Return one octave of constant-Q filters, as spectra [12, 1 + W // 2], and their window length W in samples.
 
-    As the rate halves from octave to octave like the frequencies, every octave's are the same; librosa's
-    `chroma_cqt` makes each anew for each clip, which costs more than the transform of a short one.
+    They serve all octaves, since the rate halves along with the frequencies. librosa's `chroma_cqt` computes them again
+    for each octave of each clip, which takes longer than the transform of a short clip.
     """
     import librosa
     import scipy.fft
 
-    top = CQT_FLOOR * 2.0 ** (CQT_OCTAVES - 1 + np.arange(CQT_BINS) / CQT_BINS)
-    filters, lengths = librosa.filters.wavelet(freqs=top, sr=SAMPLE_RATE)
+    frequencies = CQT_FLOOR * 2.0 ** (CQT_OCTAVES - 1 + np.arange(CQT_BINS) / CQT_BINS)
+    filters, lengths = librosa.filters.wavelet(freqs=frequencies, sr=SAMPLE_RATE)
     window = filters.shape[1]
     filters *= np.sqrt(lengths)[:, None] / window
     spectra = scipy.fft.fft(filters)[:, : 1 + window // 2]
     return librosa.util.sparsify_rows(spectra, quantile=0.01), window
 
 
-def fold_octaves(samples: np.ndarray, hop: int) -> np.ndarray:
-    """Constant-Q energy [12, T] by pitch class from C to B of samples [N], the strongest of a step being 1, or 0.
+def chroma_cqt(samples: np.ndarray, hop: int) -> np.ndarray:
+    """Return the constant-Q energy [12, T] by pitch class from C to B of samples [N], with a maximum of 1 per step.
 
-    Schörkhuber and Klapuri 2010 (Constant-Q transform toolbox for music processing): one octave's filters, and
-    the signal at half the rate for the octave below. The values are those of librosa's `chroma_cqt`, but in silence.
+    Schörkhuber and Klapuri 2010 (Constant-Q transform toolbox for music processing): the filters of one octave, applied
+    at half the rate for each octave below. The values are those of librosa's `chroma_cqt`, except in silence.
     """
     import librosa
 
-    filters, window = make_octave()
-    folded = 0.0
+    filters, window = octave_filters()
+    octaves: list[np.ndarray] = []
     for octave in range(CQT_OCTAVES):
         if octave:
             samples = librosa.resample(samples, orig_sr=2, target_sr=1, res_type="soxr_hq", scale=True)
         spectra = librosa.stft(samples, n_fft=window, hop_length=hop >> octave, window="ones", pad_mode="constant")
-        energy = np.abs(filters @ spectra)
-        steps = energy.shape[1] if not octave else min(folded.shape[1], energy.shape[1])
-        folded = energy if not octave else folded[:, :steps] + energy[:, :steps]
+        octaves.append(np.abs(filters @ spectra))
+    steps = min(energy.shape[1] for energy in octaves)
+    folded = reduce(np.add, [energy[:, :steps] for energy in octaves])
     return librosa.util.normalize(folded, axis=0, threshold=CQT_SILENCE)
 
 
-def find_periodic(windows: np.ndarray, f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[T] whether each window [T, W] repeats itself, given its F0 in Hz [T]; and its level [T].
+def detect_periodicity(windows: np.ndarray, f0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether each window [T, W] repeats itself with the period of its F0 [T] in Hz, and its level [T].
 
-    YIN answers for every window, noise and silence included. A voice repeats itself after one period, more
-    than after half of one: rumble, which changes slowly, is most like itself at short lags. An F0 at the end
-    of the range is no dip of YIN's, but where the search stopped.
+    YIN returns an F0 for every window, including noise and silence. A voiced window correlates with itself one period
+    later, and more so than half a period later; rumble changes slowly and correlates most at short lags. An F0 at
+    either end of the range is not a minimum of YIN's difference function, but the limit of the search.
     """
     period = np.rint(SAMPLE_RATE / f0).astype(int)
-    correlation, level = correlate(windows, period)
-    halfway, _ = correlate(windows, period // 2)
-    inside = (f0 > F0_FLOOR * 1.01) & (f0 < F0_CEILING / 1.01)
-    return (correlation >= VOICED_CORRELATION) & (correlation > halfway) & inside, level
+    correlation, level = lagged_correlation(windows, period)
+    half_period_correlation, _ = lagged_correlation(windows, period // 2)
+    in_range = (f0 > F0_FLOOR * 1.01) & (f0 < F0_CEILING / 1.01)
+    periodic = (correlation >= MIN_VOICED_CORRELATION) & (correlation > half_period_correlation) & in_range
+    return periodic, level
 
 
-def correlate(windows: np.ndarray, lag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised correlation [T] of half of each window [T, W] with what comes `lag` [T] samples later.
+def lagged_correlation(windows: np.ndarray, lag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the normalised correlation [T] of half of each window [T, W] with the samples `lag` [T] later.
 
-    Both halves lie around the window's centre. The second result is the level, root mean square, of one.
+    Both segments together are centred in the window. The second result is the level (root mean square) [T] of the first
+    segment.
     """
     width = windows.shape[1] // 2
-    at = ((windows.shape[1] - width - lag) // 2)[:, None] + np.arange(width)
-    here = np.take_along_axis(windows, at, axis=1)
-    later = np.take_along_axis(windows, at + lag[:, None], axis=1)
-    power_here, power_later = (np.einsum("tw,tw->t", part, part) for part in (here, later))
-    shared, norm = np.einsum("tw,tw->t", here, later), np.sqrt(power_here * power_later)
-    return np.divide(shared, norm, out=np.zeros_like(norm), where=norm > 0), np.sqrt(power_here / width)
+    positions = ((windows.shape[1] - width - lag) // 2)[:, None] + np.arange(width)
+    first = np.take_along_axis(windows, positions, axis=1)
+    second = np.take_along_axis(windows, positions + lag[:, None], axis=1)
+    power_first, power_second = (np.einsum("tw,tw->t", segment, segment) for segment in (first, second))
+    product, norm = np.einsum("tw,tw->t", first, second), np.sqrt(power_first * power_second)
+    return np.divide(product, norm, out=np.zeros_like(norm), where=norm > 0), np.sqrt(power_first / width)
 
 
-def fill_log_f0(f0: np.ndarray, voiced: np.ndarray) -> np.ndarray:
-    """[T] natural log of F0 in Hz; across unvoiced steps a straight line, at the ends the nearest voiced one.
+def interpolate_log_f0(f0: np.ndarray, voiced: np.ndarray) -> np.ndarray:
+    """Return the natural log [T] of F0 [T] in Hz, interpolated linearly over unvoiced steps.
 
-    Without any voiced step it is the middle of the range.
+    Before the first and after the last voiced step it is constant; without voiced steps it is the middle of the range.
     """
     if not voiced.any():
         return np.full(len(f0), math.log(F0_FLOOR * F0_CEILING) / 2)

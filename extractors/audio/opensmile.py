@@ -1,6 +1,6 @@
-"""Audio features with openSMILE: the low-level descriptors of eGeMAPS, a small set made for voice research.
+"""Audio features with openSMILE: the low-level descriptors of eGeMAPS, one step every 10 ms.
 
-T steps of 10 ms. Times are seconds from the clip's start.
+Shapes: N samples, T steps. Times are seconds from the clip's start.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from extractors.base import (
     ExtractionError,
     Feature,
-    FeatureSequence,
     FeatureDescription,
+    FeatureSequence,
     Source,
     extract_each,
     make_signature,
@@ -36,25 +36,25 @@ SAMPLE_RATE = 16_000
 HOP_SECONDS = 0.01
 
 BLOCK_SECONDS, CONTEXT_SECONDS = 60.0, 2.0
-"""Longest stretch that is measured at once, and what it sees on either side beyond the steps that are kept of it.
+"""Maximum length of a block, and its overlap with the steps on either side that belong to its neighbours.
 
-What bounds the memory: openSMILE takes 0.7 MB a second. The values are those of the whole clip; only jitter, whose
-periods openSMILE counts from the start of a voiced stretch, can differ where one spans more than the context.
+Blocks bound the memory: openSMILE takes 0.7 MB per second. The values equal those of the whole clip, except that jitter
+can differ where a voiced stretch is longer than the overlap, because openSMILE counts its periods from the start.
 """
 
-SHORTEST = 960
-"""Samples of the longest window, 60 ms; shorter clips are filled up with silence."""
+MIN_SAMPLES = 960
+"""Length of the longest window in samples (60 ms); shorter clips are padded with silence."""
 
 _PITCH = "F0semitoneFrom27.5Hz_sma3nz"
 
 
 class OpenSmileAudio:
-    """`audio.opensmile`: the 25 low-level descriptors of eGeMAPSv02, smoothed over three steps as the set does.
+    """`audio.opensmile`: the 25 low-level descriptors of eGeMAPSv02, with the set's own smoothing over three steps.
 
-    The clip is resampled to 16,000 Hz and mixed to one channel. Step t begins where openSMILE's windows do, at
-    10 ms * t, so what is measured lies 10 to 30 ms behind that; steps touch, the last ends with the clip. A step
-    is valid where it is voiced: where openSMILE gives an F0. Names are openSMILE's own; `nz` marks what is
-    smoothed over voiced steps alone. A clip longer than 60 s is measured in blocks that see 2 s of each other.
+    The clip is resampled to 16,000 Hz and mixed to mono. Step t begins where openSMILE's windows begin, at 10 ms * t, so
+    that the centre of what it measures is 10 to 30 ms later; steps are contiguous and the last one ends with the clip.
+    A step is valid if it is voiced, that is if openSMILE reports an F0. The names are openSMILE's; `nz` marks features
+    that are smoothed over voiced steps only. Clips longer than 60 s are measured in blocks with an overlap of 2 s.
 
     Raises:
         ValueError: the package opensmile is not installed.
@@ -62,29 +62,33 @@ class OpenSmileAudio:
 
     modality = "audio"
     description = FeatureDescription(
-        source=f"openSMILE, configuration eGeMAPSv02 (Eyben et al. 2016), of the sound at {SAMPLE_RATE:,} Hz, channels "
-        "averaged; smoothed over three steps, `nz` over voiced ones alone. openSMILE's licence allows research and "
-        "private use, not commercial products",
-        rate=f"{1 / HOP_SECONDS:.0f} a second; step t begins at {HOP_SECONDS} t s, where its windows begin: their "
-        "middles lie 10 ms (of 20 ms windows) to 30 ms (of 60 ms windows) later",
+        source=f"openSMILE, configuration eGeMAPSv02 (Eyben et al. 2016), on the audio resampled to {SAMPLE_RATE:,} Hz "
+        "and mixed to mono; smoothed over three steps, features with `nz` over voiced steps only. openSMILE's licence "
+        "allows research and private use, not commercial products",
+        rate=f"{1 / HOP_SECONDS:.0f} per second; step t begins at {HOP_SECONDS} t s, where its windows begin; their "
+        "centres are 10 ms (20 ms windows) to 30 ms (60 ms windows) later",
         window="60 ms for pitch, jitter, shimmer, harmonics and HNR; 20 to 25 ms for the others",
-        valid="where voiced: where openSMILE gives an F0",
+        valid="voiced steps: openSMILE reports an F0",
         features=(
-            Feature(("Loudness_sma3",), "perceived loudness, the sum of an auditory spectrum", "1"),
-            Feature(("alphaRatio_sma3",), "energy of 50 to 1,000 Hz against 1 to 5 kHz", "dB"),
-            Feature(("hammarbergIndex_sma3",), "strongest peak of 0 to 2 kHz against 2 to 5 kHz", "dB"),
+            Feature(("Loudness_sma3",), "perceived loudness: sum over the auditory spectrum", "1"),
+            Feature(("alphaRatio_sma3",), "energy ratio of 50 to 1,000 Hz and 1 to 5 kHz", "dB"),
+            Feature(("hammarbergIndex_sma3",), "ratio of the strongest peaks in 0 to 2 kHz and in 2 to 5 kHz", "dB"),
             Feature(
-                ("slope0-500_sma3", "slope500-1500_sma3"), "slope of the logarithmic power spectrum in a band", "dB/Hz"
+                ("slope0-500_sma3", "slope500-1500_sma3"), "slope of the log power spectrum in the band (Hz)", "dB/Hz"
             ),
-            Feature(("spectralFlux_sma3",), "change of the spectrum from step to step", "1"),
-            Feature((*(f"{name}_sma3" for name in numbered("mfcc", 4, first=1)),), "mel cepstrum, 1 to 4", "1"),
-            Feature((_PITCH,), "fundamental frequency, 0 where unvoiced", "semitones above 27.5 Hz"),
-            Feature(("jitterLocal_sma3nz",), "change of the period from one to the next", "period"),
-            Feature(("shimmerLocaldB_sma3nz",), "change of the period's amplitude from one to the next", "dB"),
-            Feature(("HNRdBACF_sma3nz",), "harmonics to noise, from the autocorrelation", "dB"),
+            Feature(("spectralFlux_sma3",), "difference of the spectra of consecutive steps", "1"),
+            Feature(
+                (*(f"{name}_sma3" for name in numbered("mfcc", 4, first=1)),),
+                "mel-frequency cepstral coefficients 1 to 4",
+                "1",
+            ),
+            Feature((_PITCH,), "fundamental frequency, 0 if unvoiced", "semitones above 27.5 Hz"),
+            Feature(("jitterLocal_sma3nz",), "difference of consecutive pitch periods", "period"),
+            Feature(("shimmerLocaldB_sma3nz",), "difference of the peak amplitudes of consecutive pitch periods", "dB"),
+            Feature(("HNRdBACF_sma3nz",), "harmonics-to-noise ratio, from the autocorrelation", "dB"),
             Feature(
                 ("logRelF0-H1-H2_sma3nz", "logRelF0-H1-A3_sma3nz"),
-                "first harmonic against the second, and against the strongest near the third formant",
+                "level of the first harmonic relative to the second, and to the strongest near the third formant",
                 "dB",
             ),
             *(
@@ -98,7 +102,7 @@ class OpenSmileAudio:
                     ),
                     Feature(
                         (f"F{number}amplitudeLogRelF0_sma3nz",),
-                        f"strongest harmonic near formant {number} against that of F0",
+                        f"level of the strongest harmonic near formant {number} relative to F0",
                         "dB",
                     ),
                 )
@@ -115,15 +119,15 @@ class OpenSmileAudio:
         self._smile: Any = None
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order."""
+        """Yield one result per source, in order."""
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        longest, context, hop = (round(s * SAMPLE_RATE) for s in (BLOCK_SECONDS, CONTEXT_SECONDS, HOP_SECONDS))
+        block, context, hop = (round(s * SAMPLE_RATE) for s in (BLOCK_SECONDS, CONTEXT_SECONDS, HOP_SECONDS))
         blocks, count = [], 0
-        for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), longest, context):
-            measured = self._measure(np.pad(samples, (0, max(SHORTEST - len(samples), 0))))
-            blocks.append(measured[inside.start // hop : math.ceil(inside.stop / hop)])
+        for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), block, context):
+            steps = self._measure(np.pad(samples, (0, max(MIN_SAMPLES - len(samples), 0))))
+            blocks.append(steps[inside.start // hop : math.ceil(inside.stop / hop)])
             count += inside.stop - inside.start
         values = np.concatenate(blocks)
         start = np.arange(len(values)) * HOP_SECONDS
@@ -135,9 +139,9 @@ class OpenSmileAudio:
         )
 
     def _measure(self, samples: np.ndarray) -> np.ndarray:
-        """[T, 25] float32 of samples [N]."""
+        """Return the features [T, 25] float32 of samples [N]."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the libraries that opensmile stands on
+            warnings.simplefilter("ignore", DeprecationWarning)  # from opensmile's own dependencies
             import opensmile
 
             if self._smile is None:
@@ -145,5 +149,6 @@ class OpenSmileAudio:
                     feature_set=opensmile.FeatureSet.eGeMAPSv02,
                     feature_level=opensmile.FeatureLevel.LowLevelDescriptors,
                 )
-            found = self._smile.process_signal(samples, SAMPLE_RATE)
-        return found[list(self.feature_names)].to_numpy(np.float32)
+            table = self._smile.process_signal(samples, SAMPLE_RATE)
+        values: np.ndarray = table[list(self.feature_names)].to_numpy(np.float32)
+        return values

