@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corpora.manifest import Clip, Manifest, by_split
-from corpora.readers.raw import MEASURING_THREADS, Layout, read_raw
+from corpora.readers.raw import PROBING_THREADS, Layout, read_raw
 from media.container import MediaError, MediaInfo, probe
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def inspect_corpus(
         except (MediaError, OSError):
             return None  # `read_raw` lists it as a problem
 
-    with ThreadPoolExecutor(MEASURING_THREADS) as pool:
+    with ThreadPoolExecutor(PROBING_THREADS) as pool:
         media = dict(zip((c.clip_id for c in manifest.clips), pool.map(probe_clip, manifest.clips), strict=True))
     return CorpusInspection(manifest, tuple(problems), media)
 

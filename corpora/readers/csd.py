@@ -1,7 +1,7 @@
-"""CMU-MultimodalSDK's computational sequences, `.csd`: reading one, and a folder of them as a corpus.
+"""Reader of CMU-MultimodalSDK's computational sequences (`.csd`): single files, and a folder of them as a corpus.
 
-`/<name>/data/<key>/features` [n, D] and `/intervals` [n, 2], seconds in the video; the key is a video, or
-`video[i]` in a file that was aligned to the labels. S segments of a video, T steps of a clip, D features.
+A file is HDF5 with `/<name>/data/<key>/features` [n, D] and `/intervals` [n, 2], seconds in the video. The key is a
+video, or `video[i]` in a file that was aligned to the labels. T steps of a clip, D features.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 LABELS, SPLITS, WORDS = "labels.csd", "splits.csv", "words.csd"
 
 SILENCES = ("", "sp", "sil", "spn", "<eps>", "<sil>", "<p:>")
-"""Labels, in lower case, that aligners give to what is not a word."""
+"""Labels, in lower case, by which forced aligners mark what is not a word."""
 
-LARGEST_WORDS = 64 << 20
-LARGEST_FEATURES = 1 << 30
-"""Bytes of a video's words or intervals, and of its features: hundreds of hours of speech, and ten of features."""
+MAX_WORD_BYTES = 64 << 20
+MAX_FEATURE_BYTES = 1 << 30
+"""Limits of a video's words or intervals (hundreds of hours of speech), and of its features (about ten hours)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Where a clip lies in its video: its row among the segments; start and end in seconds."""
+    """A clip's place in its video: its row among the video's segments; start and end in seconds."""
 
     clip_id: str
     video: str
@@ -49,21 +49,22 @@ class _Segment:
 def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float, float], root: str) -> ImportedCorpus:
     """Read a folder of computational sequences as a corpus of features.
 
-    `labels.csd` holds the clips: a row of a video's intervals, or the key `video[i]`, is the clip numbered i + 1, its
-    label the first feature. `splits.csv` has columns video_id, split. `words.csd` (byte strings) gives the transcripts,
-    `text.csd`, `audio.csd` and `vision.csd` the features; each of the four may be absent. A word or step belongs to
-    the clip that its middle lies in; its times count from the clip's start and are cut at its edges.
+    `labels.csd` defines the clips: row i of a video's intervals, or the key `video[i]`, is the clip numbered i + 1, and
+    the first feature is its label. `splits.csv` has the columns video_id and split. `words.csd` (byte strings) holds
+    the transcripts; `text.csd`, `audio.csd` and `vision.csd` hold the features. Each of these four may be absent. A
+    word or step belongs to the clip that contains its midpoint; its times count from the clip's start and are clipped
+    to the clip.
 
     Args:
-        path: the folder; files or links under these names.
-        corpus: its name in reports.
+        path: folder with files or links of these names.
+        corpus: name of the corpus in reports.
         language: ISO 639-1 code of every clip.
-        label_range: least and greatest label.
-        root: what the manifest says of where its features lie.
+        label_range: minimum and maximum label.
+        root: value of the manifest's `root`.
 
     Raises:
-        FileNotFoundError: no labels, or no splits.
-        ValueError: a file that is damaged or not what its name says; the message names file and key.
+        FileNotFoundError: labels or splits are missing.
+        ValueError: a file is damaged or has other content than its name says; the message names file and key.
     """
     path = Path(path)
     for name in (LABELS, SPLITS):
@@ -72,10 +73,13 @@ def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float
                 f"{path / name}: no such file; set prepare.root to a folder with {LABELS}, {SPLITS} (video_id, split) "
                 f"and any of {WORDS}, {', '.join(f'{m}.csd' for m in MODALITIES)}"
             )
+    # Files
     splits = _read_splits(path / SPLITS)
     present = {m: path / f"{m}.csd" for m in MODALITIES if (path / f"{m}.csd").is_file()}
     files = [path / LABELS, path / SPLITS, *present.values(), *[p for p in [path / WORDS] if p.is_file()]]
     sha256 = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+    # Clips
     labels = _read_labels(path / LABELS)
     texts = _read_transcripts(path / WORDS, [segment for segment, _ in labels]) if (path / WORDS).is_file() else {}
     located, problems = [], []
@@ -96,7 +100,9 @@ def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float
             sha256=sha256,
         )
         located.append((f"{LABELS}, {segment.video}, row {segment.row}", clip))
-    clips, found = validate(located, label_range)
+    clips, invalid = validate(located, label_range)
+
+    # Features
     kept = {clip.clip_id for clip in clips}
     segments = [segment for segment, _ in labels if segment.clip_id in kept]
     names = {m: tuple(f"{m}_{i}" for i in range(_width(file))) for m, file in present.items()}
@@ -108,12 +114,12 @@ def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float
         return _read_steps(present[modality], modality, segments, len(names[modality]))
 
     manifest = Manifest(corpus, root, label_range, tuple(clips))
-    return ImportedCorpus(manifest, [*problems, *found], sha256, remarks, names, read)
+    return ImportedCorpus(manifest, [*problems, *invalid], sha256, remarks, names, read)
 
 
 def _read_splits(path: Path) -> dict[str, str]:
-    """Split by video."""
-    with open(path, encoding="utf-8-sig", newline="") as handle:
+    """Read the split of each video."""
+    with path.open(encoding="utf-8-sig", newline="") as handle:
         rows = csv.DictReader(handle)
         if not {"video_id", "split"} <= set(rows.fieldnames or ()):
             raise ValueError(f"{path}: columns video_id and split are needed, found {rows.fieldnames}")
@@ -121,32 +127,32 @@ def _read_splits(path: Path) -> dict[str, str]:
 
 
 def _read_labels(path: Path) -> list[tuple[_Segment, float | None]]:
-    """Each clip's place in its video, and its label; None where that is NaN."""
-    found = []
+    """Read each clip's place in its video, and its label (None where it is NaN)."""
+    labels = []
     with open_sequence(path) as data:
         for key, video, index in sequence_keys(data, {key.partition("[")[0] for key in data}, path):
             where = f"{path}, key {key!r}"
             times = read_intervals(data[key], where)
             values = find_dataset(data[key], "features", where)
-            fitting = values.shape[:1] == times.shape[:1] and values.dtype.kind in "fiu"
-            if not fitting or (index is not None and len(times) > 1):
+            is_consistent = values.shape[:1] == times.shape[:1] and values.dtype.kind in "fiu"
+            if not is_consistent or (index is not None and len(times) > 1):
                 raise ValueError(f"{where}: {len(times)} segments, but features {values.shape} of {values.dtype}")
             scores = values[:].reshape(len(times), -1)[:, 0].astype(float)
             for row, (start, end) in enumerate(times.tolist()):
                 number = row if index is None else index
                 label = None if np.isnan(scores[row]) else float(scores[row])
-                found.append((_Segment(f"{video}/{number + 1}", video, number, start, end), label))
-    return sorted(found, key=lambda item: (item[0].video, item[0].row))
+                labels.append((_Segment(f"{video}/{number + 1}", video, number, start, end), label))
+    return sorted(labels, key=lambda item: (item[0].video, item[0].row))
 
 
 def _inside(times: np.ndarray, segment: _Segment) -> np.ndarray:
-    """Indices of the intervals [n, 2] whose middle lies in the segment."""
+    """Return the indices of the intervals [n, 2] whose midpoint is in the segment."""
     middle = times.mean(axis=1)
     return np.flatnonzero((segment.start <= middle) & (middle < segment.end))
 
 
 def _entry(data: Mapping[str, Any], segment: _Segment) -> tuple[str, Any] | None:
-    """Key and entry of a segment's video, or of the segment alone in an aligned file."""
+    """Return key and entry of a segment's video, or of the segment alone in an aligned file."""
     for key in (segment.video, f"{segment.video}[{segment.row}]"):
         if key in data:
             return key, data[key]
@@ -154,7 +160,7 @@ def _entry(data: Mapping[str, Any], segment: _Segment) -> tuple[str, Any] | None
 
 
 def _read_transcripts(path: Path, segments: list[_Segment]) -> dict[str, str]:
-    """The words of each clip, without silences."""
+    """Read the text of each clip, without silences."""
     texts = {}
     with open_sequence(path) as data:
         for segment in segments:
@@ -169,10 +175,10 @@ def _read_transcripts(path: Path, segments: list[_Segment]) -> dict[str, str]:
 
 
 def _width(path: Path) -> int:
-    """D of a file's first entry."""
+    """Return D of a file's first entry."""
     with open_sequence(path) as data:
         for key in data:
-            found = find_dataset(data[key], "features", f"{path}, key {key!r}", LARGEST_FEATURES)
+            found = find_dataset(data[key], "features", f"{path}, key {key!r}", MAX_FEATURE_BYTES)
             return found.shape[1] if found.ndim == 2 else 1
     raise ValueError(f"{path}: no video in it; leave the file out")
 
@@ -180,16 +186,17 @@ def _width(path: Path) -> int:
 def _read_steps(
     path: Path, modality: str, segments: list[_Segment], width: int
 ) -> Iterator[tuple[str, ImportedSteps, Problem | None]]:
-    """The steps of each clip, cut out of its video; one video in memory at a time."""
-    known: tuple[str, np.ndarray, np.ndarray] = ("", np.empty((0, 2)), np.empty((0, width)))
+    """Yield the steps of each clip, cut out of its video. One video is in memory at a time."""
+    absent = ("", np.empty((0, 2)), np.empty((0, width)))
+    loaded: tuple[str, np.ndarray, np.ndarray] = absent  # key, intervals, values
     with open_sequence(path) as data:
         for segment in segments:
             entry = _entry(data, segment)
             if entry is None:
-                known = ("", np.empty((0, 2)), np.empty((0, width)))
-            elif entry[0] != known[0]:
-                known = (entry[0], *_read_values(entry[1], f"{path}, key {entry[0]!r}", width))
-            _, times, values = known
+                loaded = absent
+            elif entry[0] != loaded[0]:
+                loaded = (entry[0], *_read_values(entry[1], f"{path}, key {entry[0]!r}", width))
+            _, times, values = loaded
             rows = _inside(times, segment)
             cleaned, valid, replaced = clean(values[rows])
             edges = (np.clip(times[rows], segment.start, segment.end) - segment.start).astype(np.float32)
@@ -199,9 +206,9 @@ def _read_steps(
 
 
 def _read_values(entry: Any, where: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Intervals [n, 2] and features [n, D] of one video, in the order of time."""
+    """Read intervals [n, 2] and features [n, D] of one video, sorted by start."""
     times = read_intervals(entry, where)
-    found = find_dataset(entry, "features", where, LARGEST_FEATURES)
+    found = find_dataset(entry, "features", where, MAX_FEATURE_BYTES)
     if found.shape not in ((len(times), width), (len(times),)) or found.dtype.kind not in "fiu":
         raise ValueError(
             f"{where}: features must be numbers [{len(times)}, {width}], found {found.shape} of {found.dtype}"
@@ -212,11 +219,11 @@ def _read_values(entry: Any, where: str, width: int) -> tuple[np.ndarray, np.nda
 
 @contextmanager
 def open_sequence(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The `data` of the file's one computational sequence.
+    """Open a file and yield the `data` group of its one computational sequence.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it lacks its reader's package, is damaged, or holds no computational sequence.
+        FileNotFoundError: there is no such file.
+        ValueError: h5py is not installed, or the file is damaged or holds no computational sequence.
     """
     if find_spec("h5py") is None:
         raise ValueError(f"{path}: a .csd needs the package h5py; pip install -e '.[words]'")
@@ -232,12 +239,12 @@ def open_sequence(path: Path) -> Iterator[Mapping[str, Any]]:
                     f"{path}: no computational sequence (/<name>/data) in it, or several: {list(file)[:5]}"
                 )
             yield file[names[0]]["data"]
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises of a damaged file, wherever it is read
+    except (OSError, KeyError, RuntimeError) as error:  # h5py raises these while a damaged file is read
         raise ValueError(f"{path}: not a whole .csd: {error}; get it again") from error
 
 
 def sequence_keys(data: Mapping[str, Any], videos: set[str], path: Path) -> Iterator[tuple[str, str, int | None]]:
-    """Keys of the wanted videos, each with its video and, of `video[i]`, its index."""
+    """Yield the keys of the given videos as (key, video, index); the index is None unless the key is `video[i]`."""
     for key in data:
         video, _, index = key.partition("[")
         if video in videos:
@@ -246,44 +253,44 @@ def sequence_keys(data: Mapping[str, Any], videos: set[str], path: Path) -> Iter
             yield key, video, int(index[:-1]) if index else None
 
 
-def find_dataset(entry: Any, name: str, where: str, largest: int = LARGEST_WORDS) -> Any:
-    """The entry's dataset, not yet read, where reading it is harmless: of no more than `largest` bytes.
+def find_dataset(entry: Any, name: str, where: str, max_bytes: int = MAX_WORD_BYTES) -> Any:
+    """Return an entry's dataset, not yet read, after a check of its size.
 
     Raises:
-        ValueError: there is none, or it is larger.
+        ValueError: there is none, or it has more than `max_bytes`.
     """
     import h5py
 
     found = entry.get(name) if isinstance(entry, h5py.Group) else None
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"{where}: no dataset {name!r}")
-    if found.size is None or found.size * found.dtype.itemsize > largest:
+    if found.size is None or found.size * found.dtype.itemsize > max_bytes:
         raise ValueError(f"{where}: {name} of shape {found.shape} and type {found.dtype} is too large for a video")
     return found
 
 
 def read_intervals(entry: Any, where: str) -> np.ndarray:
-    """[n, 2] float64: start and end of segments, words or steps, seconds in the video.
+    """Read start and end of segments, words or steps: [n, 2] float64, seconds in the video.
 
     Raises:
-        ValueError: no such numbers, or times that cannot be.
+        ValueError: the intervals are not numbers [n, 2], or hold impossible times.
     """
     found = find_dataset(entry, "intervals", where)
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "fiu":
         raise ValueError(f"{where}: intervals must be numbers [n, 2], found {found.shape} of {found.dtype}")
-    times = found[:].astype(np.float64)
-    wrong = ~(np.isfinite(times).all(axis=1) & (times[:, 0] >= 0) & (times[:, 0] <= times[:, 1]))
-    if wrong.any():
-        start, end = times[wrong][0]
+    times: np.ndarray = found[:].astype(np.float64)
+    invalid = ~(np.isfinite(times).all(axis=1) & (times[:, 0] >= 0) & (times[:, 0] <= times[:, 1]))
+    if invalid.any():
+        start, end = times[invalid][0]
         raise ValueError(f"{where}: no time runs from {start:g} to {end:g} s")
     return times
 
 
 def read_texts(entry: Any, count: int, where: str) -> list[str]:
-    """The words, features [N, 1] of byte strings.
+    """Read words, which are features [count, 1] of byte strings.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the features are anything else.
     """
     found = find_dataset(entry, "features", where)
     if found.shape not in ((count, 1), (count,)) or found.dtype.kind not in "SO":

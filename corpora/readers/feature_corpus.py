@@ -1,7 +1,7 @@
-"""What a corpus whose features are extracted already comes as: the manifest, and the steps of each modality.
+"""A corpus that comes with extracted features: its manifest, and the steps of each modality.
 
-T steps of a clip, D features. Times are seconds; where a file knows none, the steps share the clip's time evenly
-(`even_times`), and the clip, whose length nobody knows, counts as one second.
+T steps of a clip, D features. Times are seconds. Where a file has no times, a clip counts as one second long and its
+steps share it evenly (`even_times`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class ImportedSteps:
     Attributes:
         values: [T, D] float32, finite; T = 0 means that the modality is missing.
         start, end: [T] float32 seconds in the clip, half-open.
-        valid: [T] bool; False where a value was not finite, or all of them are zero: padding, or nothing measured.
-        replaced: values that were NaN or infinite and are 0 now.
+        valid: [T] bool; False for steps with a value that was not finite, and for all-zero steps (padding, or nothing
+            was measured).
+        replaced: number of NaN or infinite values, which are now 0.
         token_ids: [T] int32, text only; -1 where unknown.
     """
 
@@ -44,15 +45,15 @@ class ImportedSteps:
 
 @dataclass(frozen=True, slots=True)
 class ImportedCorpus:
-    """A corpus of features, whose values are read only as `read` goes through them.
+    """A corpus of features, whose values are read lazily by `read`.
 
     Attributes:
-        manifest: clips without media; their `sha256` is the file's.
-        problems: rows of it that cannot be used.
-        sha256: of the file, or of several together.
-        remarks: lines to show: what the file is known as, what it lacks.
-        feature_names: D names by modality, of the modalities that it has.
-        read: the steps of a modality, one result a clip of the manifest, in its order; with them what is wrong.
+        manifest: clips without media; their `sha256` is that of the corpus.
+        problems: rows that cannot be used.
+        sha256: hash of the file, or of several files together.
+        remarks: messages for the user: whether the file is a published one, and what it lacks.
+        feature_names: D names for each modality that the corpus has.
+        read: yields (clip_id, steps, problem or None) of a modality for each clip, in the manifest's order.
     """
 
     manifest: Manifest
@@ -64,14 +65,18 @@ class ImportedCorpus:
 
 
 def even_times(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end, [T] float32, of steps that share one second evenly."""
+    """Return start and end, [T] float32, of steps that share one second evenly."""
     edges = (np.arange(steps + 1) / max(steps, 1)).astype(np.float32)
     return edges[:-1], edges[1:]
 
 
 def clean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Values [T, D] as finite float32, which of the T steps are valid, and how many values were replaced by 0."""
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so is replaced
+    """Replace values that are not finite by 0.
+
+    Returns:
+        Values [T, D] as finite float32, validity of the steps [T], number of replaced values.
+    """
+    with np.errstate(over="ignore"):  # values beyond float32's range become infinite, and so are replaced
         values = values.astype(np.float32)
     finite = np.isfinite(values)
     replaced = values.size - int(np.count_nonzero(finite))
@@ -81,7 +86,7 @@ def clean(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def not_finite(clip_id: str, modality: str, steps: ImportedSteps) -> Problem | None:
-    """What the problems table says of a clip whose values had to be replaced."""
+    """Return the problem of a clip with replaced values, None for a clip without."""
     if not steps.replaced:
         return None
     message = (

@@ -1,8 +1,10 @@
-"""Reading features in MMSA's format: a pickle of splits, or a folder of such pickles with a modality each.
+"""Reader of features in MMSA's format: a pickle of splits, or a folder of such pickles with one modality each.
 
-`{"train": {...}, "valid": {...}, "test": {...}}`, each with `id`, `raw_text`, `regression_labels` (and `_T`, `_A`,
-`_V`), and for each modality an array [N, T, D] (or [N, D], or a list of N arrays [T, D]) with `<modality>_lengths`;
-`text_bert` [N, 3, T] holds token ids, their mask and segment ids. N clips, T steps, D features, L real steps.
+A pickle is `{"train": {...}, "valid": {...}, "test": {...}}`. Each split has `id`, `raw_text`, `regression_labels` (and
+`_T`, `_A`, `_V`), and for each modality an array [N, T, D] (or [N, D], or a list of N arrays [T, D]) with
+`<modality>_lengths`. `text_bert` [N, 3, T] holds token ids, attention mask and segment ids.
+
+N clips, T steps including padding, D features.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 
     from corpora.problems import Problem
 
-LARGEST_LIST = 1 << 25
-"""Values of a clip that come as lists, not as an array."""
+MAX_LIST_VALUES = 1 << 25
+"""Limit of a clip's values that are stored as lists and not as an array."""
 
 LABELS = {
     "label": "regression_labels",
@@ -36,44 +38,39 @@ LABELS = {
     "label_audio": "regression_labels_A",
     "label_vision": "regression_labels_V",
 }
-"""The manifest's name of each label, and MMSA's."""
+"""MMSA's name of each of the manifest's labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A file that MMSA publishes, by its SHA-256."""
+    """A file that MMSA publishes."""
 
     name: str
     language: str
     label_range: tuple[float, float]
 
 
+_EN, _ZH = ("en", (-3.0, 3.0)), ("zh", (-1.0, 1.0))
+
 PUBLISHED = {
-    "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524": Published(
-        "MOSI unaligned_50", "en", (-3.0, 3.0)
-    ),
-    "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9": Published("MOSI aligned_50", "en", (-3.0, 3.0)),
-    "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f": Published(
-        "MOSEI unaligned_50", "en", (-3.0, 3.0)
-    ),
-    "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791": Published(
-        "MOSEI aligned_50", "en", (-3.0, 3.0)
-    ),
-    "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": Published(
-        "SIMS unaligned_39", "zh", (-1.0, 1.0)
-    ),
+    "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524": Published("MOSI unaligned_50", *_EN),
+    "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9": Published("MOSI aligned_50", *_EN),
+    "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f": Published("MOSEI unaligned_50", *_EN),
+    "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791": Published("MOSEI aligned_50", *_EN),
+    "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": Published("SIMS unaligned_39", *_ZH),
 }
+"""The published files by their SHA-256."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """One split of one file, checked.
+    """One split of one file.
 
     Attributes:
         where: file and split, for messages.
-        keys: [N] of `_keys`, by which the files of a folder are brought together.
+        keys: N keys (see `_keys`), by which the clips of several files are matched.
         content: the split's dict.
-        row_of: a key's first row.
+        row_of: first row of each key.
     """
 
     where: str
@@ -82,10 +79,10 @@ class _Split:
     row_of: Mapping[str, int]
 
     def rows(self, name: str) -> Any:
-        """The column `name`: N rows, or None where there is none.
+        """Return the column `name` with its N rows, or None where there is none.
 
         Raises:
-            ValueError: it has another number of rows.
+            ValueError: it does not have N rows.
         """
         column = self.content.get(name)
         if column is None:
@@ -99,46 +96,52 @@ class _Split:
             )
         return column
 
-    def of(self, name: str, key: str) -> np.ndarray | None:
-        """One clip's value in the column `name`; None where the column or the clip is not there."""
+    def value(self, name: str, key: str) -> np.ndarray | None:
+        """Return one clip's value in the column `name`; None where there is no such column or clip."""
         column, row = self.rows(name), self.row_of.get(key)
         return None if column is None or row is None else _array(column[row], f"{self.where}, {key}: {name}")
 
 
 def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[float, float], root: str) -> ImportedCorpus:
-    """Read a pickle, or a folder of pickles with a modality each, whose clips are matched by their ids.
+    """Read a pickle, or a folder of pickles with one modality each, whose clips are matched by their ids.
 
-    The values are views of the files until `ImportedCorpus.read` goes through them. Real lengths are those of
-    `<modality>_lengths`; of text, the mask of `text_bert`; of audio and vision as long as their text (an aligned
-    file), the text's; else the clip ends with its last step that is not all zeros, as it does where that lies beyond
-    a length of audio or vision. A clip whose steps are all zeros lacks the modality.
+    The values stay views of the files until `ImportedCorpus.read` iterates over them.
+
+    The length of a clip without padding is, in this order: `<modality>_lengths`; for text, the sum of `text_bert`'s
+    mask; for audio and vision of an aligned file (as many steps as the text), the text's length; the last step that is
+    not all zeros. Only text's mask can end a clip before that step. If all steps are zero, the modality is missing.
 
     Args:
         path: the file or folder.
-        corpus: its name in reports.
+        corpus: name of the corpus in reports.
         language: ISO 639-1 code of every clip.
-        label_range: least and greatest label.
-        root: what the manifest says of where its features lie.
+        label_range: minimum and maximum label.
+        root: value of the manifest's `root`.
 
     Raises:
-        FileNotFoundError: nothing there, or no pickle in the folder.
-        ValueError: a pickle that is refused (`RefusedPickleError`), or not in MMSA's format; a published file whose
-            language or labels are not those of the parameters.
+        FileNotFoundError: there is no such file, or no pickle in the folder.
+        ValueError: a pickle is refused (`RefusedPickleError`) or not in MMSA's format, or a published file has another
+            language or label range than the parameters.
     """
+    # Files
     paths = _pickles(Path(path))
     digests = [sha256_of(file) for file in paths]
-    remarks = [_known(file, digest, language, label_range) for file, digest in zip(paths, digests, strict=True)]
+    remarks = [_identify(file, digest, language, label_range) for file, digest in zip(paths, digests, strict=True)]
     files = [_read_splits(file) for file in paths]
     sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    homes = {m: _home(m, files, paths) for m in (*MODALITIES, "text_bert")}
+    holders = {m: _find_holder(m, files, paths) for m in (*MODALITIES, "text_bert")}
+
+    # Clips
     located = [row for split in SPLITS for row in _clips(split, files, language, sha256)]
     if not located:
         raise ValueError(f"{path}: no clip in any of its splits; get it again")
     clips, problems = validate([(where, clip) for where, _, clip in located], label_range)
     keys = {(clip.clip_id, clip.split): key for _, key, clip in located}
-    source = _Source(homes, {clip.clip_id: (clip.split, keys[clip.clip_id, clip.split]) for clip in clips})
-    names = {m: tuple(f"{m}_{i}" for i in range(source.width(m))) for m in MODALITIES if homes[m]}
-    absent = [m for m in MODALITIES if not homes[m]]
+
+    # Features
+    source = _Source(holders, {clip.clip_id: (clip.split, keys[clip.clip_id, clip.split]) for clip in clips})
+    names = {m: tuple(f"{m}_{i}" for i in range(source.width(m))) for m in MODALITIES if holders[m]}
+    absent = [m for m in MODALITIES if not holders[m]]
     if "text" in absent:
         remarks.append("no text features in it: the transcripts are encoded by the extractor of extract.text")
     remarks += [f"no {m} features in it: {m} is missing in every clip" for m in absent if m != "text"]
@@ -157,8 +160,12 @@ def _pickles(path: Path) -> list[Path]:
     return found
 
 
-def _known(path: Path, digest: str, language: str, label_range: tuple[float, float]) -> str:
-    """What is known of a file by its hash."""
+def _identify(path: Path, digest: str, language: str, label_range: tuple[float, float]) -> str:
+    """Return a remark on whether MMSA publishes the file.
+
+    Raises:
+        ValueError: MMSA does, with another language or label range.
+    """
     known = PUBLISHED.get(digest)
     if known is None:
         return f"{path.name}: SHA-256 {digest} is none that MMSA publishes (your own features have another, of course)"
@@ -173,7 +180,7 @@ def _known(path: Path, digest: str, language: str, label_range: tuple[float, flo
 
 
 def _read_splits(path: Path) -> dict[str, _Split]:
-    """The splits of a file that hold clips."""
+    """Load a file and return its splits."""
     content = load(path)
     if not isinstance(content, dict) or not any(isinstance(content.get(split), dict) for split in SPLITS):
         found = ", ".join(map(reprlib.repr, list(content)[:6])) if isinstance(content, dict) else type(content).__name__
@@ -193,7 +200,7 @@ def _read_splits(path: Path) -> dict[str, _Split]:
 
 
 def _keys(split: str, content: Mapping[str, Any]) -> list[str]:
-    """A key for each clip: its id, `video$_$clip` in MMSA's writing; numbers only number a split's rows."""
+    """Return a key for each clip: its id, such as `video$_$clip`; numbers are prefixed with their split."""
     ids = content.get("id")
     if ids is None:
         sizes = [len(column) for column in content.values() if isinstance(column, (list, np.ndarray))]
@@ -209,23 +216,23 @@ def _keys(split: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _string(value: Any) -> str:
-    """Text, also where an array had it as bytes; nothing where there is none (None, or a table's NaN)."""
+    """Return a string or decoded bytes; an empty string for anything else (None, NaN)."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value) if isinstance(value, str) else ""
 
 
 def _array(value: Any, where: str) -> np.ndarray:
-    """An array; also of a list of numbers, or of a list of lists or arrays of them.
+    """Convert an array, a list of numbers, or a list of lists or arrays of numbers to an array.
 
     Raises:
-        ValueError: lists in lists of lists, or more than `LARGEST_LIST` values: what stands in a pickle once can be
-            named in it many times over.
+        ValueError: the value is nested deeper, or has more than `MAX_LIST_VALUES` values. A small pickle can refer to
+            one list many times.
     """
     if isinstance(value, (list, tuple)):
         rows = [part for part in value if isinstance(part, (list, tuple, np.ndarray))]
         size = len(value) + sum(part.size if isinstance(part, np.ndarray) else len(part) for part in rows)
-        if size > LARGEST_LIST:
+        if size > MAX_LIST_VALUES:
             raise ValueError(f"{where}: a list of {size:,} values; save it as an array")
         flat = (part.ravel() if isinstance(part, np.ndarray) else part for part in rows)
         if any(isinstance(item, (list, tuple, dict, set, np.ndarray)) for part in flat for item in part):
@@ -234,7 +241,7 @@ def _array(value: Any, where: str) -> np.ndarray:
 
 
 def _ids(key: str) -> tuple[str, str]:
-    """Video and clip of `video$_$clip` or `video[clip]`; of any other key, it and `0`."""
+    """Split `video$_$clip` or `video[clip]` into video and clip; any other key is the clip `0` of a video."""
     if "$_$" in key:
         video, _, clip = key.rpartition("$_$")
         return video, clip
@@ -242,8 +249,8 @@ def _ids(key: str) -> tuple[str, str]:
     return (segment[1], segment[2]) if segment else (key, "0")
 
 
-def _home(name: str, files: Sequence[Mapping[str, _Split]], paths: Sequence[Path]) -> Mapping[str, _Split]:
-    """The splits of the one file that holds a column; none where no file does."""
+def _find_holder(name: str, files: Sequence[Mapping[str, _Split]], paths: Sequence[Path]) -> Mapping[str, _Split]:
+    """Return the splits of the one file that has a column; none where no file has it."""
     holders = [i for i, file in enumerate(files) if any(name in split.content for split in file.values())]
     if len(holders) > 1:
         raise ValueError(
@@ -256,7 +263,10 @@ def _home(name: str, files: Sequence[Mapping[str, _Split]], paths: Sequence[Path
 def _clips(
     name: str, files: Sequence[Mapping[str, _Split]], language: str, sha256: str
 ) -> Iterator[tuple[str, str, Clip]]:
-    """Where each clip of a split stands, its key, and the clip; text and labels from the first file with them."""
+    """Yield (place for messages, key, clip) for each clip of a split.
+
+    Text and labels are those of the first file that has them.
+    """
     splits = [file[name] for file in files if name in file]
     if not splits:
         return
@@ -272,7 +282,7 @@ def _clips(
 
 
 def _first(splits: Sequence[_Split], name: str) -> dict[str, Any]:
-    """A column by key, from the first file that has it; of a repeated key, the first row."""
+    """Return a column by key from the first file that has it; a repeated key has the value of its first row."""
     for split in splits:
         column = split.rows(name)
         if column is not None:
@@ -281,7 +291,7 @@ def _first(splits: Sequence[_Split], name: str) -> dict[str, Any]:
 
 
 def _label(value: Any, where: str) -> float | None:
-    """A label; None where there is none, or NaN."""
+    """Convert a label; None or NaN gives None."""
     if value is None:
         return None
     array = _array(value, where).reshape(-1)
@@ -294,85 +304,91 @@ class _Source:
     """The values of all modalities, read clip by clip.
 
     Args:
-        homes: by modality, and for `text_bert`, the splits that hold it.
+        holders: for each modality, and `text_bert`, the splits that have it.
         keys: clip_id -> split and key, in the manifest's order.
     """
 
-    def __init__(self, homes: Mapping[str, Mapping[str, _Split]], keys: Mapping[str, tuple[str, str]]) -> None:
-        self._homes, self._keys = homes, keys
+    def __init__(self, holders: Mapping[str, Mapping[str, _Split]], keys: Mapping[str, tuple[str, str]]) -> None:
+        self._holders, self._keys = holders, keys
 
     def width(self, modality: str) -> int:
-        """D, the same in all splits; 0 where no split holds a clip.
+        """Return D; 0 where no split has a clip.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not the same in all splits.
         """
         widths = {}
-        for split in self._homes[modality].values():
-            if split.keys:
-                widths[split.where] = _sequence(split.of(modality, split.keys[0]), split.where, modality).shape[1]
+        for split in self._holders[modality].values():
+            value = split.value(modality, split.keys[0]) if split.keys else None
+            if value is not None:
+                widths[split.where] = _sequence(value, split.where, modality).shape[1]
         if len(set(widths.values())) > 1:
             found = "; ".join(f"{where}: {width}" for where, width in widths.items())
             raise ValueError(f"{modality} is not of one width in all splits ({found}); import them as corpora apart")
         return next(iter(widths.values()), 0)
 
     def read(self, modality: str) -> Iterator[tuple[str, ImportedSteps, Problem | None]]:
-        """The steps of each clip, in the manifest's order, and what is wrong with them."""
+        """Yield (clip_id, steps, problem or None) for each clip, in the manifest's order."""
         width = self.width(modality)
         for clip_id, (split, key) in self._keys.items():
-            home = self._homes[modality].get(split)
-            value = home.of(modality, key) if home else None
-            row = np.empty((0, width)) if value is None else _sequence(value, f"{home.where}, {key}", modality)
+            row, where = np.empty((0, width)), ""
+            holder = self._holders[modality].get(split)
+            value = holder.value(modality, key) if holder else None
+            if holder and value is not None:
+                where = f"{holder.where}, {key}"
+                row = _sequence(value, where, modality)
             if row.shape[1] != width:
-                raise ValueError(f"{home.where}, {key}: {modality} is {row.shape[1]} wide, in other clips {width}")
-            length = extent = _extent(row)
-            if extent:  # else there is nothing but padding: the clip lacks the modality, whatever its length
-                length = self._length(modality, split, key, row)
+                raise ValueError(f"{where}: {modality} is {row.shape[1]} wide, in other clips {width}")
+            length = self._length(modality, split, key, row)
             values, valid, replaced = clean(row[:length])
             ids = self._token_ids(split, key, len(row))[:length] if modality == "text" else None
             steps = ImportedSteps(values, *even_times(length), valid, replaced, ids)
             yield clip_id, steps, not_finite(clip_id, modality, steps)
 
     def _length(self, modality: str, split: str, key: str, row: np.ndarray) -> int:
-        """L of a clip's row [T, D] in which not all is zero."""
+        """Return the number of steps without padding of a clip's row [T, D] (see `read_mmsa`)."""
         extent = _extent(row)
-        declared = self._homes[modality][split].of(f"{modality}_lengths", key)
+        if not extent:  # only padding: the modality is missing, whatever the declared length
+            return 0
+        declared = self._holders[modality][split].value(f"{modality}_lengths", key)
         if declared is not None:
             return min(max(int(declared.reshape(-1)[0]), extent), len(row))
         bert = self._bert(split, key)
         if bert is None or bert.shape[1] != len(row):
             return extent
-        real = int(np.count_nonzero(bert[1]))
+        tokens = int(np.count_nonzero(bert[1]))
         if modality == "text":
-            return real or extent
-        text = self._homes["text"].get(split)  # as long as its text: the file is aligned
-        aligned = text is not None and len(np.atleast_2d(text.of("text", key))) == len(row)
-        return max(real, extent) if aligned else extent
+            return tokens or extent
+        holder = self._holders["text"].get(split)
+        text = holder.value("text", key) if holder else None
+        is_aligned = text is not None and len(np.atleast_2d(text)) == len(row)
+        return max(tokens, extent) if is_aligned else extent
 
     def _token_ids(self, split: str, key: str, steps: int) -> np.ndarray:
-        """[T] int32, -1 where the file does not have them."""
+        """Return token ids [T] int32; -1 where the file has none."""
         bert = self._bert(split, key)
         if bert is None or bert.shape[1] != steps:
             return np.full(steps, -1, np.int32)
-        return bert[0].astype(np.int32)
+        token_ids: np.ndarray = bert[0].astype(np.int32)
+        return token_ids
 
     def _bert(self, split: str, key: str) -> np.ndarray | None:
-        """[3, T] token ids, mask and segment ids of a clip."""
-        home = self._homes["text_bert"].get(split)
-        bert = home.of("text_bert", key) if home else None
-        if bert is not None and (bert.ndim != 2 or len(bert) != 3):
-            raise ValueError(f"{home.where}, {key}: text_bert is {bert.shape}, not [3, T]")
+        """Return a clip's token ids, mask and segment ids [3, T]; None where the file has none."""
+        holder = self._holders["text_bert"].get(split)
+        bert = holder.value("text_bert", key) if holder else None
+        if holder and bert is not None and (bert.ndim != 2 or len(bert) != 3):
+            raise ValueError(f"{holder.where}, {key}: text_bert is {bert.shape}, not [3, T]")
         return bert
 
 
 def _sequence(value: np.ndarray, where: str, modality: str) -> np.ndarray:
-    """A clip's [T, D], of numbers."""
+    """Return a clip's values as [T, D], after a check that they are numbers."""
     if value.ndim not in (1, 2) or value.dtype.kind not in "fiu":
         raise ValueError(f"{where}: {modality} of a clip is {value.shape} of {value.dtype}, not numbers [T, D] or [D]")
-    return np.atleast_2d(value)
+    return value if value.ndim == 2 else value[None]
 
 
 def _extent(row: np.ndarray) -> int:
-    """Steps up to the last that is not all zeros; NaN is not zero."""
+    """Return the number of steps up to the last that is not all zeros; NaN is not zero."""
     filled = np.flatnonzero(row.any(axis=1))
     return int(filled[-1]) + 1 if len(filled) else 0

@@ -1,7 +1,7 @@
-"""Reading a raw corpus: in MMSA's layout, `label.csv` (or `meta.csv`) and `Raw/<video_id>/<clip_id>.mp4`, or any
-folder of media with a table of one's own, or with none.
+"""Reader of raw corpora, either in MMSA's layout or as any folder of media.
 
-Every row of the table ends up in the manifest or in the list of problems; nothing is left out silently.
+MMSA's layout is `label.csv` (or `meta.csv`) and `Raw/<video_id>/<clip_id>.mp4`. Any other folder may come with a table
+of its own, or with none. Every row of the table ends up in the manifest or in the list of problems.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ TABLES = ("label.csv", "meta.csv")
 REQUIRED = ("video_id", "clip_id", "text", "label", "mode")
 """Columns of MMSA's table."""
 LABELS = {"label": "label", "label_text": "label_T", "label_audio": "label_A", "label_vision": "label_V"}
-"""The manifest's name of each label, and the table's."""
+"""The table's column of each of the manifest's labels."""
 MEDIA = "media"
-"""Column of one's own table: the path of the clip's file in the folder."""
+"""Column of a folder's own table: path of the clip's file, relative to the folder."""
 COLUMNS = (MEDIA, *REQUIRED, *list(LABELS.values())[1:])
-"""What a table can say; its own names of the columns are mapped to these."""
-NO_SPLIT = "test"
-"""Split of the clips of one's own folder where nothing says which: they can be predicted."""
+"""All columns that are read. Other column names can be mapped to these."""
+DEFAULT_SPLIT = "test"
+"""Split of a folder's clips where the table has none, so that they can be predicted."""
 
 Layout = Literal["mmsa", "folder"]
 MEDIA_FOLDER = "Raw"
@@ -39,13 +39,19 @@ MEDIA_SUFFIXES = (
     ".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp",
     ".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus",
 )  # fmt: skip
-"""What a clip's media file may end in, the first that exists being taken."""
-MEASURING_THREADS = 4
+"""Suffixes of media files. Where several files exist, the first suffix in this order counts."""
+PROBING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table: the file's line it ends on, values by column, count of values beyond them."""
+    """One row of the table.
+
+    Attributes:
+        line: number of the line that the row ends on.
+        values: by column.
+        surplus: number of values beyond the last column.
+    """
 
     line: int
     values: Mapping[str, str]
@@ -53,6 +59,7 @@ class Row:
 
     @property
     def clip_id(self) -> str:
+        """The manifest's clip id."""
         return f"{self.values['video_id']}/{self.values['clip_id']}"
 
 
@@ -65,51 +72,54 @@ def read_raw(
     layout: Layout = "mmsa",
     columns: Mapping[str, str] | None = None,
 ) -> tuple[Manifest, list[Problem]]:
-    """Read a corpus; probe and hash its media.
+    """Read a corpus, and probe and hash its media.
 
-    Rows with a bad id, split or label, with no media, or that repeat a clip are left out and listed. Kept, and listed
-    too: rows whose media cannot be read (`UnreadableMedia`, duration None), and videos that are in more than one split
-    (`StraddlingVideo`).
+    Rows with an invalid id, split or label, without media, or that repeat a clip are left out and listed as problems.
+    Also listed, but kept: rows whose media cannot be read (`UnreadableMedia`, duration None), and videos in more than
+    one split (`StraddlingVideo`).
 
     Args:
         root: folder with the table and the media.
-        corpus: its name in reports.
+        corpus: name of the corpus in reports.
         language: ISO 639-1 code of every clip.
-        label_range: least and greatest label.
-        layout: mmsa: a table with all of `REQUIRED`, media in `Raw/`. folder: only what says where the media are is
-            required, by `media` or as in MMSA's layout; without a table, every media file in the folder is a clip. The
-            file's folder is the video, unless the table names it. Without a split, clips are in test.
-        columns: of `COLUMNS` -> the table's own name of it, where it has another.
+        label_range: minimum and maximum label.
+        layout: `mmsa`: a table with all of `REQUIRED`, media in `Raw/`. `folder`: the table only has to say where the
+            media are, by `media` or as in MMSA's layout; without a table, every media file is a clip. The video is the
+            file's folder, unless the table has one; clips without a split are in test.
+        columns: maps names of `COLUMNS` to the table's own names, where they differ.
 
     Raises:
-        FileNotFoundError: no folder, or no table in it.
-        ValueError: the table lacks columns, is not UTF-8, or has no rows; a folder without media.
+        FileNotFoundError: there is no folder, or no table in it.
+        ValueError: the table lacks columns, is not UTF-8, or has no rows; or the folder has no media.
     """
+    # Table
     root = Path(root)
     table = find_table(root, layout)
     problems: list[Problem] = []
     located: list[tuple[str, Clip]] = []
-    for where, row in _listed(root) if table is None else _rows(table, layout, columns or {}):
+    for where, row in _list_media(root) if table is None else _rows(table, layout, columns or {}):
         try:
             located.append((where, _clip_of(row, language)))
-        except _BadRow as bad:
-            problems.append(Problem(row.clip_id, "prepare", "", bad.error, f"{where}: {bad}"))
-    clips, found = validate(located, label_range)
-    problems += found
-    place = {clip.clip_id: where for where, clip in reversed(located)}  # of a repeated clip, the first
-    with ThreadPoolExecutor(MEASURING_THREADS) as pool:
-        measured = list(pool.map(lambda clip: _with_media(clip, root, place[clip.clip_id]), clips))
-    problems += [problem for _, problem in measured if problem is not None]
-    kept = tuple(clip for clip, _ in measured if clip is not None)
+        except _InvalidRowError as error:
+            problems.append(Problem(row.clip_id, "prepare", "", error.error, f"{where}: {error}"))
+    clips, invalid = validate(located, label_range)
+    problems += invalid
+
+    # Media
+    places = {clip.clip_id: where for where, clip in reversed(located)}  # the first place of a repeated clip
+    with ThreadPoolExecutor(PROBING_THREADS) as pool:
+        probed = list(pool.map(lambda clip: _add_media(clip, root, places[clip.clip_id]), clips))
+    problems += [problem for _, problem in probed if problem is not None]
+    kept = tuple(clip for clip, _ in probed if clip is not None)
     return Manifest(corpus, str(root), label_range, kept), problems
 
 
 def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
-    """Path of the corpus's table; None for a folder without any.
+    """Return the path of the corpus's table, or None for a folder without one.
 
     Raises:
-        FileNotFoundError: no folder, or neither `label.csv` nor `meta.csv` in it where there must be one.
-        ValueError: a folder with several other tables.
+        FileNotFoundError: there is no folder, or a required `label.csv` or `meta.csv` is not in it.
+        ValueError: the folder has several other tables.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set prepare.root to the folder that holds label.csv and Raw/")
@@ -130,55 +140,58 @@ def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
 
 
 def _rows(table: Path, layout: Layout, columns: Mapping[str, str]) -> Iterator[tuple[str, Row]]:
-    """Rows of the table and where they are; of a folder's, with the ids and the split that it left out."""
+    """Yield (place for messages, row) of the table; rows of a folder's table get default ids and split."""
     for row in read_table(table, columns, REQUIRED if layout == "mmsa" else ()):
-        yield f"{table.name} row {row.line}", row if layout == "mmsa" else replace(row, values=_filled(row.values))
+        yield (
+            f"{table.name} row {row.line}",
+            row if layout == "mmsa" else replace(row, values=_with_defaults(row.values)),
+        )
 
 
-def _filled(values: Mapping[str, str]) -> dict[str, str]:
-    """The values of a folder's row, with the ids that its file's path gives and the split that is not there."""
-    video, clip = _ids_of(_slashes(values.get(MEDIA, "")))
-    given = {"video_id": video, "clip_id": clip, "text": "", "label": "", "mode": NO_SPLIT}
-    return given | values
+def _with_defaults(values: Mapping[str, str]) -> dict[str, str]:
+    """Add ids that are derived from the file's path, and a split, where a folder's row has none."""
+    video, clip = _ids_of(_posix(values.get(MEDIA, "")))
+    return {"video_id": video, "clip_id": clip, "text": "", "label": "", "mode": DEFAULT_SPLIT, **values}
 
 
 def _ids_of(media: str) -> tuple[str, str]:
-    """Video and clip of a file: `interview/03.mp4` is clip 03 of interview; a file at the top is a video of its own."""
+    """Derive video and clip from a path: `interview/03.mp4` is clip 03 of interview, `03.mp4` is a video of its own."""
     path = PurePosixPath(media)
     stem = path.stem if path.suffix.lower() in MEDIA_SUFFIXES else path.name
     folders = path.parts[1:-1] if path.parts[:1] == (MEDIA_FOLDER,) else path.parts[:-1]
     return "_".join(folders) or stem, stem
 
 
-def _listed(root: Path) -> Iterator[tuple[str, Row]]:
-    """A row for each media file of a folder without a table, by name.
+def _list_media(root: Path) -> Iterator[tuple[str, Row]]:
+    """Yield (path, row) for each media file of a folder without a table, sorted by path.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the folder has no media.
     """
     files = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.suffix.lower() in MEDIA_SUFFIXES]
-    shown = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
-    if not shown:
+    visible = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
+    if not visible:
         raise ValueError(f"{root}: neither a table nor a media file; it can hold {', '.join(MEDIA_SUFFIXES)}")
-    for media in shown:
-        yield media, Row(0, _filled({MEDIA: media}), 0)
+    for media in visible:
+        yield media, Row(0, _with_defaults({MEDIA: media}), 0)
 
 
 def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) -> Iterator[Row]:
-    """Rows of the table, every value a string, by our names of the columns; a UTF-8 byte-order mark is dropped.
+    """Yield the rows of a table with string values by our column names. A UTF-8 byte-order mark is dropped.
 
     Args:
-        columns: our name of a column -> the table's.
-        required: columns that the table must have, by our names; none: what says where a clip's media are.
+        path: the CSV file.
+        columns: maps our column names to the table's.
+        required: our names of the columns that the table must have. If empty, it needs those that locate the media.
 
     Raises:
         ValueError: columns are missing, the file is not UTF-8, or there are no rows.
     """
     rows = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, restval="")
-            reader.fieldnames = _our_names(path, [name.strip() for name in reader.fieldnames or ()], columns, required)
+            reader.fieldnames = _map_header(path, [name.strip() for name in reader.fieldnames or ()], columns, required)
             for values in reader:
                 rows += 1
                 surplus = len(values.pop(None, ()))
@@ -191,8 +204,8 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) 
         raise ValueError(f"{path}: a header and no rows; fill it with one row a clip")
 
 
-def _our_names(path: Path, header: list[str], columns: Mapping[str, str], required: Sequence[str]) -> list[str]:
-    """The header's columns by our names; those that another column was named for instead get none."""
+def _map_header(path: Path, header: list[str], columns: Mapping[str, str], required: Sequence[str]) -> list[str]:
+    """Return our names of the header's columns; empty for a column that another one is mapped to replace."""
     found = f"found {', '.join(header) or 'an empty file'}"
     for ours, theirs in columns.items():
         if theirs not in header:
@@ -212,8 +225,8 @@ def _our_names(path: Path, header: list[str], columns: Mapping[str, str], requir
     return names
 
 
-class _BadRow(Exception):
-    """A row that no clip can be made of; `error` is the problem's class."""
+class _InvalidRowError(Exception):
+    """A row is invalid; `error` is the problem's class."""
 
     def __init__(self, error: str, message: str) -> None:
         super().__init__(message)
@@ -221,16 +234,17 @@ class _BadRow(Exception):
 
 
 def _clip_of(row: Row, language: str) -> Clip:
-    """The row's clip, without its media.
+    """Convert a row to a clip without duration and hash.
 
     Raises:
-        _BadRow: values beyond the last column, a path that leaves the corpus, or a label that is not a number.
+        _InvalidRowError: values beyond the last column, a path that leaves the corpus, or a label that is no number.
     """
     if row.surplus:
-        raise _BadRow(
+        raise _InvalidRowError(
             "MalformedRow",
             f"{row.surplus} more values than columns; put quotes around a text that holds commas",
         )
+    labels = {name: _label(column, row.values.get(column, "")) for name, column in LABELS.items()}
     return Clip(
         clip_id=row.clip_id,
         video_id=row.values["video_id"],
@@ -238,29 +252,35 @@ def _clip_of(row: Row, language: str) -> Clip:
         language=language,
         media=_media_of(row.values),
         text=row.values["text"].strip(),
-        **{name: _label(column, row.values.get(column, "")) for name, column in LABELS.items()},
+        label=labels["label"],
+        label_text=labels["label_text"],
+        label_audio=labels["label_audio"],
+        label_vision=labels["label_vision"],
     )
 
 
 def _media_of(values: Mapping[str, str]) -> str:
-    """The path that the table gives of the clip's media; empty where it gives none.
+    """Return the table's path of the clip's media; empty where it has none.
 
     Raises:
-        _BadRow: it is no path inside the corpus.
+        _InvalidRowError: the path leaves the corpus.
     """
-    media = _slashes(values.get(MEDIA, ""))
+    media = _posix(values.get(MEDIA, ""))
     for name in media.split("/") if media else ():
         if reason := unsafe_id(name):
-            raise _BadRow("UnsafeMedia", f"media {media!r}: {name!r} {reason}; write the file's path in the folder")
+            raise _InvalidRowError(
+                "UnsafeMedia", f"media {media!r}: {name!r} {reason}; write the file's path in the folder"
+            )
     return media
 
 
-def _slashes(media: str) -> str:
-    """A path as Windows writes it too, as one writes it elsewhere."""
+def _posix(media: str) -> str:
+    """Convert a path that may be written with backslashes."""
     return media.strip().replace("\\", "/")
 
 
 def _label(column: str, value: str) -> float | None:
+    """Parse a label; None for an empty value."""
     if not value.strip():
         return None
     try:
@@ -268,28 +288,28 @@ def _label(column: str, value: str) -> float | None:
     except ValueError:
         label = math.nan
     if not math.isfinite(label):
-        raise _BadRow("BadLabel", f"{column} {value!r} is not a number; correct it or leave it empty")
+        raise _InvalidRowError("BadLabel", f"{column} {value!r} is not a number; correct it or leave it empty")
     return label
 
 
 def find_media(root: Path, video_id: str, clip_id: str) -> Path | None:
-    """Path of a clip's media file, `.mp4` first, or None. The ids must have passed `unsafe_id`."""
+    """Return the path of a clip's media file, or None. The ids must have passed `unsafe_id`."""
     return _with_suffix(root / MEDIA_FOLDER / video_id / clip_id, exact=False)
 
 
 def _with_suffix(path: Path, exact: bool = True) -> Path | None:
-    """The file, by its whole path (`exact`) or with the first ending of a media file that exists."""
+    """Return the file at the path itself (if `exact`), or with the first suffix of `MEDIA_SUFFIXES` that exists."""
     if exact and path.is_file():
         return path
     for suffix in MEDIA_SUFFIXES:
         for spelled in (suffix, suffix.upper()):
-            if (found := path.with_name(f"{path.name}{spelled}")).is_file():
-                return found
+            if (candidate := path.with_name(f"{path.name}{spelled}")).is_file():
+                return candidate
     return None
 
 
-def _with_media(clip: Clip, root: Path, where: str) -> tuple[Clip | None, Problem | None]:
-    """The clip with its media, duration and hash; None without media; and what is wrong with the media."""
+def _add_media(clip: Clip, root: Path, where: str) -> tuple[Clip | None, Problem | None]:
+    """Return the clip with media path, duration and hash, or None without media; and the problem of its media."""
 
     def problem(error: str, message: str) -> Problem:
         return Problem(clip.clip_id, "prepare", "", error, f"{where}: {message}")

@@ -1,10 +1,10 @@
-"""Reading a pickle of arrays without running it.
+"""A restricted unpickler for arrays that executes no code from the file.
 
-A pickle is a program for a stack machine that may call anything which Python can import. `load` runs such a program
-on a machine of its own that imports nothing: the few globals that files of features need (`ALLOWED`) stand for
-functions in this module, any other is refused by name, and so is every instruction that makes objects in another
-way. Arrays are views of the file, so that a size which the file does not hold is refused before memory is asked for,
-and a pickle larger than memory can be read.
+A pickle is a program for a stack machine and may call anything that Python can import. `load` runs the program on a
+stack machine that imports nothing. The few globals that feature files need (`ALLOWED`) map to functions of this module;
+all others are refused by name, as are all instructions that create objects in other ways. Arrays are views of the
+memory-mapped file: a declared size that the file does not have is refused before memory is allocated, and pickles
+larger than memory can be read.
 
 Instructions and their arguments are those of `pickletools`, protocols 0 to 5.
 """
@@ -20,35 +20,38 @@ import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-LARGEST_INTEGER = 1024
-"""Bytes or digits of an integer: Python takes the square of it to make one of digits."""
+MAX_INTEGER_SIZE = 1024
+"""Bytes or digits of an integer. Converting digits takes quadratic time."""
 
 DTYPE_NAME = re.compile(r"[biufSU][0-9]{1,6}|O8?|[?]")
-"""Dtypes by the names that numpy pickles them under: booleans, numbers, strings, objects."""
+"""Names under which NumPy pickles the dtypes of booleans, numbers, strings and objects."""
 
 PLAIN = (str, int, float, bool, type(None))
-"""What an object array, a set or the keys of a dict may hold. Tuples are not among them: a few bytes make one of tuples
-that takes years to hash, or to print, for which messages use `reprlib`."""
+"""Types that object arrays, sets and keys of dicts may hold. Tuples are excluded: a few bytes can encode nested tuples
+that take years to hash or print (messages therefore use `reprlib`)."""
 
 
 class RefusedPickleError(ValueError):
-    """The file is no pickle that may or can be read. The message names the file and what was found."""
+    """The file is not a pickle that may or can be read. The message names the file and what was found."""
 
 
-class _Refused(Exception):
-    """Why an instruction was refused, without the file's name."""
+class _RefusalError(Exception):
+    """Reason why an instruction is refused, without the file's name."""
 
 
 @dataclass(slots=True)
 class _Pending:
-    """What numpy makes first and fills by a later instruction, `BUILD`: an array, or a dtype by its name."""
+    """An object that the instruction `BUILD` completes later: an array (`name` is None) or a dtype.
+
+    Attributes:
+        name: the dtype's name.
+        memo: indices under which the object is memoized.
+    """
 
     name: str | None
     memo: list[int] = field(default_factory=list)
@@ -56,30 +59,30 @@ class _Pending:
 
 @dataclass(frozen=True, slots=True)
 class _Global:
-    """An allowed global: its name, and what a call of it does here; None where it only names a type."""
+    """An allowed global: its name, and the function that a call of it runs; None where it only names a type."""
 
     name: str
     call: Callable[..., Any] | None
 
 
 def load(path: Path) -> Any:
-    """What the pickle holds: plain values, lists, dicts, and arrays that are read-only views of the file.
+    """Load plain values, lists, dicts, and arrays, which are read-only views of the file.
 
     Strings of Python 2 are read as Latin-1. Object arrays may hold plain values (`PLAIN`).
 
     Raises:
-        FileNotFoundError: no such file.
-        RefusedPickleError: any other global than those of `ALLOWED`, an instruction that makes objects in another way, an
-            array whose size is not that of its bytes, or no whole pickle.
+        FileNotFoundError: there is no such file.
+        RefusedPickleError: the pickle uses a global that is not in `ALLOWED` or an instruction that creates objects in
+            another way, an array's declared size is not that of its bytes, or the pickle is incomplete.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError as error:
             raise RefusedPickleError(f"{path}: the file is empty; get it again") from error
     try:
         return _Machine(mapped).run()
-    except _Refused as reason:
+    except _RefusalError as reason:
         raise RefusedPickleError(f"{path}: {reason}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, RecursionError) as error:
         raise RefusedPickleError(
@@ -88,49 +91,52 @@ def load(path: Path) -> Any:
 
 
 class _Machine:
-    """One run of a pickle: its bytes, the stack with those that marks have put aside, and the memo."""
+    """The stack machine: the file's bytes, the current stack, the stacks set aside by marks, and the memo."""
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self._mapped, self._bytes = mapped, memoryview(mapped)
-        self._at = 0
+        self._position = 0
         self._stack: list[Any] = []
         self._aside: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Follow the instructions up to STOP."""
+        """Execute the instructions up to STOP and return the result."""
         while True:
             code = chr(self._take(1)[0])
-            instruction = pickletools.code2op.get(code)
+            instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
-                raise _Refused(f"no pickle: {code!r} at byte {self._at - 1} is no instruction of one")
+                raise _RefusalError(f"not a pickle: {code!r} at byte {self._position - 1} is not an instruction")
             argument = self._argument(instruction)
             if instruction.name == "STOP":
                 return self._stack.pop()
             step = _STEPS.get(instruction.name)
             if step is None:
-                raise _Refused(_refusal(instruction.name, argument))
+                raise _RefusalError(_refusal(instruction.name, argument))
             step(self, argument)
 
     def _take(self, size: int) -> memoryview:
-        if size > len(self._bytes) - self._at or size < 0:
-            raise _Refused(
-                f"declares {size:,} bytes at byte {self._at:,}, but the file has {len(self._bytes) - self._at:,} more; "
+        """Read the next bytes."""
+        remaining = len(self._bytes) - self._position
+        if not 0 <= size <= remaining:
+            raise _RefusalError(
+                f"declares {size:,} bytes at byte {self._position:,}, but the file has {remaining:,} more; "
                 "it is damaged or made to harm"
             )
-        self._at += size
-        return self._bytes[self._at - size : self._at]
+        self._position += size
+        return self._bytes[self._position - size : self._position]
 
     def _line(self) -> bytes:
-        end = self._mapped.find(b"\n", self._at)
+        """Read up to the next newline."""
+        end = self._mapped.find(b"\n", self._position)
         if end < 0:
-            raise _Refused("ends in the middle of a line; get it again")
-        line = self._mapped[self._at : end]
-        self._at = end + 1
+            raise _RefusalError("ends in the middle of a line; get it again")
+        line = self._mapped[self._position : end]
+        self._position = end + 1
         return line
 
     def _argument(self, instruction: Any) -> Any:
-        """The bytes of an argument of its own length, the number of one of fixed length, or the line or two of text."""
+        """Read an instruction's argument: bytes with a length prefix, a number, or one or two lines of text."""
         kind = instruction.arg
         if kind is None:
             return None
@@ -138,8 +144,8 @@ class _Machine:
             first = self._line()
             return (first, self._line()) if kind.name == "stringnl_noescape_pair" else first
         if kind.n in _SIZES:
-            form = _SIZES[kind.n]
-            return self._take(struct.unpack(form, self._take(struct.calcsize(form)))[0])
+            prefix = _SIZES[kind.n]
+            return self._take(struct.unpack(prefix, self._take(struct.calcsize(prefix)))[0])
         return struct.unpack(_NUMBERS[kind.name], self._take(kind.n))[0]
 
     def push(self, value: Any) -> None:
@@ -149,9 +155,9 @@ class _Machine:
         return self._stack.pop()
 
     def top(self, kind: type) -> Any:
-        """The value on top, which must be of the kind: an instruction may not change anything else."""
+        """Return the value on top of the stack, after a check of its type."""
         if type(self._stack[-1]) is not kind:
-            raise _Refused(f"fills a {type(self._stack[-1]).__name__} as if it were a {kind.__name__}")
+            raise _RefusalError(f"fills a {type(self._stack[-1]).__name__} as if it were a {kind.__name__}")
         return self._stack[-1]
 
     def mark(self) -> None:
@@ -159,67 +165,73 @@ class _Machine:
         self._stack = []
 
     def marked(self) -> list[Any]:
-        """What was pushed since the last mark, taken off the stack."""
+        """Pop everything that was pushed since the last mark."""
         values, self._stack = self._stack, self._aside.pop()
         return values
 
-    def remember(self, index: int) -> None:
+    def memoize(self, index: int) -> None:
         self._memo[index] = self._stack[-1]
         if isinstance(self._stack[-1], _Pending):
             self._stack[-1].memo.append(index)
 
-    def remember_next(self) -> None:
-        self.remember(len(self._memo))
+    def memoize_next(self) -> None:
+        self.memoize(len(self._memo))
 
-    def recall(self, index: int) -> None:
+    def fetch(self, index: int) -> None:
         self.push(self._memo[index])
 
     def find_global(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise _Refused("names a global by something that is no string; nothing of it was run")
+            raise _RefusalError("names a global by a value that is not a string; nothing of it was run")
         if f"{module}.{name}" not in ALLOWED:
-            raise _Refused(_refusal("GLOBAL", (module.encode(), name.encode())))
+            raise _RefusalError(_refusal("GLOBAL", (module.encode(), name.encode())))
         self.push(_Global(f"{module}.{name}", ALLOWED[f"{module}.{name}"]))
 
     def reduce(self) -> None:
         arguments, called = self.pop(), self.pop()
         if not isinstance(called, _Global) or called.call is None or type(arguments) is not tuple:
-            raise _Refused(f"calls {getattr(called, 'name', type(called).__name__)}, which is no function of ours")
+            raise _RefusalError(
+                f"calls {getattr(called, 'name', type(called).__name__)}, which is not an allowed function"
+            )
         try:
             self.push(called.call(*arguments))
         except (TypeError, ValueError, LookupError) as error:
-            raise _Refused(f"calls {called.name} with arguments that no file of features has ({error})") from error
+            raise _RefusalError(
+                f"calls {called.name} with arguments that feature files do not have ({error})"
+            ) from error
 
     def build(self) -> None:
-        """Fill the array or dtype on top, wherever it was remembered."""
+        """Complete the array or dtype on top of the stack, and replace it in the memo as well."""
         state, pending = self.pop(), self.top(_Pending)
-        made = _fill_array(state) if pending.name is None else _fill_dtype(pending.name, state)
-        self._stack[-1] = made
+        complete = _build_array(state) if pending.name is None else _build_dtype(pending.name, state)
+        self._stack[-1] = complete
         for index in pending.memo:
-            self._memo[index] = made
+            self._memo[index] = complete
 
 
 def _refusal(instruction: str, argument: Any) -> str:
     if instruction in ("GLOBAL", "INST"):
         name = ".".join(part.decode("utf-8", "replace") for part in argument)
         return (
-            f"refused: it asks for the global {name}, and a pickle may run what it asks for. Nothing of it was run; "
-            "only arrays, strings, numbers, lists and dicts are read. If you trust its maker, save its content as those"
+            f"refused: it uses the global {name}, by which a pickle may run code. Nothing of it was run; "
+            "only arrays, strings, numbers, lists and dicts are read. If you trust its source, save its content as those"
         )
-    return f"refused: instruction {instruction} makes objects that are no arrays, lists or dicts. Nothing of it was run"
+    return (
+        f"refused: instruction {instruction} creates objects other than arrays, lists and dicts. Nothing of it was run"
+    )
 
 
 def _integer(raw: memoryview | bytes) -> int:
-    if len(raw) > LARGEST_INTEGER:
-        raise _Refused(f"holds an integer of {len(raw):,} bytes")
+    if len(raw) > MAX_INTEGER_SIZE:
+        raise _RefusalError(f"holds an integer of {len(raw):,} bytes")
     return int.from_bytes(raw, "little", signed=True)
 
 
 def _integer_line(line: bytes) -> int | bool:
     if line in (b"00", b"01"):  # how protocol 0 writes False and True
         return line == b"01"
-    if len(line) > LARGEST_INTEGER:
-        raise _Refused(f"holds an integer of {len(line):,} digits")
+    if len(line) > MAX_INTEGER_SIZE:
+        raise _RefusalError(f"holds an integer of {len(line):,} digits")
     return int(line.rstrip(b"L"))
 
 
@@ -229,7 +241,7 @@ def _text(raw: memoryview) -> str:
 
 def _old_text(line: bytes) -> str:
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
-        raise _Refused(f"holds a string without its quotes, {line[:20]!r}")
+        raise _RefusalError(f"holds a string without its quotes, {line[:20]!r}")
     return codecs.escape_decode(line[1:-1])[0].decode("latin-1")
 
 
@@ -238,72 +250,72 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
 
 
 def _plain(values: Any) -> Any:
-    """The values, of which all are `PLAIN`."""
-    strange = next((value for value in values if type(value) not in PLAIN), None)
-    if strange is not None:
-        raise _Refused(f"has a {type(strange).__name__} where only strings and numbers may be")
+    """Return the values after a check that their types are in `PLAIN`."""
+    other = next((value for value in values if type(value) not in PLAIN), None)
+    if other is not None:
+        raise _RefusalError(f"has a {type(other).__name__} where only strings and numbers may be")
     return values
 
 
 def _make_array(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
-    """An array over the bytes, or of the list's values, whose size is what it says."""
+    """Return an array over the bytes, or of the list's values, after a check of its size."""
     shape = (shape,) if type(shape) is int else shape
     if type(shape) is not tuple or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
-        raise _Refused(f"holds an array of shape {reprlib.repr(shape)}")
+        raise _RefusalError(f"holds an array of shape {reprlib.repr(shape)}")
     if not isinstance(dtype, np.dtype):
-        raise _Refused(f"holds an array of {type(dtype).__name__} for a dtype")
-    order = "F" if fortran else "C"
+        raise _RefusalError(f"holds an array with a {type(dtype).__name__} for its dtype")
+    order: Literal["C", "F"] = "F" if fortran else "C"
     if dtype.hasobject:
         return _object_array(raw, shape, order)
     raw = raw.encode("latin-1") if isinstance(raw, str) else raw
     if not isinstance(raw, (bytes, memoryview)):
-        raise _Refused(f"holds an array of {dtype} whose bytes are a {type(raw).__name__}")
+        raise _RefusalError(f"holds an array of {dtype} whose bytes are a {type(raw).__name__}")
     declared = math.prod(shape) * dtype.itemsize
     if declared != len(raw):
-        raise _Refused(
+        raise _RefusalError(
             f"declares an array of shape {shape} of {dtype}, {declared:,} bytes, but holds {len(raw):,} for it; "
             "it is damaged or made to harm"
         )
     return np.frombuffer(raw, dtype).reshape(shape, order=order) if declared else np.empty(shape, dtype)
 
 
-def _object_array(values: Any, shape: tuple[int, ...], order: Any) -> np.ndarray:
+def _object_array(values: Any, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     if type(values) is not list or math.prod(shape) != len(values):
-        raise _Refused(f"declares an object array of shape {shape}, but holds not as many objects")
-    made = np.empty(len(values), object)
-    made[:] = _plain(values)
-    return made.reshape(shape, order=order)
+        raise _RefusalError(f"declares an object array of shape {shape}, but does not hold as many objects")
+    array = np.empty(len(values), object)
+    array[:] = _plain(values)
+    return array.reshape(shape, order=order)
 
 
-def _fill_array(state: Any) -> np.ndarray:
-    """The array of numpy's state (version, shape, dtype, whether in Fortran's order, bytes or list)."""
+def _build_array(state: Any) -> np.ndarray:
+    """Build an array from NumPy's state: version, shape, dtype, whether in Fortran order, bytes or list."""
     if type(state) is not tuple or len(state) != 5 or state[0] != 1:
-        raise _Refused("holds an array of a form that numpy does not write")
+        raise _RefusalError("holds an array in a form that NumPy does not write")
     _, shape, dtype, fortran, raw = state
     return _make_array(raw, dtype, shape, fortran is True or fortran == 1)
 
 
-def _fill_dtype(name: str, state: Any) -> np.dtype:
-    """The dtype of numpy's state (version, byte order, no fields of any kind, sizes and flags)."""
+def _build_dtype(name: str, state: Any) -> np.dtype:
+    """Build a dtype from NumPy's state: version, byte order, fields (none allowed), sizes and flags."""
     if type(state) is not tuple or len(state) not in (8, 9) or state[1] not in ("<", ">", "|", "="):
-        raise _Refused("holds a dtype of a form that numpy does not write")
+        raise _RefusalError("holds a dtype in a form that NumPy does not write")
     if any(part is not None for part in state[2:5]) or state[8:] not in ((), (None,)):
-        raise _Refused("holds a dtype with fields; only numbers and strings are read")
+        raise _RefusalError("holds a dtype with fields; only numbers and strings are read")
     return np.dtype(name) if state[1] == "|" else np.dtype(name).newbyteorder(state[1])
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Pending:
-    """numpy's empty array, before its state: `_reconstruct(ndarray, (0,), b"b")` and nothing else."""
+    """Stand in for NumPy's `_reconstruct(ndarray, (0,), b"b")`, an empty array that `BUILD` completes."""
     code = bytes(code) if isinstance(code, memoryview) else code
-    named = isinstance(kind, _Global) and kind.name == "numpy.ndarray"
-    if not named or shape != (0,) or code not in (b"b", "b"):
-        raise ValueError("numpy writes ndarray, (0,), b'b'")
+    is_ndarray = isinstance(kind, _Global) and kind.name == "numpy.ndarray"
+    if not is_ndarray or shape != (0,) or code not in (b"b", "b"):
+        raise ValueError("NumPy writes ndarray, (0,), b'b'")
     return _Pending(None)
 
 
 def _dtype(name: Any, align: Any = 0, copy: Any = 1) -> _Pending:
     if not isinstance(name, str) or not DTYPE_NAME.fullmatch(name) or name.rstrip("0") in ("S", "U"):
-        raise ValueError(f"{reprlib.repr(name)} is no dtype of numbers or strings")
+        raise ValueError(f"{reprlib.repr(name)} is not a dtype of numbers or strings")
     return _Pending("O" if name.startswith("O") else name)
 
 
@@ -317,19 +329,19 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 
 def _scalar(dtype: Any, raw: Any = b"") -> Any:
     if isinstance(dtype, np.dtype) and dtype.hasobject:
-        raise ValueError("an object is no scalar")
+        raise ValueError("an object is not a scalar")
     return _make_array(raw, dtype, (), False).item()
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocols before 3 write bytes."""
+    """Stand in for `_codecs.encode`, by which protocols before 3 write bytes."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise ValueError(f"encoding {reprlib.repr(encoding)}")
     return text.encode("latin-1")
 
 
 def _no_bytes() -> bytes:
-    """How protocols before 3 write no bytes."""
+    """Stand in for `bytes()`, by which protocols before 3 write empty bytes."""
     return b""
 
 
@@ -359,31 +371,33 @@ ALLOWED: dict[str, Callable[..., Any] | None] = {
     "__builtin__.set": _set,
     "builtins.set": _set,
 }
-"""Every global that a pickle may name, in numpy 1's and numpy 2's spelling, and the function that stands for it."""
+"""The globals that a pickle may name, as NumPy 1 and NumPy 2 spell them, and the functions that stand in for them."""
 
+_INSTRUCTIONS = {instruction.code: instruction for instruction in pickletools.opcodes}
 _SIZES = {
     pickletools.TAKEN_FROM_ARGUMENT1: "<B",
     pickletools.TAKEN_FROM_ARGUMENT4: "<i",
     pickletools.TAKEN_FROM_ARGUMENT4U: "<I",
     pickletools.TAKEN_FROM_ARGUMENT8U: "<Q",
 }
+"""Formats of the length prefixes of arguments."""
 _NUMBERS = {"uint1": "<B", "uint2": "<H", "int4": "<i", "uint4": "<I", "uint8": "<Q", "float8": ">d"}
 
 _Step = Callable[[_Machine, Any], Any]
 
 
-def _value(make: Callable[[Any], Any]) -> _Step:
-    """A step that pushes what `make` makes of the instruction's argument."""
-    return lambda machine, argument: machine.push(make(argument))
+def _value(convert: Callable[[Any], Any]) -> _Step:
+    """Return a step that pushes the converted argument of the instruction."""
+    return lambda machine, argument: machine.push(convert(argument))
 
 
-def _last(count: int) -> _Step:
-    """A step that puts the last values of the stack into a tuple."""
+def _tuple_of(count: int) -> _Step:
+    """Return a step that replaces the last values of the stack by a tuple."""
     return lambda machine, _: machine.push(tuple([machine.pop() for _ in range(count)][::-1]))
 
 
-def _nothing(machine: _Machine, argument: Any) -> None:
-    """A step for what says nothing to this machine."""
+def _ignore(machine: _Machine, argument: Any) -> None:
+    """Ignore an instruction."""
 
 
 def _append(machine: _Machine, values: list[Any]) -> None:
@@ -400,8 +414,8 @@ def _set_item(machine: _Machine, _: Any) -> None:
 
 
 _STEPS: dict[str, _Step] = {
-    "PROTO": _nothing,
-    "FRAME": _nothing,  # a length for readers that read ahead
+    "PROTO": _ignore,
+    "FRAME": _ignore,  # only a length, for readers that read ahead
     "NONE": _value(lambda _: None),
     "NEWTRUE": _value(lambda _: True),
     "NEWFALSE": _value(lambda _: False),
@@ -418,9 +432,9 @@ _STEPS: dict[str, _Step] = {
     "POP": lambda machine, _: machine.pop(),
     "POP_MARK": lambda machine, _: machine.marked(),
     "EMPTY_TUPLE": _value(lambda _: ()),
-    "TUPLE1": _last(1),
-    "TUPLE2": _last(2),
-    "TUPLE3": _last(3),
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.marked())),
     "EMPTY_LIST": _value(lambda _: []),
     "LIST": lambda machine, _: machine.push(machine.marked()),
@@ -433,11 +447,11 @@ _STEPS: dict[str, _Step] = {
     "EMPTY_SET": _value(lambda _: set()),
     "ADDITEMS": lambda machine, _: (lambda values: machine.top(set).update(values))(_plain(machine.marked())),
     "FROZENSET": lambda machine, _: machine.push(frozenset(_plain(machine.marked()))),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, index: machine.remember(index)),
-    "PUT": lambda machine, line: machine.remember(_integer_line(line)),
-    "MEMOIZE": lambda machine, _: machine.remember_next(),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: machine.recall(index)),
-    "GET": lambda machine, line: machine.recall(_integer_line(line)),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, index: machine.memoize(index)),
+    "PUT": lambda machine, line: machine.memoize(_integer_line(line)),
+    "MEMOIZE": lambda machine, _: machine.memoize_next(),
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda machine, index: machine.fetch(index)),
+    "GET": lambda machine, line: machine.fetch(_integer_line(line)),
     "GLOBAL": lambda machine, names: machine.find_global(*(str(name, "utf-8") for name in names)),
     "STACK_GLOBAL": lambda machine, _: (lambda name, module: machine.find_global(module, name))(
         machine.pop(), machine.pop()
@@ -445,5 +459,5 @@ _STEPS: dict[str, _Step] = {
     "REDUCE": lambda machine, _: machine.reduce(),
     "BUILD": lambda machine, _: machine.build(),
 }
-"""What each instruction does. INST, OBJ, NEWOBJ, NEWOBJ_EX, PERSID, BINPERSID, EXT1, EXT2, EXT4, NEXT_BUFFER and
-READONLY_BUFFER are not among them: they make objects, or fetch them from elsewhere."""
+"""Implementation of each instruction. INST, OBJ, NEWOBJ, NEWOBJ_EX, PERSID, BINPERSID, EXT1, EXT2, EXT4, NEXT_BUFFER
+and READONLY_BUFFER are missing on purpose: they create objects, or fetch them from elsewhere."""

@@ -257,7 +257,7 @@ def test_an_array_in_order_is_read_from_the_parts_that_the_next_tests_bend(path)
         (array(b"K\x01\x85", FLOATS, b"]"), "whose bytes are a list"),
         (array(b"K\x01\x85", b"N", b"C\x08" + bytes(8)), "NoneType for a dtype"),
         (array(b"N", FLOATS, b"C\x08" + bytes(8)), "shape None"),
-        (array(b"K\x01\x85", FLOATS.replace(b"f8", b"O8"), b"C\x08" + bytes(8)), "not as many objects"),
+        (array(b"K\x01\x85", FLOATS.replace(b"f8", b"O8"), b"C\x08" + bytes(8)), "not hold as many objects"),
         (array(b"K\x01\x85", FLOATS.replace(b"f8", b"O8"), b"]]a"), "a list where only strings"),
         (array(b"K\x01\x85", FLOATS.replace(b"f8", b"V8"), b"C\x08" + bytes(8)), "'V8'"),
         (array(b"K\x01\x85", FLOATS.replace(b"f8", b"U0"), b"C\x00"), "'U0'"),
