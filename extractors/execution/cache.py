@@ -1,4 +1,4 @@
-"""The scratch cache: one file a clip and extractor, keyed by everything that decides its content."""
+"""Scratch cache: one file per clip and extractor, keyed by everything that determines its content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_TAG = "CACHEDIR.TAG"
 CACHE_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Features of clips; safe to delete.\n"
-"""Backups skip a folder with this file (https://bford.info/cachedir/), `prune` touches no other."""
+"""Marks a scratch folder: backup tools skip it (https://bford.info/cachedir/), `prune` cleans no other."""
 
 TRACEBACKS = "tracebacks"
 
@@ -34,17 +34,17 @@ TRACEBACKS = "tracebacks"
 def scratch_path(
     scratch: Path, meta: FeatureMeta, clip: Clip, root: Path, condition: MediaCondition | None = None
 ) -> Path:
-    """Where the clip's result lies in scratch: its key covers all that the extractor is shown.
+    """Return the scratch path of a clip's result. The key covers everything that the extractor reads.
 
-    Text: transcript, language, duration. Audio and vision: the media file's content, language, duration, and where the
-    media are corrupted, how, and the clip's id, on which that hangs. A clip without a hash in the manifest has its file
-    hashed.
+    Text: transcript, language and duration. Audio and vision: content of the media file, language and duration; for
+    corrupted media also the condition and the clip's id, which seeds it. A media file without a hash in the manifest is
+    hashed here.
 
     Raises:
-        ValueError: the extractor's signature cannot name a folder.
+        ValueError: The extractor's signature is not a plain file name.
     """
     if Path(meta.signature).name != meta.signature:
-        raise ValueError(f"extractor {meta.extractor}: signature {meta.signature!r} is no plain file name")
+        raise ValueError(f"extractor {meta.extractor}: signature {meta.signature!r} is not a plain file name")
     if meta.modality == "text":
         content = clip.text
     elif clip.sha256 or not clip.media:
@@ -52,52 +52,59 @@ def scratch_path(
     else:
         media = root / clip.media
         content = sha256_of(media) if media.is_file() else "absent"
-    shown = [content, clip.language, clip.duration]
-    shown += [condition.signature, clip.clip_id] if condition is not None else []
-    payload = json.dumps(shown)
-    key = hashlib.sha256(payload.encode()).hexdigest()
+    inputs = [content, clip.language, clip.duration]
+    inputs += [condition.signature, clip.clip_id] if condition is not None else []
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
     return scratch / meta.signature / key[:2] / f"{key}.npz"
 
 
-def _save(path: Path, sequence: FeatureSequence) -> None:
+def save_sequence(path: Path, sequence: FeatureSequence) -> None:
+    """Write a result into scratch as .npz."""
     arrays = {name: getattr(sequence, name) for name in FeatureSequence.__dataclass_fields__}
-    with atomic_file(path) as temporary, open(temporary, "wb") as handle:
+    with atomic_file(path) as temporary, temporary.open("wb") as handle:
         np.savez(handle, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def _load(path: Path) -> FeatureSequence | None:
-    """The result in scratch; None where there is none, or only a damaged file, which is removed."""
+def load_sequence(path: Path) -> FeatureSequence | None:
+    """Read a result from scratch; None if there is none, or only a damaged file, which is removed."""
     try:
-        with np.load(path) as arrays:  # the zip container checks every array's CRC
+        with np.load(path) as arrays:  # zipfile checks every array's CRC
             return FeatureSequence(**arrays)
     except FileNotFoundError:
         return None
     except (
         zipfile.BadZipFile,
-        NotImplementedError,  # zipfile's word for a compression that it does not know: a header with wrong bytes
+        NotImplementedError,  # an unknown compression method: the header is damaged
         ValueError,
         EOFError,
         TypeError,
         ExtractionError,
     ) as error:
-        logger.warning("%s is damaged (%s) and will be made again", path, error)
+        logger.warning("%s is damaged (%s) and will be extracted again", path, error)
         path.unlink()
         return None
 
 
 def traceback_path(scratch: Path, reference: str) -> Path:
-    """Where the full trace of a problem lies, by the reference in its row."""
+    """Return the file with the traceback of a problem, given the reference in its row."""
     return scratch / TRACEBACKS / f"{reference}.txt"
 
 
-def keep_traceback(error: Exception, clip: Clip, signature: str, key: str, scratch: Path) -> str:
-    """Write the error's trace, with its causes and notes, into scratch: its reference, empty where it has no trace.
+def save_traceback(error: Exception, clip: Clip, signature: str, key: str, scratch: Path) -> str:
+    """Write the error's traceback, with its causes and notes, into scratch and return a reference to it.
 
-    The reference covers what failed and how, and nothing of the machine: neither folders nor line numbers, so that
-    the same failures give the same problems table everywhere. The latest trace is the one that is kept.
+    The reference depends on what failed and how, not on folders or line numbers, so that the same failures give the
+    same problems table on every machine. A later traceback with the same reference replaces the earlier one.
 
     Args:
-        signature, key: the names of the folder and of the file that the result would have had in scratch.
+        error: Error of the clip.
+        clip: The clip that failed.
+        signature: Folder name of the clip's result in scratch.
+        key: File name of the clip's result in scratch, without suffix.
+        scratch: Scratch folder.
+
+    Returns:
+        The reference; empty if the error was never raised and so has no traceback.
     """
     if error.__traceback__ is None and error.__cause__ is None:
         return ""
@@ -110,19 +117,24 @@ def keep_traceback(error: Exception, clip: Clip, signature: str, key: str, scrat
 
 
 def tag_scratch(scratch: Path) -> None:
-    """Mark a folder as one of ours, which backups skip and `prune` may clean."""
+    """Mark a folder as scratch: backup tools skip it, and `prune` may clean it."""
     if not (scratch / CACHE_TAG).exists():
         with atomic_file(scratch / CACHE_TAG) as temporary:
             temporary.write_text(CACHE_TAG_TEXT)
 
 
 def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
-    """Remove the results of all extractor signatures but those in `keep`: (folders removed, bytes freed).
+    """Remove the results of all extractor signatures, and all tracebacks, that are not in `keep`.
 
-    So are the tracebacks, but those whose reference is in `keep`.
+    Args:
+        scratch: Scratch folder.
+        keep: Extractor signatures and traceback references.
+
+    Returns:
+        Number of folders removed and bytes freed.
 
     Raises:
-        ValueError: the folder is not a scratch folder of ours.
+        ValueError: The folder is not marked as scratch.
     """
     scratch = Path(scratch)
     if not scratch.exists():
@@ -130,11 +142,11 @@ def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
     if not (scratch / CACHE_TAG).is_file():
         raise ValueError(f"{scratch}: no {CACHE_TAG} here, so this is no scratch folder; nothing was removed")
     old = sorted(path for path in scratch.iterdir() if path.is_dir() and path.name not in {*keep, TRACEBACKS})
-    traces = [path for path in (scratch / TRACEBACKS).glob("*.txt") if path.stem not in keep]
+    tracebacks = [path for path in (scratch / TRACEBACKS).glob("*.txt") if path.stem not in keep]
     results = [path for folder in old for path in folder.rglob("*") if path.is_file()]
-    freed = sum(path.stat().st_size for path in (*results, *traces))
+    freed = sum(path.stat().st_size for path in (*results, *tracebacks))
     for folder in old:
         shutil.rmtree(folder)
-    for path in traces:
+    for path in tracebacks:
         path.unlink()
     return len(old), freed

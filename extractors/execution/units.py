@@ -1,8 +1,8 @@
-"""Extraction of one modality, clip by clip, so that a run that was stopped goes on where it was.
+"""Resumable extraction of one modality, clip by clip.
 
-Each clip's result is one file in a scratch folder, `<scratch>/<signature>/<key[:2]>/<key>.npz`, keyed by what
-the extractor was shown; `assemble` then streams them into the feature store. What a clip failed with lies beside
-them, `<scratch>/tracebacks/<reference>.txt`. Work units run in any process: they take paths and plain values.
+Each clip's result is one file in a scratch folder, `<scratch>/<signature>/<key[:2]>/<key>.npz`, keyed by everything
+that the extractor reads; `assemble` streams the results into the feature store. Tracebacks of failed clips are in
+`<scratch>/tracebacks/<reference>.txt`. Work units can run in any process: they take paths and plain values.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from corpora.files import sha256_of
 from corpora.problems import Problem
 from extractors.base import ExtractionError, Extractor, FeatureSequence, MissingModalityError, Source
-from extractors.execution.cache import TRACEBACKS, _load, _save, keep_traceback, scratch_path, tag_scratch
+from extractors.execution.cache import (
+    TRACEBACKS,
+    load_sequence,
+    save_sequence,
+    save_traceback,
+    scratch_path,
+    tag_scratch,
+)
 from extractors.registry import create
 from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_sequence
 from media.container import MediaError
@@ -37,33 +44,37 @@ if TYPE_CHECKING:
     from corpora.manifest import Clip
     from extractors.base import MediaCondition
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+FailureT = TypeVar("FailureT", bound=Exception)
+
 logger = logging.getLogger(__name__)
 
 BATCH_CLIPS = 32
-"""Clips that an extractor which is `batched` is given at a time, and the most that a kill can cost a work unit."""
+"""Clips passed to an extractor with `batched` at a time. A killed work unit loses at most this many."""
 
 CORRUPTED = ".corrupted-"
-"""How folders in scratch begin that hold corrupted media; a killed process leaves its own behind."""
+"""Name prefix of the folders in scratch with corrupted media; a killed process leaves its own behind."""
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
-"""Where the numeric libraries look for the number of their threads, each as it is loaded."""
+"""Environment variables from which numeric libraries read their number of threads when they are loaded."""
 
 
 class TooManyFailuresError(RuntimeError):
-    """More clips failed than the parameters allow. The message sums up what failed and what to do."""
+    """More clips failed than the parameters allow. The message summarises what failed and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitReport:
-    """What became of one work unit.
+    """Outcome of one work unit.
 
     Attributes:
-        meta: of the extractor that ran.
-        extracted: clips that were extracted now.
-        reused: clips whose result lay in scratch already.
-        missing: of both, those that have no such modality.
-        problems: one row for each clip that failed.
-        seconds: of media that were extracted now, by the clips' durations.
+        meta: Description of the extractor.
+        extracted: Clips extracted now.
+        reused: Clips with a result in scratch already.
+        missing: Clips among both that lack the modality.
+        problems: One row per failed clip.
+        seconds: Total duration of the clips extracted now.
     """
 
     meta: FeatureMeta
@@ -76,7 +87,7 @@ class UnitReport:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a feature store holds: rows (`missing` of them with T = 0), steps in all, clips that failed."""
+    """Counts of a feature store: rows, rows with T = 0 (`missing`), steps of all rows, and failed clips."""
 
     rows: int
     missing: int
@@ -85,10 +96,10 @@ class Summary:
 
 
 def work_units(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
-    """Split clips into units of at most `size`, of about the same duration, each in the clips' order.
+    """Split clips into units of at most `size` clips and similar total duration, each in the clips' order.
 
-    The longest clips are dealt out first, each to the unit with the least to do. 50 to 200 clips a unit keep
-    the cost of starting one small beside its work.
+    Longest-processing-time scheduling: the longest clips are assigned first, each to the unit with the least total
+    duration. With 50 to 200 clips per unit the cost of starting a unit is negligible.
 
     Raises:
         ValueError: `size` is less than 1.
@@ -98,8 +109,8 @@ def work_units(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
     if not clips:
         return []
     known = [clip.duration for clip in clips if clip.duration is not None]
-    usual = sum(known) / len(known) if known else 1.0
-    seconds = [usual if clip.duration is None else clip.duration for clip in clips]
+    mean = sum(known) / len(known) if known else 1.0
+    seconds = [mean if clip.duration is None else clip.duration for clip in clips]
     units: list[list[int]] = [[] for _ in range(math.ceil(len(clips) / size))]
     load = [0.0] * len(units)
     for index in sorted(range(len(clips)), key=lambda i: -seconds[i]):
@@ -111,9 +122,9 @@ def work_units(clips: Sequence[Clip], size: int) -> list[list[Clip]]:
 
 
 def limit_threads(threads: int) -> None:
-    """Let this process's numeric libraries use so many threads. The initializer of a worker process.
+    """Limit the threads of this process's numeric libraries.
 
-    Libraries that are loaded already are told, the others find it in the environment.
+    Libraries that are loaded already are configured directly, the others by environment variables.
     """
     os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
     if "cv2" in sys.modules:
@@ -123,63 +134,63 @@ def limit_threads(threads: int) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _built(name: str, options: str) -> Extractor:
+def _cached_extractor(name: str, options: str) -> Extractor:
     return create(name, json.loads(options))
 
 
-def built(name: str, options: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
-    """The extractor, built once a process and shared, and what a store made with it says of itself.
+def shared_extractor(name: str, options: Mapping[str, Any]) -> tuple[Extractor, FeatureMeta]:
+    """Return the extractor, which is built once per process, and the description of its features.
 
     Raises:
-        ValueError: no such extractor or option.
+        ValueError: Unknown extractor or option.
     """
-    extractor = _built(name, json.dumps(dict(options), sort_keys=True))
-    return extractor, meta_of(extractor, name, options)
+    extractor = _cached_extractor(name, json.dumps(dict(options), sort_keys=True))
+    return extractor, feature_meta(extractor, name, options)
 
 
-def meta_of(extractor: Extractor, name: str, options: Mapping[str, Any]) -> FeatureMeta:
-    """What a store made with the extractor, called `name` and built with `options`, says of itself."""
+def feature_meta(extractor: Extractor, name: str, options: Mapping[str, Any]) -> FeatureMeta:
+    """Return the description of the features of an extractor registered as `name` and built with `options`."""
     names = tuple(extractor.feature_names)
     return FeatureMeta(extractor.modality, name, dict(options), extractor.signature, names)
 
 
 def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
-    """What a store made with this extractor says of itself; the extractor is built once a process.
+    """Return the description of an extractor's features; builds the extractor, once per process.
 
     Raises:
-        ValueError: no such extractor or option.
+        ValueError: Unknown extractor or option.
     """
-    return built(extractor_name, options)[1]
+    return shared_extractor(extractor_name, options)[1]
 
 
-def clips_at_a_time(extractor_name: str, options: Mapping[str, Any]) -> int:
-    """How many clips the extractor should be given: one, so that a kill costs no more, unless it gains from several.
+def clips_per_call(extractor_name: str, options: Mapping[str, Any]) -> int:
+    """Return how many clips to pass to a worker at a time: one, unless the extractor is faster with batches.
 
     Raises:
-        ValueError: no such extractor or option.
+        ValueError: Unknown extractor or option.
     """
-    return BATCH_CLIPS if getattr(built(extractor_name, options)[0], "batched", False) else 1
+    return BATCH_CLIPS if getattr(shared_extractor(extractor_name, options)[0], "batched", False) else 1
 
 
-def _empty(meta: FeatureMeta) -> FeatureSequence:
-    """T = 0: the clip has no such modality."""
+def _missing_modality(meta: FeatureMeta) -> FeatureSequence:
+    """Return a sequence with T = 0."""
     none, integers = np.empty(0, np.float32), np.empty(0, np.int32)
     tokens = (integers, integers) if meta.modality == "text" else (None, None)
     return FeatureSequence(np.empty((0, len(meta.feature_names)), np.float32), none, none, none.astype(bool), *tokens)
 
 
 def source_of(clip: Clip, root: Path, modality: str) -> Source:
-    """What the extractor is shown. It sees no more than `scratch_path`'s key covers."""
+    """Return the extractor's input: no more than the key of `scratch_path` covers."""
     if modality == "text":
         return Source(clip.clip_id, None, clip.text, clip.language, clip.duration)
     return Source(clip.clip_id, root / clip.media if clip.media else None, "", clip.language, clip.duration)
 
 
 def check_media(clip: Clip, root: Path) -> None:
-    """Refuse a file that is not the one in the manifest: what comes of it would be kept under a wrong key.
+    """Check that the media file is the one in the manifest; otherwise its result would be cached under a wrong key.
 
     Raises:
-        MediaError: no such file, or another one than when the manifest was made.
+        MediaError: The file is missing, or has changed since the manifest was made.
     """
     if not clip.media:
         return
@@ -193,38 +204,52 @@ def check_media(clip: Clip, root: Path) -> None:
         )
 
 
-def extract_alone(extractor: Extractor, source: Source) -> FeatureSequence | Exception:
-    """What the extractor makes of one clip, or raises; an error where it gives another number of results."""
+def isolate_failures(
+    process: Callable[[Sequence[Item]], Result], items: Sequence[Item], errors: type[FailureT]
+) -> Iterator[tuple[Sequence[Item], Result | FailureT]]:
+    """Process items together or, if that fails, one by one, so that only the items at fault fail.
+
+    Args:
+        process: Called with all items, then perhaps with each one; may repeat the work of a failed call.
+        items: Items to process.
+        errors: Exceptions that count as a failure of an item; others pass through.
+
+    Yields:
+        The items of each call that was not repeated, with its result or error.
+    """
     try:
-        results = list(extractor.extract([source]))
-        if len(results) != 1:
-            raise RuntimeError(f"the extractor gave {len(results)} results for one clip")
-        return results[0]
-    except Exception as error:  # becomes the clip's row in the problems table
-        return error
+        result = process(items)
+    except errors as error:
+        if len(items) == 1:
+            yield items, error
+            return
+        logger.warning("%r among %d clips, going through them one by one", error, len(items))
+    else:
+        yield items, result
+        return
+    for item in items:
+        yield from isolate_failures(process, [item], errors)
 
 
 def extract_all(extractor: Extractor, sources: Sequence[Source]) -> list[FeatureSequence | Exception]:
-    """One result a source, whatever the extractor does.
+    """Return one result per source, even if the extractor raises or returns another number of results."""
 
-    Where it raises instead of yielding the error, or gives another number of results, nothing tells which
-    clip they belong to: then the clips go through one by one, and only the one at fault fails.
-    """
-    try:
-        results = list(extractor.extract(sources))
-    except Exception as error:  # raised again, and then reported, for the clip at fault
-        logger.warning("%r among %d clips, going through them one by one", error, len(sources))
-    else:
-        if len(results) == len(sources):
-            return results
-        logger.warning("%d results for %d clips, going through them one by one", len(results), len(sources))
-    return [extract_alone(extractor, source) for source in sources]
+    def extract(batch: Sequence[Source]) -> list[FeatureSequence | ExtractionError]:
+        results = list(extractor.extract(batch))
+        if len(results) != len(batch):
+            raise RuntimeError(f"the extractor gave {len(results)} results for {len(batch)} clip(s)")
+        return results
+
+    results: list[FeatureSequence | Exception] = []
+    for _, outcome in isolate_failures(extract, sources, Exception):
+        results += [outcome] if isinstance(outcome, Exception) else outcome
+    return results
 
 
 def checked(result: FeatureSequence | Exception, meta: FeatureMeta) -> FeatureSequence | Exception:
-    """The clip's features, an empty sequence where it has no such modality; or what is wrong."""
+    """Return valid features, with T = 0 for a missing modality, or the error."""
     if isinstance(result, MissingModalityError):
-        return _empty(meta)
+        return _missing_modality(meta)
     if isinstance(result, FeatureSequence):
         try:
             check_sequence(result, meta)
@@ -233,16 +258,16 @@ def checked(result: FeatureSequence | Exception, meta: FeatureMeta) -> FeatureSe
     return result
 
 
-def _settle(
+def _sequence_or_problem(
     clip: Clip, result: FeatureSequence | Exception, meta: FeatureMeta, key: str, scratch: Path
 ) -> FeatureSequence | Problem:
-    """What goes into scratch for a result, or into the problems table."""
+    """Return what to store for a result: a sequence for scratch, or a row for the problems table."""
     result = checked(result, meta)
     if isinstance(result, FeatureSequence):
         return result
     if not isinstance(result, (ExtractionError, MediaError)):
         logger.error("clip %s, %s: %r", clip.clip_id, meta.modality, result, exc_info=result)
-    reference = keep_traceback(result, clip, meta.signature, key, scratch)
+    reference = save_traceback(result, clip, meta.signature, key, scratch)
     message = str(result) or repr(result)
     return Problem(clip.clip_id, "extract", meta.modality, type(result).__name__, message, reference)
 
@@ -255,54 +280,61 @@ def extract_unit(
     scratch: Path,
     condition: MediaCondition | None = None,
 ) -> UnitReport:
-    """Extract one modality of the clips into scratch, except where scratch has the result already.
+    """Extract one modality of the clips into scratch, except for clips with a result there already.
 
-    A clip without the modality gets an empty result. A clip that fails gets a problem and no result, so that
-    the next run tries it again; it never stops the others.
+    A clip without the modality gets an empty result. A clip that fails gets a problem and no result, so that the next
+    run tries it again; it never stops the others.
 
     Args:
-        root: the folder that the clips' `media` start from.
-        extractor_name, options: as in the parameters; the extractor is built once a process.
-        condition: how the media are corrupted before the extractor sees them; None: not at all.
+        clips: Clips of the unit.
+        root: Folder that the clips' `media` are relative to.
+        extractor_name: Registered name; the extractor is built once per process.
+        options: The extractor's options.
+        scratch: Scratch folder.
+        condition: Corruption applied to the media first; None: none.
 
     Raises:
-        ValueError: no such extractor or option.
-        OSError: scratch cannot be written.
+        ValueError: Unknown extractor or option.
+        OSError: Scratch is not writable.
     """
     root, scratch = Path(root), Path(scratch)
-    extractor, meta = built(extractor_name, options)
+    extractor, meta = shared_extractor(extractor_name, options)
     tag_scratch(scratch)
+    # Reuse
     pending: list[tuple[Clip, Path]] = []
     missing = 0
     for clip in clips:
         path = scratch_path(scratch, meta, clip, root, condition)
-        known = _load(path)
-        if known is None:
+        cached = load_sequence(path)
+        if cached is None:
             pending.append((clip, path))
         else:
-            missing += not len(known)
+            missing += not len(cached)
+    # Extract
     problems: list[Problem] = []
     seconds = 0.0
     for batch in (pending[i : i + BATCH_CLIPS] for i in range(0, len(pending), BATCH_CLIPS)):
         with tempfile.TemporaryDirectory(prefix=CORRUPTED, dir=scratch) if condition else nullcontext("") as folder:
-            show = functools.partial(_show, root=root, modality=meta.modality, condition=condition, folder=Path(folder))
-            for clip, path, result in _extract_batch(extractor, batch, show):
-                settled = _settle(clip, result, meta, path.stem, scratch)
-                if isinstance(settled, Problem):
-                    problems.append(settled)
+            prepare = functools.partial(
+                _prepared_source, root=root, modality=meta.modality, condition=condition, folder=Path(folder)
+            )
+            for clip, path, result in _extract_batch(extractor, batch, prepare):
+                outcome = _sequence_or_problem(clip, result, meta, path.stem, scratch)
+                if isinstance(outcome, Problem):
+                    problems.append(outcome)
                 else:
-                    _save(path, settled)
-                    missing += not len(settled)
+                    save_sequence(path, outcome)
+                    missing += not len(outcome)
                     seconds += clip.duration or 0.0
     extracted, reused = len(pending) - len(problems), len(clips) - len(pending)
     return UnitReport(meta, extracted, reused, missing, tuple(problems), seconds)
 
 
-def _show(clip: Clip, root: Path, modality: str, condition: MediaCondition | None, folder: Path) -> Source:
-    """What the extractor is shown; corrupted media are written to `folder`.
+def _prepared_source(clip: Clip, root: Path, modality: str, condition: MediaCondition | None, folder: Path) -> Source:
+    """Return the extractor's input after checking its media; corrupted media are written to `folder`.
 
     Raises:
-        MediaError, ExtractionError: the clip's media cannot be used, or have nothing to corrupt.
+        MediaError, ExtractionError: The clip's media are unusable, or have nothing to corrupt.
     """
     source = source_of(clip, root, modality)
     if source.media is None:
@@ -315,19 +347,19 @@ def _show(clip: Clip, root: Path, modality: str, condition: MediaCondition | Non
 
 
 def _extract_batch(
-    extractor: Extractor, batch: Sequence[tuple[Clip, Path]], show: Callable[[Clip], Source]
+    extractor: Extractor, batch: Sequence[tuple[Clip, Path]], prepare: Callable[[Clip], Source]
 ) -> Iterator[tuple[Clip, Path, FeatureSequence | Exception]]:
-    fit = []
+    ready = []
     for clip, path in batch:
         try:
-            fit.append((clip, path, show(clip)))
-        except OSError:  # of the disk, not of the clip
+            ready.append((clip, path, prepare(clip)))
+        except OSError:  # a fault of the disk, not of the clip
             raise
         except Exception as error:  # becomes the clip's row in the problems table
             yield clip, path, error
-    if fit:
-        results = extract_all(extractor, [source for *_, source in fit])
-        yield from ((clip, path, result) for (clip, path, _), result in zip(fit, results, strict=True))
+    if ready:
+        results = extract_all(extractor, [source for *_, source in ready])
+        yield from ((clip, path, result) for (clip, path, _), result in zip(ready, results, strict=True))
 
 
 def assemble(
@@ -342,12 +374,16 @@ def assemble(
     """Stream the clips' results from scratch into the feature store `out_folder`, in the order of `clips`.
 
     Args:
-        meta: from the units' reports, or from `describe`.
-        problems: of the units; their clips get no row.
-        condition: as the units were given.
+        clips: All clips of the manifest.
+        root: Folder that the clips' `media` are relative to.
+        meta: Description of the features, from the units' reports or from `describe`.
+        scratch: Scratch folder.
+        out_folder: Folder of the feature store.
+        problems: Problems of the units; their clips are left out.
+        condition: Corruption that was applied to the media.
 
     Raises:
-        StoreError: a clip has neither a result nor a problem.
+        StoreError: A clip has neither a result nor a problem; the message names it.
     """
     failed = {problem.clip_id for problem in problems}
     rows = missing = steps = 0
@@ -356,7 +392,7 @@ def assemble(
             if clip.clip_id in failed:
                 continue
             path = scratch_path(Path(scratch), meta, clip, Path(root), condition)
-            sequence = _load(path)
+            sequence = load_sequence(path)
             if sequence is None:
                 raise StoreError(
                     f"clip {clip.clip_id}: no {meta.modality} result at {path}; run the extract stage again, "
@@ -370,13 +406,17 @@ def assemble(
 def check_failures(
     problems: Sequence[Problem], total: int, max_failed_fraction: float, table: Path, scratch: Path
 ) -> None:
-    """Stop where more than `max_failed_fraction` of `total` clips failed.
+    """Raise an error if more than `max_failed_fraction` of `total` clips failed.
 
     Args:
-        table, scratch: where the problems and their tracebacks were written, for the message.
+        problems: Problems of the stage, one or more per failed clip.
+        total: Number of clips.
+        max_failed_fraction: Maximum fraction of failed clips, from 0 to 1.
+        table: Path of the problems table, for the message.
+        scratch: Scratch folder with the tracebacks, for the message.
 
     Raises:
-        TooManyFailuresError: with the counts by error, the first clips, and what to do.
+        TooManyFailuresError: With the counts by error, the first clips, and what to do.
     """
     failed = len({problem.clip_id for problem in problems})
     if failed <= max_failed_fraction * total:
@@ -386,7 +426,7 @@ def check_failures(
     raise TooManyFailuresError(
         f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "
         f"{max_failed_fraction:.1%}.\nBy error: {counts}\nThe first:\n{first}\n"
-        f"All of them are in {table}; its column `traceback` names the files in {scratch / TRACEBACKS}, one a trace. "
+        f"All of them are in {table}; its column `traceback` names the files in {scratch / TRACEBACKS}. "
         "Repair or remove these clips and run the stage again (what was extracted is kept), or raise "
         "extract.max_failed_fraction."
     )

@@ -1,8 +1,8 @@
-"""Worker processes that survive what a media file can do to them: a decoder that hangs, or takes its process down.
+"""Worker processes that isolate the extraction from media files that hang or crash a decoder.
 
-A worker gets a clip a call, or several where its extractor gains from that. Where it gives no answer in time, or dies,
-it is replaced and the clips go through one by one; a clip that fails so by itself becomes a row in the problems table,
-and the others go on.
+A worker gets one clip per call, or a batch if its extractor is faster with several. A worker that does not answer in
+time, or dies, is replaced, and the clips of its batch are processed one by one: only the clip at fault gets a row in
+the problems table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 from corpora.problems import Problem
 from corpora.processes import exit_with_parent
-from extractors.execution.units import THREAD_LIMITS, UnitReport, clips_at_a_time, describe, extract_unit, limit_threads
+from extractors.execution.units import (
+    THREAD_LIMITS,
+    UnitReport,
+    clips_per_call,
+    describe,
+    extract_unit,
+    isolate_failures,
+    limit_threads,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -34,14 +42,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Job = tuple[Path, str, Mapping[str, Any], Path, "MediaCondition | None"]  # what `extract_unit` takes beside the clips
+Job = tuple[Path, str, Mapping[str, Any], Path, "MediaCondition | None"]
+"""Arguments of `extract_unit` after the clips."""
 
 GRACE = 10.0
-"""Seconds that an idle worker has to end by itself."""
+"""Seconds in which an idle worker may exit by itself before it is killed."""
 
 
 class WorkerLostError(RuntimeError):
-    """A worker process ended, or was killed, before it gave its answer. `error` is the problem's class."""
+    """A worker process died, or was killed, before it returned a result.
+
+    Attributes:
+        error: Error class for the problems table: `WorkerDied` or `Timeout`.
+    """
 
     def __init__(self, error: str, message: str) -> None:
         super().__init__(message)
@@ -50,9 +63,14 @@ class WorkerLostError(RuntimeError):
     def __reduce__(self) -> tuple[type[WorkerLostError], tuple[str, str]]:
         return type(self), (self.error, str(self))
 
+    def explain(self, file: str, on_timeout: str) -> str:
+        """Return a message that names the file and what to do; `on_timeout`: what to do after a timeout."""
+        advice = on_timeout if self.error == "Timeout" else "try it again"
+        return f"{file}: {self}; convert the file with a current ffmpeg, or {advice}"
+
 
 def _serve(calls: Connection, folder: Path | None, threads: int) -> None:
-    """The life of a worker process: calls from its parent, one by one, until either of them ends."""
+    """Run a worker process: execute calls from its parent, one by one, until either of them ends."""
     limit_threads(threads)
     exit_with_parent()
     if folder is not None:
@@ -60,12 +78,13 @@ def _serve(calls: Connection, folder: Path | None, threads: int) -> None:
     try:
         while True:
             function, arguments = calls.recv()
+            result, raised = None, None
             try:
-                answer = function(*arguments), None
-            except (Exception, KeyboardInterrupt) as error:  # raised again where the call came from
+                result = function(*arguments)
+            except (Exception, KeyboardInterrupt) as error:  # raised again in the caller
                 error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-                answer = None, error
-            calls.send(answer)
+                raised = error
+            calls.send((result, raised))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
 
@@ -75,7 +94,7 @@ _environment = threading.Lock()
 
 @contextmanager
 def _thread_limits(threads: int) -> Iterator[None]:
-    """The environment of a process that is started: it loads numpy, which looks there, before it comes to `_serve`."""
+    """Limit the threads of a process that is started: it imports numpy, which reads them, before it runs `_serve`."""
     with _environment:
         before = {name: os.environ.get(name) for name in THREAD_LIMITS}
         os.environ.update(dict.fromkeys(THREAD_LIMITS, str(threads)))
@@ -90,12 +109,12 @@ def _thread_limits(threads: int) -> Iterator[None]:
 
 
 class Worker:
-    """One worker process; it is started by the first call, and again by the first one after it was lost.
+    """One worker process. The first call starts it, as does the first call after it was lost.
 
     Args:
-        folder: what relative paths in the calls start from; None: this process's working directory.
-        threads: that its numeric libraries may use. Sums go in another order with other numbers of them, so features,
-            which may not depend on the number of workers, want one.
+        folder: Working directory, for relative paths in the calls; None: this process's.
+        threads: Threads of its numeric libraries. The order of summation depends on their number, so features, which
+            must not depend on the number of workers, need 1.
     """
 
     def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
@@ -106,12 +125,12 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """Whether the next call finds the process of the last one."""
+        """Whether the process is running, so that the next call need not start it."""
         return self._process is not None
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None where none runs."""
+        """Id of the process; None if it is not running."""
         process = self._process
         return process.pid if process else None
 
@@ -121,18 +140,20 @@ class Worker:
         self._process = spawn.Process(target=_serve, args=(theirs, self._folder, self._threads), daemon=True)
         with _thread_limits(self._threads):
             self._process.start()
-        theirs.close()  # the worker's end is then the only one, and its death an end of file
+        theirs.close()  # now the worker holds the only other end, and its death gives an end of file
         return self._calls
 
     def call(self, timeout: float | None, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`function(*arguments)` in the process.
+        """Call `function(*arguments)` in the process and return its result.
 
         Args:
-            timeout: seconds that it may take; None: any time.
+            timeout: Seconds that the call may take; None: no limit.
+            function: A picklable function.
+            *arguments: Its picklable arguments.
 
         Raises:
-            WorkerLostError: the process died (`WorkerDied`), or was killed at the time limit (`Timeout`).
-            Exception: whatever the function raises.
+            WorkerLostError: The process died (`WorkerDied`), or was killed at the time limit (`Timeout`).
+            Exception: Whatever the function raises.
         """
         calls = self._calls or self._start()
         try:
@@ -143,19 +164,19 @@ class Worker:
             result, error = calls.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as gone:
             code = self.close()
-            raise WorkerLostError("WorkerDied", f"the worker process died ({_death(code)})") from gone
+            raise WorkerLostError("WorkerDied", f"the worker process died ({_exit_reason(code)})") from gone
         if error is not None:
             raise error
         return result
 
     def close(self, grace: float = GRACE) -> int | None:
-        """End the process, by force after `grace` seconds; its exit code."""
+        """Stop the process, by force after `grace` seconds, and return its exit code."""
         process, calls = self._process, self._calls
         self._process = self._calls = None
         if process is None or calls is None:
             return None
         if grace:
-            calls.close()  # which ends an idle worker
+            calls.close()  # stops an idle worker
             process.join(grace)
         process.kill()
         process.join()
@@ -163,21 +184,21 @@ class Worker:
         return process.exitcode
 
 
-def _death(code: int | None) -> str:
-    """An exit code in words; killed by signal 9 it was most likely for the memory that it took."""
+def _exit_reason(code: int | None) -> str:
+    """Describe an exit code; signal 9 most likely comes from the kernel's out-of-memory killer."""
     if code is None or code >= 0:
         return f"exit status {code}"
-    return f"signal {-code}" + (", perhaps for want of memory" if code == -9 else "")
+    return f"signal {-code}" + (", perhaps out of memory" if code == -9 else "")
 
 
 class WorkerPool:
-    """Worker processes for `extract_unit`, each with its own extractor, built once.
+    """Worker processes for `extract_unit`, each of which builds its extractor once.
 
     Args:
-        workers: processes.
-        clip_timeout: seconds that one clip may take.
-        folder: see `Worker`.
-        each: called with the report on every batch of clips, in the thread that called `run`.
+        workers: Number of processes.
+        clip_timeout: Seconds that one call may take.
+        folder: See `Worker`.
+        each: Called with the report of every batch of clips, in the thread that called `run`.
     """
 
     def __init__(
@@ -198,7 +219,7 @@ class WorkerPool:
 
     @property
     def size(self) -> int:
-        """Calls of `run` that go on at a time; further ones wait."""
+        """Number of concurrent calls of `run`; further ones wait."""
         return len(self._workers)
 
     def run(
@@ -210,42 +231,42 @@ class WorkerPool:
         scratch: Path,
         condition: MediaCondition | None = None,
     ) -> UnitReport:
-        """`extract_unit` in the next free worker process. To be called from several threads at a time.
+        """Run `extract_unit` in the next free worker process. May be called from several threads.
 
         Raises:
-            ValueError: no such extractor or option.
-            OSError: scratch cannot be written.
-            WorkerLostError: a worker does not come up at all.
+            ValueError: Unknown extractor or option.
+            OSError: Scratch is not writable.
+            WorkerLostError: A worker does not start.
         """
         worker = self._idle.get()
         job = (root, extractor, options, scratch, condition)
         try:
             meta: FeatureMeta = worker.call(None, describe, extractor, options)
-            size: int = worker.call(None, clips_at_a_time, extractor, options)
+            size: int = worker.call(None, clips_per_call, extractor, options)
             batches = [clips[i : i + size] for i in range(0, len(clips), size)]
-            return _joined(meta, [report for batch in batches for report in self._batch(worker, meta, batch, job)])
-        except KeyboardInterrupt:  # of the terminal, which reaches the workers first
+            return _merged(meta, [report for batch in batches for report in self._extract(worker, meta, batch, job)])
+        except KeyboardInterrupt:  # Ctrl-C reaches the workers first
             self._closed = True
             raise
         finally:
             self._idle.put(worker)
 
-    def _batch(self, worker: Worker, meta: FeatureMeta, clips: Sequence[Clip], job: Job) -> list[UnitReport]:
-        """Reports on the clips: one, or after a loss one a clip, since nothing tells which of them it was."""
-        if self._closed:
-            raise RuntimeError("extraction was stopped")
-        if not worker.running:
-            worker.call(None, describe, *job[1:3])  # building the extractor is no clip's time
-        try:
-            report = worker.call(self.clip_timeout, extract_unit, clips, *job)
-        except WorkerLostError as lost:
-            if len(clips) > 1:
-                logger.warning("%s among %d clips, going through them one by one", lost, len(clips))
-                return [report for clip in clips for report in self._batch(worker, meta, [clip], job)]
-            report = _lost(meta, clips[0], lost)
-        if self._each:
-            self._each(report)
-        return [report]
+    def _extract(self, worker: Worker, meta: FeatureMeta, clips: Sequence[Clip], job: Job) -> Iterator[UnitReport]:
+        """Yield reports of the clips: one, or one per clip if the worker was lost with them."""
+
+        def call(batch: Sequence[Clip]) -> UnitReport:
+            if self._closed:
+                raise RuntimeError("extraction was stopped")
+            if not worker.running:
+                worker.call(None, describe, *job[1:3])  # building the extractor does not count as a clip's time
+            report: UnitReport = worker.call(self.clip_timeout, extract_unit, batch, *job)
+            return report
+
+        for batch, outcome in isolate_failures(call, clips, WorkerLostError):
+            report = _lost_report(meta, batch[0], outcome) if isinstance(outcome, WorkerLostError) else outcome
+            if self._each:
+                self._each(report)
+            yield report
 
     def __enter__(self) -> Self:
         return self
@@ -256,7 +277,7 @@ class WorkerPool:
         self.close(GRACE if kind is None else 0)
 
     def close(self, grace: float = GRACE) -> None:
-        """End the workers, by force after `grace` seconds; calls of `run` that go on end with an error."""
+        """Stop the workers, by force after `grace` seconds; running calls of `run` raise an error."""
         self._closed = True
         for worker in self._workers:
             worker.close(grace)
@@ -264,13 +285,13 @@ class WorkerPool:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a cluster's process, perhaps on another machine, has to know of the stage that it works for.
+    """The stage that a process of a cluster, perhaps on another machine, works for.
 
     Attributes:
-        host: the stage's machine, for messages.
-        folder: the project's, where relative paths in parameters and manifest start; the same on all machines.
-        mark: a file in scratch that is there as long as the stage runs; who does not see it has another scratch.
-        clip_timeout: as for `WorkerPool`.
+        host: Name of the stage's machine, for messages.
+        folder: Project folder, which relative paths in parameters and manifest start from; the same on all machines.
+        mark: File in scratch that exists while the stage runs; a machine that does not see it has another scratch.
+        clip_timeout: See `WorkerPool`.
     """
 
     host: str
@@ -279,14 +300,14 @@ class Stage:
     clip_timeout: float
 
 
-_own: dict[int, tuple[Stage, WorkerPool]] = {}  # by thread, of which a cluster's process may have several
+_own: dict[int, tuple[Stage, WorkerPool]] = {}  # by thread: a process of a cluster may have several
 
 
 def own_pool(stage: Stage) -> WorkerPool:
-    """This thread's pool of one worker for the stage; it is made on demand and ends with this process.
+    """Return this thread's pool of one worker for the stage; it is created on demand and ends with this process.
 
     Raises:
-        ValueError: this machine does not share the stage's folders, or this process may have no workers.
+        ValueError: This machine does not share the stage's folders, or this process may not start processes.
     """
     thread = threading.get_ident()
     known, pool = _own.get(thread, (None, None))
@@ -312,21 +333,19 @@ def own_pool(stage: Stage) -> WorkerPool:
 
 
 def close_own_pools() -> None:
-    """End the workers of `own_pool`, at once: the stage that they worked for is over."""
+    """Kill the workers of all pools of `own_pool`: their stage has ended."""
     while _own:
         _, (_, pool) = _own.popitem()
         pool.close(grace=0)
 
 
-def _lost(meta: FeatureMeta, clip: Clip, lost: WorkerLostError) -> UnitReport:
-    advice = "raise extract.clip_timeout if the clip is long" if lost.error == "Timeout" else "try it again"
-    message = f"{clip.media or clip.clip_id}: {lost}; convert the file with a current ffmpeg, or {advice}"
-    problem = Problem(clip.clip_id, "extract", meta.modality, lost.error, message)
-    return UnitReport(meta, 0, 0, 0, (problem,))
+def _lost_report(meta: FeatureMeta, clip: Clip, lost: WorkerLostError) -> UnitReport:
+    message = lost.explain(clip.media or clip.clip_id, "raise extract.clip_timeout if the clip is long")
+    return UnitReport(meta, 0, 0, 0, (Problem(clip.clip_id, "extract", meta.modality, lost.error, message),))
 
 
-def _joined(meta: FeatureMeta, reports: Sequence[UnitReport]) -> UnitReport:
-    """One report of several on different clips."""
+def _merged(meta: FeatureMeta, reports: Sequence[UnitReport]) -> UnitReport:
+    """Combine reports on different clips."""
     return UnitReport(
         meta,
         sum(report.extracted for report in reports),

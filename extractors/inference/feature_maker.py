@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from corpora.manifest import MODALITIES, Clip
 from extractors.base import ExtractionError, Extractor, FeatureSequence
 from extractors.dataset.align import SEVERAL_LANGUAGES
-from extractors.dataset.align_clip import AlignConfig, WordTimes, align_clip, missing_sequence
-from extractors.execution.units import built, checked, extract_all, meta_of, source_of
+from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence
+from extractors.execution.units import checked, extract_all, feature_meta, shared_extractor, source_of
 from extractors.execution.workers import Worker, WorkerLostError
 from extractors.inference.media_features import MEDIA_MODALITIES, MediaFeatures, extract_media
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
@@ -149,9 +149,7 @@ class FeatureMaker:
         except OSError as error:
             return FeatureFailure(type(error).__name__, f"{video.media}: {error.strerror or error}; check the file")
         except WorkerLostError as lost:
-            advice = "give it more time" if lost.error == "Timeout" else "try it again"
-            message = f"{video.media}: {lost}; convert the file with a current ffmpeg, or {advice}"
-            return FeatureFailure(lost.error, message)
+            return FeatureFailure(lost.error, lost.explain(str(video.media), "give it more time"))
         return media
 
     def _result(
@@ -191,7 +189,7 @@ class FeatureMaker:
         durations = [media.duration, *(end - start for start, end in windows)]
 
         # Words and features of each span
-        word_times, method = WordTimes().of(transcript, whole["audio"], duration)
+        word_times, method = WordTimer().time(transcript, whole["audio"], duration)
         transcripts, sequences = [transcript], [whole]
         for span in windows:
             transcripts.append(cut_transcript(transcript, word_times, *span, self.language))
@@ -202,7 +200,7 @@ class FeatureMaker:
         segments = []
         for i, span in enumerate(spans):
             aligned, _ = align_clip(
-                transcripts[i], {"text": texts[i], **sequences[i]}, durations[i], self.config, WordTimes()
+                transcripts[i], {"text": texts[i], **sequences[i]}, durations[i], self.config, WordTimer()
             )
             steps = {m: Steps(s.values, s.mask, s.start, s.end) for m, s in aligned.items()}
             segments.append(Segment(*span, transcripts[i].text, steps))
@@ -357,13 +355,13 @@ def load_extractor(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, 
             "features that were made elsewhere as these were (Predictor.from_features)"
         )
     try:
-        extractor = create(name, options) if modality == "text" else built(name, options)[0]
+        extractor = create(name, options) if modality == "text" else shared_extractor(name, options)[0]
     except (ValueError, ImportError) as error:
         raise ValueError(
             f"the network was trained on {modality} features of {name!r} with {options}, which is not available here: "
             f"{error}; install what is missing, or train again with an extractor that is here"
         ) from error
-    meta = meta_of(extractor, name, options)
+    meta = feature_meta(extractor, name, options)
     if meta.signature != signature:
         raise ValueError(
             f"the network was trained on {modality} features {signature}, but {name!r} with {options} makes "

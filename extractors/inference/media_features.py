@@ -15,7 +15,7 @@ import numpy as np
 
 from corpora.manifest import Clip
 from extractors.base import ExtractionError, FeatureSequence
-from extractors.execution.units import built, checked, extract_alone, source_of
+from extractors.execution.units import checked, extract_all, shared_extractor, source_of
 from extractors.transcripts.asr import SAMPLE_RATE
 from media.audio import read_audio
 from media.container import MediaError, decoding_seconds, probe
@@ -99,9 +99,10 @@ def _extract(
 ) -> tuple[FeatureSequence | Exception, float, float]:
     """Return features or an error, the seconds spent on decoding, and all seconds."""
     with _extractor_locks[modality]:
-        extractor, meta = built(name, options)
+        extractor, meta = shared_extractor(name, options)
         began, before = time.perf_counter(), decoding_seconds()
-        result = checked(extract_alone(extractor, source_of(clip, Path(), modality)), meta)
+        (result,) = extract_all(extractor, [source_of(clip, Path(), modality)])
+        result = checked(result, meta)
         spent, decoded = time.perf_counter() - began, decoding_seconds() - before
     if isinstance(result, Exception) and not isinstance(result, (ExtractionError, MediaError)):
         logger.error("%s, %s: %r", clip.clip_id, modality, result, exc_info=result)

@@ -25,7 +25,7 @@ from corpora.files import atomic_file, sha256_of
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import Problem
 from extractors.base import ExtractionError, make_signature
-from extractors.execution.cache import keep_traceback, tag_scratch
+from extractors.execution.cache import save_traceback, tag_scratch
 from extractors.execution.units import check_media
 from extractors.execution.workers import Worker, WorkerLostError
 from extractors.transcripts.asr import SAMPLE_RATE, Recogniser, Speech
@@ -336,7 +336,7 @@ def _problem(clip: Clip, error: Exception, path: Path) -> Problem:
     """The row of a clip that failed; `path` is where its result would lie (`_scratch_path`)."""
     if not isinstance(error, (ExtractionError, MediaError)):
         logger.error("clip %s: %r", clip.clip_id, error, exc_info=error)
-    reference = keep_traceback(error, clip, path.parents[1].name, path.stem, path.parents[2])
+    reference = save_traceback(error, clip, path.parents[1].name, path.stem, path.parents[2])
     return Problem(clip.clip_id, "transcribe", "text", type(error).__name__, str(error) or repr(error), reference)
 
 

@@ -87,10 +87,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "fake_extractors", sys.modules[__name__])
     monkeypatch.setitem(registry.BUILT_IN, NAME, "fake_extractors:FakeBytes")
     monkeypatch.setitem(registry.BUILT_IN, "fake.forgetful", "fake_extractors:Forgetful")
-    units._built.cache_clear()
+    units._cached_extractor.cache_clear()
     FakeBytes.calls.clear()
     yield
-    units._built.cache_clear()
+    units._cached_extractor.cache_clear()
 
 
 def corpus(root: Path, *contents: str) -> list[Clip]:
@@ -354,7 +354,7 @@ def test_a_traceback_has_the_same_reference_on_every_machine(tmp_path):
 def test_an_extractor_that_leaves_clips_out_shifts_nothing(tmp_path):
     clips = corpus(tmp_path / "raw", "one", "unusable", "three")
     report = extract(clips, tmp_path, name="fake.forgetful")
-    assert [p.clip_id for p in report.problems] == ["v/1"] and "0 results for one clip" in report.problems[0].message
+    assert [p.clip_id for p in report.problems] == ["v/1"] and "0 results for 1 clip" in report.problems[0].message
     np.testing.assert_array_equal(assembled(clips, tmp_path, report)[1]["v/2"].values[:, 0], list(b"three"))
 
 

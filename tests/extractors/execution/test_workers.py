@@ -141,14 +141,14 @@ def test_a_cluster_process_has_one_worker_for_a_stage(installed, tmp_path):
     others = worker_processes()  # of tests before this one
     try:
         pool = own_pool(stage(tmp_path))
-        assert pool.run(clips[:1], Path("."), NAME, {}, tmp_path / "scratch").extracted == 1
+        assert pool.run(clips[:1], Path(), NAME, {}, tmp_path / "scratch").extracted == 1
         assert own_pool(stage(tmp_path)) is pool
-        assert pool.run(clips, Path("."), NAME, {}, tmp_path / "scratch").reused == 1
+        assert pool.run(clips, Path(), NAME, {}, tmp_path / "scratch").reused == 1
         (child,) = worker_processes() - others
         (tmp_path / "other").touch()
         other = own_pool(replace(stage(tmp_path), mark=tmp_path / "other"))
         assert other is not pool and not child.is_running()
-        assert other.run(clips, Path("."), NAME, {}, tmp_path / "scratch").reused == 2
+        assert other.run(clips, Path(), NAME, {}, tmp_path / "scratch").reused == 2
     finally:
         close_own_pools()
     assert worker_processes() <= others
