@@ -137,8 +137,8 @@ def choose_spans(count: int, rate: int, level: float, rng: np.random.Generator) 
     start, length = edges[order], np.diff(edges)[order]
     before = np.cumsum(length) - length
     covered = np.clip(round(level * count) - before, 0, length)
-    spans: np.ndarray = np.column_stack([start, start + covered])
-    return spans[covered > 0]
+    spans: np.ndarray = np.column_stack([start, start + covered])[covered > 0]
+    return spans
 
 
 def _open_sound(media: Path) -> tuple[int, Callable[[], Iterator[np.ndarray]]]:

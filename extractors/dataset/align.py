@@ -1,14 +1,13 @@
-"""The align stage: manifest, transcripts and features of three modalities into the dataset that the model reads.
+"""The align stage: join manifest, transcripts and features of three modalities into the dataset that the model reads.
 
-`unaligned` keeps each modality's own rate; `aligned` pools audio and vision onto the times of the text's
-tokens. Values stay raw: the training split's statistics go beside them, into dataset.json. One pass, a few
-row groups of each modality in memory at a time. Shapes: T steps, D features, K tokens, W words.
+Mode `unaligned` keeps each modality's own rate; `aligned` pools audio and vision onto the text's tokens. Values are not
+normalised: the statistics of the training split are in dataset.json. One pass over the data, with a few row groups of
+each modality in memory at a time.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from corpora.files import atomic_file, atomic_folder
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest
 from corpora.problems import Problem
 from corpora.tables import versioned_schema
-from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimes, align_clip, missing_sequence
+from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimer, align_clip, missing_sequence
 from extractors.dataset.statistics import RunningStatistics, TrainingClips
 from extractors.store import FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
 from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
@@ -33,20 +32,20 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 
 SEVERAL_LANGUAGES = "mul"
-"""ISO 639-2 for a corpus in more than one language."""
+"""Language of a corpus in several languages (ISO 639-2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlignSummary:
-    """What came out.
+    """Summary of an align run.
 
     Attributes:
-        clips: clips in each split.
-        missing: by modality, clips of the dataset without it.
-        hidden: by modality, the fraction of steps that the mask hides.
-        word_times: by method, the clips and words that it timed and, where true times are known, its error: as in
-            dataset.json.
-        problems: one row for each clip that was dropped.
+        clips: split -> clips.
+        missing: modality -> clips of the dataset without it.
+        hidden: modality -> fraction of its steps that are masked.
+        word_times: for each method, the clips and words that it timed and, where true times are known, its error; as
+            in dataset.json.
+        problems: one row for each clip without any modality.
     """
 
     clips: Mapping[str, int]
@@ -57,7 +56,7 @@ class AlignSummary:
 
 
 def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
-    """Columns of a split's Parquet parts; `dims` is D by modality."""
+    """Return the schema of a split's Parquet files; `dims` maps each modality to its feature dimension."""
     fields = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "video_id", "text")]
     fields += [pa.field(name, pa.float32()) for name in ("label", *(f"label_{m}" for m in MODALITIES))]
     for m in MODALITIES:
@@ -77,8 +76,8 @@ def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
 def _row(clip: Clip, steps: Mapping[str, Steps], text: FeatureSequence, method: str) -> dict[str, Any]:
     labels = ("label", *(f"label_{m}" for m in MODALITIES))
     row = {name: getattr(clip, name) for name in ("clip_id", "video_id", "text", *labels)}
-    for m, one in steps.items():
-        row |= {f"{m}_{name}": getattr(one, name) for name in Steps.__dataclass_fields__}
+    for m, sequence in steps.items():
+        row |= {f"{m}_{name}": getattr(sequence, name) for name in Steps.__dataclass_fields__}
     tokens = {"text_token_ids": text.token_ids, "text_word_index": text.word_index}
     return row | tokens | {"word_times_method": method}
 
@@ -94,20 +93,21 @@ def align(
 ) -> AlignSummary:
     """Write the dataset: `out`/dataset.json and `out`/<split>/part-*.parquet, clips in the manifest's order.
 
-    A modality of which a clip has no row is missing in that clip; a clip without any is dropped, with a
-    problem, unless `keep_empty`. The same inputs give the same bytes.
+    A modality without a row for a clip is missing from that clip. The same inputs give the same bytes.
 
     Args:
-        transcripts_path: the clips' texts, and times of their words; words without times are placed in proportion.
-        feature_folders: modality -> its feature store, all three.
-        out: appears, or is replaced, whole.
-        word_times_path: true word times (`read_word_table`) to measure the others by, if it exists.
-        keep_empty: keep clips without any modality, with their problem.
+        manifest_path: the corpus's manifest.
+        transcripts_path: output of the transcribe stage; words without times are placed in proportion.
+        feature_folders: modality -> its feature store, for all three.
+        out: folder of the dataset, created or replaced atomically.
+        config: mode and masks.
+        word_times_path: true word times (`read_word_table`) to measure the estimated ones by, if the file exists.
+        keep_empty: keep clips without any modality instead of dropping them; either way they are listed as problems.
 
     Raises:
         FileNotFoundError: no manifest, no transcripts, or no features of a modality.
-        ValueError: a damaged or foreign store (StoreError), a value that is not finite, tokens of words that
-            the transcript has not, steps out of time order. The message names file or clip.
+        ValueError: damaged feature store (StoreError), non-finite value, token of a word that is not in the
+            transcript, or steps out of time order. The message names file or clip.
     """
     absent = [m for m in MODALITIES if m not in feature_folders]
     if absent:
@@ -117,45 +117,49 @@ def align(
     readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
     metas = {m: readers[m].meta for m in MODALITIES}
     statistics = {m: RunningStatistics(len(metas[m].feature_names)) for m in NORMALISED}
-    words, training = WordTimes(word_times_path), TrainingClips()
-    clips, missing, seen, visible = dict.fromkeys(SPLITS, 0), Counter(), Counter(), Counter()
+    timer, training = WordTimer(word_times_path), TrainingClips()
+    clips = dict.fromkeys(SPLITS, 0)
+    missing, total, visible = (dict.fromkeys(MODALITIES, 0) for _ in range(3))  # clips, steps, unmasked steps
     problems: list[Problem] = []
     with atomic_folder(out) as folder, ExitStack() as stack:
         schema = dataset_schema({m: len(metas[m].feature_names) for m in MODALITIES})
         writers = {split: stack.enter_context(ShardWriter(folder / split, schema)) for split in SPLITS}
         for clip in manifest.clips:
-            found = {
+            sequences = {
                 m: reader[clip.clip_id] if clip.clip_id in reader else missing_sequence(len(metas[m].feature_names))
                 for m, reader in readers.items()
             }
-            if not any(map(len, found.values())):
-                problems.append(_nothing_left(clip, readers, keep_empty))
+            if not any(map(len, sequences.values())):
+                problems.append(_no_modality(clip, readers, keep_empty))
                 if not keep_empty:
                     continue
-            steps, method = align_clip(transcripts[clip.clip_id], found, clip.duration, config, words)
+            steps, method = align_clip(transcripts[clip.clip_id], sequences, clip.duration, config, timer)
             if clip.split == "train":
-                training.add(clip, found)
-            writers[clip.split].write(_row(clip, steps, found["text"], method))
+                training.add(clip, sequences)
+            writers[clip.split].write(_row(clip, steps, sequences["text"], method))
             clips[clip.split] += 1
-            for m, one in steps.items():
-                missing[m] += not len(one.mask)
-                seen[m] += len(one.mask)
-                visible[m] += int(one.mask.sum())
+            for m, sequence in steps.items():
+                missing[m] += not len(sequence.mask)
+                total[m] += len(sequence.mask)
+                visible[m] += int(sequence.mask.sum())
                 if m in statistics and clip.split == "train":
-                    statistics[m].update(one.values[one.mask])
+                    statistics[m].update(sequence.values[sequence.mask])
         stack.close()
-        facts = {"clips": clips, "word_times": words.to_json(), "training": training.to_json()}
-        facts["recogniser"] = read_recogniser(transcripts_path)
+        facts: dict[str, Any] = {
+            "clips": clips,
+            "word_times": timer.to_json(),
+            "training": training.to_json(),
+            "recogniser": read_recogniser(transcripts_path),
+        }
         _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
-    hidden = {m: 1 - visible[m] / seen[m] if seen[m] else 0.0 for m in MODALITIES}
-    counts = {m: missing[m] for m in MODALITIES}
-    return AlignSummary(clips, counts, hidden, words.to_json(), tuple(problems))
+    hidden = {m: 1 - visible[m] / total[m] if total[m] else 0.0 for m in MODALITIES}
+    return AlignSummary(clips, missing, hidden, timer.to_json(), tuple(problems))
 
 
-def _nothing_left(clip: Clip, readers: Mapping[str, FeatureReader], kept: bool) -> Problem:
+def _no_modality(clip: Clip, readers: Mapping[str, FeatureReader], keep: bool) -> Problem:
     states = ", ".join(f"{m} {'empty' if clip.clip_id in r else 'not extracted'}" for m, r in readers.items())
-    stays = "stays in the dataset, empty" if kept else "is not in the dataset"
-    message = f"no modality is left ({states}): the clip {stays}; see its rows of the extract stage"
+    outcome = "stays in the dataset, empty" if keep else "is not in the dataset"
+    message = f"no modality is left ({states}): the clip {outcome}; see its problems in the extract stage"
     return Problem(clip.clip_id, "align", "", "NoModality", message)
 
 
@@ -181,7 +185,7 @@ def _write_json(
     }
     with atomic_file(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _describe(meta: FeatureMeta) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Alignment of one clip: put its modalities on one timeline, or pool them onto the text's tokens."""
+"""Alignment of one clip: its modalities on one timeline, or pooled onto the text's tokens.
+
+T steps, D features, K tokens, W words; times are seconds from the clip's start.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from extractors.transcripts.words import match_words, timing_error, token_times,
 
 MODES = ("unaligned", "aligned")
 NORMALISED = ("audio", "vision")
-"""Modalities with statistics; text values are an encoder's hidden states, used as they are."""
+"""Modalities that the model normalises; text values are an encoder's hidden states, used unchanged."""
 
 STEPS = "steps"
-"""What timed the words of a clip whose text features came with times but without words."""
+"""Timing method of a clip whose text features have times but no word indices."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlignConfig:
-    """How the modalities are put together.
+    """Settings of the align stage.
 
     Attributes:
         mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
-        mask_invalid: modalities whose invalid steps the model does not see.
+        mask_invalid: modalities whose invalid steps are masked.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -48,12 +51,12 @@ class AlignConfig:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """One modality of one clip as the model gets it.
+    """One modality of one clip, as the model reads it.
 
     Attributes:
         values: [T, D] float32.
         start, end: [T] float32, seconds.
-        mask: [T] bool, True where the model may look.
+        mask: [T] bool, False where the model ignores the step.
     """
 
     values: np.ndarray
@@ -63,13 +66,13 @@ class Steps:
 
 
 def pool(steps: Steps, times: np.ndarray) -> Steps:
-    """Pool a modality onto intervals: the mean over the visible steps that overlap each.
+    """Pool a modality onto intervals: average the unmasked steps that overlap each.
 
-    Where none overlaps, the nearest visible step; where none is visible at all, zeros with the mask False.
+    An interval without any takes the nearest unmasked step; if all steps are masked, the result is zeros, masked.
 
     Args:
-        steps: in time order; T >= 1.
-        times: [K, 2] seconds.
+        steps: T >= 1 steps in time order.
+        times: [K, 2] start and end of the intervals.
 
     Raises:
         ValueError: the steps are not in time order.
@@ -82,27 +85,32 @@ def pool(steps: Steps, times: np.ndarray) -> Steps:
         return Steps(np.zeros((len(times), steps.values.shape[1]), np.float32), *edges, mask)
     if (np.diff(start) < 0).any() or (np.diff(end) < 0).any():
         raise ValueError("steps are not in time order, so they cannot be pooled")
-    # In time order, the steps that overlap [a, b) are those from the first that ends after a to the last that
-    # starts before b; sums over such runs are differences of one cumulative sum.
+    # The steps that overlap [a, b) are those from the first that ends after a to the last that starts before b
     first = np.searchsorted(end, times[:, 0], side="right")
     stop = np.searchsorted(start, times[:, 1], side="left")
     before, after = np.maximum(stop - 1, 0), np.minimum(first, len(start) - 1)
     nearest = np.where(times[:, 0] - end[before] <= start[after] - times[:, 1], before, after)
     nearest = np.where(stop == 0, after, np.where(first == len(start), before, nearest))
-    none = stop <= first
-    first, stop = np.where(none, nearest, first), np.where(none, nearest + 1, stop)
+    empty = stop <= first
+    first, stop = np.where(empty, nearest, first), np.where(empty, nearest + 1, stop)
+    # Sums over such runs are differences of one cumulative sum
     sums = np.vstack([np.zeros(values.shape[1]), np.cumsum(values, axis=0)])
     means = (sums[stop] - sums[first]) / (stop - first)[:, None]
     return Steps(means.astype(np.float32), *edges, mask)
 
 
 @dataclass(slots=True)
-class _Method:
-    """What one method timed: clips, words, and both times of the words whose true ones are known."""
+class _MethodStatistics:
+    """Counts of what one method timed, and both times of the words whose true ones are known.
+
+    Attributes:
+        mismatched_clips: clips whose true times are of other words than the transcript's.
+        true, estimated: [W, 2] for each clip with true times.
+    """
 
     clips: int = 0
     words: int = 0
-    differing: int = 0
+    mismatched_clips: int = 0
     true: list[np.ndarray] = field(default_factory=list)
     estimated: list[np.ndarray] = field(default_factory=list)
 
@@ -110,82 +118,89 @@ class _Method:
         summary: dict[str, Any] = {"clips": self.clips, "words": self.words}
         if self.true:
             error = timing_error(np.concatenate(self.true), np.concatenate(self.estimated))
-            summary["error"] = {"clips": len(self.true), "clips_with_other_words": self.differing, **error}
+            summary["error"] = {"clips": len(self.true), "clips_with_other_words": self.mismatched_clips, **error}
         return summary
 
 
-class WordTimes:
-    """Times of words by the method that timed each clip, and how far off they are where the true ones are known."""
+class WordTimer:
+    """Times the words of transcripts, and measures the error of each method where true times are known.
+
+    Args:
+        path: true word times, see `read_word_table`; None or a missing file measures nothing.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._known = read_word_table(path) if path is not None and Path(path).exists() else {}
-        self._methods: dict[str, _Method] = {}
+        self._true_words = read_word_table(path) if path is not None and Path(path).exists() else {}
+        self._methods: dict[str, _MethodStatistics] = {}
 
-    def of(self, transcript: Transcript, audio: FeatureSequence, duration: float) -> tuple[np.ndarray, str]:
-        """[W, 2] times of the transcript's words, and the method: the transcript's own, or in proportion."""
+    def time(self, transcript: Transcript, audio: FeatureSequence, duration: float) -> tuple[np.ndarray, str]:
+        """Return [W, 2] times of the transcript's words and their method: the transcript's own, or proportional."""
         if transcript.times_method:
             times, name = np.column_stack([transcript.start, transcript.end]).astype(float), transcript.times_method
         else:
             times, name = word_times(transcript.words, audio, duration), PROPORTIONAL
-        method = self._methods.setdefault(name, _Method())
+        method = self._methods.setdefault(name, _MethodStatistics())
         method.clips += 1
         method.words += len(times)
-        if transcript.clip_id in self._known:
-            true = match_words(transcript.words, self._known[transcript.clip_id])
+        if transcript.clip_id in self._true_words:
+            true = match_words(transcript.words, self._true_words[transcript.clip_id])
             if true is None:
-                method.differing += 1
+                method.mismatched_clips += 1
             else:
                 method.true.append(true)
                 method.estimated.append(times)
         return times, name
 
     def to_json(self) -> dict[str, Any]:
+        """Return the counts and errors by method, for dataset.json."""
         return {"methods": {name: method.to_json() for name, method in sorted(self._methods.items())}}
 
 
 def missing_sequence(dim: int) -> FeatureSequence:
-    """T = 0: the features of a modality that a clip has not."""
-    none, integers = np.empty(0, np.float32), np.empty(0, np.int32)
-    return FeatureSequence(np.empty((0, dim), np.float32), none, none, none.astype(bool), integers, integers)
+    """Return the features of a missing modality: T = 0."""
+    empty, integers = np.empty(0, np.float32), np.empty(0, np.int32)
+    return FeatureSequence(np.empty((0, dim), np.float32), empty, empty, empty.astype(bool), integers, integers)
 
 
 def align_clip(
     transcript: Transcript,
-    found: Mapping[str, FeatureSequence],
+    sequences: Mapping[str, FeatureSequence],
     duration: float | None,
     config: AlignConfig,
-    words: WordTimes,
+    timer: WordTimer,
 ) -> tuple[dict[str, Steps], str]:
-    """One clip as the model gets it, in the dataset or when it is predicted.
+    """Align one clip, for the dataset or for a prediction.
 
     Args:
-        found: all three modalities; `missing_sequence` where the clip has none.
-        duration: seconds; None: the end of the last step.
-        words: times the clip's words.
+        transcript: the clip's words, and their times where known.
+        sequences: features of all three modalities; `missing_sequence` for one that the clip lacks.
+        duration: seconds; None for the end of the last step.
+        config: settings of the align stage.
+        timer: times the clip's words.
 
     Returns:
-        Each modality's steps, and what timed the words.
+        Each modality's steps, and the method that timed the words.
 
     Raises:
-        ValueError: tokens of words that the transcript has not, or steps out of time order; the message names the clip.
+        ValueError: token of a word that is not in the transcript, or steps out of time order; names the clip.
     """
-    duration = known_duration(duration, found)
-    times, method = _token_times(transcript, found, words, duration)
-    return _steps(transcript.clip_id, found, times, duration, config), method
+    duration = known_duration(duration, sequences)
+    times, method = _token_times(transcript, sequences, timer, duration)
+    return _mask_and_pool(transcript.clip_id, sequences, times, duration, config), method
 
 
-def _steps(
-    clip_id: str, found: Mapping[str, FeatureSequence], times: np.ndarray, duration: float, config: AlignConfig
+def _mask_and_pool(
+    clip_id: str, sequences: Mapping[str, FeatureSequence], times: np.ndarray, duration: float, config: AlignConfig
 ) -> dict[str, Steps]:
-    """Each modality of the clip, masked; tokens at `times` [K, 2]; the others pooled in aligned mode."""
-    text = found["text"]
-    placed = replace(text, start=times[:, 0].astype(np.float32), end=times[:, 1].astype(np.float32))
+    """Return each modality's masked steps: tokens at `times` [K, 2], the others pooled onto them in aligned mode."""
+    text = sequences["text"]
+    text = replace(text, start=times[:, 0].astype(np.float32), end=times[:, 1].astype(np.float32))
     steps = {}
-    for m, sequence in (found | {"text": placed}).items():
+    for m, sequence in {**sequences, "text": text}.items():
         mask = sequence.valid if m in config.mask_invalid else np.ones(len(sequence), bool)
         steps[m] = Steps(sequence.values, sequence.start, sequence.end, mask)
     if config.mode == "aligned":
-        grid = times if len(times) else np.array([[0.0, duration]])  # no text: one step over the whole clip
+        grid = times if len(times) else np.array([[0.0, duration]])  # without text, one step over the whole clip
         for m in NORMALISED:
             if len(steps[m].values):
                 try:
@@ -196,27 +211,28 @@ def _steps(
 
 
 def _token_times(
-    transcript: Transcript, found: Mapping[str, FeatureSequence], words: WordTimes, duration: float
+    transcript: Transcript, sequences: Mapping[str, FeatureSequence], timer: WordTimer, duration: float
 ) -> tuple[np.ndarray, str]:
-    """[K, 2] times of the clip's tokens, and the method that timed its words; K = 0 where it has no text.
+    """Return [K, 2] times of the clip's tokens, and the method that timed its words; K = 0 without text.
 
-    Tokens of which none belongs to a known word, as imported ones, keep the times that they came with.
+    Tokens without word indices, such as imported ones, keep their own times.
     """
-    text = found["text"]
+    text = sequences["text"]
     if not len(text):
         return np.empty((0, 2)), ""
+    assert text.word_index is not None
     if (text.word_index < 0).all() and text.end.any():
         return np.column_stack([text.start, text.end]).astype(float), STEPS
-    times, method = words.of(transcript, found["audio"], duration)
+    times, method = timer.time(transcript, sequences["audio"], duration)
     try:
         return token_times(text.word_index, times, duration), method
     except ValueError as error:
         raise ValueError(
-            f"clip {transcript.clip_id}, text: {error}; features and transcripts disagree, run the extract stage for "
+            f"clip {transcript.clip_id}, text: {error}; features and transcripts disagree; run the extract stage for "
             "text again"
         ) from error
 
 
-def known_duration(duration: float | None, found: Mapping[str, FeatureSequence]) -> float:
-    """A clip's duration in seconds; where it is not known, the end of what was extracted."""
-    return duration or max(float(sequence.end.max(initial=0.0)) for sequence in found.values())
+def known_duration(duration: float | None, sequences: Mapping[str, FeatureSequence]) -> float:
+    """Return a clip's duration in seconds; where it is unknown, the end of the last step."""
+    return duration or max(float(sequence.end.max(initial=0.0)) for sequence in sequences.values())

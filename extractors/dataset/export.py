@@ -1,4 +1,4 @@
-"""The dataset for other tools: MMSA's pickle, and a folder of Parquet files that Hugging Face `datasets` reads.
+"""Export of the dataset for other tools: MMSA's pickle, and a folder that Hugging Face `datasets` loads.
 
 N clips of a split, T steps of the longest clip of all splits, D features.
 """
@@ -29,21 +29,21 @@ MMSA_LABELS = {
     "regression_labels_A": "label_audio",
     "regression_labels_V": "label_vision",
 }
-"""MMSA's name of each label, and the dataset's."""
+"""MMSA's name of each label -> the dataset's column."""
 
 PROTOCOL = 4
-"""Of pickle: the newest that every Python which MMSA runs on reads."""
+"""Pickle protocol: the newest that all Python versions supported by MMSA read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written.
+    """Summary of an export for MMSA.
 
     Attributes:
-        clips: by split.
+        clips: split -> exported clips.
         unlabelled: clips that were left out.
-        shapes: T and D by modality.
-        tokens: whether the text's token ids came along.
+        shapes: modality -> (T, D).
+        tokens: whether token ids were written.
     """
 
     clips: Mapping[str, int]
@@ -53,22 +53,22 @@ class ExportSummary:
 
 
 def export_mmsa(dataset: Path, out: Path) -> ExportSummary:
-    """Write the dataset as one pickle in MMSA's format, which MMSA takes as its `featurePath`.
+    """Write the dataset as one pickle in MMSA's format, for its option `featurePath`.
 
-    Clips without a label are left out: MMSA would train on them. Labels of a modality are written where all the
-    others have them, and `text_bert` where all token ids are known. Sequences are padded with zeros to the longest
-    of all splits, in float32, and their lengths stand beside them, also where they are aligned. All of it is in
-    memory at once, as it is for who reads it.
+    Clips without a label are left out, as MMSA would train on them. A modality's labels are written if all labelled
+    clips have them, `text_bert` if all token ids are known. Sequences are float32, padded with zeros to the longest of
+    all splits; their lengths are written in both modes. The whole export is held in memory.
 
     Args:
-        dataset: folder of the align stage.
-        out: the file; it appears, or is replaced, whole.
+        dataset: the align stage's output folder.
+        out: the pickle, created or replaced atomically.
 
     Raises:
-        FileNotFoundError: no dataset there.
-        ValueError: no clip of it has a label.
+        FileNotFoundError: no dataset.
+        ValueError: no clip has a label.
     """
     info = read_dataset_json(dataset)
+    # First pass: padded lengths, and which labels and token ids are complete
     lengths, tokens, names = dict.fromkeys(MODALITIES, 1), True, list(MMSA_LABELS)
     columns = [*MMSA_LABELS.values(), "text_token_ids", *(f"{m}_mask" for m in MODALITIES)]
     for batch in (batch for split in SPLITS for batch in _batches(dataset, split, columns)):
@@ -80,25 +80,27 @@ def export_mmsa(dataset: Path, out: Path) -> ExportSummary:
     if info["mode"] == "aligned":
         lengths = dict.fromkeys(MODALITIES, max(lengths.values()))
     shapes = {m: (lengths[m], info["modalities"][m]["dim"]) for m in MODALITIES}
+    # Second pass: the padded sequences
     content = {split: _mmsa_split(dataset, split, shapes, names, tokens) for split in SPLITS}
     clips = {split: len(rows["id"]) for split, rows in content.items()}
     if not any(clips.values()):
         raise ValueError(f"{dataset}: no clip has a label, and MMSA trains on labels")
-    with atomic_file(out) as temporary, open(temporary, "wb") as file:
+    with atomic_file(out) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file, protocol=PROTOCOL)
     return ExportSummary(clips, sum(info["clips"].values()) - sum(clips.values()), shapes, tokens)
 
 
 def read_dataset_json(dataset: Path) -> dict[str, Any]:
-    """What the align stage says of its dataset.
+    """Return the content of a dataset's dataset.json.
 
     Raises:
-        FileNotFoundError: no dataset there.
+        FileNotFoundError: no dataset.
     """
     path = Path(dataset) / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no dataset here; `dashfusion align` (or `dvc repro align`) makes it")
-    return json.loads(path.read_text(encoding="utf-8"))
+    info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return info
 
 
 def _parts(dataset: Path, split: str) -> list[Path]:
@@ -106,7 +108,7 @@ def _parts(dataset: Path, split: str) -> list[Path]:
 
 
 def _batches(dataset: Path, split: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """A split's rows, in order, a row group at a time; all columns, or those that are named."""
+    """Yield a split's rows in order, a row group at a time."""
     for part in _parts(dataset, split):
         with pq.ParquetFile(part) as file:
             for group in range(file.num_row_groups):
@@ -114,13 +116,15 @@ def _batches(dataset: Path, split: str, columns: Sequence[str] | None = None) ->
 
 
 def _labelled(batch: pa.RecordBatch) -> np.ndarray:
-    """[rows] bool."""
-    return np.isfinite(_floats(batch, "label"))
+    """Return [rows] bool: whether each clip has a label."""
+    labelled: np.ndarray = np.isfinite(_floats(batch, "label"))
+    return labelled
 
 
 def _floats(batch: pa.RecordBatch, name: str) -> np.ndarray:
-    """A column of numbers, NaN where there is none."""
-    return batch.column(name).to_numpy(zero_copy_only=False).astype(np.float32)
+    """Return a column of numbers, NaN for null."""
+    column: np.ndarray = batch.column(name).to_numpy(zero_copy_only=False)
+    return column.astype(np.float32)
 
 
 def _lengths(batch: pa.RecordBatch, modality: str) -> np.ndarray:
@@ -130,48 +134,56 @@ def _lengths(batch: pa.RecordBatch, modality: str) -> np.ndarray:
 def _mmsa_split(
     dataset: Path, split: str, shapes: Mapping[str, tuple[int, int]], names: Sequence[str], tokens: bool
 ) -> dict[str, Any]:
-    """One split in MMSA's format, with the labels of these names, and token ids or not."""
+    """Return one split in MMSA's format.
+
+    Args:
+        dataset: the align stage's output folder.
+        split: train, valid or test.
+        shapes: modality -> padded (T, D).
+        names: labels to write, see `MMSA_LABELS`.
+        tokens: whether to write `text_bert`.
+    """
     count = sum(int(_labelled(batch).sum()) for batch in _batches(dataset, split, ["label"]))
-    made: dict[str, Any] = {m: np.zeros((count, *shape), np.float32) for m, shape in shapes.items()}
+    content: dict[str, Any] = {m: np.zeros((count, *shape), np.float32) for m, shape in shapes.items()}
     bert = np.zeros((count, 3, shapes["text"][0]), np.float32)
-    made |= {"id": [], "raw_text": []} | {f"{m}_lengths": [] for m in MODALITIES}
+    content |= {"id": [], "raw_text": []} | {f"{m}_lengths": [] for m in MODALITIES}
     labels: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in names}
     for batch in _batches(dataset, split):
         kept = np.flatnonzero(_labelled(batch))
-        first, row = len(made["id"]), range(len(kept))
+        first = len(content["id"])
         for m in MODALITIES:
             offsets, values = to_numpy(batch.column(f"{m}_values"))
-            for i, at in zip(row, kept, strict=True):
-                made[m][first + i, : offsets[at + 1] - offsets[at]] = values[offsets[at] : offsets[at + 1]]
-            made[f"{m}_lengths"] += _lengths(batch, m)[kept].tolist()
+            for i, at in enumerate(kept, first):
+                content[m][i, : offsets[at + 1] - offsets[at]] = values[offsets[at] : offsets[at + 1]]
+            content[f"{m}_lengths"] += _lengths(batch, m)[kept].tolist()
         offsets, ids = to_numpy(batch.column("text_token_ids"))
-        for i, at in zip(row, kept, strict=True):
-            bert[first + i, 0, : offsets[at + 1] - offsets[at]] = ids[offsets[at] : offsets[at + 1]]
-            bert[first + i, 1, : offsets[at + 1] - offsets[at]] = 1
+        for i, at in enumerate(kept, first):
+            bert[i, 0, : offsets[at + 1] - offsets[at]] = ids[offsets[at] : offsets[at + 1]]
+            bert[i, 1, : offsets[at + 1] - offsets[at]] = 1
         videos, clip_ids, texts = (batch.column(name).to_pylist() for name in ("video_id", "clip_id", "text"))
-        made["id"] += [f"{videos[at]}$_${clip_ids[at].removeprefix(f'{videos[at]}/')}" for at in kept]
-        made["raw_text"] += [texts[at] for at in kept]
+        content["id"] += [f"{videos[at]}$_${clip_ids[at].removeprefix(f'{videos[at]}/')}" for at in kept]
+        content["raw_text"] += [texts[at] for at in kept]
         for name in names:
             labels[name].append(_floats(batch, MMSA_LABELS[name])[kept])
-    made |= {name: np.concatenate(parts) for name, parts in labels.items()}
-    signs = np.sign(made["regression_labels"]).astype(int)
-    made["annotations"] = [("Neutral", "Positive", "Negative")[sign] for sign in signs]
-    return made | ({"text_bert": bert} if tokens else {})
+    content |= {name: np.concatenate(parts) for name, parts in labels.items()}
+    signs = np.sign(content["regression_labels"]).astype(int)
+    content["annotations"] = [("Neutral", "Positive", "Negative")[sign] for sign in signs]
+    return content | ({"text_bert": bert} if tokens else {})
 
 
 def export_datasets(dataset: Path, out: Path) -> dict[str, int]:
-    """Write the dataset as `out`/data/<split>-*.parquet and a dataset card, which `datasets.load_dataset` reads.
+    """Write the dataset as `out`/data/<split>-*.parquet and a dataset card, for `datasets.load_dataset`.
 
     Args:
-        dataset: folder of the align stage.
-        out: folder, which appears, or is replaced, whole; one that holds anything else than such an export is not.
+        dataset: the align stage's output folder.
+        out: folder, created or replaced atomically if it holds nothing but such an export.
 
     Returns:
-        Clips by split; a split without any gets no file.
+        Clips of each split; an empty split has no file.
 
     Raises:
-        FileNotFoundError: no dataset there.
-        ValueError: `out` is something else.
+        FileNotFoundError: no dataset.
+        ValueError: `out` holds other files.
     """
     info = read_dataset_json(dataset)
     if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {"README.md", "data", "dataset.json"}):
@@ -190,7 +202,7 @@ def export_datasets(dataset: Path, out: Path) -> dict[str, int]:
 
 
 def _card(info: Mapping[str, Any], clips: Mapping[str, int]) -> str:
-    """The dataset card: what `datasets` reads in its head, what people read below."""
+    """Return the dataset card: a YAML header for `datasets`, and a description."""
     low, high = info["label_range"]
     files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in clips)
     rows = "".join(
@@ -208,13 +220,13 @@ configs:
 # {info["corpus"]}: features of text, audio and vision
 
 {", ".join(f"{count} {split}" for split, count in clips.items())} clips; labels in [{low:g}, {high:g}], {info["mode"]}.
-Made from the corpus by DashFusion: the corpus's licence and terms hold for what is shared of it.
+Made from the corpus by DashFusion: the corpus's licence and terms apply.
 
 | modality | features | extractor | signature |
 |---|---|---|---|
 {rows}
 One row a clip: `clip_id`, `video_id`, `text`, `label` and, where the corpus has them, `label_text`, `label_audio`,
-`label_vision`; for each modality `<modality>_values` [steps, features] as they were extracted, `_start` and `_end`
-(seconds in the clip), and `_mask` (false: not to be looked at). `dataset.json` has the features' names and, over the
-training split, their means and standard deviations.
+`label_vision`; for each modality `<modality>_values` [steps, features] as extracted, `_start` and `_end`
+(seconds from the clip's start), and `_mask` (false: ignored by the model). `dataset.json` has the features' names and
+their means and standard deviations over the training split.
 """

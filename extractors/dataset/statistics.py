@@ -1,4 +1,4 @@
-"""Normalisation statistics of the training split, accumulated in chunks."""
+"""Statistics of the training split, accumulated while the dataset is written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.manifest import MODALITIES, Clip
+from extractors.dataset.align_clip import known_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class RunningStatistics:
-    """Mean and standard deviation [D] of rows that come in chunks, in float64.
+    """Mean and standard deviation [D] of rows added in chunks, in float64.
 
-    Each chunk's mean and squared deviations are merged with those before (Chan, Golub and LeVeque, "Updating
-    Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979): no large sums of squares cancel.
+    Merges each chunk's mean and squared deviations (Chan, Golub and LeVeque, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances", 1979), which avoids the cancellation of large sums of squares.
     """
 
     def __init__(self, dim: int) -> None:
@@ -39,31 +40,27 @@ class RunningStatistics:
         self.steps = total
 
     def to_json(self) -> dict[str, Any]:
-        """Mean, std and steps. The std of a feature that does not vary beyond float32's resolution is 1."""
+        """Return mean, std and steps. The std of a feature that is constant within float32's resolution is 1."""
         std = np.sqrt(self._deviation / max(self.steps, 1))
         constant = std <= np.finfo(np.float32).eps * np.abs(self._mean)
-        return {
-            "mean": self._mean.tolist(),
-            "std": np.where(constant, 1.0, std).tolist(),
-            "steps": self.steps,
-        }
+        return {"mean": self._mean.tolist(), "std": np.where(constant, 1.0, std).tolist(), "steps": self.steps}
 
 
 class TrainingClips:
-    """What a video is compared with that is predicted later: the training clips' lengths, and what they lack."""
+    """Durations and missing modalities of the training clips, against which new videos are checked."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
         self._missing = dict.fromkeys(MODALITIES, 0)
 
-    def add(self, clip: Clip, found: Mapping[str, FeatureSequence]) -> None:
-        """Count one clip with its features."""
-        self._seconds.append(clip.duration or max(float(s.end.max(initial=0.0)) for s in found.values()))
-        for m, sequence in found.items():
+    def add(self, clip: Clip, sequences: Mapping[str, FeatureSequence]) -> None:
+        """Add one clip with its features."""
+        self._seconds.append(known_duration(clip.duration, sequences))
+        for m, sequence in sequences.items():
             self._missing[m] += not len(sequence)
 
     def to_json(self) -> dict[str, Any]:
-        """`seconds`: median and longest; `missing`: by modality, clips without it. Empty where there are no clips."""
+        """Return `seconds` (median and longest) and `missing` (clips by missing modality); empty without clips."""
         if not self._seconds:
             return {}
         seconds = {"median": float(np.median(self._seconds)), "longest": max(self._seconds)}
