@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import Checkpoint, plain_errors, app
+from flows.cli.app import Checkpoint, app, plain_errors
 
 
 @app.command()
@@ -157,7 +157,7 @@ def watch(
         try:
             if once:
                 report = watching.score_new(
-                    chosen, lambda: predictor, each=lambda result: say(watching.format_result(result)), **options
+                    chosen, lambda: predictor, on_result=lambda result: say(watching.format_result(result)), **options
                 )
                 say(f"{len(report.results)} new, {len(report.failed)} of them failed")
             else:

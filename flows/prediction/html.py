@@ -1,32 +1,36 @@
-"""The results of `dashfusion predict` as one HTML page: nothing in it is fetched, and there is no script."""
+"""Prediction results as one self-contained HTML page without scripts.
+
+Its charts are drawn here and not by the server's charts.js, which needs a browser: those follow the video and the
+window's width, and this page must display anywhere, including where scripts are blocked.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from corpora.files import atomic_file
 from flows.display import COLOURS
 from flows.display.metrics import format_clock, format_number
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 WIDTH, MARGIN = 640, 12
-SCALE_HEIGHT, LINE_HEIGHT = 46, 150
+SCALE_HEIGHT, TIME_LINE_HEIGHT = 46, 150
 
 
 def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[str, Any], level: float) -> None:
     """Write the page.
 
     Args:
-        results: as `model.prediction.results.Prediction.to_dict` gives them.
+        path: HTML file.
+        results: Results as returned by `Result.to_dict()`.
         model: `corpus`, `seed`, `epoch` and `label_range` of the checkpoint.
-        level: of the intervals.
+        level: Interval level.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader([Path(__file__).parent / "templates", COLOURS.parent]),
         autoescape=True,
@@ -41,70 +45,73 @@ def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[
         level=level,
         number=format_number,
         clock=format_clock,
-        scale=lambda result: scale(result, low, high),
-        time_line=lambda result: time_line(result["windows"], low, high),
+        scale=lambda result: draw_scale(result, low, high),
+        time_line=lambda result: draw_time_line(result["windows"], low, high),
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _across(value: float, low: float, high: float) -> float:
-    return MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / (high - low)
-
-
 def _svg(height: int, label: str, shapes: Sequence[str]) -> Markup:
-    from markupsafe import Markup
+    """Return an SVG element. Neither label nor shapes may contain text from outside, as nothing is escaped."""
+    start = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'
+    return Markup(start + "".join(shapes) + "</svg>")
 
-    head = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">'  # numbers and words of ours alone
-    return Markup(head + "".join(shapes) + "</svg>")
 
+def draw_scale(result: Mapping[str, Any], low: float, high: float) -> Markup:
+    """Draw the score as a dot on the label range, with its interval."""
 
-def scale(result: Mapping[str, Any], low: float, high: float) -> Markup:
-    """The score as a dot on the corpus's range, with its interval."""
-    middle = 18
-    shapes = [
-        f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{middle}" y2="{middle}" stroke="var(--line)" stroke-width="2"/>'
-    ]
+    def x(value: float) -> float:
+        return MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / (high - low)
+
+    y = 18
+    shapes = [f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN}" y1="{y}" y2="{y}" stroke="var(--line)" stroke-width="2"/>']
     for value in (low, (low + high) / 2, high):
-        at = _across(value, low, high)
-        shapes.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="12" y2="24" stroke="var(--line)" stroke-width="2"/>')
-        shapes.append(f'<text x="{at:.1f}" y="42" text-anchor="middle">{format_number(value, 0)}</text>')
+        shapes += [
+            f'<line x1="{x(value):.1f}" x2="{x(value):.1f}" y1="12" y2="24" stroke="var(--line)" stroke-width="2"/>',
+            f'<text x="{x(value):.1f}" y="42" text-anchor="middle">{format_number(value, 0)}</text>',
+        ]
     if interval := result["interval"]:
-        first, last = (_across(interval[name], low, high) for name in ("low", "high"))
+        left, right = x(interval["low"]), x(interval["high"])
         shapes.append(
-            f'<rect x="{first:.1f}" y="{middle - 6}" width="{last - first:.1f}" height="12" rx="6" '
+            f'<rect x="{left:.1f}" y="{y - 6}" width="{right - left:.1f}" height="12" rx="6" '
             'fill="var(--accent)" opacity="0.25"/>'
         )
-    shapes.append(f'<circle cx="{_across(result["score"], low, high):.1f}" cy="{middle}" r="6" fill="var(--accent)"/>')
+    shapes.append(f'<circle cx="{x(result["score"]):.1f}" cy="{y}" r="6" fill="var(--accent)"/>')
     return _svg(SCALE_HEIGHT, f"score {result['score']:.2f} of {low:g} to {high:g}", shapes)
 
 
-def time_line(windows: Sequence[Mapping[str, Any]], low: float, high: float) -> Markup:
-    """The windows' scores over time, each at its middle; a gap where there was nothing to go by."""
-    end, bottom = max(window["end"] for window in windows), LINE_HEIGHT - 22
+def draw_time_line(windows: Sequence[Mapping[str, Any]], low: float, high: float) -> Markup:
+    """Draw the windows' scores over time, each at its window's centre, with gaps for windows without a score."""
+    end = max(window["end"] for window in windows)
+    top, bottom, left, right = 6, TIME_LINE_HEIGHT - 22, MARGIN + 18, WIDTH - MARGIN
 
-    def point(window: Mapping[str, Any]) -> str:
-        at = MARGIN + 18 + (WIDTH - 2 * MARGIN - 18) * (window["start"] + window["end"]) / 2 / end
-        return f"{at:.1f},{6 + (bottom - 6) * (high - window['score']) / (high - low):.1f}"
+    def x(window: Mapping[str, Any]) -> float:
+        return left + (right - left) * (window["start"] + window["end"]) / 2 / end
 
+    def y(score: float) -> float:
+        return top + (bottom - top) * (high - score) / (high - low)
+
+    # Axes
     shapes = []
     for value in (low, (low + high) / 2, high):
-        height = 6 + (bottom - 6) * (high - value) / (high - low)
-        shapes.append(
-            f'<line x1="{MARGIN + 18}" x2="{WIDTH - MARGIN}" y1="{height:.1f}" y2="{height:.1f}" stroke="var(--line)"/>'
-        )
-        shapes.append(f'<text x="{MARGIN + 10}" y="{height + 4:.1f}" text-anchor="end">{format_number(value, 0)}</text>')
-    run: list[str] = []
-    for window in [*windows, {"score": None}]:
-        if window["score"] is not None:
-            run.append(point(window))
+        shapes += [
+            f'<line x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="var(--line)"/>',
+            f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{format_number(value, 0)}</text>',
+        ]
+    shapes += [
+        f'<text x="{left}" y="{TIME_LINE_HEIGHT - 6}">0:00</text>',
+        f'<text x="{right}" y="{TIME_LINE_HEIGHT - 6}" text-anchor="end">{format_clock(end)}</text>',
+    ]
+
+    # Scores: a line for each run of windows that have one, a dot for a single window
+    for has_score, run in itertools.groupby(windows, lambda window: window["score"] is not None):
+        if not has_score:
             continue
-        if len(run) == 1:
-            x, y = run[0].split(",")
-            shapes.append(f'<circle cx="{x}" cy="{y}" r="3" fill="var(--accent)"/>')
-        elif run:
-            shapes.append(f'<polyline points="{" ".join(run)}" fill="none" stroke="var(--accent)" stroke-width="2"/>')
-        run = []
-    shapes.append(f'<text x="{MARGIN + 18}" y="{LINE_HEIGHT - 6}">0:00</text>')
-    shapes.append(f'<text x="{WIDTH - MARGIN}" y="{LINE_HEIGHT - 6}" text-anchor="end">{format_clock(end)}</text>')
-    return _svg(LINE_HEIGHT, "scores over time", shapes)
+        points = [(x(window), y(window["score"])) for window in run]
+        if len(points) == 1:
+            shapes.append(f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3" fill="var(--accent)"/>')
+        else:
+            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            shapes.append(f'<polyline points="{line}" fill="none" stroke="var(--accent)" stroke-width="2"/>')
+    return _svg(TIME_LINE_HEIGHT, "scores over time", shapes)

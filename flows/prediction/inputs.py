@@ -6,18 +6,20 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
+
+from corpora.readers.raw import MEDIA_SUFFIXES
+from extractors.transcripts.subtitles import find_transcript
 from model.prediction.protocol import Video
 
 
 def default_model(params: Path = Path("params.yaml")) -> Path:
-    """The checkpoint of the first seed that the parameters name.
+    """Return the best checkpoint of the first seed in the parameters.
 
     Raises:
-        FileNotFoundError: no parameters here; the message says the way out.
-        ValueError: they name no models or no seed.
+        FileNotFoundError: There is no parameters file.
+        ValueError: The parameters do not name the models folder or a seed.
     """
-    import yaml
-
     if not params.is_file():
         raise FileNotFoundError(f"no {params} in {Path.cwd()}: name a checkpoint with --model, or run from the project")
     values = yaml.safe_load(params.read_text(encoding="utf-8"))
@@ -28,57 +30,54 @@ def default_model(params: Path = Path("params.yaml")) -> Path:
 
 
 def find_media(paths: Iterable[str]) -> list[Path]:
-    """Media files that are meant by files, folders (with all below them) and patterns such as `talks/**/*.mp4`.
+    """Expand files, folders (recursively, for media suffixes) and patterns such as `talks/**/*.mp4`.
 
-    Each file once, in the order of the paths, a folder's by name. A file is taken whatever it is called, and what does
-    not exist stays in the list, so that it is told of.
+    Returns:
+        Each file once, in the order of `paths`; files of a folder or pattern are sorted. A named file is included
+        whatever its suffix, and even if it does not exist, so that it is reported later.
 
     Raises:
-        ValueError: nothing is there at all.
+        ValueError: There is no file at all.
     """
-    from corpora.readers.raw import MEDIA_SUFFIXES
-
-    found: list[Path] = []
+    media: list[Path] = []
     for name in paths:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in MEDIA_SUFFIXES and p.is_file())
-            found += [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            files = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in MEDIA_SUFFIXES and p.is_file())
+            media += [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         elif not path.exists() and glob.has_magic(name):
-            matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-            found += [match for match in matches if match.is_file()]
+            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (Path.glob rejects absolute patterns)
+            media += [Path(match) for match in matches if Path(match).is_file()]
         else:
-            found.append(path)
-    if not found:
-        raise ValueError(f"no media file in {', '.join(map(str, paths))}; it can hold {', '.join(MEDIA_SUFFIXES)}")
-    return list(dict.fromkeys(found))
+            media.append(path)
+    if not media:
+        raise ValueError(f"no media file in {', '.join(map(str, paths))}; suffixes: {', '.join(MEDIA_SUFFIXES)}")
+    return list(dict.fromkeys(media))
 
 
 def to_videos(media: Sequence[Path], text: str | None, transcript: Path | None) -> list[Video]:
-    """The files with what is said in them.
+    """Pair media files with their transcripts.
 
     Args:
-        text: of the only file.
-        transcript: of the only file, or a folder of transcripts with the files' names.
+        media: Media files.
+        text: Transcript of a single file.
+        transcript: Transcript file of a single file, or a folder of transcripts with the media files' names.
 
     Raises:
-        ValueError: a text or a transcript for several files, or both.
-        FileNotFoundError: no such transcript.
+        ValueError: Both `text` and `transcript` are given, or one transcript is given for several files.
+        FileNotFoundError: `transcript` does not exist.
     """
-    from extractors.transcripts.subtitles import find_transcript
-    from model.prediction.protocol import Video
-
     if text is not None and transcript is not None:
-        raise ValueError("--text and --transcript say the same thing: give one of them")
-    if transcript is not None and not transcript.exists():
-        raise FileNotFoundError(f"{transcript}: no such transcript; check the path")
-    folder = transcript is not None and transcript.is_dir()
-    if len(media) > 1 and (text is not None or (transcript is not None and not folder)):
+        raise ValueError("--text and --transcript are alternatives: give only one of them")
+    if transcript is not None:
+        if not transcript.exists():
+            raise FileNotFoundError(f"{transcript}: no such transcript; check the path")
+        if transcript.is_dir():
+            return [Video(path, transcript=find_transcript(transcript, path)) for path in media]
+    if len(media) > 1 and (text is not None or transcript is not None):
         option = "--text" if text is not None else "--transcript"
         raise ValueError(
-            f"{option} is of one file, and {len(media)} are given; "
+            f"{option} is for a single file, and {len(media)} are given; "
             "give --transcript a folder of .srt, .vtt or .txt files with their names"
         )
-    if folder:
-        return [Video(path, transcript=find_transcript(transcript, path)) for path in media]
     return [Video(path, text, transcript) for path in media]

@@ -1,6 +1,6 @@
-"""`dashfusion predict`: which files, and how their scores are shown. The scores are `model.predict`'s.
+"""`dashfusion predict`: score videos and show, print or write the results.
 
-Neither Prefect nor DVC takes part, nor is the parameters' schema built: the command should answer soon.
+Uses neither Prefect, DVC nor the parameters' schema, so that the command starts quickly.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.prediction.console import _watched, show
+from flows.prediction.console import show, with_progress
 from flows.prediction.html import write_page
+from model.prediction.results import SCHEMA_VERSION, write_results
 
 if TYPE_CHECKING:
     from model.predict import Predictor
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What is to be done with the results beside showing them.
+class OutputOptions:
+    """Outputs and exit status of `dashfusion predict`.
 
     Attributes:
-        as_json: print JSON instead of a table.
-        out: Parquet file.
-        report: HTML page.
-        strict: one video that cannot be scored is a failure.
+        as_json: Print JSON instead of a table.
+        out: Parquet file to write.
+        report: HTML page to write.
+        strict: Fail if any video cannot be scored, rather than if none can.
     """
 
     as_json: bool = False
@@ -38,50 +39,54 @@ class Wishes:
 
 
 def predict(
-    predictor: Predictor, videos: Sequence[Video], level: float, workers: int, wishes: Wishes, **options: Any
+    predictor: Predictor, videos: Sequence[Video], level: float, workers: int, output: OutputOptions, **options: Any
 ) -> bool:
-    """Score the videos and show the results; True where that counts as a success.
+    """Score the videos and output the results.
 
     Args:
-        workers: processes; 0: one a core, and no more than there are videos.
-        options: of `Predictor.predict`.
+        predictor: Checkpoint to score with.
+        videos: Videos to score.
+        level: Interval level.
+        workers: Number of processes that read videos; 0 for one per core.
+        output: What to do with the results.
+        options: Further options of `Predictor.predict`.
+
+    Returns:
+        Whether scoring succeeded, see `OutputOptions.strict`.
 
     Raises:
-        ValueError: as `Predictor.predict`.
-        OSError: a result file cannot be written.
+        ValueError: As `Predictor.predict`.
+        OSError: An output file cannot be written.
     """
     from flows.display.console import console
 
     count = min(workers or os.cpu_count() or 1, len(videos))
-    results = list(_watched(predictor.predict(videos, level=level, workers=count, **options), len(videos)))
-    plain = [result.to_dict() for result in results]
-    content = document(predictor.description, str(predictor.folder), level, plain)
-    if wishes.as_json:
-        print(json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False))
+    results = list(with_progress(predictor.predict(videos, level=level, workers=count, **options), len(videos)))
+    rows = [result.to_dict() for result in results]
+    document = to_document(predictor.description, str(predictor.folder), level, rows)
+    if output.as_json:
+        print(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
     else:
-        show(console, plain, content["model"]["label_range"])
-    if wishes.out:
-        from model.prediction.results import write_results
-
-        write_results(results, wishes.out)
-    if wishes.report:
-        write_page(wishes.report, plain, content["model"], level)
-    failed = sum(result["error"] is not None for result in plain)
-    return failed == 0 if wishes.strict else failed < len(plain)
+        show(console, rows, document["model"]["label_range"])
+    if output.out:
+        write_results(results, output.out)
+    if output.report:
+        write_page(output.report, rows, document["model"], level)
+    failed = sum(row["error"] is not None for row in rows)
+    return failed == 0 if output.strict else failed < len(rows)
 
 
-def document(
+def to_document(
     description: Mapping[str, Any], folder: str, level: float, results: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What is printed as JSON, and what the server answers.
+    """Return the JSON document of the results, which the command prints and the server responds with.
 
     Args:
-        description: the content of the checkpoint's checkpoint.json.
-        folder: of the checkpoint, as it is to be named.
-        results: as `to_dict` of a result gives them.
+        description: Content of the checkpoint's checkpoint.json.
+        folder: Name of the checkpoint folder.
+        level: Interval level.
+        results: Results as returned by `Result.to_dict()`.
     """
-    from model.prediction.results import SCHEMA_VERSION
-
     dataset = description["dataset"]
     model = {
         "path": folder,

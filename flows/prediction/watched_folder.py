@@ -1,7 +1,8 @@
-"""A folder whose new files are scored, each once: what is in it, what is known of it, and where the scores go.
+"""Score the new files of a folder, each content once, across restarts and overlapping runs.
 
-Beside the table of predictions lie a ledger of what was done, by the files' content, and a lock. The table is written
-before the ledger: a run that is killed between them scores the last files again, to the same rows.
+Results go to a Parquet table. Next to it are a ledger, which records files and contents already processed, and a lock.
+The table is written before the ledger, so a run that is killed in between scores the last files again and replaces
+their rows.
 """
 
 from __future__ import annotations
@@ -17,37 +18,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-from corpora.files import atomic_path, sha256_of
+from corpora.files import atomic_file, sha256_of
+from corpora.readers.raw import MEDIA_SUFFIXES
+from extractors.transcripts.subtitles import find_transcript
+from flows.display.metrics import format_number
+from model.prediction.protocol import Video
+from model.prediction.results import RESULTS_SCHEMA
 
 if TYPE_CHECKING:
     from model.predict import Predictor
     from model.prediction.results import Result
 
 LEDGER_VERSION = 1
-DEFAULT_OUT = "predictions.parquet"  # in the folder
-WEIGHTS = "model.safetensors"  # of a checkpoint, whose hash says which one scored
+DEFAULT_OUT = "predictions.parquet"  # in the watched folder
+WEIGHTS = "model.safetensors"  # of a checkpoint; its hash identifies the checkpoint
 CHUNK = 16
-"""Files after which what was found is written down: as many are scored again after a kill."""
+"""Number of results to collect before writing them, and so the most that are scored again after a kill."""
+
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        *RESULTS_SCHEMA,
+        ("sha256", pa.string()),
+        ("scored_at", pa.timestamp("ms", "UTC")),
+        ("model", pa.string()),
+        ("checkpoint", pa.string()),
+    ],
+    RESULTS_SCHEMA.metadata,
+)
+"""Columns of `dashfusion predict --out`, plus content hash, time, and the checkpoint's folder and hash."""
 
 
-class FolderBusy(RuntimeError):
-    """Another run scores the same folder."""
+class FolderBusyError(RuntimeError):
+    """Another run is scoring the same folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is watched.
+    """A folder to watch, and how.
 
     Attributes:
-        folder: where files come to lie.
-        out: Parquet file with a row a scored or failed file; ledger and lock lie beside it.
-        pattern: of the files in the folder; of these, those that end as media do.
-        settle: seconds in which a file's size and time may not change before it is taken to be whole.
-        attempts: at a file that cannot be scored; afterwards only when its content has changed.
+        folder: Folder to watch.
+        out: Parquet file with one row per scored or failed file. The ledger and the lock are next to it.
+        pattern: Glob pattern in the folder; only files with media suffixes are considered.
+        settle: Seconds for which a file's size and time must not change before it is considered complete.
+        attempts: Maximum number of attempts at a file that cannot be scored, until its content changes.
 
     Raises:
-        ValueError: a number that is out of its range.
+        ValueError: A value is out of range.
     """
 
     folder: Path
@@ -64,20 +85,24 @@ class Watch:
 
     @property
     def ledger(self) -> Path:
-        """Beside the predictions."""
+        """Path of the ledger."""
         return self.out.with_suffix(".ledger.json")
 
     @property
     def lock(self) -> Path:
-        """Held by the run that scores."""
+        """Path of the lock file, which the scoring run holds."""
         return self.out.with_suffix(".lock")
 
 
 @dataclass(slots=True)
-class Seen:
-    """A file as it was when it was last looked at: `since` when (seconds since 1970) it has been so.
+class FileState:
+    """State of a file at the last scan.
 
-    `sha256` is empty as long as it may still be being copied.
+    Attributes:
+        size: Bytes.
+        modified: Modification time in nanoseconds.
+        since: Time (seconds since the epoch) at which this state was first seen.
+        sha256: Content hash; empty while the file may still be incomplete.
     """
 
     size: int
@@ -87,8 +112,8 @@ class Seen:
 
 
 @dataclass(slots=True)
-class Done:
-    """What became of a content: the error's class and message where it could not be scored."""
+class Outcome:
+    """Outcome of a content, with the error's class and message if it could not be scored."""
 
     file: str
     time: str
@@ -99,148 +124,151 @@ class Done:
 
 @dataclass(slots=True)
 class Ledger:
-    """Files by their path in the folder, and contents by their SHA-256."""
+    """File states by path in the folder, and outcomes by the content's SHA-256."""
 
-    files: dict[str, Seen] = field(default_factory=dict)
-    contents: dict[str, Done] = field(default_factory=dict)
+    files: dict[str, FileState] = field(default_factory=dict)
+    contents: dict[str, Outcome] = field(default_factory=dict)
 
     @classmethod
     def read(cls, watch: Watch) -> Ledger:
-        """The ledger as it was left; empty where there is none. Without the predictions, what was scored is not known.
+        """Read the ledger; if there is none, return an empty one. Outcomes are dropped if the table is missing.
 
         Raises:
-            ValueError: it is none that this version reads.
+            ValueError: The file is not a ledger of this version.
         """
         try:
             raw = json.loads(watch.ledger.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls()
         except ValueError as error:
-            again = "remove it, and all files are scored again"
-            raise ValueError(f"{watch.ledger}: not JSON ({error}); {again}") from error
+            advice = "remove it to score all files again"
+            raise ValueError(f"{watch.ledger}: not JSON ({error}); {advice}") from error
         if raw.get("schema_version") != LEDGER_VERSION:
             raise ValueError(
-                f"{watch.ledger}: version {raw.get('schema_version')}, this one reads {LEDGER_VERSION}; "
-                "name another --out, and all files are scored again"
+                f"{watch.ledger}: version {raw.get('schema_version')}, but version {LEDGER_VERSION} is needed; "
+                "give another --out to score all files again"
             )
-        files = {name: Seen(**seen) for name, seen in raw["files"].items()}
-        contents = {key: Done(**done) for key, done in raw["contents"].items()} if watch.out.exists() else {}
+        files = {name: FileState(**state) for name, state in raw["files"].items()}
+        contents = {key: Outcome(**outcome) for key, outcome in raw["contents"].items()} if watch.out.exists() else {}
         return cls(files, contents)
 
     def write(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Write the ledger atomically."""
         content = {"schema_version": LEDGER_VERSION, **asdict(self)}
-        with atomic_path(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one run did: its results, and how many files may still be being copied."""
+    """Results of one run, and the number of files that may still be incomplete."""
 
     results: tuple[Result, ...]
     pending: int
 
     @property
     def failed(self) -> tuple[Result, ...]:
-        """Those that could not be scored."""
+        """Results of files that could not be scored."""
         return tuple(result for result in self.results if result.to_dict()["error"])
 
 
 @contextmanager
-def alone(watch: Watch) -> Iterator[None]:
-    """Be the only run that scores this folder into this table. The lock is the kernel's and ends with its holder.
+def exclusive(watch: Watch) -> Iterator[None]:
+    """Hold the lock of the table. The operating system releases it if the process ends.
 
     Raises:
-        FolderBusy: another one does.
+        FolderBusyError: Another run holds it.
     """
-    from filelock import FileLock, Timeout
-
     watch.out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(watch.lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FolderBusy(f"another run scores {watch.folder} into {watch.out}: it goes on, and this one ends") from None
+        message = f"another run scores {watch.folder} into {watch.out}; it continues, and this one ends"
+        raise FolderBusyError(message) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def look(watch: Watch, ledger: Ledger, now: float) -> tuple[dict[str, Path], int]:
-    """Files that are due, by their content, and how many may still be being copied; the ledger is then up to date."""
-    from corpora.readers.raw import MEDIA_SUFFIXES
+def scan(watch: Watch, ledger: Ledger, now: float) -> tuple[dict[str, Path], int]:
+    """Find the files to score, and update the ledger's file states.
 
-    found: dict[str, Seen] = {}
+    Returns:
+        Files to score by content hash, and the number of files that may still be incomplete.
+    """
+    states: dict[str, FileState] = {}
     due: dict[str, Path] = {}
     pending = 0
     for path in sorted(watch.folder.glob(watch.pattern)):
-        inside = path.relative_to(watch.folder)
-        if path.suffix.lower() not in MEDIA_SUFFIXES or any(part.startswith(".") for part in inside.parts):
+        relative = path.relative_to(watch.folder)
+        if path.suffix.lower() not in MEDIA_SUFFIXES or any(part.startswith(".") for part in relative.parts):
             continue
-        seen = _seen(path, ledger.files.get(inside.as_posix()), watch.settle, now)
-        if seen is None:
+        state = _current_state(path, ledger.files.get(relative.as_posix()), watch.settle, now)
+        if state is None:
             continue
-        found[inside.as_posix()] = seen
-        pending += not seen.sha256
-        done = ledger.contents.get(seen.sha256)
-        if seen.sha256 and (done is None or (done.error and done.attempts < watch.attempts)):
-            due.setdefault(seen.sha256, path)
-    ledger.files = found
+        states[relative.as_posix()] = state
+        pending += not state.sha256
+        outcome = ledger.contents.get(state.sha256)
+        if state.sha256 and (outcome is None or (outcome.error and outcome.attempts < watch.attempts)):
+            due.setdefault(state.sha256, path)
+    ledger.files = states
     return due, pending
 
 
-def _seen(path: Path, before: Seen | None, settle: float, now: float) -> Seen | None:
-    """The file as it is now, with its hash once it is at rest; None where there is no file (any more)."""
+def _current_state(path: Path, state: FileState | None, settle: float, now: float) -> FileState | None:
+    """Update a file's state, with its hash once it has settled. Return None if there is no such file (any more)."""
     try:
         stat = path.stat()
         if not path.is_file():
             return None
-        if before is None or (before.size, before.modified) != (stat.st_size, stat.st_mtime_ns):
-            before = Seen(stat.st_size, stat.st_mtime_ns, now)
-        if before.sha256 or now - before.since < settle:
-            return before
+        if state is None or (state.size, state.modified) != (stat.st_size, stat.st_mtime_ns):
+            state = FileState(stat.st_size, stat.st_mtime_ns, now)
+        if state.sha256 or now - state.since < settle:
+            return state
         sha256, after = sha256_of(path), path.stat()
     except FileNotFoundError:
         return None
-    if (after.st_size, after.st_mtime_ns) != (before.size, before.modified):
-        return Seen(after.st_size, after.st_mtime_ns, now)
-    return Seen(before.size, before.modified, before.since, sha256)
+    if (after.st_size, after.st_mtime_ns) != (state.size, state.modified):  # changed while it was read
+        return FileState(after.st_size, after.st_mtime_ns, now)
+    return FileState(state.size, state.modified, state.since, sha256)
 
 
 def score_new(
     watch: Watch,
     predictor: Callable[[], Predictor],
     *,
-    each: Callable[[Result], None] = lambda result: None,
+    on_result: Callable[[Result], None] = lambda result: None,
     wait: bool = True,
     **options: Any,
 ) -> Report:
-    """Score what is new in the folder, and write it down.
+    """Score the folder's new files, and record the results.
 
     Args:
-        predictor: called when there is something to score.
-        each: called with every result as it is there.
-        wait: where files are new, wait `settle` seconds and look again, once, rather than leave them to the next run.
-        options: of `Predictor.predict`: level, window, hop, workers, timeout.
+        watch: Folder to score.
+        predictor: Factory of the predictor, called only if there is something to score.
+        on_result: Called with each result as soon as it is available.
+        wait: If files may be incomplete, wait `settle` seconds and scan once more, instead of leaving them to the next
+            run.
+        options: Options of `Predictor.predict`: level, window, hop, workers, timeout.
 
     Raises:
-        FolderBusy: another run scores this folder.
-        FileNotFoundError: no such folder.
-        ValueError: of `Predictor.predict`, or a ledger or table that is none.
+        FolderBusyError: Another run is scoring this folder.
+        FileNotFoundError: The folder does not exist.
+        ValueError: As `Predictor.predict`, or the ledger or table is not valid.
     """
     if not watch.folder.is_dir():
-        raise FileNotFoundError(f"{watch.folder}: no such folder; make it, or name another one to watch")
-    with alone(watch):
+        raise FileNotFoundError(f"{watch.folder}: no such folder; create it, or give another one to watch")
+    with exclusive(watch):
         ledger = Ledger.read(watch)
-        due, pending = look(watch, ledger, time.time())
+        due, pending = scan(watch, ledger, time.time())
         ledger.write(watch.ledger)
         if pending and wait:
             time.sleep(watch.settle)
-            due, pending = look(watch, ledger, time.time())
+            due, pending = scan(watch, ledger, time.time())
             ledger.write(watch.ledger)
-        return Report(tuple(_score(watch, ledger, due, predictor, each, options)) if due else (), pending)
+        return Report(tuple(_score(watch, ledger, due, predictor, on_result, options)) if due else (), pending)
 
 
 def _score(
@@ -248,101 +276,84 @@ def _score(
     ledger: Ledger,
     due: dict[str, Path],
     predictor: Callable[[], Predictor],
-    each: Callable[[Result], None],
+    on_result: Callable[[Result], None],
     options: dict[str, Any],
 ) -> list[Result]:
-    from extractors.transcripts.subtitles import find_transcript
-    from model.prediction.protocol import Video
-
     scorer = predictor()
     videos = [Video(path, transcript=find_transcript(path.parent, path)) for path in due.values()]
-    by = {"model": str(scorer.folder), "checkpoint": sha256_of(scorer.folder / WEIGHTS)[:16]}
+    provenance = {"model": str(scorer.folder), "checkpoint": sha256_of(scorer.folder / WEIGHTS)[:16]}
     options = options | {"workers": min(options.get("workers") or os.cpu_count() or 1, len(videos))}
     results: list[Result] = []
-    waiting: list[tuple[str, Result]] = []
+    unrecorded: list[tuple[str, Result]] = []
     try:
         for sha256, result in zip(due, scorer.predict(videos, **options), strict=True):
-            each(result)
+            on_result(result)
             results.append(result)
-            waiting.append((sha256, result))
-            if len(waiting) >= CHUNK:
-                _write_down(watch, ledger, waiting, by)
-                waiting = []
+            unrecorded.append((sha256, result))
+            if len(unrecorded) >= CHUNK:
+                _record(watch, ledger, unrecorded, provenance)
+                unrecorded = []
     finally:
-        if waiting:
-            _write_down(watch, ledger, waiting, by)
+        if unrecorded:
+            _record(watch, ledger, unrecorded, provenance)
     return results
 
 
-def _write_down(watch: Watch, ledger: Ledger, scored: Sequence[tuple[str, Result]], by: dict[str, str]) -> None:
-    """Results into the table, then into the ledger."""
+def _record(watch: Watch, ledger: Ledger, scored: Sequence[tuple[str, Result]], provenance: dict[str, str]) -> None:
+    """Write results to the table, then to the ledger."""
     now = datetime.now(UTC).replace(microsecond=0)
-    rows = [{**result.to_dict(), "sha256": sha256, "scored_at": now, **by} for sha256, result in scored]
+    rows = [{**result.to_dict(), "sha256": sha256, "scored_at": now, **provenance} for sha256, result in scored]
     merge(rows, watch.out)
-    for sha256, result in scored:
-        told, before = result.to_dict(), ledger.contents.get(sha256)
-        error = told["error"] or {"class": "", "message": ""}
-        attempts = 1 + (before.attempts if before else 0)
-        ledger.contents[sha256] = Done(told["file"], now.isoformat(), attempts, error["class"], error["message"])
+    for row in rows:
+        previous = ledger.contents.get(row["sha256"])
+        attempts = 1 + (previous.attempts if previous else 0)
+        error = row["error"] or {"class": "", "message": ""}
+        ledger.contents[row["sha256"]] = Outcome(
+            row["file"], now.isoformat(), attempts, error["class"], error["message"]
+        )
     ledger.write(watch.ledger)
 
 
-def predictions_schema() -> pa.Schema:
-    """Columns of the table: those of `dashfusion predict --out`, and what was scored when by what."""
-    from model.prediction.results import RESULTS_SCHEMA
-
-    schema = RESULTS_SCHEMA
-    for name, kind in (("sha256", pa.string()), ("scored_at", pa.timestamp("ms", "UTC")), ("model", pa.string()),
-                       ("checkpoint", pa.string())):  # fmt: skip
-        schema = schema.append(pa.field(name, kind))
-    return schema
-
-
 def merge(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Put rows into the table of predictions: one a content, and of a file that could not be scored none once it can.
+    """Merge rows into the table, replacing those of the same content and failures of the same file.
 
     Raises:
-        ValueError: what lies there is no table of predictions.
+        ValueError: The existing file is not a table of predictions.
     """
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    schema = predictions_schema()
-    new = pa.Table.from_pylist(list(rows), schema=schema)
+    table = pa.Table.from_pylist(list(rows), schema=PREDICTIONS_SCHEMA)
     if path.exists():
         try:
             old = pq.read_table(path)
-            same = pc.is_in(old["sha256"], new["sha256"].combine_chunks())
-            failed = pc.and_(pc.is_valid(old["error"]), pc.is_in(old["file"], new["file"].combine_chunks()))
+            same = pc.is_in(old["sha256"], table["sha256"].combine_chunks())
+            failed = pc.and_(pc.is_valid(old["error"]), pc.is_in(old["file"], table["file"].combine_chunks()))
         except (pa.ArrowInvalid, KeyError) as error:
             raise ValueError(
-                f"{path}: no table of predictions ({error}); move it away, or name another --out"
+                f"{path}: not a table of predictions ({error}); move it away, or give another --out"
             ) from error
         kept = old.filter(pc.invert(pc.or_(same, failed)))
-        new = pa.concat_tables([kept, new], promote_options="default").replace_schema_metadata(schema.metadata)
-    with atomic_path(path) as temporary:
-        pq.write_table(new, temporary, compression="zstd")
+        table = pa.concat_tables([kept, table], promote_options="default")
+        table = table.replace_schema_metadata(PREDICTIONS_SCHEMA.metadata)
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
-def watch_for_ever(
-    watch: Watch, predictor: Predictor, interval: float, say: Callable[[str], None], **options: Any
+def watch_forever(
+    watch: Watch, predictor: Predictor, interval: float, log: Callable[[str], None], **options: Any
 ) -> None:
-    """`score_new` every `interval` seconds, until it is interrupted.
+    """Call `score_new` every `interval` seconds until interrupted, and log each result.
 
     Raises:
-        FolderBusy, FileNotFoundError, ValueError: as `score_new`.
+        FolderBusyError, FileNotFoundError, ValueError: As `score_new`.
     """
     while True:
-        score_new(watch, lambda: predictor, each=lambda result: say(told(result)), wait=False, **options)
+        score_new(watch, lambda: predictor, on_result=lambda result: log(format_result(result)), wait=False, **options)
         time.sleep(interval)
 
 
-def told(result: Result) -> str:
-    """A result in a line."""
-    from flows.prediction.html import number
-
+def format_result(result: Result) -> str:
+    """Format a result as one line."""
     row = result.to_dict()
     if row["error"]:
         name = "" if row["error"]["message"].startswith(row["file"]) else f"{row['file']}: "
         return f"{row['error']['class']}: {name}{row['error']['message']}"
-    return f"{row['file']}: {number(row['score'])} {row['sentiment']}, from {', '.join(row['used'])}"
+    return f"{row['file']}: {format_number(row['score'])} {row['sentiment']}, from {', '.join(row['used'])}"

@@ -395,7 +395,8 @@ function showWindows(windows) {
   show($("over-time"), windows.length > 0);
   const median = state.model.clip_seconds.median;
   $("no-timeline").textContent = median
-    ? `Too short for a time line: choose shorter windows (Options), or a clip of at least ${formatNumber(2 * median, 1)} s.`
+    ? `Too short for a time line: choose shorter windows (Options), or a clip of at least ` +
+      `${formatNumber(2 * median, 1)} s.`
     : "Too short for a time line.";
   show($("no-timeline"), windows.length === 0);
 }

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from corpora.manifest import MODALITIES
 from flows.cli.app import app
-from flows.prediction.console import time_line
 from flows.display.metrics import format_clock
+from flows.prediction.console import sparkline
 from flows.prediction.html import write_page
 from flows.prediction.inputs import default_model, find_media, to_videos
 from model.evaluate import evaluate
@@ -132,9 +132,9 @@ def test_texts_go_to_the_file_that_they_are_of(tmp_path):
     assert to_videos(media[:1], "said", None)[0].text == "said"
     assert to_videos(media[:1], None, tmp_path / "a.srt")[0].transcript == tmp_path / "a.srt"
     for arguments, message in (
-        ((media, "said", None), "--text is of one file, and 2 are given"),
-        ((media, None, tmp_path / "a.srt"), "--transcript is of one file"),
-        ((media[:1], "said", tmp_path / "a.srt"), "give one of them"),
+        ((media, "said", None), "--text is for a single file, and 2 are given"),
+        ((media, None, tmp_path / "a.srt"), "--transcript is for a single file"),
+        ((media[:1], "said", tmp_path / "a.srt"), "give only one of them"),
     ):
         with pytest.raises(ValueError, match=message):
             to_videos(*arguments)
@@ -157,8 +157,8 @@ def window(score: float | None, start: float = 0.0) -> dict[str, Any]:
 
 
 def test_a_time_line_rises_with_the_score_and_is_never_too_wide():
-    assert time_line([window(score) for score in (-3.0, None, 0.0, 3.0)], (-3, 3)) == "▁ ▅█"
-    many = time_line([window(-3 + 6 * i / 999) for i in range(1000)], (-3, 3))
+    assert sparkline([window(score) for score in (-3.0, None, 0.0, 3.0)], (-3, 3)) == "▁ ▅█"
+    many = sparkline([window(-3 + 6 * i / 999) for i in range(1000)], (-3, 3))
     assert len(many) == 60 and list(many) == sorted(many)
 
 

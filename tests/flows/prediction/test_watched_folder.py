@@ -18,7 +18,15 @@ from typer.testing import CliRunner
 
 from flows.cli.app import app
 from flows.prediction import watched_folder as module
-from flows.prediction.watched_folder import FolderBusy, Ledger, Watch, look, score_new, told, watch_for_ever
+from flows.prediction.watched_folder import (
+    FolderBusyError,
+    Ledger,
+    Watch,
+    format_result,
+    scan,
+    score_new,
+    watch_forever,
+)
 from model.prediction.results import Failure, Prediction, Result, Score
 
 if TYPE_CHECKING:
@@ -117,16 +125,16 @@ def test_a_file_that_is_still_being_copied_is_waited_for(folder, tmp_path):
     path = folder / "a.mp4"
     path.write_bytes(b"half")
     os.utime(path, (TODAY - 9999, TODAY - 9999))  # some copiers set the time first: an old one says nothing
-    assert look(watched, ledger, TODAY) == ({}, 1)
-    assert look(watched, ledger, TODAY + 29) == ({}, 1)
+    assert scan(watched, ledger, TODAY) == ({}, 1)
+    assert scan(watched, ledger, TODAY + 29) == ({}, 1)
     path.write_bytes(b"half and more")
-    assert look(watched, ledger, TODAY + 31) == ({}, 1), "it has grown, so the time starts anew"
+    assert scan(watched, ledger, TODAY + 31) == ({}, 1), "it has grown, so the time starts anew"
     os.utime(path, (TODAY, TODAY))
-    assert look(watched, ledger, TODAY + 60) == ({}, 1), "its time has changed"
-    due, pending = look(watched, ledger, TODAY + 90)
+    assert scan(watched, ledger, TODAY + 60) == ({}, 1), "its time has changed"
+    due, pending = scan(watched, ledger, TODAY + 90)
     assert list(due.values()) == [path] and pending == 0
     path.unlink()
-    assert look(watched, ledger, TODAY + 91) == ({}, 0) and ledger.files == {}
+    assert scan(watched, ledger, TODAY + 91) == ({}, 0) and ledger.files == {}
 
 
 def test_a_file_that_changes_while_it_is_read_is_waited_for(folder, tmp_path, monkeypatch):
@@ -140,7 +148,7 @@ def test_a_file_that_changes_while_it_is_read_is_waited_for(folder, tmp_path, mo
         return digest
 
     monkeypatch.setattr(module, "sha256_of", slowly)
-    assert look(Watch(folder, tmp_path / "out.parquet", settle=0.0), Ledger(), TODAY) == ({}, 1)
+    assert scan(Watch(folder, tmp_path / "out.parquet", settle=0.0), Ledger(), TODAY) == ({}, 1)
 
 
 def test_the_wait_outlives_a_restart(folder, tmp_path, scorer, monkeypatch):
@@ -203,14 +211,14 @@ def test_an_interruption_keeps_what_was_scored(watched, folder, scorer):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_new(watched, lambda: scorer, each=interrupt)
+        score_new(watched, lambda: scorer, on_result=interrupt)
     assert set(rows(watched)) == {"0.mp4", "1.mp4", "2.mp4"}
     assert run(watched, scorer) == ["3.mp4", "4.mp4"]
 
 
 def test_two_runs_never_work_at_the_same_time(watched, folder, scorer):
     (folder / "a.mp4").write_bytes(b"one")
-    with FileLock(watched.lock), pytest.raises(FolderBusy, match="another run scores"):
+    with FileLock(watched.lock), pytest.raises(FolderBusyError, match="another run scores"):
         run(watched, scorer)
     assert run(watched, scorer) == ["a.mp4"]
 
@@ -246,17 +254,17 @@ def test_a_pattern_stays_in_the_folder(folder, pattern):
 
 def test_what_is_no_ledger_or_no_table_is_told_of_and_left_alone(watched, folder, scorer):
     (folder / "a.mp4").write_bytes(b"one")
-    for content, message in (("{", "not JSON"), ('{"schema_version": 9}', "version 9, this one reads 1")):
+    for content, message in (("{", "not JSON"), ('{"schema_version": 9}', "version 9, but version 1 is needed")):
         watched.ledger.write_text(content)
         with pytest.raises(ValueError, match=message):
             run(watched, scorer)
         assert watched.ledger.read_text() == content
     watched.ledger.unlink()
     pq.write_table(pa.table({"clip_id": ["another table"]}), watched.out)
-    with pytest.raises(ValueError, match="no table of predictions"):
+    with pytest.raises(ValueError, match="not a table of predictions"):
         run(watched, scorer)
     assert pq.read_table(watched.out).column_names == ["clip_id"]
-    with pytest.raises(FileNotFoundError, match="no such folder; make it"):
+    with pytest.raises(FileNotFoundError, match="no such folder; create it"):
         run(Watch(folder / "nowhere", watched.out), scorer)
 
 
@@ -289,15 +297,18 @@ def test_the_loop_goes_on_until_it_is_interrupted(watched, folder, scorer, monke
 
     monkeypatch.setattr("flows.prediction.watched_folder.time.sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
-        watch_for_ever(watched, scorer, 7.0, said.append)
+        watch_forever(watched, scorer, 7.0, said.append)
     assert sleeps == [7.0] * 3 and len(said) == 4
     assert said[0].endswith("a.mp4: 0.30 positive, from audio")
     assert said[1].startswith("MediaError: ") and said[1].count("b1.mp4") == 1
 
 
 def test_a_result_in_a_line_names_its_file_once():
-    assert told(Failure("a.mp4", "NoModality", "nothing to score it by")) == "NoModality: a.mp4: nothing to score it by"
-    assert told(Failure("a.mp4", "MediaError", "a.mp4: torn")) == "MediaError: a.mp4: torn"
+    assert (
+        format_result(Failure("a.mp4", "NoModality", "nothing to score it by"))
+        == "NoModality: a.mp4: nothing to score it by"
+    )
+    assert format_result(Failure("a.mp4", "MediaError", "a.mp4: torn")) == "MediaError: a.mp4: torn"
 
 
 def test_the_command_scores_real_clips_and_then_nothing(corpus, clip, tmp_path):
@@ -322,7 +333,7 @@ def test_runs_that_overlap_score_each_file_once(corpus, clip, tmp_path):
     folder.mkdir()
     for number in range(3):
         shutil.copy(clip, folder / f"{number}.mp4")
-        with open(folder / f"{number}.mp4", "ab") as file:
+        with (folder / f"{number}.mp4").open("ab") as file:
             file.write(b"\0\0\0\x09free%d" % number)  # another content, the same clip
     command = [sys.executable, "-m", "flows.cli", "watch", str(folder), "--once", "--settle", "4", "--device", "cpu"]
     command += ["--model", str(corpus / "models-unaligned/best")]
