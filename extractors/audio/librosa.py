@@ -53,7 +53,7 @@ BLOCK_STEPS = 1024
 """Steps in a block, whose duration is clamped to `BLOCK_SECONDS`. Blocks bound the memory for clips of any length."""
 BLOCK_SECONDS = (10.0, 60.0)
 CONTEXT_SECONDS = 0.5
-"""Overlap on either side of a block: the window of the lowest octave reaches 0.19 s, plus the resampling filters."""
+"""Context on either side of a block: the window of the lowest octave reaches 0.19 s, plus the resampling filters."""
 
 CQT_SILENCE = 1e-5
 """Energy (of a tone at about -110 dB full scale) below which a step is not normalised.

@@ -36,10 +36,10 @@ SAMPLE_RATE = 16_000
 HOP_SECONDS = 0.01
 
 BLOCK_SECONDS, CONTEXT_SECONDS = 60.0, 2.0
-"""Maximum length of a block, and its overlap with the steps on either side that belong to its neighbours.
+"""Maximum length of a block including its context, and the context on either side, whose steps are not kept.
 
 Blocks bound the memory: openSMILE takes 0.7 MB per second. The values equal those of the whole clip, except that jitter
-can differ where a voiced stretch is longer than the overlap, because openSMILE counts its periods from the start.
+can differ where a voiced stretch is longer than the context, because openSMILE counts its periods from the start.
 """
 
 MIN_SAMPLES = 960
@@ -51,10 +51,10 @@ _PITCH = "F0semitoneFrom27.5Hz_sma3nz"
 class OpenSmileAudio:
     """`audio.opensmile`: the 25 low-level descriptors of eGeMAPSv02, with the set's own smoothing over three steps.
 
-    The clip is resampled to 16,000 Hz and mixed to mono. Step t begins where openSMILE's windows begin, at 10 ms * t, so
-    that the centre of what it measures is 10 to 30 ms later; steps are contiguous and the last one ends with the clip.
+    The clip is resampled to 16,000 Hz and mixed to mono. Step t begins where openSMILE's windows begin, at 10 ms * t;
+    the windows' centres are 10 to 30 ms later. Steps are contiguous and the last one ends with the clip.
     A step is valid if it is voiced, that is if openSMILE reports an F0. The names are openSMILE's; `nz` marks features
-    that are smoothed over voiced steps only. Clips longer than 60 s are measured in blocks with an overlap of 2 s.
+    that are smoothed over voiced steps only. Clips longer than 60 s are measured in blocks, with 2 s of context on either side.
 
     Raises:
         ValueError: the package opensmile is not installed.

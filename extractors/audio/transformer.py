@@ -49,7 +49,7 @@ WAVE_MODELS = ("wav2vec2", "hubert", "wavlm")
 CHUNK_SECONDS = 30.0
 """Maximum length that is encoded at once, as attention is quadratic in it. Whisper's window limits it further."""
 CONTEXT_SECONDS = 2.0
-"""Overlap of a chunk with either neighbour; the steps in it are computed, but not kept."""
+"""Context on either side of a chunk, whose steps are computed, but not kept."""
 
 BATCH_SECONDS, QUEUE_SECONDS = 120.0, 480.0
 """On a GPU: maximum audio in a batch, including padding, and the amount read before it is sorted into batches."""
@@ -94,11 +94,11 @@ class TransformerAudio:
     either side. If the model normalises its input, the mean and deviation of the whole clip are computed in a first
     pass.
 
-    The weights are loaded with the first clip, onto a GPU if there is one. On a GPU, clips and chunks of similar length
-    are encoded together, padded and masked; models whose first convolution is normalised over time including padding
-    (`feat_extract_norm` is `group`) only take clips of equal length together. Batching does not change the result beyond
-    float32 precision, but the last bits depend on the batch and therefore on which clips are left to do. On a CPU each
-    clip is encoded alone, always to the same bytes.
+    The weights are loaded with the first clip, onto a GPU if there is one. On a GPU, chunks of similar length are
+    encoded together, padded and masked; for models that normalise their first convolution over time, including padding
+    (`feat_extract_norm` is `group`), only chunks of equal length. Batching does not change the result beyond float32
+    precision, but its last bits depend on the batch and therefore on which clips are left to do. On a CPU each chunk is
+    encoded alone, always to the same bytes.
 
     Args:
         model: a folder with a Hugging Face model, or an id on its hub.
@@ -272,7 +272,7 @@ def check_preprocessor(folder: Path) -> None:
     """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise ValueError(f"{path} is missing, which says how to normalise the sound; copy it from the model's hub page")
+        raise ValueError(f"{path} is missing, which says how to normalise the audio; copy it from the model's hub page")
     rate = json.loads(path.read_text(encoding="utf-8")).get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise ValueError(f"{path}: the model takes {rate} Hz; choose one for {SAMPLE_RATE} Hz")

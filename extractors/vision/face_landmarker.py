@@ -11,9 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
+from extractors.base import (
+    ExtractionError,
+    Feature,
+    FeatureDescription,
+    FeatureSequence,
+    Source,
+    extract_each,
+    make_signature,
+)
 from extractors.vision.face_mesh import head_angles
-from extractors.vision.face_tracking import FaceChooser, Seen, check_face_options, frame_steps, without_noise
+from extractors.vision.face_tracking import (
+    FaceSelector,
+    MaskedFrame,
+    check_face_options,
+    frame_steps,
+    suppress_mediapipe_log,
+)
 from media.video import MAX_SIDE
 
 if TYPE_CHECKING:
@@ -61,7 +75,7 @@ BLENDSHAPES = tuple(f"{stem}_{end}" if end else stem for stem, *ends in _BLENDSH
 
 
 class FaceLandmarkerVision:
-    """`vision.face_landmarker`: 52 blendshapes and the pose of one face, see `FaceChooser`.
+    """`vision.face_landmarker`: 52 blendshapes and the pose of one face, see `FaceSelector`.
 
     Blendshapes are the task's scores, 0 to 1. The pose is the task's transformation of a canonical face into the
     camera's space, x to the right of the picture, y up, z towards the camera; angles have the signs of
@@ -103,7 +117,7 @@ class FaceLandmarkerVision:
         check_face_options(fps=fps, min_confidence=min_confidence)
         self._bundle = check_bundle(model)
         self.fps, self.min_confidence = float(fps), float(min_confidence)
-        self._chooser = FaceChooser(self.min_confidence)
+        self._selector = FaceSelector(self.min_confidence)
         options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
         weights = f"{sha256_of(self._bundle)} mediapipe {version('mediapipe')}"
         self.signature = make_signature("vision.face_landmarker", VERSION, options, weights)
@@ -113,14 +127,14 @@ class FaceLandmarkerVision:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        return self._chooser.watch(media, self.fps, self._collect)
+        return self._selector.process(media, self.fps, self._collect)
 
-    def _collect(self, seen: Iterator[Seen]) -> FeatureSequence:
+    def _collect(self, seen: Iterator[MaskedFrame]) -> FeatureSequence:
         times: list[float] = []
         faces: list[np.ndarray | None] = []
         image = face = None
         try:
-            with without_noise(), self._open() as landmarker:
+            with suppress_mediapipe_log(), self._open() as landmarker:
                 for time, shown, view in seen:
                     if shown is not image:  # the same frame again, where the video has fewer than fps
                         image, face = shown, self._look(landmarker, view, time)

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
-from extractors.vision.face_tracking import FaceTracker, Found, check_face_options, frame_steps, to_pixels
+from extractors.base import (
+    ExtractionError,
+    Feature,
+    FeatureDescription,
+    FeatureSequence,
+    Source,
+    extract_each,
+    make_signature,
+)
+from extractors.vision.face_tracking import FaceTracker, LandmarkFrame, check_face_options, frame_steps, to_pixels
 from media.video import MAX_SIDE
 
 if TYPE_CHECKING:
@@ -314,7 +322,7 @@ _FEATURES = (
 
 
 class FaceMeshVision:
-    """`vision.face_mesh`: pose, gaze, expression and landmarks of one face, see `FaceChooser`.
+    """`vision.face_mesh`: pose, gaze, expression and landmarks of one face, see `FaceSelector`.
 
     `feature_names` begins with the head: `head_pitch`, `head_yaw`, `head_roll` in radians; `head_x`, `head_y`
     (from the picture's centre) and `head_scale` (the eyes' distance) in parts of the picture's longer side.
@@ -356,9 +364,9 @@ class FaceMeshVision:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        return self._tracker.follow(media, self.fps, self._collect)
+        return self._tracker.track(media, self.fps, self._collect)
 
-    def _collect(self, found: Iterator[Found]) -> FeatureSequence:
+    def _collect(self, found: Iterator[LandmarkFrame]) -> FeatureSequence:
         times: list[float] = []
         valid: list[bool] = []
         rows: list[np.ndarray] = []

@@ -1,7 +1,7 @@
-"""Which face of a clip to follow where there are several: the largest of those that are there consistently.
+"""Selection of the face to follow in a clip with several faces: the largest that is present consistently.
 
-Boxes are a face's centre x, centre y and side in pixels, x to the right, y down. H, W are a picture's height and
-width, K counts the faces in one picture, F the pictures of a clip.
+A detection box is [centre x, centre y, side] in pixels, x to the right, y down.
+Shapes: H, W height and width of a frame; K faces in a frame; F frames of a clip.
 """
 
 from __future__ import annotations
@@ -11,25 +11,32 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PATIENCE = 0.5
-"""Seconds. A face that the detector does not see for longer has left the picture."""
+MAX_GAP_SECONDS = 0.5
+"""Longest time for which a track goes on without a detection."""
 
-ALIKE = 1.3
-"""Largest quotient of two boxes' sides that may be the same face."""
+MAX_SIZE_RATIO = 1.3
+"""Largest ratio of the sides of two boxes that may show the same face."""
 
-BRIEF = 0.25
-"""A face that is there for less than this part of the longest one's time passes by, however large it is."""
+MIN_PRESENCE = 0.25
+"""Minimum number of detections of a track, relative to the track with most; faces that pass by have fewer."""
 
-VIEW = 2.5
-"""Side of what is left of the picture around the face, in sides of its box: FaceMesh looks at about two."""
+VIEW_SCALE = 2.5
+"""Side of the visible region around the selected face, relative to its box; FaceMesh reads a region of about two."""
 
-FACE = 1.3
-"""Side of what stays visible of the face beside another one, in sides of its box: the detector's ends at the brows."""
+FACE_SCALE = 1.3
+"""Side of the region that stays visible next to another face, relative to the box, which ends at the brows."""
 
 
 @dataclass(slots=True)
 class _Track:
-    """One face from picture to picture: its last box, first and last time seen, count of pictures, sum of areas."""
+    """Detections of one face in consecutive frames.
+
+    Attributes:
+        box: last box.
+        first, last: times of the first and the last detection in seconds.
+        count: number of detections.
+        area: sum of the boxes' areas.
+    """
 
     box: np.ndarray
     first: float
@@ -42,114 +49,125 @@ class _Track:
         return math.sqrt(self.area / self.count)
 
 
-class Tracks:
-    """The faces of a clip, tied together from picture to picture.
+class FaceTracks:
+    """Detections of a clip, linked over time into one track per face.
 
-    A face goes on as the one that was nearest, less than its side away and of about its size, at most `PATIENCE`
-    ago; otherwise it is a new one.
+    A detection continues the nearest track whose last box is less than a box's side away, of similar size and at most
+    `MAX_GAP_SECONDS` old; otherwise it starts a new track.
 
     Args:
-        step: seconds from one picture to the next.
+        step: seconds between frames.
+
+    Attributes:
+        boxes: boxes [K, 3] of each frame.
     """
 
     def __init__(self, step: float) -> None:
-        self.faces: list[np.ndarray] = []
-        """Boxes [K, 3] in each picture."""
+        self.boxes: list[np.ndarray] = []
         self._times: list[float] = []
-        self._owners: list[list[int]] = []  # of each picture's faces the number of their track
+        self._track_indices: list[list[int]] = []  # of the boxes of each frame
         self._tracks: list[_Track] = []
-        self._open: list[int] = []
-        self._patience = PATIENCE + step
+        self._open: list[int] = []  # tracks that a new detection may continue
+        self._max_gap = MAX_GAP_SECONDS + step
 
-    def add(self, faces: np.ndarray, time: float) -> None:
-        """The next picture's boxes [K, 3]."""
-        self._open = [i for i in self._open if time - self._tracks[i].last <= self._patience]
-        owners = self._assign(faces)
-        for place, box in enumerate(faces):
-            if owners[place] < 0:
-                owners[place] = len(self._tracks)
-                self._open.append(owners[place])
+    def add(self, boxes: np.ndarray, time: float) -> None:
+        """Add the boxes [K, 3] of the next frame."""
+        self._open = [i for i in self._open if time - self._tracks[i].last <= self._max_gap]
+        indices = self._assign(boxes)
+        for position, box in enumerate(boxes):
+            if indices[position] < 0:
+                indices[position] = len(self._tracks)
+                self._open.append(indices[position])
                 self._tracks.append(_Track(box, time, time))
-            track = self._tracks[owners[place]]
+            track = self._tracks[indices[position]]
             track.box, track.last = box, time
             track.count += 1
             track.area += float(box[2]) ** 2
         self._times.append(time)
-        self.faces.append(faces)
-        self._owners.append(owners)
+        self.boxes.append(boxes)
+        self._track_indices.append(indices)
 
-    def _assign(self, faces: np.ndarray) -> list[int]:
-        """Of each face the track that it continues, -1 for none; the nearest first."""
+    def _assign(self, boxes: np.ndarray) -> list[int]:
+        """Return the open track that each box continues, -1 for none; the closest pairs are matched first."""
         pairs = []
-        for place, face in enumerate(faces):
+        for position, box in enumerate(boxes):
             for index in self._open:
-                box = self._tracks[index].box
-                away = float(np.hypot(*(face[:2] - box[:2])) / max(face[2], box[2]))
-                if away < 1 and _alike(face[2], box[2]):
-                    pairs.append((away, place, index))
-        owners, taken = [-1] * len(faces), set()
-        for _, place, index in sorted(pairs):
-            if owners[place] < 0 and index not in taken:
-                owners[place] = index
+                last = self._tracks[index].box
+                distance = float(np.hypot(*(box[:2] - last[:2])) / max(box[2], last[2]))
+                if distance < 1 and _similar_size(box[2], last[2]):
+                    pairs.append((distance, position, index))
+        indices, taken = [-1] * len(boxes), set()
+        for _, position, index in sorted(pairs):
+            if indices[position] < 0 and index not in taken:
+                indices[position] = index
                 taken.add(index)
-        return owners
+        return indices
 
-    def _chosen(self) -> set[int]:
-        """The track with the greatest sum of areas that is no brief one, and those that may be the same person."""
-        longest = max((track.count for track in self._tracks), default=0)
+    def _select_tracks(self) -> set[int]:
+        """Return the main track, and those that may show the same person at other times."""
+        if not self._tracks:
+            return set()
+        min_count = MIN_PRESENCE * max(track.count for track in self._tracks)
         by_area = sorted(range(len(self._tracks)), key=lambda i: -self._tracks[i].area)
-        fit = [self._tracks[i] for i in by_area if self._tracks[i].count >= BRIEF * longest]
-        chosen: dict[int, _Track] = {}
-        for i in by_area:
-            track = self._tracks[i]
-            apart = all(track.last < other.first or track.first > other.last for other in chosen.values())
-            if track is fit[0] or (chosen and apart and _alike(track.side, fit[0].side)):
-                chosen[i] = track
-        return set(chosen)
+        main = next(i for i in by_area if self._tracks[i].count >= min_count)
+        selected = [main]
+        for i in by_area[by_area.index(main) + 1 :]:
+            track, others = self._tracks[i], [self._tracks[other] for other in selected]
+            disjoint = all(track.last < other.first or track.first > other.last for other in others)
+            if disjoint and _similar_size(track.side, others[0].side):
+                selected.append(i)
+        return set(selected)
 
-    def follow(self) -> np.ndarray:
-        """Box [F, 3] of the face to follow in each picture, the nearest within `PATIENCE`, NaN where it is away.
+    def select(self) -> np.ndarray:
+        """Return the box [F, 3] of the face to follow in each frame: the nearest in time, NaN if the face is absent.
 
-        Of the faces that are there at least `BRIEF` of the longest one's time it is that with the greatest sum of
-        areas. After a cut or a turned head the same person is a new face: those of about its size that never share
-        the picture with it are followed as well.
+        The face is that of the track with the largest sum of areas among those with at least `MIN_PRESENCE` of the
+        detections of the most frequent one. After a cut or a turn of the head the same person starts a new track:
+        tracks of similar size that never overlap in time with those selected are followed as well.
         """
-        chosen = self._chosen()
+        selected = self._select_tracks()
         boxes = np.full((len(self._times), 3), np.nan, np.float32)
-        for number, owners in enumerate(self._owners):
-            for place, track in enumerate(owners):
-                if track in chosen:
-                    boxes[number] = self.faces[number][place]
-        seen, clock = np.flatnonzero(~np.isnan(boxes[:, 0])), np.array(self._times)
-        if not len(seen):
+        for frame, indices in enumerate(self._track_indices):
+            for position, track in enumerate(indices):
+                if track in selected:
+                    boxes[frame] = self.boxes[frame][position]
+        # Fill gaps with the nearest detection
+        detected, times = np.flatnonzero(~np.isnan(boxes[:, 0])), np.array(self._times)
+        if not len(detected):
             return boxes
-        later = np.searchsorted(seen, np.arange(len(clock))).clip(max=len(seen) - 1)
-        before, after = seen[(later - 1).clip(min=0)], seen[later]
-        nearest = np.where(abs(clock - clock[before]) < abs(clock - clock[after]), before, after)
-        return np.where(abs(clock - clock[nearest])[:, None] <= PATIENCE, boxes[nearest], np.nan)
+        later = np.searchsorted(detected, np.arange(len(times))).clip(max=len(detected) - 1)
+        before, after = detected[(later - 1).clip(min=0)], detected[later]
+        nearest = np.where(abs(times - times[before]) < abs(times - times[after]), before, after)
+        return np.where(abs(times - times[nearest])[:, None] <= MAX_GAP_SECONDS, boxes[nearest], np.nan)
 
 
-def show_only(image: np.ndarray, own: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """The picture [H, W, 3], black but for the surroundings of the box `own` [3], and without the other `faces`."""
-    view = np.zeros_like(image)
+def mask_other_faces(image: np.ndarray, own: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the frame with everything black except the region around the selected face.
+
+    Args:
+        image: [H, W, 3] frame.
+        own: [3] box of the selected face; NaN gives a black frame.
+        boxes: [K, 3] boxes of all faces; the other ones are black as well.
+    """
+    masked = np.zeros_like(image)
     if not np.isnan(own[0]):
-        around, inner = _area(own, VIEW, image), _area(own, FACE, image)
-        view[around] = image[around]
-        for face in faces:
-            view[_area(face, 1.0, image)] = 0
-        view[inner] = image[inner]
-    view.flags.writeable = False
-    return view
+        view, face = _region(own, VIEW_SCALE), _region(own, FACE_SCALE)
+        masked[view] = image[view]
+        for box in boxes:
+            masked[_region(box, 1.0)] = 0
+        masked[face] = image[face]
+    masked.flags.writeable = False
+    return masked
 
 
-def _area(box: np.ndarray, widened: float, image: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of a box, widened."""
-    reach = box[2] * widened / 2
+def _region(box: np.ndarray, scale: float) -> tuple[slice, slice]:
+    """Return the rows and columns of a scaled box."""
+    reach = box[2] * scale / 2
     starts = (max(0, int(centre - reach)) for centre in (box[1], box[0]))
     stops = (max(0, math.ceil(centre + reach)) for centre in (box[1], box[0]))
     rows, columns = (slice(start, stop) for start, stop in zip(starts, stops, strict=True))
     return rows, columns
 
 
-def _alike(side: float, other: float) -> bool:
-    return max(side, other) < ALIKE * min(side, other)
+def _similar_size(side: float, other: float) -> bool:
+    return max(side, other) < MAX_SIZE_RATIO * min(side, other)

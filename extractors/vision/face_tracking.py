@@ -1,6 +1,8 @@
-"""The one face of a clip that is followed, and mediapipe's FaceMesh on it, for the extractors that look at faces.
+"""Face detection and tracking with mediapipe, shared by the vision extractors.
 
-Coordinates are x to the right of the picture, y up, z towards the camera. H, W are a picture's height and width.
+`FaceSelector` reads a clip's frames and masks all faces but one; `FaceTracker` runs FaceMesh on the result.
+Coordinates are x to the right of the frame, y up, z towards the camera.
+Shapes: H, W height and width of a frame; K faces in a frame; P landmarks.
 """
 
 from __future__ import annotations
@@ -17,70 +19,70 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence
-from extractors.vision.face_selection import Tracks, show_only
+from extractors.vision.face_selection import FaceTracks, mask_other_faces
 from media.video import read_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_NOISE = (
+_LOG_LINES = (
     b"Created TensorFlow Lite XNNPACK delegate",
     b"absl::InitializeLog()",
     b"inference_feedback_manager.cc",
     b"landmark_projection_calculator.cc",
 )
 
-PROBE_SECONDS = 1.0
-"""How often a clip is looked over for a second face."""
+DETECTION_SECONDS = 1.0
+"""Interval at which a clip with a single face is searched for a second one."""
 
-TOGETHER = 16
-"""Pictures that are decoded before FaceMesh looks at them: in turns each would find the cache full of the other's."""
+DECODED_FRAMES = 16
+"""Frames to decode before FaceMesh processes them; alternating frame by frame would thrash the CPU's caches."""
 
-Seen = tuple[float, np.ndarray, np.ndarray]
-"""Time, RGB picture [H, W, 3], and the same picture with no face in it but the one to follow."""
+MaskedFrame = tuple[float, np.ndarray, np.ndarray]
+"""Time, RGB frame [H, W, 3], and the same frame with all faces masked except the selected one."""
 
-Found = tuple[float, np.ndarray, Sequence[Any] | None]
-"""Time, RGB picture [H, W, 3], mediapipe's landmarks in it (None without a face)."""
+LandmarkFrame = tuple[float, np.ndarray, Sequence[Any] | None]
+"""Time, RGB frame [H, W, 3], and mediapipe's landmarks of the face; None without a face."""
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @contextmanager
-def without_noise() -> Iterator[None]:
-    """Keep the lines that mediapipe's C++ always writes to standard error from it; pass all others on.
+def suppress_mediapipe_log() -> Iterator[None]:
+    """Remove the lines that mediapipe's C++ code always logs from standard error, and pass on all others.
 
-    No setting turns them off. They come when a graph starts and at the first face, and tell nothing of it.
+    No setting turns them off. They are written when a graph starts and at the first face.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            caught.seek(0)
-            for line in caught:
-                if not any(noise in line for noise in _NOISE):
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            captured.seek(0)
+            for line in captured:
+                if not any(known in line for known in _LOG_LINES):
                     os.write(2, line)
 
 
-class SeveralFaces(Exception):
-    """There is a second face in a clip that was taken to have one."""
+class _SecondFaceError(Exception):
+    """A second face appeared in a clip that was read on the assumption of a single one."""
 
 
-class FaceChooser:
-    """Shows each clip with one face in it, the same from beginning to end. mediapipe is loaded at the first clip.
+class FaceSelector:
+    """Reader of a clip's frames that masks all faces except the one to follow.
 
-    A clip is looked over for a second face once in `PROBE_SECONDS`. Only where there is one are all its faces
-    detected and tied together over time, in a decoding pass of its own, and the one to follow is chosen as told in
-    `extractors.vision.face_selection.Tracks.follow`; where it is away nobody is to be seen. Faces that follow each other
-    and are never in the picture together are not told apart.
+    A clip is searched for a second face every `DETECTION_SECONDS`. Only if there is one, all faces are detected and
+    tracked in an additional decoding pass, and one is selected by `face_selection.FaceTracks.select`; frames without it
+    are black. People who follow each other without ever sharing a frame are not told apart. mediapipe is loaded with the
+    first clip.
 
     Args:
-        min_confidence: below this score a detected face does not count.
+        min_confidence: minimum score of a detected face.
     """
 
     def __init__(self, min_confidence: float) -> None:
@@ -88,59 +90,61 @@ class FaceChooser:
         self._min_confidence = min_confidence
         self._detector: Any = None
 
-    def watch(self, media: Path, fps: float, collect: Callable[[Iterator[Seen]], Made]) -> Made:
-        """What `collect` makes of the clip's pictures, `fps` a second.
+    def process(self, media: Path, fps: float, collect: Callable[[Iterator[MaskedFrame]], Result]) -> Result:
+        """Return `collect(frames)` for the masked frames of a clip, `fps` per second.
 
-        `collect` is called a second time, from the beginning, where a second face turns up on the way. As in
-        `read_frames`, a picture that stays on the screen is the same array again.
+        `collect` is called again with all frames if a second face appears on the way. As in `read_frames`, a frame that
+        is repeated is the same array again.
 
         Raises:
             ExtractionError: mediapipe failed.
-            MediaError: as `media.video.read_frames`.
+            MediaError: see `media.video.read_frames`.
         """
         try:
-            return collect(self._while_alone(media, fps))
-        except SeveralFaces:
-            return collect(self._chosen(media, fps))
+            return collect(self._read_single_face(media, fps))
+        except _SecondFaceError:
+            return collect(self._read_selected_face(media, fps))
 
-    def _while_alone(self, media: Path, fps: float) -> Iterator[Seen]:
-        shown, due, suspected = None, 0.0, False
+    def _read_single_face(self, media: Path, fps: float) -> Iterator[MaskedFrame]:
+        previous, next_detection, suspected = None, 0.0, False
         for time, image in read_frames(media, fps):
-            if image is not shown and (time >= due or suspected):
+            if image is not previous and (time >= next_detection or suspected):
                 several = len(self._detect(image)) > 1
-                if several and suspected:  # once may be a mistake
-                    raise SeveralFaces
-                suspected, due = several, time + PROBE_SECONDS
-            shown = image
+                if several and suspected:  # in two consecutive frames, as a single detection may be false
+                    raise _SecondFaceError
+                suspected, next_detection = several, time + DETECTION_SECONDS
+            previous = image
             yield time, image, image
 
-    def _chosen(self, media: Path, fps: float) -> Iterator[Seen]:
-        tracks, shown = Tracks(1 / fps), None
+    def _read_selected_face(self, media: Path, fps: float) -> Iterator[MaskedFrame]:
+        # Detect all faces
+        tracks, previous = FaceTracks(1 / fps), None
         for time, image in read_frames(media, fps):
-            if image is not shown:
-                shown = image
+            if image is not previous:
+                previous = image
                 tracks.add(self._detect(image), time)
-        own, number = tracks.follow(), -1
+        # Mask all but the selected one
+        own, number = tracks.select(), -1
         for time, image in read_frames(media, fps):
-            if image is not shown:
-                shown, number = image, number + 1
-                view = show_only(image, own[number], tracks.faces[number])
-            yield time, image, view
+            if image is not previous:
+                previous, number = image, number + 1
+                masked = mask_other_faces(image, own[number], tracks.boxes[number])
+            yield time, image, masked
 
     def _detect(self, image: np.ndarray) -> np.ndarray:
-        """[K, 3] float32 boxes of the faces in a picture, of FaceMesh's own detector."""
+        """Return the boxes [K, 3] float32 of the faces in a frame, by the detector that FaceMesh uses."""
         try:
-            with without_noise() if self._detector is None else nullcontext():
+            with suppress_mediapipe_log() if self._detector is None else nullcontext():
                 if self._detector is None:
                     from mediapipe.python.solutions.face_detection import FaceDetection
 
                     self._detector = FaceDetection(min_detection_confidence=self._min_confidence)
-                found = self._detector.process(image).detections or ()
+                detections = self._detector.process(image).detections or ()
         except RuntimeError as error:
             self._detector = None
-            raise _failed(error) from error
+            raise _mediapipe_error(error) from error
         height, width = image.shape[:2]
-        relative = [face.location_data.relative_bounding_box for face in found]
+        relative = [detection.location_data.relative_bounding_box for detection in detections]
         boxes = [
             (
                 (box.xmin + box.width / 2) * width,
@@ -153,44 +157,46 @@ class FaceChooser:
 
 
 class FaceTracker:
-    """FaceMesh on the face that is followed, each clip from its own beginning. mediapipe is loaded at the first clip.
+    """FaceMesh on the selected face of each clip. mediapipe is loaded with the first clip.
 
     Args:
-        min_confidence: below this score a detected or tracked face does not count.
+        min_confidence: minimum score of a detected or tracked face.
     """
 
     def __init__(self, min_confidence: float) -> None:
         self._min_confidence = min_confidence
-        self._chooser = FaceChooser(min_confidence)
+        self._selector = FaceSelector(min_confidence)
         self._mesh: Any = None
-        self._following = False  # a face of the last picture, where the next one's is looked for
-        self._met_a_face = False
+        self._tracking = False  # whether FaceMesh searches the next frame near the last face
+        self._log_complete = False  # whether mediapipe has written its lines at the first face
 
-    def follow(self, media: Path, fps: float, collect: Callable[[Iterator[Found]], Made]) -> Made:
-        """What `collect` makes of the clip's steps, `fps` a second; it may be called twice, see `FaceChooser.watch`.
+    def track(self, media: Path, fps: float, collect: Callable[[Iterator[LandmarkFrame]], Result]) -> Result:
+        """Return `collect(frames)` for the frames of a clip with their landmarks, `fps` per second.
+
+        `collect` may be called twice, see `FaceSelector.process`.
 
         Raises:
             ExtractionError: mediapipe failed.
-            MediaError: as `media.video.read_frames`.
+            MediaError: see `media.video.read_frames`.
         """
-        return self._chooser.watch(media, fps, lambda seen: collect(self._landmarks(seen)))
+        return self._selector.process(media, fps, lambda frames: collect(self._add_landmarks(frames)))
 
-    def _landmarks(self, seen: Iterator[Seen]) -> Iterator[Found]:
-        self._forget()
-        image = landmarks = None
-        while some := list(islice(seen, TOGETHER)):
-            for time, shown, view in some:
-                if shown is not image:  # the same frame again, where the video has fewer than fps
-                    image, landmarks = shown, self._find(view)
-                yield time, shown, landmarks
+    def _add_landmarks(self, frames: Iterator[MaskedFrame]) -> Iterator[LandmarkFrame]:
+        self._reset()
+        previous = landmarks = None
+        while decoded := list(islice(frames, DECODED_FRAMES)):
+            for time, image, masked in decoded:
+                if image is not previous:  # not a repeated frame
+                    previous, landmarks = image, self._find_landmarks(masked)
+                yield time, image, landmarks
 
-    def _forget(self) -> None:
-        """Follow no face of another clip: show a picture without one, for starting the graph again takes 50 ms."""
-        if self._following:
-            self._find(np.zeros((64, 64, 3), np.uint8))
-        if self._following:  # a face in the dark, at a confidence near 0
+    def _reset(self) -> None:
+        """Stop tracking the face of the previous clip, by a black frame, since restarting the graph takes 50 ms."""
+        if self._tracking:
+            self._find_landmarks(np.zeros((64, 64, 3), np.uint8))
+        if self._tracking:  # still, which happens at confidences near 0
             self._mesh.reset()
-            self._following = False
+            self._tracking = False
 
     def _start(self) -> None:
         from mediapipe.python.solutions.face_mesh import FaceMesh
@@ -201,35 +207,35 @@ class FaceTracker:
             min_detection_confidence=self._min_confidence,
             min_tracking_confidence=self._min_confidence,
         )
-        self._met_a_face = False
+        self._log_complete = False
 
-    def _find(self, image: np.ndarray) -> Sequence[Any] | None:
+    def _find_landmarks(self, image: np.ndarray) -> Sequence[Any] | None:
         try:
-            with nullcontext() if self._met_a_face else without_noise():
+            with nullcontext() if self._log_complete else suppress_mediapipe_log():
                 if self._mesh is None:
                     self._start()
-                found = self._mesh.process(image).multi_face_landmarks
+                faces = self._mesh.process(image).multi_face_landmarks
         except RuntimeError as error:
-            self._mesh, self._following = None, False  # a graph that failed stays failed; the next clip gets a new one
-            raise _failed(error) from error
-        self._following = bool(found)
-        self._met_a_face |= self._following
-        return found[0].landmark if found else None
+            self._mesh, self._tracking = None, False  # a graph that failed cannot be used again
+            raise _mediapipe_error(error) from error
+        self._tracking = bool(faces)
+        self._log_complete |= self._tracking
+        return faces[0].landmark if faces else None
 
 
-def _failed(error: RuntimeError) -> ExtractionError:
+def _mediapipe_error(error: RuntimeError) -> ExtractionError:
     return ExtractionError(f"mediapipe failed: {error}; try another min_confidence or fps")
 
 
 def to_pixels(landmarks: Sequence[Any], indices: Sequence[int], image: np.ndarray) -> np.ndarray:
-    """[P, 3] of mediapipe's landmarks `indices`, in pixels of the picture [H, W, 3] they were found in."""
+    """Return mediapipe's landmarks `indices` as points [P, 3] in pixels of the frame [H, W, 3] they were found in."""
     height, width = image.shape[:2]
     points = [(landmarks[i].x, landmarks[i].y, landmarks[i].z) for i in indices]
     return np.array(points) * (width, -height, -width)  # z is in units of the width
 
 
 def frame_steps(values: np.ndarray, times: Sequence[float], valid: np.ndarray, fps: float) -> FeatureSequence:
-    """Features [T, D] of frames that each last until the next one, 1 / `fps` later."""
+    """Return features [T, D] of frames as steps that each last until the next one, 1 / `fps` later."""
     start = np.array(times)
     return FeatureSequence(
         values=values,
@@ -240,10 +246,15 @@ def frame_steps(values: np.ndarray, times: Sequence[float], valid: np.ndarray, f
 
 
 def check_face_options(*, fps: float, min_confidence: float, **others: tuple[float, float, float]) -> None:
-    """Refuse options out of their range; `others` are (value, least, greatest).
+    """Check that options are within their ranges.
+
+    Args:
+        fps: frames per second.
+        min_confidence: minimum score of a face.
+        others: name -> (value, minimum, maximum) of further options.
 
     Raises:
-        ValueError: which one, and what it may be.
+        ValueError: an option is not a number or out of range; the message names it and the range.
     """
     ranges = {"fps": (fps, 0.1, 120), "min_confidence": (min_confidence, 0, 1), **others}
     for name, (value, low, high) in ranges.items():

@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extractors.base import ExtractionError, Feature, FeatureSequence, FeatureDescription, Source, extract_each, make_signature
+from extractors.base import (
+    ExtractionError,
+    Feature,
+    FeatureDescription,
+    FeatureSequence,
+    Source,
+    extract_each,
+    make_signature,
+)
 from extractors.huggingface import find_model, fingerprint, hidden_names, load_model, read_config
-from extractors.vision.face_tracking import FaceTracker, Found, check_face_options, frame_steps, to_pixels
+from extractors.vision.face_tracking import FaceTracker, LandmarkFrame, check_face_options, frame_steps, to_pixels
 from media.video import MAX_SIDE
 
 if TYPE_CHECKING:
@@ -98,9 +106,9 @@ class TransformerVision:
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        return self._tracker.follow(media, self.fps, self._collect)
+        return self._tracker.track(media, self.fps, self._collect)
 
-    def _collect(self, followed: Iterator[Found]) -> FeatureSequence:
+    def _collect(self, followed: Iterator[LandmarkFrame]) -> FeatureSequence:
         times: list[float] = []
         rows: list[int] = []  # of each step its vector's, -1 without a face
         vectors: list[np.ndarray] = []

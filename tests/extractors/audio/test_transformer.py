@@ -274,7 +274,7 @@ def test_a_model_for_another_rate_or_without_its_preprocessor_is_refused(speech_
     with pytest.raises(ValueError, match="takes 24000 Hz; choose one for 16000 Hz"):
         TransformerAudio(str(tmp_path / "m"))
     path.unlink()
-    with pytest.raises(ValueError, match="how to normalise the sound"):
+    with pytest.raises(ValueError, match="how to normalise the audio"):
         TransformerAudio(str(tmp_path / "m"))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.vision.face_landmarker import BLENDSHAPES, BUNDLED, FaceLandmarkerVision, to_features, to_snake
-from extractors.vision.face_tracking import FaceChooser
+from extractors.vision.face_tracking import FaceSelector
 
 
 def source(path, name="clip"):
@@ -120,7 +120,7 @@ def test_frames_that_repeat_are_looked_at_once(followed, make_clip, tmp_path):
 
 def test_the_task_is_shown_the_face_to_follow_alone(followed, tmp_path, monkeypatch):
     image, view = np.ones((48, 64, 3), np.uint8), np.zeros((24, 32, 3), np.uint8)
-    monkeypatch.setattr(FaceChooser, "watch", lambda self, media, fps, collect: collect(iter([(0.0, image, view)])))
+    monkeypatch.setattr(FaceSelector, "process", lambda self, media, fps, collect: collect(iter([(0.0, image, view)])))
     extractor, asked = followed([result(dict.fromkeys(BLENDSHAPES, 0.25))])
     (found,) = extractor.extract([source(tmp_path)])
     assert found.valid.tolist() == [True]

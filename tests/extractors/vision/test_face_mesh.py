@@ -20,7 +20,7 @@ from extractors.vision.face_mesh import (
     head_angles,
     head_pose,
 )
-from extractors.vision.face_tracking import without_noise
+from extractors.vision.face_tracking import suppress_mediapipe_log
 
 
 def source(path, name="clip"):
@@ -138,7 +138,7 @@ def test_what_is_missing_and_what_fails(tmp_path, make_clip, face_mesh):
 
 
 def test_only_known_noise_is_kept_from_standard_error(capfd):
-    with without_noise():
+    with suppress_mediapipe_log():
         os.write(2, b"W0000 inference_feedback_manager.cc:114] Feedback manager\nsomething real\n")
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == "something real\nafterwards\n"

@@ -16,7 +16,7 @@ from corpora.demo.script import load_script
 from extractors.base import Source
 from extractors.vision import face_tracking
 from extractors.vision.face_mesh import FEATURE_NAMES, FaceMeshVision
-from extractors.vision.face_selection import Tracks, show_only
+from extractors.vision.face_selection import FaceTracks, mask_other_faces
 
 FPS, FRAMES = 10, 30
 HEIGHT, WIDTH = 320, 640
@@ -24,12 +24,12 @@ LEFT, RIGHT = 0, 320
 LARGE, SMALL = 1.25, 0.8  # of a picture of 256 pixels
 
 
-def choose(*seen):
-    """Sides of the boxes that are followed; of each picture the faces as (x, side)."""
-    tracks = Tracks(1 / FPS)
-    for number, boxes in enumerate(seen):
+def choose(*frames):
+    """(x, side) of the selected box in each frame, given the (x, side) of all faces."""
+    tracks = FaceTracks(1 / FPS)
+    for number, boxes in enumerate(frames):
         tracks.add(np.array([(x, 100, side) for x, side in boxes], np.float32).reshape(-1, 3), number / FPS)
-    return [None if np.isnan(box[0]) else tuple(box[[0, 2]].tolist()) for box in tracks.follow()]
+    return [None if np.isnan(box[0]) else tuple(box[[0, 2]].tolist()) for box in tracks.select()]
 
 
 def test_the_larger_of_two_is_followed_whatever_their_order():
@@ -64,13 +64,13 @@ def test_without_a_face_there_is_none_to_follow():
 
 def test_the_view_keeps_the_face_and_hides_the_others():
     image = np.full((100, 200, 3), 9, np.uint8)
-    view = show_only(image, np.array([50, 50, 20.0]), np.array([[50, 50, 20], [72, 50, 16.0]]))
+    view = mask_other_faces(image, np.array([50, 50, 20.0]), np.array([[50, 50, 20], [72, 50, 16.0]]))
     assert (view[40:60, 40:60] == 9).all()
     assert not view[45:55, 64:80].any()  # the neighbour
     assert (view[27:40, 27:60] == 9).all()
     assert not view[:, 80:].any()
     assert not view.flags.writeable
-    assert not show_only(image, np.full(3, np.nan), np.empty((0, 3))).any()
+    assert not mask_other_faces(image, np.full(3, np.nan), np.empty((0, 3))).any()
 
 
 @pytest.fixture(scope="module")

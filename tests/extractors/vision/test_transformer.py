@@ -49,7 +49,7 @@ def follow(monkeypatch, face):
             points = landmarks_at(corners)
             return collect((i / fps, frames[i], points if there else None) for i, there in enumerate(seen))
 
-        monkeypatch.setattr(transformer.FaceTracker, "follow", frames_of)
+        monkeypatch.setattr(transformer.FaceTracker, "track", frames_of)
         return frames
 
     return make
@@ -85,7 +85,7 @@ def test_a_frame_that_repeats_is_encoded_once(image_models, follow, face, tmp_pa
     image, corners = face
     points = landmarks_at(corners)
     shown = [(0.0, image, points), (0.1, image, points), (0.2, np.roll(image, 9), points), (0.3, image.copy(), None)]
-    monkeypatch.setattr(transformer.FaceTracker, "follow", lambda self, media, fps, collect: collect(iter(shown)))
+    monkeypatch.setattr(transformer.FaceTracker, "track", lambda self, media, fps, collect: collect(iter(shown)))
     extractor = TransformerVision(str(image_models / "vit"))
     sizes = []
     encode = extractor._encode
