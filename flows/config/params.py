@@ -1,4 +1,4 @@
-"""params.yaml as typed configuration, checked once, where it enters."""
+"""params.yaml as typed configuration, validated once when it is read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from model.config import ModelConfig, TrainConfig, check_together
 STRICT = {"extra": "forbid"}
 
 IMPORTED_LAYOUTS = ("mmsa_pickle", "csd")
-"""Layouts whose features are extracted already: prepare writes them, extract takes them over."""
+"""Layouts of corpora of extracted features: `prepare` writes the features, `extract` copies them."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where the stages put what they make, relative to the project's folder."""
+    """Output paths of the stages, relative to the project's folder."""
 
     __pydantic_config__: ClassVar = STRICT
     media: Path
@@ -43,14 +43,22 @@ class Paths:
 
     @property
     def training_curves(self) -> Path:
+        """Folder of the learning curves."""
         return self.metrics / "training"
 
 
 @dataclass(frozen=True)
 class PrepareParams:
-    """Which corpus, and how to read it.
+    """The corpus and how to read it.
 
-    `columns`: of a table's columns (`corpora.readers.raw.COLUMNS`) -> what this one calls it; null: the same.
+    Attributes:
+        corpus: Name in reports and checkpoints.
+        layout: Generator or file layout.
+        root: Folder of the corpus.
+        language: Language of transcripts without one of their own.
+        label_range: Scale of the labels.
+        demo: Size and seed of the generated corpus.
+        columns: Column of `corpora.readers.raw.COLUMNS` -> its name in the corpus's table; None: the same.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -67,7 +75,7 @@ class PrepareParams:
         if unknown:
             raise ValueError(
                 f"columns: {unknown[0]!r} is none of a table's columns; name among {', '.join(COLUMNS)} those that "
-                "your table calls otherwise"
+                "have another name in your table"
             )
         if self.raw_columns and self.layout not in ("mmsa", "folder"):
             raise ValueError(f"columns have no effect with layout {self.layout}, which has no table of one's own")
@@ -79,12 +87,12 @@ class PrepareParams:
 
     @property
     def raw_layout(self) -> Layout:
-        """How the corpus's media lie; the demo's as MMSA has them."""
+        """Layout of the media files; the demo has MMSA's."""
         return "folder" if self.layout == "folder" else "mmsa"
 
     @property
     def raw_columns(self) -> dict[str, str]:
-        """Of the columns that the table calls otherwise: our name -> the table's."""
+        """Columns with another name in the corpus's table: our name -> the table's."""
         return {ours: theirs for ours, theirs in self.columns.items() if theirs}
 
 
@@ -99,7 +107,18 @@ class ExtractorParams:
 
 @dataclass(frozen=True)
 class ExtractParams:
-    """How features are extracted: by what, the limits of failures and of time, one extractor a modality."""
+    """Extractors of the modalities, the processes that run them, and limits on failures and time.
+
+    Attributes:
+        text: Extractor of text.
+        audio: Extractor of audio.
+        vision: Extractor of vision.
+        workers: Processes; 0: one per core.
+        runner: Processes of this machine, or the kind of cluster.
+        address: Address of a running cluster; empty: a local one.
+        max_failed_fraction: Share of clips that may fail before the stage stops.
+        clip_timeout: Seconds that a clip may take.
+    """
 
     __pydantic_config__: ClassVar = STRICT
     text: ExtractorParams
@@ -113,7 +132,7 @@ class ExtractParams:
 
     def __post_init__(self) -> None:
         if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one a core) or more, found {self.workers}")
+            raise ValueError(f"workers must be 0 (one per core) or more, found {self.workers}")
         if self.address and self.runner == "processes":
             raise ValueError(
                 f"address is a cluster's, found {self.address!r} with runner processes: "
@@ -127,7 +146,7 @@ class ExtractParams:
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """Which split the published metrics are of."""
+    """The split to evaluate."""
 
     __pydantic_config__: ClassVar = STRICT
     split: Literal["train", "valid", "test"] = "test"
@@ -152,15 +171,15 @@ class Params:
 
 
 class ParamsError(ValueError):
-    """params.yaml says something that cannot be; the message lists every such place."""
+    """Invalid parameters; the message lists every error."""
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check a parameter file.
 
     Raises:
-        FileNotFoundError: no such file here.
-        ParamsError: unknown keys (with the nearest known one), wrong types, values out of range.
+        FileNotFoundError: No such file.
+        ParamsError: Unknown keys (with the closest known one), wrong types, values out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -175,7 +194,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def check_params(values: Mapping[str, Any], source: str) -> Params:
-    """Turn nested plain values into `Params`; `source` names them in messages. Raises ParamsError."""
+    """Validate nested plain values as `Params`; `source` names them in messages. Raises ParamsError."""
     try:
         return TypeAdapter(Params).validate_python(values)
     except ValidationError as error:
@@ -184,7 +203,7 @@ def check_params(values: Mapping[str, Any], source: str) -> Params:
 
 
 def _explain(item: Mapping[str, Any]) -> str:
-    """One line for one complaint of pydantic's: the dotted key, what was found, the way out."""
+    """Format one of pydantic's errors as a line: the dotted key, the value, what is expected."""
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     if item["type"] == "unexpected_keyword_argument":
@@ -199,7 +218,7 @@ def _explain(item: Mapping[str, Any]) -> str:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    """Names of the fields of the dataclass at a dotted place in `Params`."""
+    """Return the field names of the dataclass at this location in `Params`."""
     kind: Any = Params
     for name in location:
         kind = get_type_hints(kind).get(name)
