@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.network.alignment import build_alignment
 from model.network.flops import count_multiply_adds
 from model.network.fusion import build_fusion
+from model.network.layers import MaskedSequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,18 +48,20 @@ def project_everything() -> Iterator[None]:
 def parts(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, Callable[[], Tensor]]:
     """Name -> a forward pass of that part over random sequences; the fusions take the aligned one as given."""
     torch.manual_seed(0)
-    sequences = {m: torch.randn(clips, t, config.dim, requires_grad=True) for m, t in steps.items()}
-    masks = {m: torch.ones(clips, t, dtype=torch.bool) for m, t in steps.items()}
+    sequences = {
+        m: MaskedSequence(torch.randn(clips, t, config.dim, requires_grad=True), torch.ones(clips, t, dtype=torch.bool))
+        for m, t in steps.items()
+    }
     alignment = build_alignment(config).eval()
-    aligned, mask = (x.detach() for x in alignment(sequences, masks, {}))
-    aligned.requires_grad_()
+    h = alignment(sequences, {})
+    aligned = MaskedSequence(h.values.detach().requires_grad_(), h.mask)
     found: dict[str, Callable[[], Tensor]] = {
-        "alignment": lambda: alignment(sequences, masks, {})[0],
-        "alignment_first": lambda: alignment(sequences, masks, {}, steps=1)[0],
+        "alignment": lambda: alignment(sequences, {}).values,
+        "alignment_first": lambda: alignment(sequences, {}, steps=1).values,
     }
     for name in ("hbf", "concat_attention", "concat"):
         fusion = build_fusion(replace(config, fusion=name)).eval()
-        found[name] = lambda fusion=fusion: fusion(aligned, mask, sequences, masks)
+        found[name] = lambda fusion=fusion: fusion(aligned, sequences)
     return found
 
 

@@ -74,10 +74,10 @@ class _FromFeatures(nn.Module):
         network = self.network
         values = {"text": F.pad(text, (0, 0, 0, self.most)), "audio": audio, "vision": vision}
         masks = {"text": F.pad(text_mask, (0, self.most)), "audio": audio_mask, "vision": vision_mask}
-        sequences, seen = network.encode(_Inputs(values, masks))  # type: ignore[arg-type]
-        absent = {m: ~mask_BT.any(dim=1) for m, mask_BT in masks.items()}
-        aligned_BTd, aligned_mask_BT = network.alignment(sequences, seen, absent)
-        return network.predictor(network.fusion(aligned_BTd, aligned_mask_BT, sequences, seen)).squeeze(-1)
+        sequences = network.encode(_Inputs(values, masks))  # type: ignore[arg-type]
+        missing = {m: ~mask_BT.any(dim=1) for m, mask_BT in masks.items()}
+        aligned = network.alignment(sequences, missing)
+        return network.predictor(network.fusion(aligned, sequences)).squeeze(-1)
 
 
 def export_onnx(folder: Path, path: Path) -> Exported:

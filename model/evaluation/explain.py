@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from model.data.batch import Batch
     from model.data.tokens import TextBackbone
     from model.network.dashfusion import DashFusion
+    from model.network.layers import MaskedSequence
 
 FEATURES = 3
 """Features of a modality that are shown."""
@@ -298,8 +299,7 @@ def _attention(
     anchors: dict[int, dict[str, float]] = {}
     for chosen in sorted_batches(table.lengths(modalities)[rows], BATCH):
         batch = table.batch(rows[chosen], modalities).to(device)
-        sequences, masks = network.encode(batch)
-        weights, shares_BM = _weights(network.alignment, sequences, masks, batch)
+        weights, shares_BM = _weights(network.alignment, network.encode(batch), batch)
         for i, row in enumerate(rows[chosen].tolist()):
             lengths = {m: int(table.sequences[m].lengths[row]) if m in modalities else 0 for m in MODALITIES}
             found = {m: weight_BKT[i].cpu().numpy() for m, weight_BKT in weights.items()}
@@ -314,7 +314,7 @@ def _attention(
 
 
 def _weights(
-    alignment: nn.Module, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor], batch: Batch
+    alignment: nn.Module, sequences: Mapping[str, MaskedSequence], batch: Batch
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Modality -> [B, K, T] between text's positions and its own, [CLS] first; of several anchors their shares [B, M].
 
@@ -323,13 +323,13 @@ def _weights(
     """
     if isinstance(alignment, SymmetricAlignment):
         adaptive = isinstance(alignment, AdaptiveAlignment)
-        shares_BM = alignment.shares(sequences, masks, batch.missing()) if adaptive else None
+        shares_BM = alignment.anchor_weights(sequences, batch.missing()) if adaptive else None
         of_text: TemporalAlignment = alignment.anchors[MODALITIES.index("text")]
-        return of_text.weights(sequences, masks, {}), shares_BM
-    weights = alignment.weights(sequences, masks, batch.missing())
+        return of_text.weights(sequences, {}), shares_BM
+    weights = alignment.weights(sequences, batch.missing())
     if alignment.anchor == "text":
         return weights, None
-    anchor_T = sequences[alignment.anchor].shape[1]
+    anchor_T = sequences[alignment.anchor].values.shape[1]
     return {alignment.anchor: weights["text"][:, :anchor_T].mT}, None
 
 

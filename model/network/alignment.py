@@ -1,10 +1,12 @@
-"""Temporal alignment: each step of the anchor looks for its moment in the other modalities.
+"""Temporal alignment: each step of the anchor modality attends to the other modalities.
 
-All alignments are called alike: `sequences` [B, T_m, d] and `masks` [B, T_m] by modality; `absent`: of the modalities
-that a clip of the batch lacks, [B] bool, True where it does; `steps`: how many first steps of H are wanted, None for
-all, since a step's row needs no other's.
+DashFusion, section "Dual-stream alignment". All alignments share one call signature:
 
-Shapes: B clips, T steps of the anchor (or the first of them), S steps of another modality, M modalities, d model width.
+- `sequences`: modality -> its sequence;
+- `missing`: modality -> [B] bool, True where the clip lacks it; only modalities that some clip of the batch lacks;
+- `steps`: how many leading steps of H to compute, None for all. A row of H depends on no other row.
+
+Shapes: B clips, T steps of the anchor (or of its head), S steps of another modality, M modalities, d model width.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MODALITIES, ModelConfig
-from model.network.layers import FeedForward, SharedQueryAttention, masked_mean
+from model.network.layers import FeedForward, MaskedSequence, SharedQueryAttention, masked_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,10 +29,10 @@ HEAD_DIM = 32
 
 
 class TemporalAlignment(nn.Module):
-    """`H = X_t + W_o(CA_a(X_t, X_a) + CA_v(X_t, X_v))`, text's Q shared by both; so for any other anchor.
+    """`H = X_t + W_o(CA_a(X_t, X_a) + CA_v(X_t, X_v))` with one Q for both; analogously for the other anchors.
 
-    DashFusion, section "Dual-stream alignment": 8 heads of 32 whatever the width, no bias in Q, K and V. Of a clip
-    that lacks the anchor, the first modality that it has takes its place.
+    8 heads of 32 at any model width, without biases in Q, K and V. In a clip that lacks the anchor, the first modality
+    that it has is the anchor.
     """
 
     def __init__(self, config: ModelConfig, anchor: str) -> None:
@@ -42,30 +44,23 @@ class TemporalAlignment(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        absent: Mapping[str, Tensor],
-        steps: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """H [B, T, d] and its mask [B, T]."""
-        anchor_BTd, mask_BT = _anchor(self.anchor, sequences, masks, absent, steps)
-        aligned_BTd = anchor_BTd + self.dropout(self.out(self.attention(anchor_BTd, sequences, masks)))
-        return aligned_BTd, mask_BT
+        self, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor], steps: int | None = None
+    ) -> MaskedSequence:
+        """Return H."""
+        anchor = _anchor_sequence(self.anchor, sequences, missing, steps)
+        aligned_BTd = anchor.values + self.dropout(self.out(self.attention(anchor.values, sequences)))
+        return MaskedSequence(aligned_BTd, anchor.mask)
 
-    def weights(
-        self, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor], absent: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """What each step of H looks at: other modality -> [B, T, S] attention, mean over the heads."""
-        anchor_BTd, _ = _anchor(self.anchor, sequences, masks, absent, None)
-        return self.attention.weights(anchor_BTd, sequences, masks)
+    def weights(self, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return other modality -> attention weights [B, T, S] of the steps of H, averaged over the heads."""
+        return self.attention.weights(_anchor_sequence(self.anchor, sequences, missing, None).values, sequences)
 
 
 class SymmetricAlignment(nn.Module):
-    """Every modality is the anchor once: `H[i] = mean over m of H_m[i]`, over those m that have a step i.
+    """Every modality is the anchor once: `H[i] = mean over m of H_m[i]`, over the modalities that have a step i.
 
-    Each H_m is a TemporalAlignment with weights of its own. H is as long as the longest modality. Modalities that a
-    clip lacks have no part in its mean; of a clip without any, all have.
+    Each H_m is a `TemporalAlignment` with its own weights; H is as long as the longest modality. Modalities that a clip
+    lacks are left out of its mean, unless it lacks all of them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -73,74 +68,68 @@ class SymmetricAlignment(nn.Module):
         self.anchors = nn.ModuleList(TemporalAlignment(config, m) for m in MODALITIES)
 
     def forward(
-        self,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        absent: Mapping[str, Tensor],
-        steps: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """H [B, T, d] and its mask [B, T]."""
-        results = [align(sequences, masks, {}, steps) for align in self.anchors]
-        longest = functools.reduce(torch.sym_max, (mask.shape[1] for _, mask in results))  # which export can follow
-        share_BM = self.shares(sequences, masks, absent)
-        total_BTd, sum_BT = 0, 0
-        for (aligned_BSd, mask_BS), share_B in zip(results, share_BM.unbind(dim=1), strict=True):
-            missing = longest - mask_BS.shape[1]
-            share_BS = mask_BS * share_B[:, None]
-            total_BTd = total_BTd + F.pad(aligned_BSd * share_BS[:, :, None], (0, 0, 0, missing))
-            sum_BT = sum_BT + F.pad(share_BS, (0, missing))
-        seen_BT = sum_BT > 0
-        return total_BTd / sum_BT.where(seen_BT, 1)[:, :, None], seen_BT
+        self, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor], steps: int | None = None
+    ) -> MaskedSequence:
+        """Return H."""
+        aligned: list[MaskedSequence] = [align(sequences, {}, steps) for align in self.anchors]
+        longest = functools.reduce(_max_length, (h.mask.shape[1] for h in aligned))
+        weights, terms = [], []
+        for h, weight_B in zip(aligned, self.anchor_weights(sequences, missing).unbind(dim=1), strict=True):
+            weight_BS = h.mask * weight_B[:, None]
+            weights.append(_pad_steps(weight_BS, longest))
+            terms.append(_pad_steps(h.values * weight_BS[:, :, None], longest))
+        weight_BT = functools.reduce(torch.add, weights)
+        mask_BT = weight_BT > 0
+        return MaskedSequence(functools.reduce(torch.add, terms) / weight_BT.where(mask_BT, 1)[:, :, None], mask_BT)
 
-    def shares(
-        self, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor], absent: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Weight [B, M] of each modality as the anchor, in the order of `MODALITIES`; of a step, relative to those
-        that have it."""
-        return _present(sequences["text"], absent).to(sequences["text"].dtype)
+    def anchor_weights(self, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight [B, M] of each modality as the anchor, in the order of `MODALITIES`.
+
+        At each step the weights are normalised over the modalities that have the step.
+        """
+        text_BTd = sequences["text"].values
+        return _present(text_BTd, missing).to(text_BTd.dtype)
 
 
 class AdaptiveAlignment(SymmetricAlignment):
-    """The symmetric one with the shares of the anchors learned: by the clip, from what its modalities hold.
+    """`SymmetricAlignment` with anchor weights predicted from the clip.
 
-    `share = softmax(FFN(concat of the masked means of X_t, X_a, X_v))`, over the modalities that the clip has: where
-    the text is of little use, another can be the anchor.
+    `weights = softmax(FFN(concat of the masked means of X_t, X_a, X_v))` over the modalities that the clip has: where
+    the text says little, another modality can be the anchor.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.gate = FeedForward(len(MODALITIES) * config.dim, config.dim, len(MODALITIES))
 
-    def shares(
-        self, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor], absent: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Weight [B, M] of each modality as the anchor, summing to 1; see `SymmetricAlignment.shares`."""
-        present_BM = _present(sequences["text"], absent)
-        pooled = [masked_mean(sequences[m], masks[m]) * present_BM[:, i, None] for i, m in enumerate(MODALITIES)]
-        scores_BM = self.gate(torch.cat(pooled, dim=1).to(self.gate[0].weight.dtype))
-        return scores_BM.masked_fill(~present_BM, float("-inf")).softmax(dim=1).to(sequences["text"].dtype)
+    def anchor_weights(self, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor]) -> Tensor:
+        """Return the weight [B, M] of each modality as the anchor; each row sums to 1."""
+        text_BTd = sequences["text"].values
+        present_BM = _present(text_BTd, missing)
+        means = [
+            masked_mean(sequences[m].values, sequences[m].mask) * present_BM[:, i, None]
+            for i, m in enumerate(MODALITIES)
+        ]
+        scores_BM: Tensor = self.gate(torch.cat(means, dim=1).to(next(self.gate.parameters()).dtype))
+        return scores_BM.masked_fill(~present_BM, float("-inf")).softmax(dim=1).to(text_BTd.dtype)
 
 
 class NoAlignment(nn.Module):
-    """`H = X_anchor`, or what takes its place: what is left when temporal alignment is off."""
+    """`H = X_anchor`: temporal alignment switched off."""
 
     def __init__(self, anchor: str) -> None:
         super().__init__()
         self.anchor = anchor
 
     def forward(
-        self,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        absent: Mapping[str, Tensor],
-        steps: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The anchor's sequence [B, T, d] and its mask [B, T]."""
-        return _anchor(self.anchor, sequences, masks, absent, steps)
+        self, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor], steps: int | None = None
+    ) -> MaskedSequence:
+        """Return the anchor's sequence."""
+        return _anchor_sequence(self.anchor, sequences, missing, steps)
 
 
 def build_alignment(config: ModelConfig) -> nn.Module:
-    """The alignment that `config` asks for; all of them are called alike."""
+    """Build the alignment that `config` asks for."""
     if not config.alignment:
         return NoAlignment(config.anchor)
     several = {"symmetric": SymmetricAlignment, "adaptive": AdaptiveAlignment}
@@ -149,39 +138,44 @@ def build_alignment(config: ModelConfig) -> nn.Module:
     return TemporalAlignment(config, config.anchor)
 
 
-def _anchor(
-    anchor: str,
-    sequences: Mapping[str, Tensor],
-    masks: Mapping[str, Tensor],
-    absent: Mapping[str, Tensor],
-    steps: int | None,
-) -> tuple[Tensor, Tensor]:
-    """The anchor's sequence [B, T, d] and mask [B, T]; of clips that lack it, those of the first modality they have."""
-    x_BTd, mask_BT = sequences[anchor][:, :steps], masks[anchor][:, :steps]
-    if anchor not in absent:
-        return x_BTd, mask_BT
-    open_B = absent[anchor]
+def _anchor_sequence(
+    anchor: str, sequences: Mapping[str, MaskedSequence], missing: Mapping[str, Tensor], steps: int | None
+) -> MaskedSequence:
+    """Return the anchor's sequence; in clips that lack it, that of the first modality that they have."""
+    result = sequences[anchor].head(steps)
+    if anchor not in missing:
+        return result
+    unfilled_B = missing[anchor]
     for m in MODALITIES:
         if m == anchor:
             continue
-        takes_B = open_B & ~absent[m] if m in absent else open_B
-        other_BTd, other_mask_BT = sequences[m][:, :steps], masks[m][:, :steps]
-        longest = torch.sym_max(mask_BT.shape[1], other_mask_BT.shape[1])
-        x_BTd = torch.where(takes_B[:, None, None], _longer(other_BTd, longest), _longer(x_BTd, longest))
-        # as `where` chooses, which ONNX's runtime does not have for bool
-        taken_BT = takes_B[:, None] & _longer(other_mask_BT, longest)
-        mask_BT = taken_BT | (~takes_B[:, None] & _longer(mask_BT, longest))
-        open_B = open_B & ~takes_B
-    return x_BTd, mask_BT
+        fill_B = unfilled_B & ~missing[m] if m in missing else unfilled_B
+        other = sequences[m].head(steps)
+        longest = _max_length(result.mask.shape[1], other.mask.shape[1])
+        values_BTd = torch.where(
+            fill_B[:, None, None], _pad_steps(other.values, longest), _pad_steps(result.values, longest)
+        )
+        # Logic in place of `where`, which ONNX Runtime does not implement for bool
+        filled_BT = fill_B[:, None] & _pad_steps(other.mask, longest)
+        mask_BT = filled_BT | (~fill_B[:, None] & _pad_steps(result.mask, longest))
+        result = MaskedSequence(values_BTd, mask_BT)
+        unfilled_B = unfilled_B & ~fill_B
+    return result
 
 
-def _longer(x: Tensor, steps: int) -> Tensor:
-    """[B, T, ...] with zeros up to `steps`."""
+def _max_length(a: int, b: int) -> int:
+    """Return the greater length; unlike `max`, torch.export can trace it."""
+    longest: int = torch.sym_max(a, b)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return longest
+
+
+def _pad_steps(x: Tensor, steps: int) -> Tensor:
+    """Pad [B, T, ...] with zeros to [B, steps, ...]."""
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps - x.shape[1]))
 
 
-def _present(like_BTd: Tensor, absent: Mapping[str, Tensor]) -> Tensor:
-    """[B, M] bool, True where the clip has the modality; of a clip without any, all True."""
+def _present(like_BTd: Tensor, missing: Mapping[str, Tensor]) -> Tensor:
+    """Return [B, M] bool, True where the clip has the modality; all True for a clip without any."""
     all_B = torch.ones(like_BTd.shape[0], dtype=torch.bool, device=like_BTd.device)
-    present_BM = torch.stack([~absent[m] if m in absent else all_B for m in MODALITIES], dim=1)
+    present_BM = torch.stack([~missing[m] if m in missing else all_B for m in MODALITIES], dim=1)
     return present_BM | ~present_BM.any(dim=1, keepdim=True)

@@ -1,5 +1,7 @@
-"""DashFusion: "Dual-stream Alignment with Hierarchical Bottleneck Fusion for Multimodal Sentiment Analysis",
-Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515.
+"""The DashFusion network.
+
+Wen et al., "DashFusion: Dual-stream Alignment with Hierarchical Bottleneck Fusion for Multimodal Sentiment Analysis",
+IEEE TNNLS 36(10), 2025, arXiv 2512.05515.
 
 Shapes: B clips, T steps, D raw features, d model width.
 """
@@ -17,7 +19,7 @@ from model.data.info import NORMALISED, DatasetInfo
 from model.network.alignment import build_alignment
 from model.network.encoders import SequenceEncoder, TextEncoder
 from model.network.fusion import build_fusion
-from model.network.layers import at_least_float32, masked_mean
+from model.network.layers import MaskedSequence, at_least_float32, masked_mean
 from model.network.text_encoder import TokenEncoder
 
 if TYPE_CHECKING:
@@ -27,17 +29,17 @@ if TYPE_CHECKING:
     from model.data.tokens import TextBackbone
 
 STREAMS = (*MODALITIES, "aligned")
-"""A clip's vectors that contrastive learning compares: one a modality, and the aligned sequence's first position."""
+"""The vectors of a clip that contrastive learning compares: one per modality and one of the aligned sequence."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A clip as contrastive learning and mining see it.
+    """Clip vectors for contrastive learning and mining.
 
     Attributes:
-        streams: text, audio, vision (the masked mean of X_m) and aligned (the first position of H),
-            each [B, d], in float32 at least.
-        present: the same names -> [B] bool, False where the clip lacks the modality; aligned is always there.
+        streams: text, audio, vision (the masked mean of X_m) and aligned (position 0 of H) -> [B, d], in at least
+            float32.
+        present: the same names -> [B] bool, False where the clip lacks the modality; always True for aligned.
     """
 
     streams: Mapping[str, Tensor]
@@ -46,10 +48,12 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Output:
-    """A forward pass: the sentiment [B] in the corpus's range, and the clips' embedding.
+    """The result of a forward pass.
 
     Attributes:
-        unimodal: [B, 3] the sentiment by text, audio and vision alone; None without `unimodal_heads`.
+        prediction: [B] sentiment in the corpus's label range.
+        embedding: of the clips.
+        unimodal: [B, 3] sentiment from text, audio and vision alone; None without `unimodal_heads`.
     """
 
     prediction: Tensor
@@ -58,14 +62,14 @@ class Output:
 
 
 class DashFusion(nn.Module):
-    """The network: modality encoders, alignment, fusion, predictor; `config` says which of them.
+    """Modality encoders, alignment, fusion and predictor, as chosen by `config`.
 
-    Audio and vision are normalised inside by the dataset's training statistics, so that batches hold raw
-    features. A modality that a clip lacks is a learned stand-in, one step long; where it is the anchor, another that
-    the clip has takes its place. With a `text` the network takes token ids in place of text features.
+    Batches hold raw features: the network normalises audio and vision with the dataset's training statistics. A
+    modality that a clip lacks becomes a learned embedding, one step long; if it is the anchor, another modality of the
+    clip is the anchor instead. With a `text` backbone the network reads token ids in place of text features.
 
     Raises:
-        ValueError: the text encoder's weights cannot be had, or do not fit `config.text`.
+        ValueError: the text encoder's weights cannot be loaded, or do not fit `config.text`.
     """
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
@@ -95,25 +99,30 @@ class DashFusion(nn.Module):
         )
 
     def forward(self, batch: Batch) -> Output:
-        """Predict, and give the embedding on the way."""
-        sequences, masks = self.encode(batch)
-        aligned_BTd, aligned_mask_BT = self.alignment(sequences, masks, batch.missing())
-        fused_B4d = self.fusion(aligned_BTd, aligned_mask_BT, sequences, masks)
-        embedding = _embedding(batch, sequences, masks, aligned_BTd)
+        """Return predictions and embedding."""
+        sequences = self.encode(batch)
+        aligned = self.alignment(sequences, batch.missing())
+        fused_B4d = self.fusion(aligned, sequences)
+        embedding = _embedding(batch, sequences, aligned)
         prediction = at_least_float32(self.predictor(fused_B4d)).squeeze(-1)
-        alone = [head(embedding.streams[m]) for m, head in self.unimodal_heads.items()]
-        return Output(prediction, embedding, at_least_float32(torch.cat(alone, dim=1)) if alone else None)
+        unimodal = [head(embedding.streams[m]) for m, head in self.unimodal_heads.items()]
+        return Output(prediction, embedding, at_least_float32(torch.cat(unimodal, dim=1)) if unimodal else None)
 
     def embed(self, batch: Batch) -> Embedding:
-        """The embedding alone: no fusion, and the alignment for the first position only."""
-        sequences, masks = self.encode(batch)
-        aligned_B1d, _ = self.alignment(sequences, masks, batch.missing(), steps=1)
-        return _embedding(batch, sequences, masks, aligned_B1d)
+        """Return the embedding only, without fusion and with the alignment of position 0 alone."""
+        sequences = self.encode(batch)
+        return _embedding(batch, sequences, self.alignment(sequences, batch.missing(), steps=1))
 
-    def encode(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Modality -> X_m [B, T_m, d] and its mask [B, T_m]; position 0 is [CLS], or the stand-in."""
-        encoded = {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
-        return {m: x for m, (x, _) in encoded.items()}, {m: mask for m, (_, mask) in encoded.items()}
+    def encode(self, batch: Batch) -> dict[str, MaskedSequence]:
+        """Return modality -> X_m; position 0 is [CLS], or the embedding of a missing modality."""
+        return {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
+
+    @property
+    def token_encoder(self) -> TokenEncoder:
+        """The text encoder that is trained with the network; only where the network reads tokens."""
+        encoder = self.encoders["text"]
+        assert isinstance(encoder, TokenEncoder)
+        return encoder
 
 
 def _unimodal_head(config: ModelConfig) -> nn.Module:
@@ -122,12 +131,10 @@ def _unimodal_head(config: ModelConfig) -> nn.Module:
     )
 
 
-def _embedding(
-    batch: Batch, sequences: Mapping[str, Tensor], masks: Mapping[str, Tensor], aligned_BTd: Tensor
-) -> Embedding:
-    streams = {m: masked_mean(sequences[m], masks[m]) for m in MODALITIES}
+def _embedding(batch: Batch, sequences: Mapping[str, MaskedSequence], aligned: MaskedSequence) -> Embedding:
+    streams = {m: masked_mean(sequences[m].values, sequences[m].mask) for m in MODALITIES}
     present = {m: batch.masks[m].any(dim=1) for m in MODALITIES}
     return Embedding(
-        {**streams, "aligned": at_least_float32(aligned_BTd[:, 0])},
+        {**streams, "aligned": at_least_float32(aligned.values[:, 0])},
         {**present, "aligned": present["text"].new_ones(len(batch))},
     )

@@ -1,4 +1,4 @@
-"""From raw features to sequences of width d: DashFusion, section "Modality encoders".
+"""Modality encoders: from raw features to sequences of width d (DashFusion, section "Modality encoders").
 
 Shapes: B clips, T steps, D raw features, d model width.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from model.network.layers import AttentionLayer
+from model.network.layers import AttentionLayer, MaskedSequence
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class TextEncoder(nn.Module):
-    """Projects an encoder's hidden states: Linear, GELU, Linear, GELU, LayerNorm.
+    """Project hidden states of a text encoder: Linear, GELU, Linear, GELU, LayerNorm.
 
-    Where position 0 is hidden, as in a clip without text, it holds a learned stand-in vector, so that the
-    anchor of the alignment and of the prediction always exists.
+    Where position 0 is masked out, as in a clip without text, it holds a learned embedding, so that the anchor of the
+    alignment and of the prediction always exists.
+
+    Attributes:
+        stand_in: the embedding of a missing modality; the name is part of the checkpoint format.
     """
 
     def __init__(self, dim_in: int, config: ModelConfig) -> None:
@@ -35,24 +38,31 @@ class TextEncoder(nn.Module):
         )
         self.stand_in = nn.Parameter(torch.randn(config.dim) * 0.02)
 
-    def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence [B, max(T, 1), d] and its mask, True at position 0."""
+    def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> MaskedSequence:
+        """Return a sequence of max(T, 1) steps whose position 0 is real."""
         if values_BTD.shape[1] == 0:
             values_BTD = values_BTD.new_zeros(len(values_BTD), 1, values_BTD.shape[2])
             mask_BT = mask_BT.new_zeros(len(mask_BT), 1)
         first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
-        stand_in_BT = first_T & ~mask_BT
-        text_BTd = torch.where(stand_in_BT[:, :, None], self.stand_in, self.project(values_BTD))
-        return text_BTd, mask_BT | stand_in_BT
+        replaced_BT = first_T & ~mask_BT
+        text_BTd = torch.where(replaced_BT[:, :, None], self.stand_in, self.project(values_BTD))
+        return MaskedSequence(text_BTd, mask_BT | replaced_BT)
 
 
 class SequenceEncoder(nn.Module):
-    """Audio or vision: normalise, project, put [CLS] in front, add positions, Transformer layers, LayerNorm.
+    """Encode audio or vision: normalise, project, prepend [CLS], add positions, Transformer layers, LayerNorm.
 
-    Of a clip that lacks the modality there is position 0 alone, and in place of [CLS] it holds a learned stand-in.
-    The statistics are buffers outside the state dict: they belong to the dataset, and the checkpoint keeps
-    them with its description.
+    A clip that lacks the modality has position 0 only, with a learned embedding in place of [CLS].
+
+    Attributes:
+        mean: [D] means of the training split; with `std` a buffer outside the state dict, because the dataset
+            description in the checkpoint already holds both.
+        std: [D] standard deviations.
+        stand_in: the embedding of a missing modality; the name is part of the checkpoint format.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, dim_in: int, statistics: Statistics, config: ModelConfig) -> None:
         super().__init__()
@@ -68,11 +78,11 @@ class SequenceEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
 
-    def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence [B, T + 1, d] and its mask [B, T + 1], True at position 0.
+    def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> MaskedSequence:
+        """Return a sequence of T + 1 steps whose position 0 is real.
 
         Raises:
-            ValueError: T is greater than the positions that the network has.
+            ValueError: T exceeds the network's positions.
         """
         clips, steps, _ = values_BTD.shape
         if steps >= len(self.positions):
@@ -80,11 +90,11 @@ class SequenceEncoder(nn.Module):
                 f"a sequence of {steps} steps, but the network has {len(self.positions) - 1} positions; "
                 "read the clips with its model.max_positions"
             )
-        normal_BTD = ((values_BTD - self.mean) / self.std) * mask_BT[:, :, None]
+        normalised_BTD = ((values_BTD - self.mean) / self.std) * mask_BT[:, :, None]
         first_B1d = torch.where(mask_BT.any(dim=1)[:, None, None], self.cls, self.stand_in)
-        x = torch.cat([first_B1d, self.project(normal_BTD)], dim=1)
-        x = self.dropout(x + self.positions[: steps + 1])
-        mask = torch.cat([mask_BT.new_ones(clips, 1), mask_BT], dim=1)
+        x_BTd = torch.cat([first_B1d, self.project(normalised_BTD)], dim=1)
+        x_BTd = self.dropout(x_BTd + self.positions[: steps + 1])
+        mask_BT = torch.cat([mask_BT.new_ones(clips, 1), mask_BT], dim=1)
         for layer in self.layers:
-            x = layer(x, x, mask)
-        return self.norm(x), mask
+            x_BTd = layer(x_BTd, MaskedSequence(x_BTd, mask_BT))
+        return MaskedSequence(self.norm(x_BTd), mask_BT)

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, counted on the real modules, and parameters."""
+"""The cost of a network: multiply-adds, counted on the real modules, and trained parameters."""
 
 from __future__ import annotations
 
@@ -16,37 +16,40 @@ if TYPE_CHECKING:
 
 
 def count_multiply_adds(forward: Callable[[], object]) -> float:
-    """Multiply-adds of one call, attention's products included."""
-    # The counter knows matrix products, not every fused attention kernel.
+    """Count the multiply-adds of one call, those of attention included."""
+    # The counter knows matrix products but not every fused attention kernel.
     unfused = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     with unfused, FlopCounterMode(display=False) as counter:
         forward()
-    return counter.get_total_flops() / 2
+    flops: int = counter.get_total_flops()
+    return flops / 2
 
 
 @torch.no_grad()
 def network_costs(network: DashFusion, clips: ClipTable, modalities: Sequence[str]) -> dict[str, float]:
-    """Costs of the network on a clip of middling length.
+    """Measure the network on a clip of median length.
 
     Args:
-        clips: of which the one of median length is taken, among those that have all of `modalities` if any do.
+        network: restored to its training mode afterwards.
+        clips: candidates; clips that have all of `modalities` are preferred.
+        modalities: those that the network is shown.
 
     Returns:
         madds: millions of multiply-adds of the whole network, a trained text encoder included; fusion_madds: of the
-        fusion alone; parameters: how many are trained.
+        fusion alone; parameters: the number of trained parameters.
     """
     lengths_NM = clips.lengths(modalities)
-    whole = (lengths_NM > 0).all(axis=1)
-    rows = np.flatnonzero(whole) if whole.any() else np.arange(len(clips))
-    middle = rows[np.argsort(lengths_NM[rows].sum(axis=1), kind="stable")[len(rows) // 2]]
-    batch = clips.batch(np.array([middle]), modalities).to(next(network.parameters()).device)
+    complete = (lengths_NM > 0).all(axis=1)
+    rows = np.flatnonzero(complete) if complete.any() else np.arange(len(clips))
+    median = rows[np.argsort(lengths_NM[rows].sum(axis=1), kind="stable")[len(rows) // 2]]
+    batch = clips.batch(np.array([median]), modalities).to(next(network.parameters()).device)
     training = network.training
     network.eval()
-    sequences, masks = network.encode(batch)
-    aligned = network.alignment(sequences, masks, batch.missing())
+    sequences = network.encode(batch)
+    aligned = network.alignment(sequences, batch.missing())
     costs = {
         "madds": count_multiply_adds(lambda: network(batch)) / 1e6,
-        "fusion_madds": count_multiply_adds(lambda: network.fusion(*aligned, sequences, masks)) / 1e6,
+        "fusion_madds": count_multiply_adds(lambda: network.fusion(aligned, sequences)) / 1e6,
         "parameters": float(sum(p.numel() for p in network.parameters() if p.requires_grad)),
     }
     network.train(training)

@@ -1,30 +1,31 @@
-"""Hierarchical bottleneck fusion (HBF), in which few tokens carry what the modalities say to each other, and
-the two simpler fusions that the paper compares it with.
+"""Hierarchical bottleneck fusion (HBF), and the two simpler fusions that the paper compares it with.
 
-Every fusion takes the aligned sequence H with its mask and the modalities' sequences with theirs, and gives
-position 0 of each of the four: what is compared is the way that they are brought together.
+DashFusion, section "Hierarchical bottleneck fusion": a few bottleneck tokens exchange information between the
+modalities. Every fusion takes the aligned sequence H and the modalities' sequences and returns position 0 of each of
+the four, so that only the fusion itself differs.
 
-Shapes: B clips, K bottleneck tokens, T steps of a modality or of H, N steps of the four together, d model width.
+Shapes: B clips, K bottleneck tokens, T steps of a modality or of H, N steps of all four together, d model width.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from model.config import MODALITIES, ModelConfig
-from model.network.layers import AttentionLayer, FeedForward, SharedQueryAttention
+from model.network.layers import AttentionLayer, FeedForward, MaskedSequence, SharedQueryAttention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class FusionLayer(nn.Module):
-    """One layer: the bottleneck shortens, reads the modalities, and the modalities read the bottleneck.
+    """One HBF layer: shorten the bottleneck, let it read the modalities, let the modalities read it.
 
-    In the `last` layer only position 0 of each modality reads the bottleneck: nothing looks at the others.
+    In the `last` layer only position 0 of each modality reads the bottleneck, since no other is used.
     """
 
     def __init__(self, config: ModelConfig, keep: int, last: bool) -> None:
@@ -40,24 +41,23 @@ class FusionLayer(nn.Module):
         self.spread = nn.ModuleDict({m: AttentionLayer(config.dim, config.heads, config.dropout) for m in MODALITIES})
 
     def forward(
-        self,
-        bottleneck_BKd: Tensor,
-        bottleneck_mask_BK: Tensor,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The bottleneck of at most `keep` tokens, its mask, and the new sequences."""
-        # A token's row depends on no other query: those that would be dropped need not be asked.
-        bottleneck = self.encode(bottleneck_BKd[:, : self.keep], bottleneck_BKd, bottleneck_mask_BK)
-        mask = bottleneck_mask_BK[:, : self.keep]
-        bottleneck = self.read_norm(bottleneck + self.dropout(self.read(bottleneck, sequences, masks)))
-        bottleneck = self.feed_forward_norm(bottleneck + self.dropout(self.feed_forward(bottleneck)))
-        sequences = {m: layer(sequences[m][:, : self.readers], bottleneck, mask) for m, layer in self.spread.items()}
-        return bottleneck, mask, sequences
+        self, bottleneck: MaskedSequence, sequences: Mapping[str, MaskedSequence]
+    ) -> tuple[MaskedSequence, dict[str, MaskedSequence]]:
+        """Return the bottleneck, of at most `keep` tokens, and the modalities after reading it."""
+        # A token's result depends on no other query, so dropped tokens are not computed.
+        kept = bottleneck.head(self.keep)
+        x_BKd = self.encode(kept.values, bottleneck)
+        x_BKd = self.read_norm(x_BKd + self.dropout(self.read(x_BKd, sequences)))
+        x_BKd = self.feed_forward_norm(x_BKd + self.dropout(self.feed_forward(x_BKd)))
+        bottleneck = MaskedSequence(x_BKd, kept.mask)
+        readers = {m: sequences[m].head(self.readers) for m in self.spread}
+        return bottleneck, {
+            m: MaskedSequence(layer(readers[m].values, bottleneck), readers[m].mask) for m, layer in self.spread.items()
+        }
 
 
 class HierarchicalBottleneckFusion(nn.Module):
-    """L layers; layer l keeps `max(1, p / 2^(l-1))` bottleneck tokens (DashFusion, section "HBF")."""
+    """`fusion_layers` HBF layers; layer l keeps `max(1, p / 2^(l-1))` bottleneck tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -66,27 +66,21 @@ class HierarchicalBottleneckFusion(nn.Module):
             for level in range(config.fusion_layers)
         )
 
-    def forward(
-        self,
-        aligned_BTd: Tensor,
-        aligned_mask_BT: Tensor,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        """[B, 4d]: position 0 of the bottleneck, text, audio and vision.
+    def forward(self, aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+        """Return position 0 of the bottleneck, text, audio and vision, [B, 4d].
 
-        The bottleneck starts as the aligned sequence; a clip of fewer steps than that keeps what it has.
+        The bottleneck starts as the aligned sequence; a clip with fewer steps than a layer keeps retains all of them.
         """
-        bottleneck, mask = aligned_BTd, aligned_mask_BT
+        bottleneck = aligned
         for layer in self.layers:
-            bottleneck, mask, sequences = layer(bottleneck, mask, sequences, masks)
-        return _first_positions([bottleneck, *(sequences[m] for m in MODALITIES)])
+            bottleneck, sequences = layer(bottleneck, sequences)
+        return _first_positions(bottleneck, sequences)
 
 
 class ConcatAttentionFusion(nn.Module):
-    """H and the modalities' sequences one after another, through `fusion_layers` self-attention layers.
+    """H and the modalities concatenated in time, through `fusion_layers` self-attention layers.
 
-    In the last layer only the four positions that are read ask.
+    In the last layer only the four positions that are used are queries.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -95,44 +89,33 @@ class ConcatAttentionFusion(nn.Module):
             AttentionLayer(config.dim, config.heads, config.dropout) for _ in range(config.fusion_layers)
         )
 
-    def forward(
-        self,
-        aligned_BTd: Tensor,
-        aligned_mask_BT: Tensor,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        """[B, 4d]: what the first positions of H, text, audio and vision have become."""
-        parts = [aligned_BTd, *(sequences[m] for m in MODALITIES)]
-        x_BNd = torch.cat(parts, dim=1)
-        mask_BN = torch.cat([aligned_mask_BT, *(masks[m] for m in MODALITIES)], dim=1)
-        firsts = [sum(part.shape[1] for part in parts[:i]) for i in range(len(parts))]
+    def forward(self, aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+        """Return the transformed position 0 of H, text, audio and vision, [B, 4d]."""
+        parts = [aligned, *(sequences[m] for m in MODALITIES)]
+        x_BNd = torch.cat([part.values for part in parts], dim=1)
+        mask_BN = torch.cat([part.mask for part in parts], dim=1)
+        starts = itertools.accumulate((part.values.shape[1] for part in parts[:-1]), initial=0)
         for layer in self.layers[:-1]:
-            x_BNd = layer(x_BNd, x_BNd, mask_BN)
-        asking_B4d = torch.stack([x_BNd[:, first] for first in firsts], dim=1)
-        return self.layers[-1](asking_B4d, x_BNd, mask_BN).flatten(1)
+            x_BNd = layer(x_BNd, MaskedSequence(x_BNd, mask_BN))
+        first_B4d = torch.stack([x_BNd[:, start] for start in starts], dim=1)
+        fused_B4d: Tensor = self.layers[-1](first_B4d, MaskedSequence(x_BNd, mask_BN))
+        return fused_B4d.flatten(1)
 
 
 class ConcatFusion(nn.Module):
-    """The four first positions as they are: no layers and no parameters."""
+    """The four first positions unchanged, without layers or parameters."""
 
-    def forward(
-        self,
-        aligned_BTd: Tensor,
-        aligned_mask_BT: Tensor,
-        sequences: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-    ) -> Tensor:
-        """[B, 4d]: position 0 of H, text, audio and vision."""
-        return _first_positions([aligned_BTd, *(sequences[m] for m in MODALITIES)])
+    def forward(self, aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+        """Return position 0 of H, text, audio and vision, [B, 4d]."""
+        return _first_positions(aligned, sequences)
 
 
 def build_fusion(config: ModelConfig) -> nn.Module:
-    """The fusion that `config` asks for; all of them are called alike."""
+    """Build the fusion that `config` asks for."""
     if config.fusion == "hbf":
         return HierarchicalBottleneckFusion(config)
     return ConcatAttentionFusion(config) if config.fusion == "concat_attention" else ConcatFusion()
 
 
-def _first_positions(sequences: list[Tensor]) -> Tensor:
-    return torch.cat([x_BTd[:, 0] for x_BTd in sequences], dim=-1)
+def _first_positions(aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+    return torch.cat([x.values[:, 0] for x in (aligned, *(sequences[m] for m in MODALITIES))], dim=-1)

@@ -1,21 +1,21 @@
-"""Attention and the layers built of it; every one respects masks.
+"""Masked attention and the layers built from it.
 
-Shapes: B clips, T steps of the query, S steps of the source, d model width, h heads of width e, I = h * e.
-Masks are bool, True where the step is real.
+Shapes: B clips, T query steps, S source steps, d model width, h heads of width e, I = h * e, N = h * S. Masks are bool,
+True where a step is real; masked-out steps never influence a result.
 
-Attention between a long and a short sequence is computed in the order that multiplies least. The products
-W_q, W_k, W_v and W_o are linear, so each may be applied to the short side instead of to the long one:
+The projections W_q, W_k, W_v and W_o are linear, so attention between a long and a short sequence may apply them to
+either side. Besides `attend`, which projects both sides, two orders multiply less and agree with it up to rounding:
 
-- few queries (`attend_unprojected`): `q . (W_k x) = (W_k^T q) . x`, and the sum over s of
-  `a_s W_v x_s = W_v (sum over s of a_s x_s)`: the source itself is attended to, no step of it is projected;
-- few source steps (`attend_to_few`): `(W_q x) . k = x . (W_q^T k)` and
-  `W_o (sum over s of a_s v_s) = sum over s of a_s (W_o v_s)`: no query is projected, and no result.
-
-Both give what `attend` gives, but for rounding.
+- few queries (`attend_unprojected`): `q . (W_k x) = (W_k^T q) . x` and `sum_s a_s W_v x_s = W_v (sum_s a_s x_s)`, so
+  the source is attended to without projecting any of its steps;
+- few source steps (`attend_to_few`): `(W_q x) . k = x . (W_q^T k)` and `W_o (sum_s a_s v_s) = sum_s a_s (W_o v_s)`, so
+  neither the queries nor the results are projected.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,41 +23,58 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True)
+class MaskedSequence:
+    """A batch of padded sequences.
+
+    Attributes:
+        values: [B, T, d].
+        mask: [B, T] bool, True where a step is real.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def head(self, steps: int | None) -> MaskedSequence:
+        """Return the first `steps` steps; None: all of them."""
+        return MaskedSequence(self.values[:, :steps], self.mask[:, :steps])
 
 
 def attend(query_BTI: Tensor, key_BSI: Tensor, value_BSI: Tensor, mask_BS: Tensor, heads: int) -> Tensor:
-    """Scaled dot-product attention over the masked-in steps of the source.
+    """Compute scaled dot-product attention over the real steps of the source.
 
-    Weights are not dropped out, so that the fused kernels serve training too.
+    There is no dropout on the attention weights, so that the fused kernels serve training too.
 
     Returns:
         [B, T, I]; zeros for a clip whose source steps are all masked.
     """
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI))
-    open_BS, some_B = _open(mask_BS)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=open_BS[:, None, None, :])
-    return attended.transpose(1, 2).flatten(2) * some_B[:, None, None]
+    query, key, value = (_split_heads(x, heads).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI))
+    attended_BS, any_B = _attended_steps(mask_BS)
+    result_BhTe = F.scaled_dot_product_attention(query, key, value, attn_mask=attended_BS[:, None, None, :])
+    return result_BhTe.transpose(1, 2).flatten(2) * any_B[:, None, None]
 
 
 def attend_unprojected(
     query_BTI: Tensor, source_BSd: Tensor, key_value: nn.Linear, mask_BS: Tensor, heads: int
 ) -> Tensor:
-    """`attend` to keys and values that `key_value` would make of the source, for few queries."""
-    key_hed, value_hed = key_value.weight.unflatten(0, (2, heads, -1))
-    query_BThd = torch.einsum("bthe,hed->bthd", query_BTI.unflatten(-1, (heads, -1)), key_hed)
+    """Compute `attend` to the keys and values `key_value(source)` without projecting the source, for few queries."""
+    key_hed, value_hed = torch.unflatten(key_value.weight, 0, (2, heads, -1))
+    query_BThd = torch.einsum("bthe,hed->bthd", _split_heads(query_BTI, heads), key_hed)
     source = source_BSd.to(query_BThd.dtype)[:, None]
-    open_BS, some_B = _open(mask_BS)
-    # Every head of every query asks the same source: one head, T * h queries.
+    attended_BS, any_B = _attended_steps(mask_BS)
+    # All heads attend to the same source, so they become T * h queries of a single head.
     mean = F.scaled_dot_product_attention(
         query_BThd.flatten(1, 2)[:, None],
         source,
         source,
-        attn_mask=open_BS[:, None, None, :],
+        attn_mask=attended_BS[:, None, None, :],
         scale=key_hed.shape[1] ** -0.5,
     )
-    attended = torch.einsum("bthd,hed->bthe", mean[:, 0].unflatten(1, (-1, heads)), value_hed)
-    return attended.flatten(2) * some_B[:, None, None]
+    mean_BThd = torch.unflatten(mean[:, 0], 1, (-1, heads))
+    return torch.einsum("bthd,hed->bthe", mean_BThd, value_hed).flatten(2) * any_B[:, None, None]
 
 
 def attend_to_few(
@@ -69,31 +86,44 @@ def attend_to_few(
     mask_BS: Tensor,
     heads: int,
 ) -> Tensor:
-    """`out(attend(query(x), ...))` [B, T, d] for a source of few steps."""
-    key_BShe, value_BShe = key_value(source_BSd).unflatten(-1, (2, heads, -1)).unbind(2)
-    query_hed = query.weight.unflatten(0, (heads, -1)) * key_BShe.shape[-1] ** -0.5
-    key = torch.einsum("bshe,hed->bhsd", key_BShe, query_hed).flatten(1, 2)
-    value = torch.einsum("bshe,dhe->bhsd", value_BShe, out.weight.unflatten(1, (heads, -1))).flatten(1, 2)
-    open_BS, some_B = _open(mask_BS)
-    hidden_BN = ~open_BS.repeat(1, heads)  # N = h * S
-    scores_BTN = (x_BTd @ key.mT).masked_fill(hidden_BN[:, None, :], float("-inf"))
-    weights_BTN = scores_BTN.unflatten(-1, (heads, -1)).softmax(dim=-1).flatten(2)
-    return (weights_BTN @ value) * some_B[:, None, None] + out.bias
+    """Compute `out(attend(query(x), ...))` [B, T, d] for a source of few steps."""
+    key_BShe, value_BShe = torch.unflatten(key_value(source_BSd), -1, (2, heads, -1)).unbind(2)
+    query_hed = torch.unflatten(query.weight, 0, (heads, -1)) * key_BShe.shape[-1] ** -0.5
+    key_BNd = torch.einsum("bshe,hed->bhsd", key_BShe, query_hed).flatten(1, 2)
+    value_BNd = torch.einsum("bshe,dhe->bhsd", value_BShe, _split_heads(out.weight, heads)).flatten(1, 2)
+    attended_BS, any_B = _attended_steps(mask_BS)
+    hidden_BN = ~attended_BS.repeat(1, heads)
+    scores_BTN = (x_BTd @ key_BNd.mT).masked_fill(hidden_BN[:, None, :], float("-inf"))
+    weights_BTN = _split_heads(scores_BTN, heads).softmax(dim=-1).flatten(2)
+    return (weights_BTN @ value_BNd) * any_B[:, None, None] + out.bias
 
 
-def _open(mask_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps to attend to, and which clips have any [B].
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """Reshape [..., h * e] to [..., h, e]."""
+    return torch.unflatten(x, -1, (heads, -1))
 
-    Softmax over nothing is NaN in some kernels: a clip without steps attends to all, and the result is dropped.
+
+def _attended_steps(mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the steps to attend to [B, S] and which clips have a real step [B].
+
+    Softmax over no steps is NaN in some kernels, so a clip without real steps attends to all; callers zero its result.
     """
-    some_B = mask_BS.any(dim=1)
-    return mask_BS | ~some_B[:, None], some_B
+    any_B = mask_BS.any(dim=1)
+    return mask_BS | ~any_B[:, None], any_B
 
 
 def are_few_queries(steps: int, source_steps: int, dim: int, inner: int, heads: int) -> bool:
-    """Whether `attend_unprojected` multiplies less than keys, values and `attend` do: T, S, d, I and h.
+    """Return whether `attend_unprojected` multiplies less than key and value projections plus `attend`.
 
-    A graph that is exported for any lengths has one order for all of them.
+    Args:
+        steps: T.
+        source_steps: S.
+        dim: d.
+        inner: I.
+        heads: h.
+
+    Returns:
+        False during export: an exported graph has dynamic lengths but one order of products.
     """
     return not torch.compiler.is_exporting() and steps * dim * (inner + heads * source_steps) < source_steps * inner * (
         dim + steps
@@ -101,46 +131,54 @@ def are_few_queries(steps: int, source_steps: int, dim: int, inner: int, heads: 
 
 
 def are_few_sources(steps: int, source_steps: int, dim: int, heads: int) -> bool:
-    """Whether `attend_to_few` multiplies less than queries, `attend` and output do: T, S, d = I and h.
+    """Return whether `attend_to_few` multiplies less than query and output projections plus `attend`.
 
-    Never in a graph that is exported, as above.
+    Args:
+        steps: T.
+        source_steps: S.
+        dim: d, which equals I here.
+        heads: h.
+
+    Returns:
+        False during export, as `are_few_queries` does.
     """
     return not torch.compiler.is_exporting() and source_steps * (dim + steps * heads) < steps * (dim + source_steps)
 
 
-def _read(query_BTI: Tensor, source_BSd: Tensor, key_value: nn.Linear, mask_BS: Tensor, heads: int) -> Tensor:
-    """Attention [B, T, I] to keys and values of the source, in the order that multiplies less."""
-    (_, steps, inner), (_, source_steps, dim) = query_BTI.shape, source_BSd.shape
+def _project_and_attend(query_BTI: Tensor, source: MaskedSequence, key_value: nn.Module, heads: int) -> Tensor:
+    """Attend [B, T, I] to the keys and values `key_value(source)`, in the order that multiplies less."""
+    assert isinstance(key_value, nn.Linear)
+    (_, steps, inner), (_, source_steps, dim) = query_BTI.shape, source.values.shape
     if are_few_queries(steps, source_steps, dim, inner, heads):
-        return attend_unprojected(query_BTI, source_BSd, key_value, mask_BS, heads)
-    key, value = key_value(source_BSd).chunk(2, dim=-1)
-    return attend(query_BTI, key, value, mask_BS, heads)
+        return attend_unprojected(query_BTI, source.values, key_value, source.mask, heads)
+    key_BSI, value_BSI = key_value(source.values).chunk(2, dim=-1)
+    return attend(query_BTI, key_BSI, value_BSI, source.mask, heads)
 
 
 def masked_mean(values_BTd: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean [B, d] over the masked-in steps, in float32 at least; zeros for a clip that has none."""
+    """Average over the real steps, [B, d] in at least float32; zeros for a clip without any."""
     values_BTd = at_least_float32(values_BTd)
     weight_BT1 = mask_BT[:, :, None].to(values_BTd.dtype)
     return (values_BTd * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision widened to float32; float32 and float64 as they are."""
+    """Convert half precision to float32; leave float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class FeedForward(nn.Sequential):
-    """Linear(d -> hidden), GELU, Linear(hidden -> out); 2d and d where nothing else is said."""
+    """Linear(dim -> hidden), GELU, Linear(hidden -> out); by default hidden = 2 * dim and out = dim."""
 
     def __init__(self, dim: int, hidden: int | None = None, out: int | None = None) -> None:
         super().__init__(nn.Linear(dim, hidden or 2 * dim), nn.GELU(), nn.Linear(hidden or 2 * dim, out or dim))
 
 
 class AttentionLayer(nn.Module):
-    """Transformer layer, normalised after each residual: self-attention, or cross-attention to a source.
+    """Post-norm Transformer layer: self-attention, or cross-attention to a source.
 
-    `x = LN(x + W_o Attention(x, source)); x = LN(x + FFN(x))`, no bias in Q, K and V; dropout on each
-    sub-layer's output, as in "Attention Is All You Need", section 5.4.
+    `x = LN(x + W_o Attention(x, source)); x = LN(x + FFN(x))`, without biases in Q, K and V, and with dropout on the
+    output of each sub-layer ("Attention Is All You Need", section 5.4).
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -154,50 +192,49 @@ class AttentionLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTd: Tensor, source_BSd: Tensor, mask_BS: Tensor) -> Tensor:
-        """[B, T, d]; `mask_BS` is the source's."""
-        attended = self.attend(x_BTd, source_BSd, mask_BS)
-        x_BTd = self.attention_norm(x_BTd + self.dropout(attended))
-        return self.feed_forward_norm(x_BTd + self.dropout(self.feed_forward(x_BTd)))
+    def forward(self, x_BTd: Tensor, source: MaskedSequence) -> Tensor:
+        """Return [B, T, d]."""
+        x_BTd = self.attention_norm(x_BTd + self.dropout(self.attend(x_BTd, source)))
+        result_BTd: Tensor = self.feed_forward_norm(x_BTd + self.dropout(self.feed_forward(x_BTd)))
+        return result_BTd
 
-    def attend(self, x_BTd: Tensor, source_BSd: Tensor, mask_BS: Tensor) -> Tensor:
-        """`W_o Attention(x, source)` [B, T, d]."""
-        if are_few_sources(x_BTd.shape[1], source_BSd.shape[1], x_BTd.shape[2], self.heads):
-            return attend_to_few(x_BTd, source_BSd, self.query, self.key_value, self.out, mask_BS, self.heads)
-        return self.out(_read(self.query(x_BTd), source_BSd, self.key_value, mask_BS, self.heads))
+    def attend(self, x_BTd: Tensor, source: MaskedSequence) -> Tensor:
+        """Compute `W_o Attention(x, source)` [B, T, d]."""
+        if are_few_sources(x_BTd.shape[1], source.values.shape[1], x_BTd.shape[2], self.heads):
+            return attend_to_few(x_BTd, source.values, self.query, self.key_value, self.out, source.mask, self.heads)
+        attended_BTd: Tensor = self.out(_project_and_attend(self.query(x_BTd), source, self.key_value, self.heads))
+        return attended_BTd
 
 
 class SharedQueryAttention(nn.Module):
-    """One query, several sources with their own keys and values; the results are added. No biases.
+    """Attention of one query to several sources with their own keys and values, summed; no biases.
 
-    The form of both the temporal alignment and the bottleneck's reading of the modalities.
+    Used by temporal alignment and by the bottleneck's reading of the modalities.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, sources: Sequence[str]) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, sources: Iterable[str]) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
         self.key_value = nn.ModuleDict({s: nn.Linear(dim, 2 * heads * head_dim, bias=False) for s in sources})
 
-    def forward(self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """Sum over the sources [B, T, heads * head_dim]; `sources` [B, S, d] and `masks` [B, S] by name."""
+    def forward(self, query_BTd: Tensor, sources: Mapping[str, MaskedSequence]) -> Tensor:
+        """Return the sum over the sources [B, T, heads * head_dim]."""
         query_BTI = self.query(query_BTd)
-        total = None
-        for name, project in self.key_value.items():
-            attended = _read(query_BTI, sources[name], project, masks[name], self.heads)
-            total = attended if total is None else total + attended
-        return total
+        results = [
+            _project_and_attend(query_BTI, sources[name], project, self.heads)
+            for name, project in self.key_value.items()
+        ]
+        return functools.reduce(torch.add, results)
 
-    def weights(
-        self, query_BTd: Tensor, sources: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Source -> its attention [B, T, S], mean over the heads, for looking at: `forward` never has it whole."""
-        query_BhTe = self.query(query_BTd).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        found = {}
+    def weights(self, query_BTd: Tensor, sources: Mapping[str, MaskedSequence]) -> dict[str, Tensor]:
+        """Return source -> attention weights [B, T, S], averaged over the heads; for inspection only."""
+        query_BhTe = _split_heads(self.query(query_BTd), self.heads).transpose(1, 2)
+        weights = {}
         for name, project in self.key_value.items():
-            key_BhSe = project(sources[name]).chunk(2, dim=-1)[0].unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            open_BS, some_B = _open(masks[name])
+            key_BhSe = _split_heads(project(sources[name].values).chunk(2, dim=-1)[0], self.heads).transpose(1, 2)
+            attended_BS, any_B = _attended_steps(sources[name].mask)
             scores_BhTS = query_BhTe @ key_BhSe.mT * key_BhSe.shape[-1] ** -0.5
-            weights_BhTS = scores_BhTS.masked_fill(~open_BS[:, None, None, :], float("-inf")).softmax(dim=-1)
-            found[name] = weights_BhTS.mean(dim=1) * some_B[:, None, None]
-        return found
+            weights_BhTS = scores_BhTS.masked_fill(~attended_BS[:, None, None, :], float("-inf")).softmax(dim=-1)
+            weights[name] = weights_BhTS.mean(dim=1) * any_B[:, None, None]
+        return weights

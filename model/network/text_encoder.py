@@ -1,4 +1,7 @@
-"""Text encoders that are trained with the network: fine-tuned from a checkpoint, or from scratch."""
+"""Text encoders that are trained with the network, fine-tuned or from scratch.
+
+Shapes: B clips, T tokens, S tokens of several batches together, D width of the text encoder.
+"""
 
 from __future__ import annotations
 
@@ -12,53 +15,61 @@ from model.network.encoders import TextEncoder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import PreTrainedModel
+
     from model.config import ModelConfig
     from model.data.tokens import TextBackbone
+    from model.network.layers import MaskedSequence
 
 
 class TokenEncoder(nn.Module):
-    """Hidden states of a trained encoder, then what `TextEncoder` makes of hidden states."""
+    """A Hugging Face text encoder followed by the projection of `TextEncoder`."""
 
     def __init__(self, text: TextBackbone, config: ModelConfig) -> None:
         super().__init__()
         self.encoder = text.build()
         _freeze(self.encoder, config.text.freeze_layers)
-        self.head = TextEncoder(self.encoder.config.hidden_size, config)
+        self.head = TextEncoder(text.config.hidden_size, config)
 
-    def forward(self, values: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequence [B, max(T, 1), d] and its mask, True at position 0.
+    def forward(self, values: Tensor, mask_BT: Tensor) -> MaskedSequence:
+        """Return a sequence of max(T, 1) steps whose position 0 is real.
 
         Args:
-            values: token ids [B, T], or what `hidden` made of them.
+            values: token ids [B, T], or the hidden states that `hidden` returned for them.
+            mask_BT: bool, True where a token is real.
         """
         hidden_BTD = values if values.is_floating_point() else self.hidden([values], [mask_BT])[0]
-        return self.head(hidden_BTD, _one_step_at_least(mask_BT))
+        sequence: MaskedSequence = self.head(hidden_BTD, _at_least_one_step(mask_BT))
+        return sequence
 
     def hidden(self, ids: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
-        """Hidden states [B, max(T, 1), D] of each chunk of clips, [B, T].
+        """Return the hidden states [B, max(T, 1), D] of each batch.
 
-        The tokens of all chunks are looked up together: the gradient of the word vectors is as large as the
-        vocabulary, and made once for each time that they are looked up.
+        The tokens of all batches are looked up at once: each lookup allocates a gradient as large as the vocabulary.
+
+        Args:
+            ids: token ids [B, T] of each batch.
+            masks: [B, T] bool of each batch, True where a token is real.
         """
-        ids, masks = ([_one_step_at_least(chunk_BT) for chunk_BT in chunks] for chunks in (ids, masks))
-        words_SD = self.encoder.get_input_embeddings()(torch.cat([ids_BT.flatten() for ids_BT in ids]))
-        words = words_SD.split([ids_BT.numel() for ids_BT in ids])
+        ids, masks = ([_at_least_one_step(batch_BT) for batch_BT in batches] for batches in (ids, masks))
+        embeddings_SD = self.encoder.get_input_embeddings()(torch.cat([ids_BT.flatten() for ids_BT in ids]))
+        embeddings = torch.split(embeddings_SD, [ids_BT.numel() for ids_BT in ids])
         hidden = []
-        for chunk_SD, mask_BT in zip(words, masks, strict=True):
-            # Attention to nothing is NaN in some kernels: a clip without text shows the encoder one token, whose place
-            # the stand-in takes.
+        for batch_SD, mask_BT in zip(embeddings, masks, strict=True):
+            # Attention to no steps is NaN in some kernels, so a clip without text has one token unmasked. The
+            # embedding of a missing modality replaces it.
             first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
-            chunk_BTD, attended_BT = chunk_SD.unflatten(0, mask_BT.shape), (mask_BT | first_T).long()
-            hidden.append(self.encoder(inputs_embeds=chunk_BTD, attention_mask=attended_BT).last_hidden_state)
+            batch_BTD, attended_BT = torch.unflatten(batch_SD, 0, mask_BT.shape), (mask_BT | first_T).long()
+            hidden.append(self.encoder(inputs_embeds=batch_BTD, attention_mask=attended_BT).last_hidden_state)
         return hidden
 
 
-def _one_step_at_least(tokens_BT: Tensor) -> Tensor:
+def _at_least_one_step(tokens_BT: Tensor) -> Tensor:
     return tokens_BT if tokens_BT.shape[1] else tokens_BT.new_zeros(len(tokens_BT), 1)
 
 
-def _freeze(encoder: nn.Module, layers: int) -> None:
-    """Keep the embeddings and the first `layers` layers as they are; 0: all is trained."""
+def _freeze(encoder: PreTrainedModel, layers: int) -> None:
+    """Freeze the embeddings and the first `layers` layers; 0 freezes nothing."""
     if layers == 0:
         return
     count = getattr(encoder.config, "num_hidden_layers", 0)

@@ -202,7 +202,7 @@ class Objective(nn.Module):
         if not share.texts:
             return batches
         ids, masks = ([getattr(chunk, name)["text"] for chunk in share.texts] for name in ("values", "masks"))
-        hidden = self.network.encoders["text"].hidden(ids, masks)
+        hidden = self.network.token_encoder.hidden(ids, masks)
         longest = max(part_BTD.shape[1] for part_BTD in hidden)
         hidden = [F.pad(part_BTD, (0, 0, 0, longest - part_BTD.shape[1])) for part_BTD in hidden]
         together = torch.cat(hidden)[share.text_places].split([len(batch) for batch in batches])

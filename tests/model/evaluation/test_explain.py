@@ -14,7 +14,15 @@ from model.config import MODALITIES, ModelConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.info import read_info
 from model.data.tokens import prepare_text
-from model.evaluation.explain import ALIKE, NO_ALIGNMENT, NO_TEXT, NO_WORDS, explain, informative_features, words_of_tokens
+from model.evaluation.explain import (
+    ALIKE,
+    NO_ALIGNMENT,
+    NO_TEXT,
+    NO_WORDS,
+    explain,
+    informative_features,
+    words_of_tokens,
+)
 from model.network.dashfusion import DashFusion
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
@@ -44,7 +52,7 @@ def test_each_word_looks_at_the_moments_of_the_other_modalities(dataset, tmp_pat
         assert set(view.attention) == wanted
         batch = table.batch(np.array([row]))
         with torch.inference_mode():
-            weights = network.alignment.weights(*network.encode(batch), batch.missing())
+            weights = network.alignment.weights(network.encode(batch), batch.missing())
         for m in wanted:
             attention = view.attention[m]
             assert attention.steps_WT.shape == (lengths["text"], lengths[m])
@@ -74,7 +82,7 @@ def test_the_tokens_of_a_word_are_one_and_special_ones_are_none(dataset_writer, 
     ]
     batch = table.batch(np.array([row]))
     with torch.inference_mode():
-        whole = network.alignment.weights(*network.encode(batch), batch.missing())["audio"][0].numpy()
+        whole = network.alignment.weights(network.encode(batch), batch.missing())["audio"][0].numpy()
     np.testing.assert_allclose(view.attention["audio"].steps_WT[0], whole[1:3, 1:].mean(axis=0), atol=1e-6)
     assert view.word_times_W2[0] == pytest.approx([0.1, 0.2]) and view.word_times_W2[1] == pytest.approx([0.3, 0.4])
 
@@ -89,7 +97,7 @@ def test_with_another_anchor_its_moments_look_at_the_words(dataset, tmp_path, an
     assert set(view.attention) == {anchor} and found.anchor == anchor
     batch = table.batch(np.array([row]))
     with torch.inference_mode():
-        looks = network.alignment.weights(*network.encode(batch), batch.missing())["text"][0].numpy()
+        looks = network.alignment.weights(network.encode(batch), batch.missing())["text"][0].numpy()
     np.testing.assert_allclose(view.attention[anchor].steps_WT, looks[1:].T, atol=1e-6)
     lacking = int(np.argmax(table.lengths((anchor,))[:, 0] == 0))
     assert found.views[table.clip_ids[lacking]].attention == {}, "another modality took the anchor's place"
@@ -103,7 +111,7 @@ def test_of_several_anchors_texts_own_is_shown_and_the_shares_where_they_are_lea
     view = explain(dataset, tmp_path, "test", words_of(dataset)).views[table.clip_ids[row]]
     batch = table.batch(np.array([row]))
     with torch.inference_mode():
-        looks = network.alignment.anchors[0].weights(*network.encode(batch), {})["audio"][0].numpy()
+        looks = network.alignment.anchors[0].weights(network.encode(batch), {})["audio"][0].numpy()
     np.testing.assert_allclose(view.attention["audio"].steps_WT, looks[:, 1:], atol=1e-6)
     assert bool(view.anchors) == (anchor == "adaptive")
     if view.anchors:

@@ -205,8 +205,8 @@ def test_the_aligned_stream_is_the_anchors_first_position(clips, network):
     for anchor in MODALITIES:
         off = DashFusion(replace(SMALL, anchor=anchor, alignment=False), clips.info).eval()
         off.encoders.load_state_dict(network.encoders.state_dict())
-        sequences, _ = off.encode(batch)
-        assert torch.equal(off(batch).embedding.streams["aligned"], sequences[anchor][:, 0])
+        sequences = off.encode(batch)
+        assert torch.equal(off(batch).embedding.streams["aligned"], sequences[anchor].values[:, 0])
 
 
 def test_the_variants_give_different_predictions(clips):

@@ -10,7 +10,7 @@ import torch
 from bench.flops import SHAPES, count_multiply_adds, parts, project_everything
 from model.config import MODALITIES, ModelConfig
 from model.network.fusion import ConcatFusion, build_fusion
-from model.network.layers import attend
+from model.network.layers import MaskedSequence, attend
 
 SMALL = ModelConfig(dim=32, heads=4)
 STEPS = {"text": 12, "audio": 20, "vision": 15}
@@ -18,13 +18,14 @@ FUSIONS = ("hbf", "concat_attention", "concat")
 
 
 def make(steps=STEPS, clips=6, dim=32):
-    """H, its mask, the sequences and their masks: lengths differ, and the aligned one has a hole."""
+    """H and the modalities' sequences: lengths differ, and the mask of H has a hole."""
     torch.manual_seed(0)
     lengths = {"aligned": steps["text"], **steps}
     x = {m: torch.randn(clips, t, dim, dtype=torch.float64, requires_grad=True) for m, t in lengths.items()}
     masks = {m: torch.arange(t) < torch.randint(1, t + 1, (clips, 1)) for m, t in lengths.items()}
     masks["aligned"][0, 1] = False
-    return x.pop("aligned"), masks.pop("aligned"), x, masks
+    sequences = {m: MaskedSequence(x[m], masks[m]) for m in lengths}
+    return sequences.pop("aligned"), sequences
 
 
 def build(config):
@@ -39,26 +40,29 @@ def plain_layer(layer, x, source, mask):
     return layer.feed_forward_norm(x + layer.feed_forward(x))
 
 
-def plain_hbf(fusion, bottleneck, mask, sequences, masks):
-    """HBF as the paper writes it: every token asks in every layer, and then most are dropped."""
+def plain_hbf(fusion, aligned, sequences):
+    """HBF as the paper writes it: every token is a query in every layer, and then most are dropped."""
+    bottleneck, mask = aligned.values, aligned.mask
+    values, masks = {m: s.values for m, s in sequences.items()}, {m: s.mask for m, s in sequences.items()}
     for layer in fusion.layers:
         bottleneck = plain_layer(layer.encode, bottleneck, bottleneck, mask)[:, : layer.keep]
         mask = mask[:, : layer.keep]
         query, read = layer.read.query(bottleneck), torch.zeros_like(bottleneck)
         for m in MODALITIES:
-            key, value = layer.read.key_value[m](sequences[m]).chunk(2, dim=-1)
+            key, value = layer.read.key_value[m](values[m]).chunk(2, dim=-1)
             read = read + attend(query, key, value, masks[m], layer.read.heads)
         bottleneck = layer.read_norm(bottleneck + read)
         bottleneck = layer.feed_forward_norm(bottleneck + layer.feed_forward(bottleneck))
-        sequences = {m: plain_layer(layer.spread[m], x, bottleneck, mask) for m, x in sequences.items()}
-    return torch.cat([bottleneck[:, 0], *(x[:, 0] for x in sequences.values())], dim=1)
+        values = {m: plain_layer(layer.spread[m], x, bottleneck, mask) for m, x in values.items()}
+    return torch.cat([bottleneck[:, 0], *(x[:, 0] for x in values.values())], dim=1)
 
 
-def plain_concat_attention(fusion, aligned, mask, sequences, masks):
+def plain_concat_attention(fusion, aligned, sequences):
     """Clip by clip, without padding: every step asks in every layer, and four are read."""
     rows = []
-    for i in range(len(aligned)):
-        visible = [aligned[i, mask[i]], *(sequences[m][i, masks[m][i]] for m in MODALITIES)]
+    parts = [aligned, *(sequences[m] for m in MODALITIES)]
+    for i in range(len(aligned.values)):
+        visible = [part.values[i, part.mask[i]] for part in parts]
         x = torch.cat(visible)[None]
         for layer in fusion.layers:
             x = plain_layer(layer, x, x, torch.ones(x.shape[:2], dtype=torch.bool))
@@ -67,8 +71,8 @@ def plain_concat_attention(fusion, aligned, mask, sequences, masks):
     return torch.stack(rows)
 
 
-def plain_concat(fusion, aligned, mask, sequences, masks):
-    return torch.cat([aligned[:, 0], *(sequences[m][:, 0] for m in MODALITIES)], dim=1)
+def plain_concat(fusion, aligned, sequences):
+    return torch.cat([aligned.values[:, 0], *(sequences[m].values[:, 0] for m in MODALITIES)], dim=1)
 
 
 PLAIN = {"hbf": plain_hbf, "concat_attention": plain_concat_attention, "concat": plain_concat}
@@ -99,7 +103,7 @@ def test_each_hbf_layer_keeps_half_the_bottleneck_tokens(tokens, layers, kept):
     fusion = build(replace(SMALL, bottleneck_tokens=tokens, fusion_layers=layers))
     seen = []
     for layer in fusion.layers:
-        layer.register_forward_hook(lambda module, args, out: seen.append(out[0].shape[1]))
+        layer.register_forward_hook(lambda module, args, out: seen.append(out[0].values.shape[1]))
     fusion(*make())
     assert seen == kept
 
@@ -107,13 +111,14 @@ def test_each_hbf_layer_keeps_half_the_bottleneck_tokens(tokens, layers, kept):
 @pytest.mark.parametrize("name", FUSIONS)
 def test_the_gradient_is_right(name):
     steps = {"text": 3, "audio": 4, "vision": 2}
-    aligned, mask, sequences, masks = make(steps, clips=2, dim=4)
+    aligned, sequences = make(steps, clips=2, dim=4)
     fusion = build(ModelConfig(dim=4, heads=2, fusion=name, bottleneck_tokens=2))
 
-    def forward(aligned, *values):
-        return fusion(aligned, mask, dict(zip(MODALITIES, values, strict=True)), masks)
+    def forward(h, *values):
+        changed = {m: MaskedSequence(x, sequences[m].mask) for m, x in zip(MODALITIES, values, strict=True)}
+        return fusion(MaskedSequence(h, aligned.mask), changed)
 
-    assert torch.autograd.gradcheck(forward, (aligned, *(sequences[m] for m in MODALITIES)))
+    assert torch.autograd.gradcheck(forward, (aligned.values, *(sequences[m].values for m in MODALITIES)))
 
 
 def test_concat_has_nothing_to_learn():

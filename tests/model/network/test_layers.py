@@ -10,6 +10,7 @@ from torch import nn
 
 from model.network.layers import (
     AttentionLayer,
+    MaskedSequence,
     SharedQueryAttention,
     are_few_queries,
     are_few_sources,
@@ -93,7 +94,7 @@ def test_what_is_taken_multiplies_least(steps, sources):
 def test_attention_layers_have_the_right_gradient(shape):
     x, source, mask = make(*shape, dim=4, clips=2)
     layer = AttentionLayer(4, 2, 0.0).double()
-    assert torch.autograd.gradcheck(lambda x, s: layer(x, s, mask), (x, source))
+    assert torch.autograd.gradcheck(lambda x, s: layer(x, MaskedSequence(s, mask)), (x, source))
 
 
 @pytest.mark.parametrize("steps", [1, 6])
@@ -101,15 +102,18 @@ def test_attention_to_several_sources_has_the_right_gradient(steps):
     x, first, mask = make(steps, 5, dim=4, clips=2)
     _, second, other_mask = make(steps, 3, dim=4, clips=2)
     attention = SharedQueryAttention(4, 2, 3, ("a", "b")).double()
-    masks = {"a": mask, "b": other_mask}
-    assert torch.autograd.gradcheck(lambda x, a, b: attention(x, {"a": a, "b": b}, masks), (x, first, second))
+
+    def forward(x, a, b):
+        return attention(x, {"a": MaskedSequence(a, mask), "b": MaskedSequence(b, other_mask)})
+
+    assert torch.autograd.gradcheck(forward, (x, first, second))
 
 
 @pytest.mark.parametrize("shape", [FEW_QUERIES, FEW_SOURCES, ALIKE])
 def test_attention_to_nothing_has_finite_gradients(shape):
     x, source, mask = make(*shape)
     layer = AttentionLayer(8, 2, 0.0).double()
-    layer(x, source, mask).pow(2).sum().backward()
+    layer(x, MaskedSequence(source, mask)).pow(2).sum().backward()
     assert torch.isfinite(x.grad).all() and torch.isfinite(source.grad).all()
     assert not source.grad[~mask].any(), "a hidden step must not be learned from"
     assert source.grad[mask].abs().min() > 0
@@ -133,7 +137,7 @@ def test_a_layer_without_dropout_is_the_transformers_own(shape):
     attended, _ = theirs.self_attn(x, source, source, key_padding_mask=~mask)
     middle = theirs.norm1(x + attended)
     expected = theirs.norm2(middle + theirs.linear2(nn.functional.gelu(theirs.linear1(middle))))
-    assert (ours(x, source, mask) - expected).abs().max() < 1e-5
+    assert (ours(x, MaskedSequence(source, mask)) - expected).abs().max() < 1e-5
 
 
 def test_masked_mean_of_a_worked_example():

@@ -25,7 +25,7 @@ from model.evaluation.inference import predict
 from model.network.dashfusion import DashFusion
 from model.train import _parameter_groups, train
 from model.training.mining import label_classes, mine
-from model.training.objective import Objective, BatchPlanner
+from model.training.objective import BatchPlanner, Objective
 
 ROOT = Path(__file__).parents[3]
 WORDS = ("awful", "bad", "poor", "plain", "fine", "good", "great")
@@ -283,8 +283,8 @@ def test_roberta_counts_its_positions_from_behind_the_padding(english, tmp_path)
     assert sequences.values[-1] == network.text.tokenizer.token_to_id("[SEP]")
     ids = torch.from_numpy(sequences.values)[None].long()
     with torch.inference_mode():
-        x, mask = network.encoders["text"](ids, torch.ones_like(ids, dtype=torch.bool))
-    assert x.shape == (1, 12, 16) and mask.all()
+        sequence = network.encoders["text"](ids, torch.ones_like(ids, dtype=torch.bool))
+    assert sequence.values.shape == (1, 12, 16) and sequence.mask.all()
     bert = network_of(finetuning(save_encoder(tmp_path / "bert", positions=13), max_tokens=11), english)
     assert bert.text.limit == 11
 
