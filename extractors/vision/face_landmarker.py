@@ -1,4 +1,4 @@
-"""Facial features of MediaPipe's face landmarker task: 52 blendshapes and the head's pose."""
+"""Facial features with mediapipe's face landmarker task: head pose and 52 blendshapes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 VERSION = 2
 
 BUNDLED = "face_blendshapes.tflite"
-"""In every face landmarker bundle, in none of another task."""
+"""File that identifies a face landmarker bundle; bundles of other tasks do not contain it."""
 
 _SIDES = ("left", "right")
 _BLENDSHAPES = (
@@ -71,44 +71,48 @@ _BLENDSHAPES = (
     ("nose_sneer", *_SIDES),
 )
 BLENDSHAPES = tuple(f"{stem}_{end}" if end else stem for stem, *ends in _BLENDSHAPES for end in (ends or ("",)))
-"""The task's 52 categories in its order, `browDownLeft` written `brow_down_left`."""
+"""The task's 52 categories in its order, in snake case."""
 
 
 class FaceLandmarkerVision:
-    """`vision.face_landmarker`: 52 blendshapes and the pose of one face, see `FaceSelector`.
+    """`vision.face_landmarker`: head pose and 52 blendshapes of one face per clip, see `FaceSelector`.
 
-    Blendshapes are the task's scores, 0 to 1. The pose is the task's transformation of a canonical face into the
-    camera's space, x to the right of the picture, y up, z towards the camera; angles have the signs of
-    `extractors.vision.face_mesh.head_angles`. A frame without a face is a step of zeros that is not valid. Each clip is
-    tracked from its own beginning.
+    Blendshapes are the task's scores, 0 to 1. The pose is the task's transformation of a canonical face to camera
+    space, x to the right of the frame, y up, z towards the camera; angles have the signs of
+    `extractors.vision.face_mesh.head_angles`. A frame without a face is an invalid step of zeros. Each clip is tracked
+    independently of the others.
 
     Args:
-        model: path of `face_landmarker.task`, as MediaPipe publishes it.
-        fps: frames looked at a second; steps are exactly 1 / fps apart.
-        min_confidence: below this score a detected or tracked face does not count.
+        model: path of `face_landmarker.task`, as published by MediaPipe.
+        fps: frames to process per second; steps are exactly 1 / fps apart.
+        min_confidence: minimum score of a detected or tracked face.
 
     Raises:
-        ValueError: an option is out of its range, or `model` is no face landmarker bundle.
+        ValueError: an option is out of range, or `model` is not a face landmarker bundle.
     """
 
     modality = "vision"
     description = FeatureDescription(
-        source="mediapipe's face landmarker task (video mode; of several faces the largest that is there "
-        f"consistently), of frames scaled down to at most {MAX_SIDE} pixels",
-        rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
-        window="one frame; the task follows the face from frame to frame",
-        valid="where a face is found; zeros elsewhere",
+        source="mediapipe's face landmarker task (video mode; of several faces the largest that is present "
+        f"consistently), on frames scaled down to at most {MAX_SIDE} pixels",
+        rate="`fps`; frames are repeated if the video has fewer; a step starts at its frame's time and lasts 1 / `fps`",
+        window="one frame; the task tracks the face from frame to frame",
+        valid="a face is detected; other steps are zeros",
         features=(
             Feature(("head_pitch",), "rotation of the head, positive looking up", "rad"),
-            Feature(("head_yaw",), "positive towards the person's left (the picture's right)", "rad"),
-            Feature(("head_roll",), "positive leaning towards the person's right (counter-clockwise)", "rad"),
+            Feature(("head_yaw",), "rotation of the head, positive to the person's left (right of the frame)", "rad"),
+            Feature(
+                ("head_roll",),
+                "tilt of the head, positive to the person's right (counter-clockwise in the frame)",
+                "rad",
+            ),
             Feature(
                 ("head_x", "head_y", "head_z"),
-                "place of the canonical face's origin before the camera, x to the picture's right, y up, z towards the "
-                "camera, as a face of usual size would lie",
+                "position of the canonical face's origin relative to the camera, assuming a face of average size; x to "
+                "the right of the frame, y up, z towards the camera",
                 "cm",
             ),
-            Feature(BLENDSHAPES, "score of an expression as in ARKit, left and right the person's own", "0 to 1"),
+            Feature(BLENDSHAPES, "scores of expressions as in ARKit; left and right are the person's own", "0 to 1"),
         ),
     )
     feature_names = description.names
@@ -123,32 +127,32 @@ class FaceLandmarkerVision:
         self.signature = make_signature("vision.face_landmarker", VERSION, options, weights)
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order."""
+        """Yield one result per source, in order."""
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
         return self._selector.process(media, self.fps, self._collect)
 
-    def _collect(self, seen: Iterator[MaskedFrame]) -> FeatureSequence:
+    def _collect(self, frames: Iterator[MaskedFrame]) -> FeatureSequence:
         times: list[float] = []
         faces: list[np.ndarray | None] = []
-        image = face = None
+        previous = face = None
         try:
             with suppress_mediapipe_log(), self._open() as landmarker:
-                for time, shown, view in seen:
-                    if shown is not image:  # the same frame again, where the video has fewer than fps
-                        image, face = shown, self._look(landmarker, view, time)
+                for time, image, masked in frames:
+                    if image is not previous:  # not a repeated frame
+                        previous, face = image, self._detect(landmarker, masked, time)
                     times.append(time)
                     faces.append(face)
         except RuntimeError as error:
-            raise ExtractionError(f"mediapipe failed: {error}; is {self._bundle} whole?") from error
+            raise ExtractionError(f"mediapipe failed: {error}; is {self._bundle} complete?") from error
         valid = np.array([face is not None for face in faces])
-        none = np.zeros(len(self.feature_names), np.float32)
-        values = np.stack([none if face is None else face for face in faces])
+        zeros = np.zeros(len(self.feature_names), np.float32)
+        values = np.stack([zeros if face is None else face for face in faces])
         return frame_steps(values, times, valid, self.fps)
 
     def _open(self) -> Any:
-        """A landmarker without memory of another clip."""
+        """Return a landmarker without tracking state from other clips."""
         from mediapipe.tasks.python import BaseOptions, vision
 
         options = vision.FaceLandmarkerOptions(
@@ -162,42 +166,44 @@ class FaceLandmarkerVision:
         )
         return vision.FaceLandmarker.create_from_options(options)
 
-    def _look(self, landmarker: Any, image: np.ndarray, time: float) -> np.ndarray | None:
+    def _detect(self, landmarker: Any, image: np.ndarray, time: float) -> np.ndarray | None:
         import mediapipe
 
-        picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
-        return to_features(landmarker.detect_for_video(picture, round(time * 1000)))
+        frame = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
+        return to_features(landmarker.detect_for_video(frame, round(time * 1000)))
 
 
-def to_features(found: Any) -> np.ndarray | None:
-    """[58] float32 pose and blendshapes of the first face of a `FaceLandmarkerResult`, None without a face.
+def to_features(result: Any) -> np.ndarray | None:
+    """Return pose and blendshapes [58] float32 of the first face in a `FaceLandmarkerResult`, None without a face.
 
     Raises:
         ExtractionError: its blendshapes are not the 52 known ones.
     """
-    if not found.face_blendshapes:
+    if not result.face_blendshapes:
         return None
-    scores = {to_snake(category.category_name): category.score for category in found.face_blendshapes[0]}
+    scores = {to_snake(category.category_name): category.score for category in result.face_blendshapes[0]}
     if tuple(scores) != BLENDSHAPES:
-        odd = sorted({*scores} ^ {*BLENDSHAPES}) or "another order"
-        raise ExtractionError(f"the task's blendshapes are not the 52 known ones: {odd}; use mediapipe's own bundle")
-    matrix = np.asarray(found.facial_transformation_matrixes[0], float)
-    turned = matrix[:3, :3]
-    rotation = turned / np.cbrt(np.linalg.det(turned))  # without the scale that is in it
+        difference = sorted({*scores} ^ {*BLENDSHAPES}) or "another order"
+        raise ExtractionError(
+            f"the task's blendshapes are not the 52 known ones: {difference}; use mediapipe's own bundle"
+        )
+    matrix = np.asarray(result.facial_transformation_matrixes[0], float)
+    linear = matrix[:3, :3]
+    rotation = linear / np.cbrt(np.linalg.det(linear))  # remove the scale
     angles = [angle[0] for angle in head_angles(rotation[None])]
     return np.array([*angles, *matrix[:3, 3], *scores.values()], np.float32)
 
 
 def to_snake(name: str) -> str:
-    """`browDownLeft` -> `brow_down_left`; `_neutral` -> `neutral`."""
+    """Convert a category name to snake case: `browDownLeft` -> `brow_down_left`; `_neutral` -> `neutral`."""
     return re.sub(r"(?=[A-Z])", "_", name).lower().lstrip("_")
 
 
 def check_bundle(model: str) -> Path:
-    """The file `model`, if it is a face landmarker bundle.
+    """Return the path of the face landmarker bundle `model`.
 
     Raises:
-        ValueError: it is not, or not there.
+        ValueError: the file does not exist, or is not a face landmarker bundle.
     """
     path = Path(model).expanduser() if isinstance(model, str) and model else None
     if path is None or not path.is_file():

@@ -78,8 +78,8 @@ class FaceSelector:
 
     A clip is searched for a second face every `DETECTION_SECONDS`. Only if there is one, all faces are detected and
     tracked in an additional decoding pass, and one is selected by `face_selection.FaceTracks.select`; frames without it
-    are black. People who follow each other without ever sharing a frame are not told apart. mediapipe is loaded with the
-    first clip.
+    are black. People who appear one after the other, never in the same frame, are not told apart. mediapipe is loaded
+    with the first clip.
 
     Args:
         min_confidence: minimum score of a detected face.

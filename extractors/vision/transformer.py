@@ -1,12 +1,14 @@
-"""Facial features from a pre-trained image encoder: one vector for the face of each frame.
+"""Facial features from a pre-trained image encoder: one vector for the face in each frame.
 
-F frames with a face, S the side of the model's input in pixels, D the model's width. H, W are a picture's.
+Shapes: F frames with a face, H, W height and width of a frame, S side of the model's input in pixels, D width of the
+model.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -34,49 +36,49 @@ VERSION = 2
 KINDS = ("vit", "dinov2", "clip", "clip_vision_model")
 
 CLIP_WIDTH = 768
-"""Of CLIP's image encoder, where its configuration leaves out what is the library's default."""
+"""Width of CLIP's image encoder, which its configuration omits if it is the library's default."""
 
 BATCH_FRAMES = 32
-"""Most faces that are encoded at once."""
+"""Maximum number of faces that are encoded at once."""
 
 FACE_POINTS = range(468)
-"""Landmarks that the face's box is drawn around: all but the irises."""
+"""Landmarks that determine the face's box: all except the irises."""
 
 
 class TransformerVision:
-    """`vision.transformer`: a CLIP, DINOv2 or ViT encoder's vector of the face that mediapipe tracks, in float32.
+    """`vision.transformer`: output of a CLIP, DINOv2 or ViT encoder for the face tracked by mediapipe, in float32.
 
-    The face is cut out as the square around its FaceMesh landmarks, widened by `margin`, black where it reaches over
-    the picture's edge, scaled to the model's input (bicubic, antialiased) and normalised with the mean and deviation
-    of the model's `preprocessor_config.json`. The vector is the class token's: of the model's output for ViT and
-    DINOv2, after the last normalisation for CLIP.
+    The face is cropped to the square around its FaceMesh landmarks, enlarged by `margin` and black outside the frame,
+    then scaled to the model's input (bicubic, antialiased) and normalised with the mean and deviation of the model's
+    `preprocessor_config.json`. The feature vector is the class token of the output for ViT and DINOv2, and the class
+    token after the final normalisation for CLIP.
 
-    A frame without a face is a step of zeros that is not valid. mediapipe and the weights are loaded at the
-    first clip, the weights onto a GPU where there is one.
+    A frame without a face is an invalid step of zeros. mediapipe and the weights are loaded with the first clip, the
+    weights onto a GPU if there is one.
 
     Args:
         model: a folder with a Hugging Face model, or an id on its hub.
-        fps: frames looked at a second; steps are exactly 1 / fps apart.
-        margin: what is added on each side of the face's box, in parts of its longer side.
-        min_confidence: below this score a detected or tracked face does not count.
+        fps: frames to process per second; steps are exactly 1 / fps apart.
+        margin: width added on each side of the face's box, as a fraction of its longer side.
+        min_confidence: minimum score of a detected or tracked face.
 
     Raises:
-        ValueError: an option is out of its range, or the model cannot be had or used.
+        ValueError: an option is out of range, or the model cannot be found or used.
     """
 
     modality = "vision"
     description = FeatureDescription(
-        source="transformers: CLIP's image encoder, DINOv2 or ViT, of the face that mediapipe's FaceMesh finds (of "
-        "several the largest that is there consistently) in "
-        f"frames scaled down to at most {MAX_SIDE} pixels: its square box widened by `margin`, scaled to the model's "
-        "input, normalised with the mean and deviation of the model's `preprocessor_config.json`",
-        rate="`fps`; where the video has fewer frames, they repeat; a step lasts 1 / `fps` from its frame's time",
+        source="transformers: CLIP's image encoder, DINOv2 or ViT, on the face found by mediapipe's FaceMesh (of several "
+        f"faces the largest that is present consistently) in frames scaled down to at most {MAX_SIDE} pixels: its "
+        "square box enlarged by `margin`, scaled to the model's input, and normalised with the mean and deviation of the "
+        "model's `preprocessor_config.json`",
+        rate="`fps`; frames are repeated if the video has fewer; a step starts at its frame's time and lasts 1 / `fps`",
         window="one frame",
-        valid="where a face is found; zeros elsewhere",
+        valid="a face is detected; other steps are zeros",
         features=(
             Feature(
                 ("hidden_*",),
-                "class token of the model's output (of CLIP: after its last normalisation), one feature a column",
+                "class token of the model's output (CLIP: after the final normalisation), one feature per dimension",
                 "none",
             ),
         ),
@@ -99,29 +101,33 @@ class TransformerVision:
         options = {"model": model, "fps": self.fps, "margin": self.margin, "min_confidence": float(min_confidence)}
         weights = f"{fingerprint(self.folder)} mediapipe {version('mediapipe')} {MAX_SIDE}"
         self.signature = make_signature("vision.transformer", VERSION, options, weights)
-        self._loaded: Any = None
+
+    @cached_property
+    def _model(self) -> Any:
+        model = load_model(self.folder)
+        return getattr(model, "vision_model", model)
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """One result a source, in order."""
+        """Yield one result per source, in order."""
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
         return self._tracker.track(media, self.fps, self._collect)
 
-    def _collect(self, followed: Iterator[LandmarkFrame]) -> FeatureSequence:
+    def _collect(self, frames: Iterator[LandmarkFrame]) -> FeatureSequence:
         times: list[float] = []
-        rows: list[int] = []  # of each step its vector's, -1 without a face
+        rows: list[int] = []  # index of each step's vector, -1 without a face
         vectors: list[np.ndarray] = []
         crops: list[np.ndarray] = []
-        image, found = None, 0
-        for time, shown, landmarks in followed:
-            if shown is not image:  # a frame that repeats is encoded once
-                image = shown
+        previous, count = None, 0
+        for time, image, landmarks in frames:
+            if image is not previous:  # a repeated frame is encoded once
+                previous = image
                 if landmarks is not None:
-                    crops.append(self._prepare(shown, to_pixels(landmarks, FACE_POINTS, shown)[:, :2] * (1, -1)))
-                    found += 1
+                    crops.append(self._prepare(image, to_pixels(landmarks, FACE_POINTS, image)[:, :2] * (1, -1)))
+                    count += 1
             times.append(time)
-            rows.append(found - 1 if landmarks is not None else -1)
+            rows.append(count - 1 if landmarks is not None else -1)
             if len(crops) == BATCH_FRAMES:
                 vectors.append(self._encode(crops))
                 crops.clear()
@@ -134,33 +140,34 @@ class TransformerVision:
         return frame_steps(values, times, valid, self.fps)
 
     def _prepare(self, image: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """[3, S, S] float32, the model's input for the face at `points` [P, 2], x and y down, in pixels."""
+        """Return the model's input [3, S, S] float32 for the face at `points` [P, 2] in pixels, x right and y down."""
         import torch
 
         crop = torch.from_numpy(crop_square(image, points, self.margin)).permute(2, 0, 1)[None].float()
         size = (self.side, self.side)
         scaled = torch.nn.functional.interpolate(crop, size, mode="bicubic", antialias=True, align_corners=False)
-        pixels = scaled[0].clamp(0, 255).numpy() / 255
+        pixels: np.ndarray = scaled[0].clamp(0, 255).numpy() / 255
         return (pixels - self._mean[:, None, None]) / self._deviation[:, None, None]
 
     def _encode(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """[F, D] of the crops [3, S, S]."""
+        """Return the feature vectors [F, D] of the crops [3, S, S]."""
         import torch
 
-        if self._loaded is None:
-            model = load_model(self.folder)
-            self._loaded = getattr(model, "vision_model", model)
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.stack(crops)).to(next(self._loaded.parameters()).device)
-            output = self._loaded(pixel_values=pixels)
+            pixels = torch.from_numpy(np.stack(crops)).to(next(self._model.parameters()).device)
+            output = self._model(pixel_values=pixels)
             vectors = output.pooler_output if self._clip else output.last_hidden_state[:, 0]
-        return vectors.cpu().numpy()
+        array: np.ndarray = vectors.cpu().numpy()
+        return array
 
 
 def crop_square(image: np.ndarray, points: np.ndarray, margin: float) -> np.ndarray:
-    """[N, N, 3] square of an RGB image [H, W, 3] around `points` [P, 2], x and y down, black outside the image.
+    """Crop the square [N, N, 3] around points from an RGB image, black outside the image.
 
-    N is the longer side of the points' box, plus `margin` times that on either side.
+    Args:
+        image: [H, W, 3].
+        points: [P, 2] in pixels, x right and y down.
+        margin: width added on either side of the points' box, as a fraction of its longer side.
     """
     low, high = points.min(axis=0), points.max(axis=0)
     side = max(1, math.ceil((high - low).max() * (1 + 2 * margin)))
@@ -174,18 +181,18 @@ def crop_square(image: np.ndarray, points: np.ndarray, margin: float) -> np.ndar
 
 
 def read_preprocessor(folder: Path) -> tuple[int, np.ndarray, np.ndarray]:
-    """Side of the model's input in pixels, mean and deviation [3] of its colours, from `preprocessor_config.json`.
+    """Read the side of the model's input in pixels and its mean and deviation [3] from `preprocessor_config.json`.
 
     Raises:
-        ValueError: no such file, or it does not say.
+        ValueError: the file is missing or incomplete.
     """
     path = folder / "preprocessor_config.json"
-    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    size = (said.get("crop_size") if said.get("do_center_crop", True) else None) or said.get("size")
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    size = (config.get("crop_size") if config.get("do_center_crop", True) else None) or config.get("size")
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
-    if not size or "image_mean" not in said or "image_std" not in said:
+    if not size or "image_mean" not in config or "image_std" not in config:
         raise ValueError(
-            f"{path} must give crop_size or size, image_mean and image_std; copy the file of the model's hub page"
+            f"{path} must give crop_size or size, image_mean and image_std; copy the file from the model's hub page"
         )
-    return int(size), np.array(said["image_mean"], np.float32), np.array(said["image_std"], np.float32)
+    return int(size), np.array(config["image_mean"], np.float32), np.array(config["image_std"], np.float32)

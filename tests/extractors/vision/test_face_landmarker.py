@@ -140,7 +140,7 @@ def test_a_bundle_that_mediapipe_cannot_load_fails_the_clip(bundle, tmp_path, ma
     (result,) = FaceLandmarkerVision(str(bundle)).extract([source(make_clip(tmp_path / "clip.mp4", "v"))])
     assert isinstance(result, ExtractionError)
     assert "mediapipe failed" in str(result)
-    assert f"is {bundle} whole?" in str(result)
+    assert f"is {bundle} complete?" in str(result)
 
 
 @pytest.mark.parametrize("model", ["", None, "nowhere/face_landmarker.task"])

@@ -9,11 +9,11 @@ import pytest
 
 from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.vision.face_mesh import (
-    _AT,
+    _POSITION,
     FEATURE_NAMES,
     LANDMARKS,
-    RIGID,
-    USED,
+    REFERENCE_FACE,
+    USED_LANDMARKS,
     FaceMeshVision,
     face_features,
     face_measures,
@@ -46,8 +46,8 @@ def rotation(pitch, yaw, roll):
 @pytest.fixture
 def face():
     """[P, 3] a face in the reference's place: rigid points exact, the others anywhere."""
-    points = np.random.default_rng(0).uniform(-1, 1, (len(USED), 3))
-    points[[_AT[index] for index in RIGID]] = list(RIGID.values())
+    points = np.random.default_rng(0).uniform(-1, 1, (len(USED_LANDMARKS), 3))
+    points[[_POSITION[index] for index in REFERENCE_FACE]] = list(REFERENCE_FACE.values())
     return points
 
 
@@ -104,7 +104,7 @@ def test_pose_scale_and_place_do_not_change_expression_and_landmarks(face):
 )
 def test_measures_follow_the_face(face, moved, by, grows):
     before = face_measures(face[None])
-    face[[_AT[index] for index in moved], :2] += by
+    face[[_POSITION[index] for index in moved], :2] += by
     after = face_measures(face[None])
     for name in grows:
         assert after[name] > before[name], name
