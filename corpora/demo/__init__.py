@@ -1,4 +1,4 @@
-"""The demo corpus: generated media of talking avatars whose face, voice and words show a sentiment each."""
+"""The demo corpus: generated videos of talking avatars whose face, voice and words each express a sentiment."""
 
 from corpora.demo.config import DemoConfig
 from corpora.demo.generate import generate

@@ -1,4 +1,4 @@
-"""How much of the demo corpus to generate."""
+"""Size and seed of the demo corpus."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ SPLIT_SHARES = {"train": 0.60, "valid": 0.15, "test": 0.25}
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The generated corpus.
+    """Size and seed of the generated corpus.
 
     Attributes:
-        clips: how many; at least one a speaker.
-        speakers: how many; one video each, none in two splits.
-        seed: everything random follows from it.
+        clips: number of clips, at least one per speaker.
+        speakers: number of speakers; each has one video and is in one split.
+        seed: seed of all random draws.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
     clips: int = 320

@@ -1,15 +1,14 @@
-"""A talking avatar, drawn: 468 face points that move, shaded triangles, and eyes, brows, lips and hair on
-top.
+"""Rendering of a talking avatar: 468 moving face points, shaded triangles, and eyes, brows, lips and hair on top.
 
-Shapes: F frames, P = 468 points, T triangles, H = W = `SIZE`. Face coordinates: one unit from forehead to
-chin, x to the viewer's right, y down, z away from the camera. Colours are BGR, 0 to 255, as OpenCV draws
-them.
+Shapes: F frames, P = 468 points, T triangles, H = W = `SIZE`. Face coordinates: one unit from forehead to chin, x to
+the viewer's right, y down, z away from the camera. Colours are BGR, 0 to 255, as in OpenCV.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -26,33 +25,39 @@ from corpora.demo.landmarks import (
     RIGHT_EYE,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Colour = tuple[float, float, float]
+
 SIZE = 256
+"""Pixels of a frame's width and height."""
 FACE_HEIGHT = 118
 """Pixels from forehead to chin."""
 CENTRE = (128.0, 124.0)
 PIVOT = np.array([0.0, 0.35, 0.40], dtype=np.float32)
-"""What the head turns about: the top of the neck."""
+"""Centre of the head's rotation: the top of the neck."""
 CAMERA_DISTANCE = 5.0
 SUBPIXEL = 4
-"""Bits of sub-pixel position that OpenCV's anti-aliased drawing takes."""
+"""Fractional bits of positions in OpenCV's anti-aliased drawing."""
 LIGHT = np.array([-0.35, -0.55, -0.76], dtype=np.float32)
 SMILE_LIFT = 0.055
-"""How far a full smile lifts the mouth's corners, in face heights; a full frown lowers them by as much."""
+"""Lift of the mouth's corners in a full smile, in face heights; a full frown lowers them by the same."""
 
 HAIR_STYLES = ("short", "long", "bun", "bald")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a speaker looks like. Factors are near 1; colours are BGR.
+class Appearance:
+    """Appearance of a speaker. Factors are near 1.
 
     Attributes:
-        width, jaw, eyes, nose, mouth: proportions against the neutral face.
-        brow: thickness factor of the brows.
+        width, jaw, eyes, nose, mouth: proportions relative to the neutral face.
+        brow: thickness of the brows, a factor.
         skin, hair, lips, iris, shirt: colours.
-        background: colour at the top left and at the bottom right.
+        background: colours at the top left and at the bottom right.
         hair_style: one of `HAIR_STYLES`.
-        fringe: how far the hair comes down over the forehead, in face heights.
+        fringe: length of the hair over the forehead, in face heights.
     """
 
     width: float
@@ -61,19 +66,19 @@ class Look:
     nose: float
     mouth: float
     brow: float
-    skin: tuple[float, float, float]
-    hair: tuple[float, float, float]
-    lips: tuple[float, float, float]
-    iris: tuple[float, float, float]
-    shirt: tuple[float, float, float]
-    background: tuple[tuple[float, float, float], tuple[float, float, float]]
+    skin: Colour
+    hair: Colour
+    lips: Colour
+    iris: Colour
+    shirt: Colour
+    background: tuple[Colour, Colour]
     hair_style: str
     fringe: float
 
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """What the face does, one value a frame [F].
+    """Expression and pose, one value per frame [F].
 
     Attributes:
         smile: -1 (frown) to 1 (smile).
@@ -81,7 +86,7 @@ class Motion:
         brow: -1 (lowered, drawn together) to 1 (raised).
         blink: 0 (open) to 1 (closed).
         yaw, pitch, roll: radians.
-        shift: [F, 2], of the head in face heights.
+        shift: [F, 2] displacement of the head, in face heights.
     """
 
     smile: np.ndarray
@@ -95,20 +100,21 @@ class Motion:
 
 
 @functools.cache
-def neutral() -> tuple[np.ndarray, np.ndarray]:
-    """The stored geometry, see `derive_face.py`: points [P, 3] float32 and triangles [T, 3]."""
+def neutral_face() -> tuple[np.ndarray, np.ndarray]:
+    """Load the stored geometry (see `landmarks.py`): points [P, 3] float32 and triangles [T, 3]."""
     with np.load(FACE_PATH) as stored:
         return stored["points"], stored["triangles"].astype(np.int32)
 
 
 def _near(points: np.ndarray, centre: np.ndarray, radius: float) -> np.ndarray:
-    """Weight [P] that falls off with the distance in the picture plane: 1 at the centre."""
-    return np.exp(-((np.linalg.norm((points - centre)[:, :2], axis=1) / radius) ** 2))
+    """Return Gaussian weights [P] by distance from the centre in the image plane."""
+    weights: np.ndarray = np.exp(-((np.linalg.norm((points - centre)[:, :2], axis=1) / radius) ** 2))
+    return weights
 
 
-def shaped(look: Look) -> np.ndarray:
-    """Points [P, 3] of the speaker's face at rest."""
-    points = neutral()[0].copy()
+def rest_points(look: Appearance) -> np.ndarray:
+    """Return the points [P, 3] of the speaker's face at rest."""
+    points = neutral_face()[0].copy()
     middle_of_mouth = points[OUTER_LIP].mean(axis=0)
     for contour in (LEFT_EYE, RIGHT_EYE):
         centre = points[contour].mean(axis=0)
@@ -122,8 +128,8 @@ def shaped(look: Look) -> np.ndarray:
     return points
 
 
-def _basis(rest: np.ndarray) -> dict[str, np.ndarray]:
-    """Displacement [P, 3] of every point for one unit of each expression, from the speaker's face at rest."""
+def _expression_basis(rest: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the displacements [P, 3] from the face at rest for one unit of each expression."""
     smile, jaw, brow, blink = (np.zeros_like(rest) for _ in range(4))
     for corner, side in ((OUTER_LIP[0], -1), (OUTER_LIP[10], 1)):
         weight = _near(rest, rest[corner], 0.085)
@@ -153,42 +159,43 @@ def _basis(rest: np.ndarray) -> dict[str, np.ndarray]:
     return {"smile": smile, "jaw": jaw, "brow": brow, "blink": blink}
 
 
-def posed(look: Look, motion: Motion) -> np.ndarray:
-    """Points [F, P, 3] of the moving face, in face coordinates."""
-    rest = shaped(look)
+def posed_points(look: Appearance, motion: Motion) -> np.ndarray:
+    """Return the points [F, P, 3] of the moving face, in face coordinates."""
+    rest = rest_points(look)
     points = np.repeat(rest[None], len(motion.smile), axis=0)
-    for name, displacement in _basis(rest).items():
+    for name, displacement in _expression_basis(rest).items():
         points += getattr(motion, name)[:, None, None] * displacement
-    return turned(points, motion)
+    return move_head(points, motion)
 
 
-def turned(points: np.ndarray, motion: Motion) -> np.ndarray:
-    """Points [F, P, 3] after the head's rotation about the neck and its shift."""
+def move_head(points: np.ndarray, motion: Motion) -> np.ndarray:
+    """Rotate the points [F, P, 3] about the neck, and shift them."""
     zero, one = np.zeros_like(motion.yaw), np.ones_like(motion.yaw)
 
     def rotation(angle: np.ndarray, first: int, second: int) -> np.ndarray:
-        matrix = np.stack([np.stack([one if i == j else zero for j in range(3)], -1) for i in range(3)], -2)
+        matrix: np.ndarray = np.stack([np.stack([one if i == j else zero for j in range(3)], -1) for i in range(3)], -2)
         matrix[:, first, first] = matrix[:, second, second] = np.cos(angle)
         matrix[:, first, second], matrix[:, second, first] = -np.sin(angle), np.sin(angle)
         return matrix
 
     total = rotation(motion.roll, 0, 1) @ rotation(motion.pitch, 1, 2) @ rotation(motion.yaw, 2, 0)
-    moved = np.einsum("fij,fpj->fpi", total, points - PIVOT) + PIVOT
+    moved: np.ndarray = np.einsum("fij,fpj->fpi", total, points - PIVOT) + PIVOT
     moved[..., :2] += motion.shift[:, None]
     return moved
 
 
-def projected(points: np.ndarray) -> np.ndarray:
-    """Pixels [..., 2] of points [..., 3], by perspective."""
+def project(points: np.ndarray) -> np.ndarray:
+    """Project points [..., 3] to pixels [..., 2] by perspective."""
     scale = CAMERA_DISTANCE / (CAMERA_DISTANCE + points[..., 2:3])
-    return points[..., :2] * scale * FACE_HEIGHT + np.array(CENTRE)
+    pixels: np.ndarray = points[..., :2] * scale * FACE_HEIGHT + np.array(CENTRE)
+    return pixels
 
 
 def _shades(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Brightness factor [F, T]: Lambert's law on smoothed normals, and some light from all sides."""
+    """Return brightness factors [F, T] by Lambert's law on smoothed normals, plus ambient light."""
     a, b, c = (points[:, triangles[:, i]] for i in range(3))
     normals = np.cross(b - a, c - a)
-    normals *= np.where(normals[..., 2:3] > 0, -1, 1)  # the edge list does not say which side is out
+    normals *= np.where(normals[..., 2:3] > 0, -1, 1)  # the triangles have no orientation
     vertex = np.zeros_like(points)
     for corner in range(3):
         for frame in range(len(points)):
@@ -198,25 +205,30 @@ def _shades(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
                 )
     vertex /= np.linalg.norm(vertex, axis=-1, keepdims=True) + 1e-9
     lambert = np.clip(vertex @ (LIGHT / np.linalg.norm(LIGHT)), 0, 1)
-    return (0.56 + 0.52 * lambert)[:, triangles].mean(axis=2)
+    shades: np.ndarray = (0.56 + 0.52 * lambert)[:, triangles].mean(axis=2)
+    return shades
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
-    """Pixels as the fixed-point integers that OpenCV's sub-pixel drawing takes."""
-    return np.round(points * (1 << SUBPIXEL)).astype(np.int32)
+    """Convert pixels to the fixed-point integers of OpenCV's sub-pixel drawing."""
+    fixed: np.ndarray = np.round(points * (1 << SUBPIXEL)).astype(np.int32)
+    return fixed
 
 
-def _fill(image: np.ndarray, polygon: np.ndarray, colour: tuple[float, float, float]) -> None:
+def _fill(image: np.ndarray, polygon: np.ndarray, colour: Sequence[float]) -> None:
+    """Fill a polygon [N, 2]; `colour` has one value for each channel."""
     cv2.fillPoly(image, [_fixed(polygon)], colour, cv2.LINE_AA, SUBPIXEL)
 
 
-def _tint(colour: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
-    return tuple(float(np.clip(channel * factor, 0, 255)) for channel in colour)
+def _tint(colour: Colour, factor: float) -> Colour:
+    """Scale a colour's brightness."""
+    blue, green, red = (float(np.clip(channel * factor, 0, 255)) for channel in colour)
+    return blue, green, red
 
 
 @functools.cache
 def _corner_cutting(points: int, steps: int) -> np.ndarray:
-    """Matrix [points * 2^steps, points] that cuts a closed polygon's corners `steps` times (Chaikin 1974)."""
+    """Return the matrix [points * 2^steps, points] of Chaikin's corner cutting (1974) of a closed polygon."""
     matrix = np.eye(points)
     for _ in range(steps):
         following = np.roll(matrix, -1, axis=0)
@@ -226,39 +238,42 @@ def _corner_cutting(points: int, steps: int) -> np.ndarray:
 
 
 def _smooth(polygon: np.ndarray, steps: int = 3) -> np.ndarray:
-    """A closed polygon [N, 2] with its corners cut, for outlines that should not look like a mesh."""
-    return _corner_cutting(len(polygon), steps) @ polygon
+    """Smooth a closed polygon [N, 2], so that outlines do not look like a mesh."""
+    smooth: np.ndarray = _corner_cutting(len(polygon), steps) @ polygon
+    return smooth
 
 
-def backdrop(look: Look) -> tuple[np.ndarray, np.ndarray]:
-    """What does not move: picture [H, W, 3] of background and shoulders, mask [H, W] of the shoulders."""
+def draw_backdrop(look: Appearance) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the static parts: image [H, W, 3] of background and shoulders, and mask [H, W] of the shoulders."""
     ramp = np.linspace(0, 1, SIZE)
     weight = ((ramp[:, None] + ramp[None]) / 2)[..., None]
-    picture = np.array(look.background[0]) * (1 - weight) + np.array(look.background[1]) * weight
+    image = np.array(look.background[0]) * (1 - weight) + np.array(look.background[1]) * weight
     distance = np.hypot(ramp[None] - 0.5, ramp[:, None] - 0.45)[..., None]
-    picture = (picture * (1.10 - 0.45 * distance)).clip(0, 255).astype(np.uint8)
-    # From the collar out over the shoulder and down; mirrored for the other side.
+    image = (image * (1.10 - 0.45 * distance)).clip(0, 255).astype(np.uint8)
+    # From the collar over the shoulder and down; mirrored for the other side
     side = np.array([(0.0, 0.66), (0.16, 0.66), (0.30, 0.74), (0.72, 0.86), (0.92, 1.05), (0.98, 1.4)])
     outline = np.concatenate([side, (side * [-1, 1])[::-1]]) * FACE_HEIGHT + np.array(CENTRE)
-    _fill(picture, _smooth(outline), look.shirt)
+    _fill(image, _smooth(outline), look.shirt)
     collar = np.array([(0.0, 0.94), (0.22, 0.66), (-0.22, 0.66)]) * FACE_HEIGHT + np.array(CENTRE)
-    _fill(picture, collar, _tint(look.skin, 0.72))
+    _fill(image, collar, _tint(look.skin, 0.72))
     mask = np.zeros((SIZE, SIZE), np.uint8)
-    _fill(mask, _smooth(outline), 255)
-    return cv2.GaussianBlur(picture, (0, 0), 1.5), mask
+    _fill(mask, _smooth(outline), (255,))
+    return cv2.GaussianBlur(image, (0, 0), 1.5), mask
 
 
 def _dome(oval: np.ndarray, margin: float, height: float) -> np.ndarray:
-    """The skull's outline: the face's oval [36, 2] grown by `margin`, arched upwards by `height`."""
+    """Return the skull's outline: the face's oval [36, 2] scaled by `margin` and arched upwards by `height`."""
     centre, up = oval.mean(axis=0), oval[0] - oval[18]
     along = (oval - centre) @ up / (up @ up)
     arch = np.clip(along * 2, 0, 1)[:, None] ** 2
     narrow = 1 - 0.10 * arch
-    return centre + (oval - centre) * margin * np.hstack([narrow, np.ones_like(narrow)]) + up * height * arch
+    widened = (oval - centre) * margin * np.hstack([narrow, np.ones_like(narrow)])
+    dome: np.ndarray = centre + widened + up * height * arch
+    return dome
 
 
-def _hair_behind(look: Look, oval: np.ndarray) -> list[np.ndarray]:
-    """Outlines [N, 2] of the hair behind the face, around the face's oval [36, 2] in pixels."""
+def _hair_behind(look: Appearance, oval: np.ndarray) -> list[np.ndarray]:
+    """Return outlines [N, 2] of the hair behind the face, around the face's oval [36, 2] in pixels."""
     centre, up = oval.mean(axis=0), oval[0] - oval[18]
     if look.hair_style == "bald":
         return [_smooth(_dome(oval, 1.03, 0.10))]
@@ -275,12 +290,12 @@ def _hair_behind(look: Look, oval: np.ndarray) -> list[np.ndarray]:
     return outlines
 
 
-def _fringe(look: Look, oval: np.ndarray) -> np.ndarray | None:
-    """Outline [N, 2] of the hair over the forehead, or None."""
+def _fringe(look: Appearance, oval: np.ndarray) -> np.ndarray | None:
+    """Return the outline [N, 2] of the hair over the forehead, or None."""
     if look.hair_style == "bald":
         return None
     up = oval[0] - oval[18]
-    top = np.r_[-6:7]  # temple to temple over the forehead
+    top = np.r_[-6:7]  # from temple to temple
     outer = _dome(oval, 1.12, 0.115)[top]
     across = np.linspace(-1, 1, len(top))
     drop = look.fringe * (1 - 0.75 * np.abs(across + 0.25) ** 1.5)
@@ -288,8 +303,8 @@ def _fringe(look: Look, oval: np.ndarray) -> np.ndarray | None:
     return _smooth(np.concatenate([outer, inner[::-1]]), 2)
 
 
-def _draw_neck(canvas: np.ndarray, look: Look, oval: np.ndarray) -> None:
-    """The neck from under the chin to the collar, with the jaw's shadow on it."""
+def _draw_neck(canvas: np.ndarray, look: Appearance, oval: np.ndarray) -> None:
+    """Draw the neck from the chin to the collar, with the jaw's shadow."""
     half, bottom = 0.195 * FACE_HEIGHT, CENTRE[1] + 0.80 * FACE_HEIGHT
     chin = oval[18]
     corners = [(chin[0] - half, chin[1] - 35), (chin[0] + half, chin[1] - 35)]
@@ -304,10 +319,10 @@ def _draw_neck(canvas: np.ndarray, look: Look, oval: np.ndarray) -> None:
     _fill(canvas, shadow, _tint(look.skin, 0.58))
 
 
-def _draw_skin(canvas: np.ndarray, look: Look, pixels: np.ndarray, order: np.ndarray, shades: np.ndarray) -> None:
-    """Paint the face's triangles, farthest first, then smooth away their edges within the oval."""
+def _draw_skin(canvas: np.ndarray, look: Appearance, pixels: np.ndarray, order: np.ndarray, shades: np.ndarray) -> None:
+    """Paint the face's triangles, farthest first, and blur their edges within the oval."""
     skin = np.array(look.skin)
-    triangles = neutral()[1]
+    triangles = neutral_face()[1]
     (left, top), (right, bottom) = pixels.min(axis=0).astype(int) - 9, pixels.max(axis=0).astype(int) + 10
     left, top = max(left, 0), max(top, 0)
     window = canvas[top:bottom, left:right]
@@ -319,13 +334,13 @@ def _draw_skin(canvas: np.ndarray, look: Look, pixels: np.ndarray, order: np.nda
         cv2.fillConvexPoly(layer, polygon, colour, cv2.LINE_8, SUBPIXEL)
     layer = cv2.GaussianBlur(layer, (0, 0), 2.2)
     mask = np.zeros(window.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [_fixed(_smooth(pixels[OVAL] - [left, top], 2))], 255, cv2.LINE_AA, SUBPIXEL)
+    _fill(mask, _smooth(pixels[OVAL] - [left, top], 2), (255,))
     weight = cv2.GaussianBlur(mask, (3, 3), 0).astype(np.float32) / 255
     window[:] = cv2.blendLinear(layer, np.ascontiguousarray(window), weight, 1 - weight)
 
 
-def _draw_eye(canvas: np.ndarray, look: Look, contour: np.ndarray) -> None:
-    """White, iris clipped to the lids, upper lash line."""
+def _draw_eye(canvas: np.ndarray, look: Appearance, contour: np.ndarray) -> None:
+    """Draw the white, the iris clipped to the lids, and the lash lines."""
     opening = _smooth(contour, 2)
     centre = contour.mean(axis=0)
     width = np.linalg.norm(contour[8] - contour[0])
@@ -341,7 +356,7 @@ def _draw_eye(canvas: np.ndarray, look: Look, contour: np.ndarray) -> None:
     glint = tuple(int(v) for v in _fixed(centre - origin - width * 0.07))
     cv2.circle(patch, glint, int(0.035 * width * scale), (250, 250, 250), -1, cv2.LINE_AA, SUBPIXEL)
     mask = np.zeros(patch.shape[:2], np.uint8)
-    cv2.fillPoly(mask, [_fixed(opening - origin)], 255, cv2.LINE_AA, SUBPIXEL)
+    _fill(mask, opening - origin, (255,))
     weight = mask.astype(np.float32) / 255
     canvas[window] = cv2.blendLinear(patch, np.ascontiguousarray(canvas[window]), weight, 1 - weight)
     upper = np.concatenate([contour[8:], contour[:1]])
@@ -350,8 +365,8 @@ def _draw_eye(canvas: np.ndarray, look: Look, contour: np.ndarray) -> None:
     cv2.polylines(canvas, [_fixed(lower)], False, _tint(look.skin, 0.62), 1, cv2.LINE_AA, SUBPIXEL)
 
 
-def _draw_mouth(canvas: np.ndarray, look: Look, outer: np.ndarray, inner: np.ndarray) -> None:
-    """Lips, the darker upper one; the inside of an open mouth with the upper teeth."""
+def _draw_mouth(canvas: np.ndarray, look: Appearance, outer: np.ndarray, inner: np.ndarray) -> None:
+    """Draw the lips, the upper one darker, and the inside of an open mouth with the upper teeth."""
     _fill(canvas, _smooth(outer, 2), look.lips)
     upper = np.concatenate([outer[10:], outer[:1], inner[:1], inner[:9:-1]])
     _fill(canvas, upper, _tint(look.lips, 0.82))
@@ -368,15 +383,15 @@ def _draw_mouth(canvas: np.ndarray, look: Look, outer: np.ndarray, inner: np.nda
 
 
 def _draw_frame(
-    look: Look,
+    look: Appearance,
     base: tuple[np.ndarray, np.ndarray],
     pixels: np.ndarray,
     depth: np.ndarray,
     shades: np.ndarray,
 ) -> np.ndarray:
-    """One picture [H, W, 3] from pixels [P, 2], triangles' depths and shades [T], and `backdrop`'s pair."""
-    picture, shoulders = base
-    canvas = picture.copy()
+    """Draw one frame [H, W, 3] from pixels [P, 2], depths and shades [T], and the result of `draw_backdrop`."""
+    background, shoulders = base
+    canvas = background.copy()
     oval = pixels[OVAL]
     hair = _tint(look.skin, 0.84) if look.hair_style == "bald" else _tint(look.hair, 0.85)
     if look.hair_style != "long":
@@ -384,7 +399,7 @@ def _draw_frame(
     for outline in _hair_behind(look, oval):
         _fill(canvas, outline, hair)
     if look.hair_style == "long":
-        cv2.copyTo(picture, shoulders, canvas)
+        cv2.copyTo(background, shoulders, canvas)
         _draw_neck(canvas, look, oval)
     _draw_skin(canvas, look, pixels, np.argsort(-depth), shades)
     for contour in (RIGHT_EYE, LEFT_EYE):
@@ -407,12 +422,12 @@ def _draw_frame(
     return cv2.GaussianBlur(canvas, (3, 3), 0.6)
 
 
-def render(look: Look, motion: Motion) -> np.ndarray:
-    """Frames [F, H, W, 3] uint8, BGR."""
-    points = posed(look, motion)
-    triangles = neutral()[1]
+def render(look: Appearance, motion: Motion) -> np.ndarray:
+    """Render frames [F, H, W, 3] uint8, BGR."""
+    points = posed_points(look, motion)
+    triangles = neutral_face()[1]
     shades = _shades(points, triangles)
     depths = points[:, triangles, 2].mean(axis=2)
-    pixels = projected(points)
-    base = backdrop(look)
+    pixels = project(points)
+    base = draw_backdrop(look)
     return np.stack([_draw_frame(look, base, *frame) for frame in zip(pixels, depths, shades, strict=True)])

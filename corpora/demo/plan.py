@@ -1,7 +1,6 @@
-"""What each clip of the demo shows: who speaks, the latent sentiment, and how each modality shows it.
+"""Plan of the demo's clips: the speaker, the latent sentiment, and how each modality expresses it.
 
-Everything follows from the seed and an index (of a clip or a speaker), so that any clip can be made anywhere
-alone.
+Everything follows from the seed and an index (of a clip or a speaker), so that clips can be generated independently.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from corpora.demo.config import SPLIT_SHARES, DemoConfig
-from corpora.demo.face import HAIR_STYLES, Look, Motion
+from corpora.demo.face import HAIR_STYLES, Appearance, Motion
 from corpora.demo.script import Script, Sentence, compose
 from corpora.demo.voice import Prosody, Speech, loudness
 from corpora.manifest import MODALITIES
@@ -22,28 +21,31 @@ from corpora.manifest import MODALITIES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+T = TypeVar("T")
+
 LIMIT = 3.0
+"""Largest absolute sentiment."""
 LABEL_STEP = 0.2
 NEUTRAL_SHARE, FAINT_SHARE = 0.03, 0.07
-"""Share of clips with sentiment 0, and of those with one between 0 and `CLEAR`."""
+"""Shares of clips with sentiment 0, and with an absolute sentiment below `CLEAR`."""
 CLEAR = 0.8
-OFF_CYCLE = 5
-"""In each run of this many clips of a speaker, each modality is once the one that does not show the clip's
-sentiment, in an order of the speaker's own; never two in one clip. In turn and not by chance, so that small
-splits are alike."""
+INCONGRUENCE_CYCLE = 5
+"""Clips of a speaker in which each modality is incongruent once, in an order of the speaker's own: it does not express
+the clip's sentiment, which the other two do. A cycle and not random, so that small splits are alike."""
 MISLEADING_SHARE = 0.65
-"""Of the modalities that are off, how many show the opposite; the others show nothing."""
+"""Share of incongruent modalities that express the opposite; the others express nothing."""
 MISLEADING_STRENGTH = 0.7
-"""How strongly the opposite is shown, against the latent sentiment."""
+"""Strength of the opposite, relative to the latent sentiment."""
 INTENSITY_NOISE = {"text": 0.25, "audio": 0.35, "vision": 0.35}
-"""Standard deviation of what a modality shows about the latent sentiment."""
+"""Standard deviation of a modality's expressed sentiment around the latent one."""
 
 FPS = 25
 SPEECH_START, SPEECH_TAIL = 0.20, 0.30
-"""Seconds of silence before and after the sentence."""
+"""Seconds of silence before and after the speech."""
 
-# Voices, and the espeak pitch that brings each to about 115 to 145 Hz: the base must not drown the cue.
+# espeak voices, each with the pitch setting that gives about 115 to 145 Hz, so that the voice does not mask the cue
 VOICES = {"m2": 62, "m3": 58, "m5": 62, "m6": 64, "m7": 58, "f1": 26, "f2": 22, "f3": 18, "f4": 26, "f5": 18}
+# Effects of a full sentiment on prosody
 RATE_EFFECT = 45
 PITCH_EFFECT, RANGE, RANGE_EFFECT = 18, 50, 44
 GAIN, GAIN_EFFECT_DB = 0.5, 5.0
@@ -72,9 +74,9 @@ IRISES = ((40, 60, 90), (30, 40, 60), (130, 100, 60), (90, 120, 70), (120, 110, 
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """Who speaks: the looks, the voice, and habits that have nothing to do with sentiment."""
+    """A speaker: appearance, voice, and habits that are unrelated to sentiment."""
 
-    look: Look
+    look: Appearance
     voice: str
     pitch: int
     rate_factor: float
@@ -84,7 +86,12 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
-    """One clip before it is made: `latent` and `shown` (by modality) are sentiments in [-3, 3]."""
+    """Plan of one clip.
+
+    Attributes:
+        latent: sentiment in [-3, 3], the clip's label.
+        shown: expressed sentiment by modality, in [-3, 3].
+    """
 
     video_id: str
     clip_id: str
@@ -97,7 +104,7 @@ class ClipPlan:
 
 
 def split_of_speakers(config: DemoConfig) -> list[str]:
-    """Split of each speaker, drawn by the seed, every split at least once."""
+    """Draw the split of each speaker. Every split occurs."""
     counts = {name: max(1, round(share * config.speakers)) for name, share in SPLIT_SHARES.items()}
     counts["train"] = config.speakers - counts["valid"] - counts["test"]
     names = [name for name, count in counts.items() for _ in range(count)]
@@ -106,10 +113,10 @@ def split_of_speakers(config: DemoConfig) -> list[str]:
 
 
 def plan_speaker(seed: int, index: int) -> Speaker:
-    """The speaker with this index."""
+    """Draw the speaker with this index."""
     rng = np.random.default_rng((seed, 1, index))
 
-    def choose(options: Sequence) -> object:
+    def choose(options: Sequence[T]) -> T:
         return options[int(rng.integers(len(options)))]
 
     skin = np.clip(np.array(choose(SKINS)) + rng.normal(0, 5), 30, 245)
@@ -117,7 +124,7 @@ def plan_speaker(seed: int, index: int) -> Speaker:
     lips = np.clip(skin * [0.68, 0.58, 0.82] + [12, 8, 18], 0, 235)
     voice = choose(tuple(VOICES))
     styles = HAIR_STYLES if voice.startswith("m") else HAIR_STYLES[:3]
-    look = Look(
+    look = Appearance(
         width=rng.uniform(0.93, 1.05),
         jaw=rng.uniform(0.90, 1.05),
         eyes=rng.uniform(0.95, 1.14),
@@ -125,9 +132,9 @@ def plan_speaker(seed: int, index: int) -> Speaker:
         mouth=rng.uniform(0.94, 1.08),
         brow=rng.uniform(0.75, 1.25),
         skin=tuple(skin),
-        hair=tuple(choose(HAIRS)),
+        hair=choose(HAIRS),
         lips=tuple(lips),
-        iris=tuple(choose(IRISES)),
+        iris=choose(IRISES),
         shirt=tuple(rng.uniform(40, 190, 3)),
         background=(tuple(top), tuple(top * rng.uniform(0.6, 0.85))),
         hair_style=choose(styles),
@@ -143,14 +150,14 @@ def plan_speaker(seed: int, index: int) -> Speaker:
     )
 
 
-def modality_off(seed: int, speaker: int, number: int) -> str | None:
-    """The modality that does not show the sentiment in a speaker's clip with this number, or None."""
-    turn = int(np.random.default_rng((seed, 4, speaker)).permutation(OFF_CYCLE)[number % OFF_CYCLE])
+def incongruent_modality(seed: int, speaker: int, number: int) -> str | None:
+    """Return the modality that does not express the sentiment of a speaker's clip with this number, or None."""
+    turn = int(np.random.default_rng((seed, 4, speaker)).permutation(INCONGRUENCE_CYCLE)[number % INCONGRUENCE_CYCLE])
     return MODALITIES[turn] if turn < len(MODALITIES) else None
 
 
-def draw_sentiments(off: str | None, rng: np.random.Generator) -> tuple[float, dict[str, float]]:
-    """A latent sentiment, and what each modality shows of it when `off` does not show it."""
+def draw_sentiments(incongruent: str | None, rng: np.random.Generator) -> tuple[float, dict[str, float]]:
+    """Draw a latent sentiment, and the sentiment that each modality expresses; `incongruent` does not express it."""
     draw = rng.random()
     if draw < NEUTRAL_SHARE:
         latent = 0.0
@@ -160,17 +167,17 @@ def draw_sentiments(off: str | None, rng: np.random.Generator) -> tuple[float, d
     shown = {}
     for modality in MODALITIES:
         value = latent
-        if modality == off:
+        if modality == incongruent:
             value = -MISLEADING_STRENGTH * latent if rng.random() < MISLEADING_SHARE else 0.0
         shown[modality] = float(np.clip(value + rng.normal(0, INTENSITY_NOISE[modality]), -LIMIT, LIMIT))
     return latent, shown
 
 
 def plan_clip(config: DemoConfig, index: int, script: Script, splits: Sequence[str]) -> ClipPlan:
-    """The clip with this index; `splits` is from `split_of_speakers`."""
+    """Plan the clip with this index; `splits` is the result of `split_of_speakers`."""
     rng = np.random.default_rng((config.seed, 2, index))
     number, turn = index % config.speakers, index // config.speakers
-    latent, shown = draw_sentiments(modality_off(config.seed, number, turn), rng)
+    latent, shown = draw_sentiments(incongruent_modality(config.seed, number, turn), rng)
     sentence = compose(script, shown["text"], rng)
     return ClipPlan(
         video_id=f"speaker_{number:03d}",
@@ -184,10 +191,10 @@ def plan_clip(config: DemoConfig, index: int, script: Script, splits: Sequence[s
     )
 
 
-def prosody_of(speaker: Speaker, rate: int, shown: float, rng: np.random.Generator) -> Prosody:
-    """How a sentence is said that shows a sentiment: glad is higher, livelier, faster and louder than sad.
+def draw_prosody(speaker: Speaker, rate: int, shown: float, rng: np.random.Generator) -> Prosody:
+    """Draw the voice settings for an expressed sentiment: positive is higher, livelier, faster and louder.
 
-    `rate` is the language's own, `Script.rate`.
+    `rate` is the language's base rate, `Script.rate`.
     """
     x = shown / LIMIT
     return Prosody(
@@ -200,13 +207,14 @@ def prosody_of(speaker: Speaker, rate: int, shown: float, rng: np.random.Generat
 
 
 def _wander(rng: np.random.Generator, times: np.ndarray, size: float) -> np.ndarray:
-    """A slow, smooth random curve [F] of about this size."""
+    """Draw a slow, smooth random curve [F] of about this amplitude."""
     waves = [np.sin(2 * np.pi * (rng.uniform(0.15, 0.7) * times + rng.random())) * rng.normal() for _ in range(3)]
-    return size * np.sum(waves, axis=0) / 2
+    curve: np.ndarray = size * np.sum(waves, axis=0) / 2
+    return curve
 
 
-def motion_of(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
-    """What the face does while it says `speech`, showing a sentiment; frames at `FPS`, [F] each."""
+def draw_motion(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
+    """Draw the motion of a face that speaks and expresses a sentiment, [frames] at `FPS`."""
     times = np.arange(frames) / FPS
     x = shown / LIMIT
     apex = rng.uniform(0.3, 0.8) * times[-1]
@@ -233,7 +241,8 @@ def motion_of(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: 
     )
 
 
-def _rounded(value: float) -> str:
+def _round_label(value: float) -> str:
+    """Round to `LABEL_STEP`."""
     return f"{round(value / LABEL_STEP) * LABEL_STEP + 0.0:.1f}".replace("-0.0", "0.0")
 
 
@@ -250,15 +259,15 @@ LABEL_COLUMNS = (
 )
 
 
-def label_csv(plans: Sequence[ClipPlan], limit: float = LIMIT) -> str:
-    """The corpus's `label.csv`, in MMSA's columns, sorted by video and clip; labels in [-limit, limit]."""
+def format_labels(plans: Sequence[ClipPlan], limit: float = LIMIT) -> str:
+    """Format `label.csv` with MMSA's columns, sorted by video and clip; labels in [-limit, limit]."""
     scale = limit / LIMIT
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(LABEL_COLUMNS)
     for plan in sorted(plans, key=lambda p: (p.video_id, p.clip_id)):
-        label = _rounded(scale * plan.latent)
-        shown = [_rounded(scale * plan.shown[m]) for m in MODALITIES]
+        label = _round_label(scale * plan.latent)
+        shown = [_round_label(scale * plan.shown[m]) for m in MODALITIES]
         polarity = float(label)
         annotation = "Positive" if polarity > 0 else "Negative" if polarity < 0 else "Neutral"
         writer.writerow([plan.video_id, plan.clip_id, plan.text, label, *shown, annotation, plan.split])

@@ -1,4 +1,4 @@
-"""Sentences with a wanted sentiment, from a language's `script_<language>.yaml`."""
+"""Sentences with a given sentiment, composed from the templates in `script_<language>.yaml`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 STRONG, MILD = 1.7, 0.3
-"""Sentiments from which a sentence is called strong, and from which it is not neutral."""
+"""Minimum absolute sentiments of a strong sentence, and of one that is not neutral."""
 OPENER_SHARE, CLOSER_SHARE = 0.35, 0.15
+"""Shares of sentences with an opener and with a closer."""
 SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One language's templates; the head of `script_en.yaml` says what each key means."""
+    """Templates of one language. The head of `script_en.yaml` explains the keys."""
 
     voice: str
     rate: int
@@ -40,34 +41,34 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence in words, punctuation attached; `emphasised` are indices of words."""
+    """A sentence as words with punctuation attached; `emphasised` are indices of words."""
 
     words: tuple[str, ...]
     emphasised: tuple[int, ...]
 
 
 def languages() -> list[str]:
-    """Languages that have a script."""
+    """List the languages that have a script."""
     return sorted(path.stem.removeprefix("script_") for path in FOLDER.glob("script_*.yaml"))
 
 
 @functools.cache
 def load_script(language: str) -> Script:
-    """The script of a language.
+    """Load the script of a language.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is none; the message lists the languages that have one.
     """
     if language not in languages():
         raise ValueError(
             f"prepare.language: the demo corpus speaks {', '.join(languages())}, not {language!r}; "
-            f"a file {FOLDER / 'script_<language>.yaml'} would teach it"
+            f"a file {FOLDER / 'script_<language>.yaml'} would add it"
         )
     return Script(**yaml.safe_load((FOLDER / f"script_{language}.yaml").read_text(encoding="utf-8")))
 
 
 def kind_of(sentiment: float) -> str:
-    """Name of the group of sentences that shows a sentiment in [-3, 3]."""
+    """Return the key of the templates that express a sentiment in [-3, 3]."""
     if abs(sentiment) < MILD:
         return "neutral"
     polarity = "positive" if sentiment > 0 else "negative"
@@ -75,10 +76,13 @@ def kind_of(sentiment: float) -> str:
 
 
 def compose(script: Script, sentiment: float, rng: np.random.Generator) -> Sentence:
-    """A sentence that shows `sentiment`, a value in [-3, 3]."""
-    choose = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
-    words: list[str] = choose(script.openers).split() if rng.random() < OPENER_SHARE else []
-    emphasised = []
+    """Compose a sentence that expresses `sentiment`, a value in [-3, 3]."""
+
+    def choose(options: Sequence[str]) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    words = choose(script.openers).split() if rng.random() < OPENER_SHARE else []
+    emphasised: list[int] = []
     for token in choose(script.sentences[kind_of(sentiment)]).split():
         slot = SLOT.fullmatch(token)
         filled = choose(script.slots[slot[1]]).split() if slot else [token]
@@ -90,25 +94,25 @@ def compose(script: Script, sentiment: float, rng: np.random.Generator) -> Sente
     words, emphasised = _attach_commas(words, emphasised)
     words[-1] += script.full_stop
     words[0] = words[0][0].upper() + words[0][1:]
-    return Sentence(tuple(_articles(words)), tuple(emphasised))
+    return Sentence(tuple(_fix_articles(words)), tuple(emphasised))
 
 
 def _attach_commas(words: list[str], emphasised: list[int]) -> tuple[list[str], list[int]]:
-    """Commas that stand alone go to the word before; indices follow."""
+    """Attach separate commas to the previous word, and adjust the indices."""
     attached: list[str] = []
-    moved: list[int] = []
+    new_indices: list[int] = []
     for index, word in enumerate(words):
         if word in (",", "\uff0c"):
             attached[-1] += word
             continue
         if index in emphasised:
-            moved.append(len(attached))
+            new_indices.append(len(attached))
         attached.append(word)
-    return attached, moved
+    return attached, new_indices
 
 
-def _articles(words: list[str]) -> list[str]:
-    """English `a` before a vowel becomes `an`; a lone `a` is no word of the other languages' scripts."""
+def _fix_articles(words: list[str]) -> list[str]:
+    """Change English `a` before a vowel to `an`. No other script has the word `a`."""
     following = [*words[1:], ""]
     return [
         word + "n" if word in ("a", "A") and after[:1].lower() in tuple("aeiou") else word

@@ -1,6 +1,6 @@
-"""Speech from espeak-ng, called through ctypes: samples, and when each word is said.
+"""Speech synthesis with espeak-ng through ctypes: samples and word times.
 
-espeak-ng keeps its state in the process: one utterance at a time, no threads. Use processes to go faster.
+espeak-ng keeps global state: use one thread per process, and several processes for speed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Constants of espeak-ng's speak_lib.h
 SYNCHRONOUS = 2
 DO_NOT_EXIT = 0x8000
 CHARACTERS = 1
@@ -26,22 +27,22 @@ LIST_END = 0
 RATE, PITCH, RANGE = 1, 3, 4
 
 RANDOM_SEED = 1
-"""Of espeak-ng's own noise, which it seeds with the time otherwise."""
+"""Seed of espeak-ng's noise, which it would seed with the time."""
 
 SILENCE = 0.01
-"""Amplitude, of 1, below which a word is taken to be over."""
+"""Amplitude, out of 1, below which a word has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prosody:
-    """How a sentence is said.
+    """Voice settings of a sentence.
 
     Attributes:
-        rate: words a minute, 80 to 450.
-        pitch: espeak's base pitch, 0 to 99; 50 is the voice's own.
-        pitch_range: espeak's liveliness of the pitch, 0 (monotone) to 99.
+        rate: words per minute, 80 to 450.
+        pitch: espeak's base pitch, 0 to 99; 50 is the voice's default.
+        pitch_range: espeak's pitch variation, 0 (monotone) to 99.
         gain: amplitude factor.
-        emphasis: further amplitude factor on the emphasised words.
+        emphasis: additional amplitude factor of emphasised words.
     """
 
     rate: int
@@ -58,7 +59,7 @@ class Speech:
     Attributes:
         samples: [N] float32 in [-1, 1].
         sample_rate: Hz.
-        starts, ends: seconds from the first sample, one of each for every word.
+        starts, ends: times of each word, seconds from the first sample.
     """
 
     samples: np.ndarray
@@ -90,9 +91,9 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class _Library:
     """espeak-ng, loaded for one utterance and unloaded again.
 
-    Its generators (oscillator phases, flutter, random noise) live in the library's static memory, run on from
-    one utterance to the next and survive `espeak_Terminate`. Loading it anew (0.6 ms) is what makes an
-    utterance depend on nothing but its own text and settings.
+    Its generators (oscillator phases, flutter, noise) are static: they continue from one utterance to the next and
+    survive `espeak_Terminate`. Reloading the library (0.6 ms) makes an utterance depend on its own text and settings
+    only.
     """
 
     def __init__(self) -> None:
@@ -109,7 +110,7 @@ class _Library:
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(RANDOM_SEED))
         self.blocks: list[bytes] = []
         self.words: list[tuple[int, int]] = []
-        self._callback = _Callback(self._collect)  # kept: ctypes does not hold a reference
+        self._callback = _Callback(self._collect)  # ctypes does not hold a reference
         self.library.espeak_SetSynthCallback(self._callback)
 
     def _collect(self, samples: ctypes._Pointer, count: int, events: ctypes._Pointer) -> int:
@@ -127,17 +128,19 @@ class _Library:
 
     def __exit__(self, *_: object) -> None:
         self.library.espeak_Terminate()
-        unload = _ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose
-        unload(self.library._handle)
+        if sys.platform == "win32":
+            _ctypes.FreeLibrary(self.library._handle)
+        else:
+            _ctypes.dlclose(self.library._handle)
 
 
-def say(
+def synthesize(
     words: Sequence[str], voice: str, prosody: Prosody, emphasised: Sequence[int] = (), joiner: str = " "
 ) -> Speech:
-    """Say the words, joined by `joiner`, in an espeak voice such as `en-us+f3`.
+    """Synthesize words, joined by `joiner`, with an espeak voice such as `en-us+f3`.
 
     Raises:
-        RuntimeError: the library does not start, usually because its voices cannot be read.
+        RuntimeError: espeak-ng does not start, usually because its voices cannot be read.
         ValueError: there is no such voice.
     """
     text = joiner.join(words).encode()
@@ -155,21 +158,17 @@ def say(
 
 
 def pronounce(words: Sequence[str], voice: str) -> list[str] | None:
-    """How an espeak voice such as `en-us` pronounces each word alone, in the International Phonetic Alphabet.
-
-    None where there is no such voice.
+    """Return the pronunciation of each single word in IPA, by an espeak voice such as `en-us`; None without that voice.
 
     Raises:
-        RuntimeError: as `say`.
+        RuntimeError: espeak-ng does not start.
     """
     with _Library() as espeak:
         if espeak.library.espeak_SetVoiceByName(voice.encode()) != 0:
             return None
         translate = espeak.library.espeak_TextToPhonemes
-        translate.restype, translate.argtypes = (
-            ctypes.c_char_p,
-            [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int],
-        )
+        translate.restype = ctypes.c_char_p
+        translate.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int]
         texts = (ctypes.byref(ctypes.c_char_p(word.encode())) for word in words)
         return [translate(text, UTF8, IPA).decode() for text in texts]
 
@@ -181,26 +180,29 @@ def word_times(
     samples: np.ndarray,
     sample_rate: int,
 ) -> tuple[list[float], list[float]]:
-    """Start and end, in seconds, of each word from espeak's word events.
+    """Derive each word's start and end, in seconds, from espeak's word events.
+
+    espeak pronounces some short words as one (`of the`), with one event. They share its time in proportion to their
+    lengths. A word ends where its audio ends, not after the following pause.
 
     Args:
         words: in order.
-        joiner: characters between two words.
-        events: (character position in the text, sample) of each word event. espeak says some short words as
-            one (`of the`): those share its time by their length.
-        samples: [N], to end a word where its sound ends and not after the pause that follows.
+        joiner: number of characters between two words.
+        events: (character position in the text, sample) of each word event.
+        samples: [N] the audio.
         sample_rate: Hz.
     """
     first_character = np.cumsum([0] + [len(word) + joiner for word in words[:-1]])
-    at: dict[int, int] = {}
+    first_sample: dict[int, int] = {}  # by index of the word
     for position, sample in events:
-        at.setdefault(max(0, int(np.searchsorted(first_character, position, side="right")) - 1), sample)
-    at.setdefault(0, 0)
-    owners = sorted(at)
+        index = int(np.searchsorted(first_character, position, side="right")) - 1
+        first_sample.setdefault(max(0, index), sample)
+    first_sample.setdefault(0, 0)
+    owners = sorted(first_sample)
     starts, ends = [0.0] * len(words), [0.0] * len(words)
     for owner, following in zip(owners, [*owners[1:], len(words)], strict=True):
-        begin = at[owner]
-        stop = at[following] if following < len(words) else len(samples)
+        begin = first_sample[owner]
+        stop = first_sample[following] if following < len(words) else len(samples)
         sounding = np.flatnonzero(np.abs(samples[begin:stop]) > SILENCE)
         if len(sounding):
             stop = begin + int(sounding[-1]) + 1
@@ -219,7 +221,7 @@ def _emphasis(
     count: int,
     rate: int,
 ) -> np.ndarray:
-    """Amplitude factor [count]: `factor` on the emphasised words, 1 elsewhere, with soft edges of 40 ms."""
+    """Return amplitude factors [count]: `factor` on emphasised words, 1 elsewhere, with edges smoothed over 40 ms."""
     gain = np.ones(count, dtype=np.float32)
     if count == 0:
         return gain
@@ -230,9 +232,10 @@ def _emphasis(
 
 
 def loudness(samples: np.ndarray, sample_rate: int, times: np.ndarray) -> np.ndarray:
-    """Root mean square over 60 ms around each time (seconds): what moves the jaw. Shape of `times`."""
+    """Return the root mean square over 60 ms around each time in seconds, [times]."""
     squares = np.concatenate([[0.0], np.cumsum(samples.astype(np.float64) ** 2)])
     half = 0.03
     low = np.clip(((times - half) * sample_rate).astype(int), 0, len(samples))
     high = np.clip(((times + half) * sample_rate).astype(int), 0, len(samples))
-    return np.sqrt((squares[high] - squares[low]) / np.maximum(high - low, 1))
+    rms: np.ndarray = np.sqrt((squares[high] - squares[low]) / np.maximum(high - low, 1))
+    return rms

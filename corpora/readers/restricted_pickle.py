@@ -213,8 +213,8 @@ def _refusal(instruction: str, argument: Any) -> str:
     if instruction in ("GLOBAL", "INST"):
         name = ".".join(part.decode("utf-8", "replace") for part in argument)
         return (
-            f"refused: it uses the global {name}, by which a pickle may run code. Nothing of it was run; "
-            "only arrays, strings, numbers, lists and dicts are read. If you trust its source, save its content as those"
+            f"refused: it uses the global {name}, by which a pickle may run code. Nothing of it was run; only arrays, "
+            "strings, numbers, lists and dicts are read. If you trust its source, save its content as those"
         )
     return (
         f"refused: instruction {instruction} creates objects other than arrays, lists and dicts. Nothing of it was run"

@@ -41,7 +41,7 @@ def corpus(tmp_path: Path, demo: Path) -> Callable[..., Path]:
     def write(*rows: dict, table: str = "label.csv", encoding: str = "utf-8") -> Path:
         root = tmp_path / "corpus"
         root.mkdir(exist_ok=True)
-        with open(root / table, "w", encoding=encoding, newline="") as out:
+        with (root / table).open("w", encoding=encoding, newline="") as out:
             writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", restval="")
             writer.writeheader()
             for row in rows:

@@ -80,6 +80,6 @@ def test_media_that_cannot_be_read_is_unusable_but_a_video_in_two_splits_is_not(
 def test_labels_fall_into_seven_parts_of_the_range(corpus: MakeCorpus):
     labels = ["-3", "-2.2", "0", "0.4", "3", ""]
     root = corpus(*({"clip_id": str(i), "label": label} for i, label in enumerate(labels)))
-    with open(root / "label.csv", encoding="utf-8") as table:
+    with (root / "label.csv").open(encoding="utf-8") as table:
         assert len(list(csv.DictReader(table))) == 6
     assert label_histogram(look(root).manifest.clips, (-3.0, 3.0)).tolist() == [2, 0, 0, 2, 0, 0, 1]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from corpora.demo import DemoConfig, generate
-from corpora.demo.plan import OFF_CYCLE, draw_sentiments, modality_off, plan_clip, split_of_speakers
+from corpora.demo.plan import INCONGRUENCE_CYCLE, draw_sentiments, incongruent_modality, plan_clip, split_of_speakers
 from corpora.demo.script import compose, kind_of, languages, load_script
-from corpora.demo.voice import Prosody, pronounce, say, word_times
+from corpora.demo.voice import Prosody, pronounce, synthesize, word_times
 from corpora.manifest import MODALITIES, SPLITS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ CALM = Prosody(rate=170, pitch=50, pitch_range=50, gain=0.5, emphasis=1.0)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as table:
+    with path.open(encoding="utf-8", newline="") as table:
         return list(csv.DictReader(table))
 
 
@@ -156,7 +156,7 @@ def test_no_speaker_is_in_two_splits() -> None:
 
 
 def test_each_modality_is_off_equally_often_and_never_two_at_once() -> None:
-    turns = [modality_off(7, speaker, number) for speaker in range(4) for number in range(OFF_CYCLE)]
+    turns = [incongruent_modality(7, speaker, number) for speaker in range(4) for number in range(INCONGRUENCE_CYCLE)]
     for modality in MODALITIES:
         assert turns.count(modality) == 4
 
@@ -208,16 +208,16 @@ def test_config_out_of_range_says_which_option(values: dict, message: str) -> No
 
 
 def test_an_utterance_does_not_depend_on_what_was_said_before() -> None:
-    first = say(["hello", "there"], "en-us+f2", CALM)
-    say(["something", "else", "entirely"], "en-us+m3", CALM)
-    again = say(["hello", "there"], "en-us+f2", CALM)
+    first = synthesize(["hello", "there"], "en-us+f2", CALM)
+    synthesize(["something", "else", "entirely"], "en-us+m3", CALM)
+    again = synthesize(["hello", "there"], "en-us+f2", CALM)
     assert np.array_equal(first.samples, again.samples)
     assert (first.starts, first.ends) == (again.starts, again.ends)
 
 
 def test_mandarin_voice_times_every_character() -> None:
     words = list("这部电影真的很好看")
-    speech = say(words, "cmn", CALM, joiner="")
+    speech = synthesize(words, "cmn", CALM, joiner="")
     assert len(speech.starts) == len(words)
     assert all(start < end for start, end in zip(speech.starts, speech.ends, strict=True))
     assert speech.ends[-1] <= len(speech.samples) / speech.sample_rate
@@ -225,7 +225,7 @@ def test_mandarin_voice_times_every_character() -> None:
 
 def test_unknown_voice_is_named() -> None:
     with pytest.raises(ValueError, match="no voice 'xx-none'"):
-        say(["hello"], "xx-none", CALM)
+        synthesize(["hello"], "xx-none", CALM)
 
 
 def test_words_are_pronounced_alike_in_any_order():

@@ -154,7 +154,7 @@ def test_ids_that_could_leave_the_corpus_are_refused(corpus: MakeCorpus, column:
 
 def test_row_with_a_shifted_text_is_listed(corpus: MakeCorpus) -> None:
     root = corpus({})
-    with open(root / "label.csv", "a", encoding="utf-8") as out:
+    with (root / "label.csv").open("a", encoding="utf-8") as out:
         out.write("v,2,well, this is fine,1.0,,,,Positive,train\n")
     problem = only_problem(root)
     assert problem.error == "MalformedRow"
@@ -223,7 +223,7 @@ def test_every_row_is_a_clip_or_a_problem(corpus: MakeCorpus) -> None:
     rows = [{"clip_id": str(i), "label": str(i - 6), "mode": ("train", "?")[i % 2]} for i in range(12)]
     root = corpus(*rows, {"clip_id": "0"})
     manifest, problems = read(root)
-    with open(root / "label.csv", encoding="utf-8") as table:
+    with (root / "label.csv").open(encoding="utf-8") as table:
         assert len(manifest.clips) + len(problems) == len(list(csv.DictReader(table)))
 
 

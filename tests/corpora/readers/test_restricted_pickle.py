@@ -179,7 +179,7 @@ def test_names_that_are_put_together_on_the_stack_are_compared_whole(path, modul
 
 
 def test_a_global_named_by_no_string_is_refused(path):
-    assert "no string" in refusal(path, b"\x80\x04K\x01\x8c\x07ndarray\x93.")
+    assert "not a string" in refusal(path, b"\x80\x04K\x01\x8c\x07ndarray\x93.")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_an_array_in_order_is_read_from_the_parts_that_the_next_tests_bend(path)
         (array(b"\x8a\x08" + b"\xff" * 7 + b"\x0f\x85", FLOATS, b"C\x08" + bytes(8)), "declares an array of shape"),
         (array(b"\x8a\x01\xff\x85", FLOATS, b"C\x08" + bytes(8)), r"shape (-1,)"),
         (array(b"K\x01\x85", FLOATS, b"]"), "whose bytes are a list"),
-        (array(b"K\x01\x85", b"N", b"C\x08" + bytes(8)), "NoneType for a dtype"),
+        (array(b"K\x01\x85", b"N", b"C\x08" + bytes(8)), "NoneType for its dtype"),
         (array(b"N", FLOATS, b"C\x08" + bytes(8)), "shape None"),
         (array(b"K\x01\x85", FLOATS.replace(b"f8", b"O8"), b"C\x08" + bytes(8)), "not hold as many objects"),
         (array(b"K\x01\x85", FLOATS.replace(b"f8", b"O8"), b"]]a"), "a list where only strings"),
