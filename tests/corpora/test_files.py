@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from corpora.files import atomic_file
+from corpora.files import atomic_file, atomic_folder
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -76,3 +76,19 @@ def test_another_writers_file_is_left_alone(tmp_path):
     with atomic_file(path) as ours:
         ours.write_text("again")
     assert theirs.exists() and other.exists()
+
+
+def test_content_is_on_disk_before_its_name_appears(tmp_path, monkeypatch):
+    events = []
+    target = tmp_path / "file"
+    monkeypatch.setattr(os, "fsync", lambda handle: events.append((os.fstat(handle).st_ino, target.exists())))
+    with atomic_file(target) as temporary:
+        temporary.write_text("whole")
+    assert events == [(target.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    events.clear()
+    target = tmp_path / "folder"
+    with atomic_folder(target) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_text("whole")
+    content = {(path.stat().st_ino, False) for path in (target, *target.rglob("*"))}
+    assert set(events[:-1]) == content and events[-1] == (tmp_path.stat().st_ino, True)
