@@ -93,7 +93,7 @@ def test_frames_that_are_never_shown_are_left_undecoded_and_change_nothing(
     tmp_path, make_clip, monkeypatch, name, codecs
 ):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-    path = make_clip(tmp_path / name, "va", codecs=codecs, picture=lambda n: np.roll(noise, n, axis=1))
+    path = make_clip(tmp_path / name, "va", codecs=codecs, image=lambda n: np.roll(noise, n, axis=1))
     decode, frames = video.decode_frames, []
 
     def counted(*arguments):
@@ -135,7 +135,7 @@ def test_a_repeated_frame_is_the_same_array(tmp_path, make_clip):
 
 
 def test_a_picture_that_starts_late_keeps_its_time(tmp_path, make_clip, frame_number):
-    path = make_clip(tmp_path / "clip.mkv", times=[1.0, 1.5, 2.0], sound=np.zeros(88_200))
+    path = make_clip(tmp_path / "clip.mkv", times=[1.0, 1.5, 2.0], audio=np.zeros(88_200))
     found = numbers(path, 2, frame_number)
     assert found[:3] == [(1.0, 0), (1.5, 1), (2.0, 2)]
 
@@ -146,8 +146,8 @@ def test_rotation_is_applied(tmp_path, make_clip):
         image[:, :32] = 200  # the left half is bright
         return image
 
-    flat = make_clip(tmp_path / "flat.mp4", "v", picture=picture, seconds=0.2)
-    turned = make_clip(tmp_path / "turned.mp4", "v", picture=picture, seconds=0.2, rotation=90)
+    flat = make_clip(tmp_path / "flat.mp4", "v", image=picture, seconds=0.2)
+    turned = make_clip(tmp_path / "turned.mp4", "v", image=picture, seconds=0.2, rotation=90)
     _, image = next(read_frames(flat, 5))
     _, upright = next(read_frames(turned, 5))
     assert upright.shape == (64, 48, 3)
@@ -171,7 +171,7 @@ def test_fps_must_be_positive(tmp_path, make_clip):
 
 def test_sound_is_resampled_to_one_channel_at_its_level(tmp_path, make_clip):
     tone = np.sin(np.arange(44_100) * 2 * np.pi * 200 / 44_100) * 0.5
-    path = make_clip(tmp_path / "clip.wav", "a", sound=np.stack([tone, tone]), codecs=("", "pcm_s16le"))
+    path = make_clip(tmp_path / "clip.wav", "a", audio=np.stack([tone, tone]), codecs=("", "pcm_s16le"))
     samples = read_audio(path, 22_050)
     expected = np.sin(np.arange(22_050) * 2 * np.pi * 200 / 22_050) * 0.5
     assert samples.dtype == np.float32
@@ -182,7 +182,7 @@ def test_sound_is_resampled_to_one_channel_at_its_level(tmp_path, make_clip):
 @pytest.mark.parametrize("rate", [8000, 16_000, 22_050, 44_100, 48_000])
 def test_sound_in_blocks_is_that_of_one_resampling_of_the_whole(tmp_path, make_clip, rate):
     noise = np.random.default_rng(0).normal(0, 0.1, 44_100 * 5 // 2 + 77).astype(np.float32)
-    path = make_clip(tmp_path / "clip.wav", "a", sound=noise, codecs=("", "pcm_f32le"))
+    path = make_clip(tmp_path / "clip.wav", "a", audio=noise, codecs=("", "pcm_f32le"))
     blocks = list(read_audio_blocks(path, rate))
     frame = av.AudioFrame.from_ndarray(np.pad(noise, (0, 4410))[None], "fltp", "mono")
     frame.sample_rate = 44_100
@@ -197,7 +197,7 @@ def test_sound_in_blocks_is_that_of_one_resampling_of_the_whole(tmp_path, make_c
 
 
 def test_sound_that_starts_late_keeps_its_time(tmp_path, make_clip):
-    path = make_clip(tmp_path / "clip.mkv", sound_start=0.75, seconds=1.0, codecs=("libx264", "flac"))
+    path = make_clip(tmp_path / "clip.mkv", audio_start=0.75, seconds=1.0, codecs=("libx264", "flac"))
     samples = read_audio(path, 8000)
     assert np.abs(samples[:5900]).max() < 1e-3
     assert np.abs(samples[6000:6200]).max() > 0.3
@@ -207,7 +207,7 @@ def test_sound_that_starts_late_keeps_its_time(tmp_path, make_clip):
 def test_nothing_of_a_short_sound_is_lost(tmp_path, make_clip):
     sound = np.zeros(441)
     sound[-40:] = 0.5
-    path = make_clip(tmp_path / "clip.wav", "a", sound=sound, codecs=("", "pcm_s16le"))
+    path = make_clip(tmp_path / "clip.wav", "a", audio=sound, codecs=("", "pcm_s16le"))
     samples = read_audio(path, 22_050)
     assert len(samples) == 220
     assert samples[-15:-5] == pytest.approx(0.5, abs=0.1)
@@ -264,7 +264,7 @@ def test_missing_file_and_folder(tmp_path):
 @pytest.mark.parametrize("part", [0.3, 0.6])
 def test_truncated_files_are_refused(tmp_path, make_clip, name, options, part):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-    path = make_clip(tmp_path / name, options=options, picture=lambda n: np.roll(noise, n, axis=1))
+    path = make_clip(tmp_path / name, options=options, image=lambda n: np.roll(noise, n, axis=1))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
     with pytest.raises(MediaError, match=r"truncated|cut off|damaged"):
@@ -282,7 +282,7 @@ def damage(path, part, length=400):
 
 def test_damage_between_frames_is_refused(tmp_path, make_clip):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-    path = make_clip(tmp_path / "a.mp4", "v", picture=lambda n: np.roll(noise, n, axis=1))
+    path = make_clip(tmp_path / "a.mp4", "v", image=lambda n: np.roll(noise, n, axis=1))
     damage(path, 0.4, 4000)
     with pytest.raises(MediaError, match=r"damaged at [\d.]+ s of its video stream"):
         list(read_frames(path, 25))
@@ -291,7 +291,7 @@ def test_damage_between_frames_is_refused(tmp_path, make_clip):
 def test_a_torn_end_is_forgiven(tmp_path, make_clip):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     options = {"movflags": "faststart"}
-    path = make_clip(tmp_path / "a.mp4", "v", options=options, picture=lambda n: np.roll(noise, n, axis=1))
+    path = make_clip(tmp_path / "a.mp4", "v", options=options, image=lambda n: np.roll(noise, n, axis=1))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * 0.95)])
     assert 40 <= len(list(read_frames(path, 25))) < 50
@@ -299,7 +299,7 @@ def test_a_torn_end_is_forgiven(tmp_path, make_clip):
 
 def test_decoding_writes_nothing_to_standard_error(tmp_path, make_clip):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-    path = make_clip(tmp_path / "a.mp4", "v", picture=lambda n: np.roll(noise, n, axis=1))
+    path = make_clip(tmp_path / "a.mp4", "v", image=lambda n: np.roll(noise, n, axis=1))
     damage(path, 0.4, 4000)
     code = (
         "import sys\nfrom media.container import MediaError\nfrom media.video import read_frames\n"

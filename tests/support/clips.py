@@ -1,4 +1,4 @@
-"""Clips made on the spot, the shared real clips, and one instance of each extractor."""
+"""Generated clips, the shared real clips, and one instance of each extractor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WIDTH, HEIGHT, RATE = 64, 48, 44_100
 
 
 def numbered(number: int) -> np.ndarray:
-    """A picture [HEIGHT, WIDTH, 3] that says its number in eight bars, dark for 0 and bright for 1."""
+    """Draw an image [HEIGHT, WIDTH, 3] that encodes a number in eight bars, dark for 0 and bright for 1."""
     bits = np.unpackbits(np.uint8(number))
     return np.broadcast_to(np.repeat(40 + 160 * bits, WIDTH // 8)[None, :, None], (HEIGHT, WIDTH, 3))
 
 
 def number_of(image: np.ndarray) -> int:
-    """Which frame of a made clip an image shows."""
+    """Return the number of the frame of a generated clip that an image shows."""
     bars = image.mean(axis=(0, 2)).reshape(8, -1).mean(axis=1)
     return int(np.packbits(bars > 120)[0])
 
@@ -39,19 +39,23 @@ def write_clip(
     fps: float = 25,
     seconds: float = 2.0,
     times: Sequence[float] | None = None,
-    picture: Callable[[int], np.ndarray] | None = None,
-    sound: np.ndarray | None = None,
-    sound_start: float = 0.0,
+    image: Callable[[int], np.ndarray] | None = None,
+    audio: np.ndarray | None = None,
+    audio_start: float = 0.0,
     rotation: int = 0,
     codecs: tuple[str, str] = ("libx264", "aac"),
     options: dict[str, str] | None = None,
 ) -> Path:
-    """A media file: `streams` in their order (v, a), frames that say their number, a 200 Hz tone.
+    """Write a media file with `streams` in the given order (v, a): frames with their numbers, and a 200 Hz tone.
 
-    `times` are the frames' own times instead of those of `fps`; `sound` [N] or [channels, N] is at 44,100 Hz.
+    Args:
+        times: of the frames, instead of those at `fps`.
+        image: draws the frame of a number, instead of `numbered`.
+        audio: [N] or [channels, N] at 44,100 Hz, instead of the tone.
+        audio_start: seconds.
     """
     with av.open(str(path), "w", options=options or {}) as container:
-        made = {}
+        encoders = {}
         for kind in streams:
             if kind == "v":
                 video = container.add_stream(codecs[0], rate=Fraction(fps).limit_denominator(1001))
@@ -60,28 +64,28 @@ def write_clip(
                     video.codec_context.time_base = Fraction(1, 1000)
                 if rotation:
                     video.set_display_rotation(rotation)
-                made["v"] = video
+                encoders["v"] = video
             else:
-                layout = "stereo" if sound is not None and sound.ndim == 2 else "mono"
-                made["a"] = container.add_stream(codecs[1], rate=RATE, layout=layout)
-        if "v" in made:
+                layout = "stereo" if audio is not None and audio.ndim == 2 else "mono"
+                encoders["a"] = container.add_stream(codecs[1], rate=RATE, layout=layout)
+        if "v" in encoders:
             for number in range(len(times) if times is not None else round(seconds * fps)):
-                image = np.ascontiguousarray((picture or numbered)(number), np.uint8)
-                frame = av.VideoFrame.from_ndarray(image, "rgb24")
+                pixels = np.ascontiguousarray((image or numbered)(number), np.uint8)
+                frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
                 frame.pts = round(times[number] * 1000) if times is not None else number
-                container.mux(made["v"].encode(frame))
-            container.mux(made["v"].encode(None))
-        if "a" in made:
-            if sound is None:
-                sound = np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 200 / RATE) * 0.5
-            sound = np.atleast_2d(sound).astype(np.float32)
-            resampler = av.AudioResampler(made["a"].format, made["a"].layout, RATE, frame_size=1024)
-            frame = av.AudioFrame.from_ndarray(sound, "fltp", made["a"].layout.name)
+                container.mux(encoders["v"].encode(frame))
+            container.mux(encoders["v"].encode(None))
+        if "a" in encoders:
+            if audio is None:
+                audio = np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 200 / RATE) * 0.5
+            audio = np.atleast_2d(audio).astype(np.float32)
+            resampler = av.AudioResampler(encoders["a"].format, encoders["a"].layout, RATE, frame_size=1024)
+            frame = av.AudioFrame.from_ndarray(audio, "fltp", encoders["a"].layout.name)
             frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
-            frame.pts = round(sound_start * RATE)
+            frame.pts = round(audio_start * RATE)
             for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-                container.mux(made["a"].encode(piece))
-            container.mux(made["a"].encode(None))
+                container.mux(encoders["a"].encode(piece))
+            container.mux(encoders["a"].encode(None))
     return path
 
 
@@ -99,7 +103,7 @@ def frame_number() -> Callable[[np.ndarray], int]:
 
 @pytest.fixture(scope="session")
 def real_clips() -> Path:
-    """Folder of the shared real clips; tests that need it are skipped where it is not."""
+    """Folder of the shared real clips; tests that need it are skipped without it."""
     beside = Path(__file__).parents[3] / "shared" / "clips"
     folder = Path(os.environ.get("DASHFUSION_CLIPS") or beside)
     if not folder.is_dir():
@@ -136,7 +140,7 @@ SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 
 @pytest.fixture(scope="session")
 def speech_models(tmp_path_factory) -> Path:
-    """A folder each with a wav2vec2, hubert, wavlm and whisper of random weights; five layers, 16 wide.
+    """Folders of a wav2vec2, hubert, wavlm and whisper with random weights, five layers, and width 16.
 
     Whisper's window is two seconds instead of thirty.
     """
@@ -162,7 +166,7 @@ def speech_models(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_models(tmp_path_factory) -> Path:
-    """A folder each with a vit, dinov2, clip and clip_vision_model of random weights; 16 wide, 32 pixels in."""
+    """Folders of a vit, dinov2, clip and clip_vision_model with random weights, width 16, and 32 pixels of input."""
     import torch
     import transformers as hf
 
@@ -171,14 +175,18 @@ def image_models(tmp_path_factory) -> Path:
     words = {**SMALL, "num_hidden_layers": 2, "vocab_size": 20, "max_position_embeddings": 8}
     words |= {"bos_token_id": 1, "eos_token_id": 2}
     sizes = {**SMALL, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
-    made = {
+    models = {
         "vit": hf.ViTModel(hf.ViTConfig(**sizes)),
-        "dinov2": hf.Dinov2Model(hf.Dinov2Config(**{**sizes, "image_size": 64})),  # other than it is given, as usual
+        "dinov2": hf.Dinov2Model(hf.Dinov2Config(**{**sizes, "image_size": 64})),  # not the input size, as usual
         "clip": hf.CLIPModel(hf.CLIPConfig(text_config=words, vision_config=sizes, projection_dim=8)),
         "clip_vision_model": hf.CLIPVisionModel(hf.CLIPVisionConfig(**sizes)),
     }
-    said = {"crop_size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
-    for name, model in made.items():
+    preprocessing = {
+        "crop_size": {"height": 32, "width": 32},
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.25, 0.3],
+    }
+    for name, model in models.items():
         model.save_pretrained(root / name)
-        (root / name / "preprocessor_config.json").write_text(json.dumps(said))
+        (root / name / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     return root

@@ -33,7 +33,7 @@ def voice(f0, seconds, rate=44_100):
 @pytest.fixture
 def measure(tmp_path, make_clip, librosa_audio):
     def run(sound, extractor=librosa_audio):
-        path = make_clip(tmp_path / "clip.wav", "a", sound=sound, codecs=SOUND_CODECS)
+        path = make_clip(tmp_path / "clip.wav", "a", audio=sound, codecs=SOUND_CODECS)
         (result,) = extractor.extract([source(path)])
         return result
 
@@ -118,7 +118,7 @@ def test_hop_sets_the_steps(measure):
 def test_what_is_missing_and_what_fails(tmp_path, make_clip, librosa_audio):
     broken = tmp_path / "broken.mp4"
     broken.write_text("no media")
-    nan = make_clip(tmp_path / "nan.wav", "a", sound=np.full(9000, np.nan), codecs=("", "pcm_f32le"))
+    nan = make_clip(tmp_path / "nan.wav", "a", audio=np.full(9000, np.nan), codecs=("", "pcm_f32le"))
     good = make_clip(tmp_path / "good.wav", "a", codecs=SOUND_CODECS)
     silent = make_clip(tmp_path / "silent.mp4", "v")
     results = list(librosa_audio.extract([source(p) for p in (silent, broken, None, nan, good)]))

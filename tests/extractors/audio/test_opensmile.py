@@ -31,7 +31,7 @@ def column(result, name):
 @pytest.fixture
 def measure(tmp_path, make_clip):
     def run(sound):
-        path = make_clip(tmp_path / "clip.wav", "a", sound=sound, codecs=("", "pcm_s16le"))
+        path = make_clip(tmp_path / "clip.wav", "a", audio=sound, codecs=("", "pcm_s16le"))
         (result,) = OpenSmileAudio().extract([source(path)])
         return result
 

@@ -30,7 +30,7 @@ def sound(tmp_path, make_clip):
     def make(seconds):
         time = np.arange(round(seconds * 44_100)) / 44_100
         wave = np.sin(2 * np.pi * (150 + 40 * np.sin(3 * time)) * time) * (0.3 + 0.2 * np.sin(7 * time)) + 0.05
-        return make_clip(tmp_path / f"{seconds}.wav", "a", sound=wave, codecs=("", "pcm_s16le"))
+        return make_clip(tmp_path / f"{seconds}.wav", "a", audio=wave, codecs=("", "pcm_s16le"))
 
     return make
 
@@ -229,7 +229,7 @@ def test_receptive_field_of_wav2vec2_is_25_ms_every_20():
 def test_what_is_missing_and_what_fails(speech_models, tmp_path, make_clip, sound):
     broken = tmp_path / "broken.mp4"
     broken.write_text("no media")
-    nan = make_clip(tmp_path / "nan.wav", "a", sound=np.full(9000, np.nan), codecs=("", "pcm_f32le"))
+    nan = make_clip(tmp_path / "nan.wav", "a", audio=np.full(9000, np.nan), codecs=("", "pcm_f32le"))
     silent = make_clip(tmp_path / "silent.mp4", "v", seconds=0.2)
     extractor = TransformerAudio(str(speech_models / "hubert"))
     results = list(extractor.extract([source(p) for p in (silent, broken, None, nan, sound(0.5))]))

@@ -39,7 +39,7 @@ def voice(seconds: float = 3.0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory, make_clip) -> Path:
     path = tmp_path_factory.mktemp("clip") / "clip.mkv"
-    return make_clip(path, "va", seconds=3, sound=voice(), codecs=("libx264", "pcm_s16le"))
+    return make_clip(path, "va", seconds=3, audio=voice(), codecs=("libx264", "pcm_s16le"))
 
 
 def decibels(signal: np.ndarray, noise: np.ndarray) -> float:
@@ -89,7 +89,7 @@ def test_loud_noise_is_not_clipped(clip, tmp_path):
 
 
 def test_digital_silence_stays_silent(make_clip, tmp_path):
-    silent = make_clip(tmp_path / "silent.mkv", "a", sound=np.zeros(RATE), codecs=("", "pcm_s16le"))
+    silent = make_clip(tmp_path / "silent.mkv", "a", audio=np.zeros(RATE), codecs=("", "pcm_s16le"))
     assert not read_audio(add_noise(silent, tmp_path / "out", 0, rng()), RATE).any()
 
 
@@ -125,7 +125,7 @@ def test_what_is_lost_at_one_level_is_lost_at_the_higher_ones(clip, tmp_path):
 
 @pytest.mark.parametrize("change", [add_noise, silence_spans])
 def test_the_sound_keeps_its_length_its_rate_and_its_place_in_time(make_clip, tmp_path, change):
-    late = make_clip(tmp_path / "late.mkv", "va", sound=voice(1), sound_start=0.5, codecs=("libx264", "pcm_s16le"))
+    late = make_clip(tmp_path / "late.mkv", "va", audio=voice(1), audio_start=0.5, codecs=("libx264", "pcm_s16le"))
     changed = change(late, tmp_path / "out", 0.3, rng())
     assert probe(changed).sample_rate == RATE
     clean, after = read_audio(late, RATE), read_audio(changed, RATE)

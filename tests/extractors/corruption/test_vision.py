@@ -104,7 +104,7 @@ def detail(path: Path) -> float:
 
 
 def test_blurred_pictures_lose_their_detail_and_keep_their_brightness(make_clip, tmp_path):
-    clip = make_clip(tmp_path / "clip.mp4", "v", picture=noisy_picture)
+    clip = make_clip(tmp_path / "clip.mp4", "v", image=noisy_picture)
     files = [clip, *(blur(clip, tmp_path / f"{x}", x, rng()) for x in (0.01, 0.03, 0.1, 0.5))]
     found = [detail(path) for path in files]
     assert found == sorted(found, reverse=True) and found[-1] < 0.1 * found[0]
@@ -118,7 +118,7 @@ def test_a_blurred_edge_rises_as_the_gaussian_integral_of_that_width(make_clip, 
 
     picture = np.full((48, 64, 3), 50)
     picture[:, 32:] = 200
-    clip = make_clip(tmp_path / "clip.mp4", "v", seconds=0.2, picture=lambda number: picture)
+    clip = make_clip(tmp_path / "clip.mp4", "v", seconds=0.2, image=lambda number: picture)
     sizes = {"small": clip, "large": enlarged(clip, tmp_path / "large.mkv", 10)}
     for path in sizes.values():
         _, image = next(iter(read_frames(blur(path, tmp_path / f"{path.stem}-blurred", level, rng()), 25)))
@@ -149,7 +149,7 @@ def patches(path: Path, fps: float = 25) -> list[np.ndarray]:
 
 @pytest.fixture
 def white(make_clip, tmp_path) -> Path:
-    return make_clip(tmp_path / "white.mp4", "v", seconds=4, picture=lambda number: np.full((48, 64, 3), 250))
+    return make_clip(tmp_path / "white.mp4", "v", seconds=4, image=lambda number: np.full((48, 64, 3), 250))
 
 
 @pytest.mark.parametrize("level", [0.1, 0.25, 0.6, 1.0])

@@ -17,7 +17,7 @@ from extractors.execution.workers import Worker
 from extractors.transcripts import transcribe as stage
 from extractors.transcripts.asr import Recogniser
 from extractors.transcripts.table import Transcript, read_transcripts, with_transcripts, write_transcripts
-from extractors.transcripts.transcribe import TranscribeConfig, signatures, transcribe
+from extractors.transcripts.transcribe import TranscribeConfig, model_signatures, transcribe
 from media.audio import read_audio
 
 VOCABULARY = [" good", " film", " no", " plot", " 好", "看"]
@@ -106,7 +106,7 @@ def media(tmp_path_factory, make_clip) -> Path:
     for number in range(4):
         time = np.arange(round((1 + number / 2) * 44_100)) / 44_100
         wave = np.sin(2 * np.pi * (150 + 60 * number * np.sin(5 * time)) * time) * (0.3 + 0.2 * np.sin(9 * time))
-        make_clip(folder / f"{number}.wav", "a", sound=wave, codecs=("", "pcm_s16le"))
+        make_clip(folder / f"{number}.wav", "a", audio=wave, codecs=("", "pcm_s16le"))
     make_clip(folder / "mute.mp4", "v", seconds=0.2)
     (folder / "broken.mp4").write_text("no media")
     return folder
@@ -162,7 +162,7 @@ def test_without_models_the_corpuss_transcripts_go_through(tmp_path, media):
     assert rows["v/0"] == Transcript("v/0", " Well, “fine”. ", "corpus", ["Well,", "“fine”."], [], [], "")
     assert rows["v/1"] == Transcript("v/1", "", "", [], [], [], "") and rows["v/2"].text == ""
     assert (summary.texts, summary.methods) == ({"corpus": 1, "none": 2}, {"proportional": 1})
-    assert summary.heard == 0 and not summary.problems and not place.scratch.exists()
+    assert summary.processed == 0 and not summary.problems and not place.scratch.exists()
 
 
 def test_a_stage_with_nothing_to_hear_loads_no_model_library(tmp_path, media):
@@ -195,19 +195,21 @@ def test_clips_without_a_transcript_get_the_recognisers_in_a_process_of_its_own(
     (problem,) = summary.failures
     assert (problem.clip_id, problem.stage, problem.error) == ("v/broken", "transcribe", "MediaError")
     assert "MediaError" in traceback_path(place.scratch, problem.traceback).read_text()
-    assert (summary.texts, summary.heard) == ({"corpus": 1, "asr": 2, "none": 2}, 3)
+    assert (summary.texts, summary.processed) == ({"corpus": 1, "asr": 2, "none": 2}, 3)
     assert seen[0] == ("recognise speech", 0, 4) and seen[-1] == ("recognise speech", 4, 4)
 
 
 def test_what_was_heard_once_is_not_heard_again(tmp_path, media, whisper, in_process):
     place = Place(tmp_path, media, {"0.wav": "", "1.wav": "", "2.wav": ""})
-    assert place.run("a.parquet", model=whisper).heard == 3
-    assert place.run("b.parquet", model=whisper).heard == 0
+    assert place.run("a.parquet", model=whisper).processed == 3
+    assert place.run("b.parquet", model=whisper).processed == 0
     kept = sorted(place.scratch.glob("transcribe.asr-*/*/*.json"))
-    assert len(kept) == 3 and {path.parents[1].name for path in kept} == signatures(TranscribeConfig(str(whisper)))
+    assert len(kept) == 3 and {path.parents[1].name for path in kept} == model_signatures(
+        TranscribeConfig(str(whisper))
+    )
     kept[0].unlink()
     kept[1].write_text('{"text": "cut of')
-    assert place.run("c.parquet", model=whisper).heard == 2
+    assert place.run("c.parquet", model=whisper).processed == 2
     contents = {(tmp_path / name).read_bytes() for name in ("a.parquet", "b.parquet", "c.parquet")}
     assert len(contents) == 1
 
@@ -220,11 +222,11 @@ def test_a_replaced_file_or_another_model_is_heard_anew(tmp_path, media, whisper
     place = Place(tmp_path, folder, {"0.wav": "", "1.wav": ""})
     place.run(model=whisper)
     shutil.copy(media / "2.wav", folder / "0.wav")
-    assert place.run(model=whisper).heard == 1
+    assert place.run(model=whisper).processed == 1
     other = shutil.copytree(whisper, tmp_path / "other")
     said = json.loads((other / "generation_config.json").read_text())
     (other / "generation_config.json").write_text(json.dumps(said | {"max_length": 8}))
-    assert place.run(model=other).heard == 2
+    assert place.run(model=other).processed == 2
 
 
 def test_times_come_from_the_corpus_then_the_aligner_then_the_recogniser(tmp_path, media, whisper, ctc, in_process):
@@ -241,8 +243,8 @@ def test_times_come_from_the_corpus_then_the_aligner_then_the_recogniser(tmp_pat
     assert rows["v/2"].text_source == "asr" and rows["v/2"].times_method == (
         "asr" if any(p.clip_id == "v/2" for p in summary.problems) else "ctc"
     )
-    assert summary.heard == 2 and not summary.failures  # the recogniser's result was there
-    assert place.run(model=whisper, word_times=words, aligner=ctc).heard <= 1
+    assert summary.processed == 2 and not summary.failures  # the recogniser's result was there
+    assert place.run(model=whisper, word_times=words, aligner=ctc).processed <= 1
 
 
 def test_words_that_are_not_the_transcripts_are_listed_and_timed_by_another_method(tmp_path, media, ctc, in_process):
@@ -264,7 +266,7 @@ def test_a_clip_that_takes_too_long_is_listed_and_keeps_what_it_has(tmp_path, me
     assert problem.error == "Timeout" and "extract.clip_timeout" in problem.message
     assert place.rows()["v/0"].text == "Fine."
     monkeypatch.setattr(stage, "Worker", InProcess)  # the next run tries again
-    assert place.run(aligner=ctc).heard == 1
+    assert place.run(aligner=ctc).processed == 1
 
 
 def test_a_language_that_the_recogniser_does_not_know_fails_its_clips_alone(tmp_path, media, whisper, in_process):
