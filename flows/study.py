@@ -1,7 +1,7 @@
-"""`dashfusion study`: variants times seeds, trained beside each other and compared; the table goes into the report.
+"""`dashfusion study`: train variants with several seeds, compare them, and add the results to the report.
 
-No stage of DVC's: nobody wants an hour of ablations for a `dvc repro`. A training is kept in scratch by what it depends
-on, so a study goes on where it was stopped, and studies share trainings. The report depends on the results.
+A study is no DVC stage: nobody wants an hour of ablations in a `dvc repro`. Trainings are cached in scratch by their
+inputs, so that an interrupted study resumes and studies share trainings. The report depends on the results.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import numpy as np
 from prefect import flow, task
 
 from corpora.manifest import MODALITIES
-from extractors.corruption.conditions import Condition as Corrupted
+from extractors.corruption.conditions import Condition as Corruption
 from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, unsupported_reason
 from extractors.execution.cache import tag_scratch
 from extractors.execution.workers import GRACE, Worker, WorkerPool
 from flows.config.params import Params, load_params
 from flows.display.console import console, progress
-from flows.display.metrics import METRICS
+from flows.display.metrics import format_difference
 from flows.orchestration import engine
 from flows.orchestration.dvc import StageResult, up_to_date
 from flows.orchestration.settings import scratch_folder
 from flows.orchestration.workspace import workspace
 from flows.pipeline import run_stages
-from flows.report.provenance import RunRecord
+from flows.report.provenance import RunProvenance
 from flows.studies.results import ALL_CLIPS, CLEAN, StudyResult, write_study
 from flows.studies.spec import StudySpec, metric_keys, read_spec, variant_params
-from flows.studies.statistics import Numbers, answers, tidy_rows
-from flows.studies.tables import tables, yes_or_no
+from flows.studies.statistics import Measurements, tidy_rows
+from flows.studies.tables import tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,16 @@ class Trial:
 
 
 class TrialFailedError(RuntimeError):
-    """A training of a study failed; the message says which, and why. Those that ended are kept."""
+    """A training of a study failed; the message names it and the reason. Finished trainings are kept."""
 
 
-class _Crew:
-    """Worker processes that trainings take turns on; with GPUs one for each, which sees no other.
+class _TrainingPool:
+    """Worker processes that run trainings; with GPUs, the n-th process sees the n-th GPU alone.
 
     Args:
-        workers: processes.
-        threads: of each.
-        gpus: whether the n-th process is to see the n-th GPU alone.
+        workers: Number of processes.
+        threads: Threads of each.
+        gpus: Whether to assign GPUs.
     """
 
     def __init__(self, workers: int, threads: int, gpus: bool) -> None:
@@ -68,16 +68,16 @@ class _Crew:
             self._idle.put(number)
 
     def call(self, function: Any, *arguments: Any) -> Any:
-        """`function(*arguments)` in the next free process. To be called from several threads at a time."""
+        """Return `function(*arguments)`, run in the next free process; callable from several threads at a time."""
         number = self._idle.get()
         worker = self.workers[number]
         try:
             if self._stopped:
                 raise RuntimeError("the study was stopped")
             if self._gpus and not worker.running:
-                worker.call(None, _see_gpu, number)
+                worker.call(None, _select_gpu, number)
             return worker.call(None, function, *arguments)
-        except KeyboardInterrupt:  # of the terminal, which reaches the workers first
+        except KeyboardInterrupt:  # Ctrl-C in the terminal reaches the workers first
             self._stopped = True
             raise
         finally:
@@ -89,18 +89,18 @@ class _Crew:
             worker.close(grace)
 
 
-def _see_gpu(number: int) -> None:
-    """In a worker, before CUDA starts there."""
+def _select_gpu(number: int) -> None:
+    """Make one GPU the only visible one; to be called in a worker before CUDA starts."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
 
 
-_crews: dict[str, _Crew] = {}  # by study: processes cannot travel through a task's parameters
+_pools: dict[str, _TrainingPool] = {}  # by study: processes cannot be passed as a task's parameter
 
 
 @contextmanager
-def _crew(name: str, params: Params, workers: int, trials: int) -> Iterator[int]:
-    """The study's processes for the length of the block; how many."""
+def _training_pool(name: str, params: Params, workers: int, trials: int) -> Iterator[int]:
+    """Run the study's worker processes for the duration of the block; yields their number."""
     from model.device import resolve_device
 
     gpus = 0
@@ -110,38 +110,42 @@ def _crew(name: str, params: Params, workers: int, trials: int) -> Iterator[int]
         gpus = torch.cuda.device_count()
     cores = os.cpu_count() or 1
     count = max(1, min(trials, workers or gpus or cores, gpus or trials))
-    crew = _crews[name] = _Crew(count, 1 if not gpus and count > 1 else max(1, cores // count), bool(gpus))
+    pool = _pools[name] = _TrainingPool(count, 1 if not gpus and count > 1 else max(1, cores // count), bool(gpus))
     grace = 0.0
     try:
         with engine.gpu_slot() if gpus else nullcontext():
             yield count
             grace = GRACE
     finally:
-        crew.close(grace)
-        del _crews[name]
+        pool.close(grace)
+        del _pools[name]
 
 
 @task(task_run_name="{trial.variant}, seed {trial.seed}")
 def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
-    """One training; what it cost."""
+    """Run one training and return its costs."""
     from flows.studies.trial import train_trial as train
 
     params = trial.params
     arguments = params.paths.dataset, params.model, params.train, trial.seed, scratch, params.evaluate.split
     try:
-        return _crews[study].call(train, *arguments)
+        costs: dict[str, float] = _pools[study].call(train, *arguments)
     except (ValueError, OSError, ArithmeticError) as error:
         raise TrialFailedError(f"study {study}, variant {trial.variant!r}, seed {trial.seed}: {error}") from error
+    return costs
 
 
 @task(task_run_name="{trial.variant}, seed {trial.seed}: predict")
 def predict_trial(trial: Trial, *, study: str, scratch: Path, views: Sequence[Any]) -> list[np.ndarray]:
-    """A training's predictions for each view of the split."""
+    """Return a training's predictions for each view of the split."""
     from flows.studies.trial import predict_views, trial_folder
 
     params = trial.params
     folder = trial_folder(scratch, params.paths.dataset, params.model, params.train, trial.seed)
-    return _crews[study].call(predict_views, folder, views, params.evaluate.split, params.train.device)
+    predictions: list[np.ndarray] = _pools[study].call(
+        predict_views, folder, views, params.evaluate.split, params.train.device
+    )
+    return predictions
 
 
 @flow(name="study", flow_run_name=engine.run_name, on_running=[engine.add_tags])
@@ -153,64 +157,63 @@ def study(
     wait: bool = True,
     params_file: Path = Path("params.yaml"),
 ) -> StudyResult:
-    """Train a study's variants, compare them, and add what was found to the report.
+    """Train a study's variants, compare them, and add the results to the report.
 
     Args:
-        name: Of the study: a file of studies/, or the path of one.
-        seeds: In place of the file's.
-        changes: Over params.yaml, for all variants: dotted keys of the blocks model and train, such as train.epochs.
-        workers: Trainings at a time; 0: one a core, or one a GPU.
-        wait: Where another run works in the same folder, wait for its end; otherwise fail at once.
-        params_file: The parameters that the variants start from.
+        name: Name of a file in studies/, or a path.
+        seeds: Seeds to use instead of the file's.
+        changes: Changes to params.yaml for all variants: dotted keys of the blocks model and train.
+        workers: Number of parallel trainings; 0 for one per core, or per GPU.
+        wait: Whether to wait while another run works in the same folder; otherwise fail at once.
+        params_file: Parameters that the variants start from.
     """
     params, spec = load_params(params_file), read_spec(name)
     spec = replace(spec, base={**spec.base, **(changes or {})}, seeds=tuple(seeds) or spec.seeds)
     trials = [
-        Trial(variant, seed, trained)
+        Trial(variant, seed, variant_values)
         for variant in spec.variants
-        for trained in (variant_params(params, spec, variant),)  # all of them are checked before the first is trained
+        for variant_values in (variant_params(params, spec, variant),)  # all are validated before the first is trained
         for seed in spec.seeds
     ]
     with workspace(wait):
         run_stages(["align"], wait=wait)
-        result = _measured(params, spec, trials, workers)
+        result = _run_trials(params, spec, trials, workers)
         path = write_study(result, params.paths.studies)
         publish(result)
-        reported = _into_the_report(wait)
+        reported = _update_report(wait)
     for table in tables(result):
         console.print(table)
-    for answer in result.answers:
-        console.print(f"{answer.question} {yes_or_no(answer.holds)}{answer.answer}", markup=False)
     for note in result.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(f"{path}" + (f"; report: {(params.paths.report / 'index.html').resolve()}" if reported else ""))
     if not reported:
-        console.print("the report takes it in with the next `dashfusion evaluate`: the model itself is not trained yet")
+        console.print("the next `dashfusion evaluate` adds it to the report: the model itself is not trained yet")
     return result
 
 
-def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers: int) -> StudyResult:
-    """Train what is not trained yet, evaluate, and put the numbers together."""
+def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], workers: int) -> StudyResult:
+    """Train what is not trained yet, evaluate it, and return the study's result."""
     from model.data.clips import ClipTable
     from model.evaluation.subgroups import slice_rows
 
     scratch = scratch_folder()
     tag_scratch(scratch)
-    record = RunRecord(params, {"dataset": params.paths.dataset}, study=spec.name)
+    provenance = RunProvenance(params, {"dataset": params.paths.dataset}, study=spec.name)
     split = params.evaluate.split
     table = ClipTable.read(params.paths.dataset, split, params.model.max_positions, cache=None)
+    label_range = table.info.label_range
     original = _original(params, spec)
-    spec, notes = _possible(params, spec, original)
+    spec, notes = _drop_unsupported(spec, original)
     views = _views(params, spec, original, scratch)
-    with _crew(spec.name, params, workers, len(trials)) as count:
+    with _training_pool(spec.name, params, workers, len(trials)) as count:
         fixed = {"study": spec.name, "scratch": scratch}
         costs = _with_bar("train", train_trial, trials, count, **fixed)
         predictions = _with_bar("evaluate", predict_trial, trials, count, views=list(views.values()), **fixed)
-    numbers = Numbers(
+    measured = Measurements(
         spec=spec,
         label=table.labels,
-        label_range=table.info.label_range,
-        metrics=metric_keys(spec.metrics, METRICS, table.info.label_range),
+        label_range=label_range,
+        metrics=metric_keys(spec.metrics, label_range),
         slices={name: slice_rows(table, name) for name in spec.slices},
         predictions={
             (variant, *view): np.stack([p[i] for t, p in zip(trials, predictions, strict=True) if t.variant == variant])
@@ -219,43 +222,41 @@ def _measured(params: Params, spec: StudySpec, trials: Sequence[Trial], workers:
         },
         costs={v: [c for t, c in zip(trials, costs, strict=True) if t.variant == v] for v in spec.variants},
     )
-    metric_of = {name: key for name in spec.metrics for key in metric_keys([name], METRICS, numbers.label_range)}
-    notes += [f"no clip is known to be one whose {name}" for name in spec.slices if name not in numbers.groups]
+    notes += [f"no clip is known to be one whose {name}" for name in spec.slices if name not in measured.groups]
+    pareto_metric = metric_keys([spec.pareto.metric], label_range) if spec.pareto else []
     return StudyResult(
         study=spec.name,
         title=spec.title,
         question=spec.question,
         corpus=params.prepare.corpus,
         split=split,
-        clips=len(numbers.groups[ALL_CLIPS]),
+        clips=len(measured.groups[ALL_CLIPS]),
         reference=spec.reference,
         variants={name: {**spec.base, **changes} for name, changes in spec.variants.items()},
         seeds=list(spec.seeds),
-        metrics=numbers.metrics,
+        metrics=measured.metrics,
         conditions={name: item.unit for name, item in spec.conditions.items()},
-        pareto=(spec.pareto.cost, metric_of[spec.pareto.metric]) if spec.pareto else None,
-        answers=answers(numbers, spec.checks, metric_of),
+        pareto=(spec.pareto.cost, pareto_metric[0]) if spec.pareto and pareto_metric else None,
         notes=notes,
-        record=record.facts(),
-        rows=tidy_rows(numbers),
+        provenance=provenance.to_dict(),
+        rows=tidy_rows(measured),
     )
 
 
-def _possible(params: Params, spec: StudySpec, original: Original | None) -> tuple[StudySpec, list[str]]:
-    """The study without the conditions that this corpus does not allow, and why; and without what was asked of them."""
-    left_out: dict[str, str] = {}
-    for name, item in spec.conditions.items():
-        if item.corrupt and original:
-            reason = unsupported_reason(original, Corrupted(item.corrupt, item.levels[0]))
-            left_out |= {name: reason} if reason else {}
-    conditions = {name: item for name, item in spec.conditions.items() if name not in left_out}
-    checks = [c for c in spec.checks if not {c.of.condition, c.against.condition} & left_out.keys()]
-    notes = [f"{name} was left out: {reason}" for name, reason in left_out.items()]
-    return replace(spec, conditions=conditions, checks=tuple(checks)), notes
+def _drop_unsupported(spec: StudySpec, original: Original | None) -> tuple[StudySpec, list[str]]:
+    """Return the study without the corruptions that this corpus does not support, and a note for each."""
+    reasons = {
+        name: reason
+        for name, condition in spec.conditions.items()
+        if condition.corrupt and original
+        if (reason := unsupported_reason(original, Corruption(condition.corrupt, condition.levels[0])))
+    }
+    conditions = {name: condition for name, condition in spec.conditions.items() if name not in reasons}
+    return replace(spec, conditions=conditions), [f"{name} was left out: {why}" for name, why in reasons.items()]
 
 
 def _original(params: Params, spec: StudySpec) -> Original | None:
-    """The split as it is, where it is to be corrupted."""
+    """Return the clean split if any condition corrupts it."""
     if not any(item.corrupt for item in spec.conditions.values()):
         return None
     paths, split = params.paths, params.evaluate.split
@@ -263,43 +264,51 @@ def _original(params: Params, spec: StudySpec) -> Original | None:
     return read_original(paths.manifest, paths.transcripts, features, split, params.align)
 
 
-@task(task_run_name="{what.corruption} {what.level:g}")
-def corrupt(what: Corrupted, *, original: Original, params: Params, scratch: Path, pool: WorkerPool) -> CorruptedSplit:
-    """The split's clips, corrupted, as a dataset of its own."""
-    return corrupt_split(original, what, scratch, pool, params.extract.max_failed_fraction)
+@task(task_run_name="{condition.corruption} {condition.level:g}")
+def corrupt(
+    condition: Corruption, *, original: Original, params: Params, scratch: Path, pool: WorkerPool
+) -> CorruptedSplit:
+    """Write the corrupted split as a dataset of its own."""
+    return corrupt_split(original, condition, scratch, pool, params.extract.max_failed_fraction)
 
 
-def _views(params: Params, spec: StudySpec, original: Original | None, scratch: Path) -> dict[tuple, Any]:
-    """How the split is shown: (condition, level) -> `flows.studies.trial.View`; what is to be corrupted is so by then."""
+def _views(
+    params: Params, spec: StudySpec, original: Original | None, scratch: Path
+) -> dict[tuple[str, float | None], Any]:
+    """Corrupt the split where a condition asks for it; return (condition, level) -> `flows.studies.trial.View`."""
     from flows.studies.trial import View
 
-    views: dict[tuple[str, float | None], Any] = {(CLEAN, None): View(params.paths.dataset)}
-    corrupted = [(name, level) for name, item in spec.conditions.items() if item.corrupt for level in item.levels]
-    datasets: dict[tuple[str, float], Path] = {}
-    if corrupted:
+    datasets: dict[tuple[str, float | None], Path] = {}
+    corruptions = {
+        (name, level): Corruption(condition.corrupt, level)
+        for name, condition in spec.conditions.items()
+        if condition.corrupt
+        for level in condition.levels
+    }
+    if corruptions:
         workers = params.extract.workers or os.cpu_count() or 1
         with WorkerPool(workers, params.extract.clip_timeout) as pool, progress("conditions") as bar:
-            row = bar.add_task("study: corrupt", total=len(corrupted), note="")
-            for name, level in corrupted:
+            row = bar.add_task("study: corrupt", total=len(corruptions), note="")
+            for (name, level), corruption in corruptions.items():
                 bar.update(row, note=f"{name} {level:g}")
-                what = Corrupted(spec.conditions[name].corrupt, level)
-                made = engine.call(corrupt, what, original=original, params=params, scratch=scratch, pool=pool)
-                datasets[name, level] = made.dataset
+                split = engine.call(corrupt, corruption, original=original, params=params, scratch=scratch, pool=pool)
+                datasets[name, level] = split.dataset
                 bar.advance(row)
-    for name, item in spec.conditions.items():
-        for level in item.levels or (None,):
-            dataset = datasets.get((name, level), params.paths.dataset)
-            drop = (item.drop, level) if item.drop else None
-            views[name, level] = View(dataset, show=item.show, drop=drop)
+    views: dict[tuple[str, float | None], View] = {(CLEAN, None): View(params.paths.dataset)}
+    for name, condition in spec.conditions.items():
+        levels: Sequence[float | None] = condition.levels or (None,)
+        for level in levels:
+            drop = (condition.drop, level) if condition.drop and level is not None else None
+            views[name, level] = View(datasets.get((name, level), params.paths.dataset), condition.show, drop)
     return views
 
 
-def _with_bar(what: str, one: Any, trials: Sequence[Trial], workers: int, **fixed: Any) -> list[Any]:
-    """`one(trial)` of every trial, with a progress bar of them."""
-    publish = engine.publish_progress(f"study-{what}-progress", f"Trainings of the study: {what}")
+def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], workers: int, **fixed: Any) -> list[Any]:
+    """Return `trial_task(trial)` for every trial, with a progress bar."""
+    publish = engine.publish_progress(f"study-{step}-progress", f"Trainings of the study: {step}")
     done = 0
     with progress("trainings") as bar:
-        row = bar.add_task(f"study: {what}", total=len(trials), note="")
+        row = bar.add_task(f"study: {step}", total=len(trials), note="")
 
         def each(result: Any) -> None:
             nonlocal done
@@ -307,11 +316,11 @@ def _with_bar(what: str, one: Any, trials: Sequence[Trial], workers: int, **fixe
             bar.advance(row)
             publish(100 * done / len(trials), f"{done} of {len(trials)}")
 
-        return engine.map_tasks(one, trials, workers=workers, each=each, **fixed)
+        return engine.map_tasks(trial_task, trials, workers=workers, each=each, **fixed)
 
 
-def _into_the_report(wait: bool) -> bool:
-    """Let the evaluate stage make the report anew, unless a model would have to be trained for it; whether it did."""
+def _update_report(wait: bool) -> bool:
+    """Run the evaluate stage, unless a model would have to be trained for it; return whether it ran."""
     if "train" not in up_to_date():
         return False
     results: list[StageResult] = run_stages(["evaluate"], wait=wait)
@@ -319,16 +328,16 @@ def _into_the_report(wait: bool) -> bool:
 
 
 def publish(result: StudyResult) -> None:
-    """The summary as an artifact of the flow run."""
-    rows = [
-        {"variant": row.variant, "metric": row.metric, "mean": row.value, "low": row.low, "high": row.high}
-        for row in result.find(condition=CLEAN, clips=ALL_CLIPS, statistic="mean")
-    ]
-    engine.publish_table(f"study-{result.study.replace('_', '-')}", rows, f"{result.title}: means over the seeds")
-    lines = [f"- **{a.question}** {yes_or_no(a.holds)}{a.answer}" for a in result.answers]
-    if lines:
-        key = f"study-{result.study.replace('_', '-')}-answers"
-        engine.publish_markdown(key, "\n".join(lines), f"{result.title}: answers")
+    """Publish the variants' means and their differences to the reference as an artifact of the flow run."""
+    rows = []
+    for mean in result.find(condition=CLEAN, clips=ALL_CLIPS, statistic="mean"):
+        row = {"variant": mean.variant, "metric": mean.metric, "mean": mean.value, "low": mean.low, "high": mean.high}
+        difference = result.get(mean.variant, mean.metric, "difference")
+        row["difference"] = format_difference(mean.metric, difference.value, difference.interval) if difference else ""
+        row["verdict"] = difference.verdict if difference else ""
+        rows.append(row)
+    title = f"{result.title}: means over the seeds, differences to {result.reference}"
+    engine.publish_table(f"study-{result.study.replace('_', '-')}", rows, title)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,19 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def format_parameter(value: Any) -> str:
+    """Format a parameter as in params.yaml, without brackets and quotes; an en dash for an empty one."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(format_parameter(item) for item in value) or NOTHING
+    return str(value)
+
+
 # --- values of one metric ----------------------------------------------------------------------------------------
 
 
@@ -102,16 +115,21 @@ def format_metric(key: str, value: float | None) -> str:
     return f"{value:.1%}" if value is not None and is_fraction(key) else format_number(value, 3)
 
 
-def format_spread(key: str, std: float) -> str:
-    """Format a standard deviation of the metric, without a unit: `1.2` (percentage points) or `0.012`."""
+def format_spread(key: str, std: float | None) -> str:
+    """Format a standard deviation of the metric: `1.2` (percentage points) or `0.012`; empty for None."""
+    if std is None:
+        return ""
     return f"{100 * std:.1f}" if is_fraction(key) else f"{std:.3f}"
 
 
-def format_difference(key: str, value: float | None) -> str:
-    """Format a difference with its sign: `+1.2` (percentage points) or `+0.050`."""
-    if value is not None and is_fraction(key):
-        return format_number(100 * value, 1, sign=True)
-    return format_number(value, 3, sign=True)
+def format_difference(key: str, value: float | None, interval: Interval = None) -> str:
+    """Format a difference: `+1.2` (percentage points) or `+0.050`; with its interval `+1.2 [+0.4, +2.1]`."""
+    scale, digits = (100, 1) if is_fraction(key) else (1, 3)
+    text = NOTHING if value is None else format_number(scale * value, digits, sign=True)
+    if interval is None:
+        return text
+    low, high = (format_number(scale * end, digits, sign=True) for end in interval)
+    return f"{text} [{low}, {high}]"
 
 
 def format_interval(key: str, interval: Interval) -> str:
@@ -224,8 +242,7 @@ def counts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _spread(key: str, metrics: Mapping[str, Any]) -> str:
-    std = metrics.get(f"{key}_std")
-    return "" if metrics[key] is None or std is None else format_spread(key, std)
+    return "" if metrics[key] is None else format_spread(key, metrics.get(f"{key}_std"))
 
 
 def _with_spread(key: str, metrics: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from flows.display import metrics as metric_texts
 from flows.display.metrics import NOTHING, Interval, PreviousEvaluation
 from flows.report.explorer import ExplorerInput, explorer
 from flows.report.figures import calibration_plots, curve_plots, error_plots
-from flows.report.provenance import told, told_versions
+from flows.report.provenance import provenance_rows, version_rows
 from flows.report.studies import study_views
 from flows.report.subgroups import Breakdown, part_table, video_table
 
@@ -198,15 +198,17 @@ def _background(report: ReportInput) -> dict[str, Any]:
         "curves": curve_plots(report.curves),
         "problem_kinds": sorted(kinds.items(), key=lambda item: (-item[1], item[0])),
         "listed_problems": list(report.problems)[:LISTED_PROBLEMS],
-        "facts": told(report.record),
+        "facts": provenance_rows(report.record),
         "settings": _settings(report.record.get("params", {})),
-        "versions": told_versions(report.record),
+        "versions": version_rows(report.record),
     }
 
 
 def _settings(blocks: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """One (block, [(dotted key, value)]) a stage; values outside any block come first."""
-    loose = [(key, _plain(value)) for key, value in blocks.items() if not isinstance(value, Mapping)]
+    loose = [
+        (key, metric_texts.format_parameter(value)) for key, value in blocks.items() if not isinstance(value, Mapping)
+    ]
     nested = [(name, list(_flatten(block))) for name, block in blocks.items() if isinstance(block, Mapping)]
     return [("general", loose)] * bool(loose) + [(name, rows) for name, rows in nested if rows]
 
@@ -216,17 +218,4 @@ def _flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """A setting as params.yaml would have it, without brackets and quotes."""
-    if value is None or value == "":
-        return NOTHING
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value) or NOTHING
-    return str(value)
+            yield f"{prefix}{key}", metric_texts.format_parameter(value)

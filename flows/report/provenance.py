@@ -1,7 +1,7 @@
-"""What a run was made from: code, parameters, data, packages, machine. Written beside its results; no sum reads it.
+"""Provenance of a run: code, parameters, data, packages and machine, written beside its results.
 
-Training writes `models/seed-<n>/run.json`; evaluation takes these into its own, `metrics/run.json`, since the two may
-have run on different machines or revisions. No host or user is named, and folders in a user's home begin with `~`.
+Training writes `models/seed-<n>/run.json`; evaluation includes these in its own `metrics/run.json`, since the two may
+have run on different machines or revisions. No host or user is named; folders in a user's home begin with `~`.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ PACKAGES = (
     "mediapipe", "numpy", "opencv-contrib-python", "opensmile", "praatio", "prefect", "pyarrow", "ray", "safetensors",
     "tokenizers", "torch", "transformers",
 )  # fmt: skip
-"""Those that figures can depend on."""
+"""Packages that results can depend on."""
 
-RECORD = "run.json"
+PROVENANCE_FILE = "run.json"
 TIMES = ("started", "seconds")
-"""Keys in which two records of the same run differ."""
+"""Keys that differ between two runs of the same."""
 
 HASH_DIGITS = 12
-CHANGED_FILES = 5
-"""As many of either are told to people."""
+MAX_CHANGED_FILES = 5
+"""Limits of what the report shows."""
 
 WRITTEN_BY_DVC = ("dvc.lock",)
-"""Under version control, and changed by every run: what it says of a revision is its results, not its code."""
+"""Committed, and changed by every run: it holds results of a revision, not code."""
 
 
-class RunRecord:
-    """The facts of a run, gathered as it begins: what is edited while it runs is not what it runs.
+class RunProvenance:
+    """Provenance of a run, collected when it starts: files edited while it runs are not what it runs.
 
     Args:
-        params: all of them are kept but for the paths.
-        inputs: name -> file or folder that the run reads; kept as SHA-256.
-        facts: what else there is to say, such as the seed.
+        params: Parameters; all are kept except the paths.
+        inputs: Name -> file or folder that the run reads; kept as SHA-256.
+        facts: Further entries, such as the seed.
     """
 
     def __init__(self, params: Params, inputs: Mapping[str, Path], **facts: Any) -> None:
-        self._began = time.monotonic()
+        self._start = time.monotonic()
         outputs = [Path(path) for path in vars(params.paths).values()]
-        self._facts = {
+        self._facts: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "code": code_state(Path(__file__).parents[2], outputs),
             "params": plain_params(params),
@@ -64,36 +64,37 @@ class RunRecord:
             **facts,
         }
 
-    def facts(self, **facts: Any) -> dict[str, Any]:
-        """The record, with the seconds since it began, and what else there is to say now."""
-        return self._facts | {"seconds": round(time.monotonic() - self._began, 1)} | facts
+    def to_dict(self, **facts: Any) -> dict[str, Any]:
+        """Return the provenance with the seconds since the start and further entries."""
+        return self._facts | {"seconds": round(time.monotonic() - self._start, 1)} | facts
 
     def write(self, path: Path, **facts: Any) -> dict[str, Any]:
-        """Write the record as JSON; what is written is returned as well."""
-        record = self.facts(**facts)
+        """Write `to_dict` as JSON and return it."""
+        provenance = self.to_dict(**facts)
         with atomic_file(path) as temporary:
-            text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(provenance, indent=2, ensure_ascii=False, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
-        return record
+        return provenance
 
 
-def read_training(models: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The records of the seeds' trainings; one that `model.train` alone trained, elsewhere, has none."""
-    paths = [Path(models) / f"seed-{seed}" / RECORD for seed in seeds]
+def read_training_provenance(models: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the provenance of the seeds' trainings; there is none for one trained elsewhere with `model.train`."""
+    paths = [Path(models) / f"seed-{seed}" / PROVENANCE_FILE for seed in seeds]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
 def code_state(folder: Path, outputs: Sequence[Path]) -> dict[str, Any] | None:
-    """Commit of the code in `folder`, and the files that differ from it; None where there is no Git, or no commit yet.
+    """Return the commit of the code and the files that differ from it; None without Git, or without a commit.
 
     Args:
-        outputs: of the pipeline, relative to `folder`: they are no part of the code, committed or not.
+        folder: Folder of the code.
+        outputs: Outputs of the pipeline, relative to `folder`: not part of the code, committed or not.
     """
     folder = folder.resolve()
     written = [(folder / path).resolve() for path in (*outputs, *WRITTEN_BY_DVC)]
-    aside = [f":(exclude,literal){path.relative_to(folder)}" for path in written if folder in path.parents]
+    excluded = [f":(exclude,literal){path.relative_to(folder)}" for path in written if folder in path.parents]
     revision = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
-    status = _git(folder, "status", "--porcelain", "--no-renames", "-z", "--", ".", *aside)
+    status = _git(folder, "status", "--porcelain", "--no-renames", "-z", "--", ".", *excluded)
     if revision is None or status is None:
         return None
     changed = sorted(entry[3:] for entry in status.split("\0") if entry)
@@ -101,8 +102,8 @@ def code_state(folder: Path, outputs: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says; None where it is not installed, or refuses."""
-    command = ["git", "--no-optional-locks", *arguments]  # a lock could meet the user's own git
+    """Return git's output; None if git is not installed or fails."""
+    command = ["git", "--no-optional-locks", *arguments]  # a lock could collide with the user's own git
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -111,16 +112,17 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def plain_params(params: Params) -> dict[str, Any]:
-    """All parameters but paths and addresses, defaults included, as params.yaml would hold them."""
+    """Return all parameters, defaults included, as params.yaml would hold them, without paths and addresses."""
     from pydantic import TypeAdapter
 
-    values = TypeAdapter(type(params)).dump_python(params, mode="json")
-    del values["paths"], values["extract"]["address"]  # where things lie and run says nothing of how they were made
-    return _without_home(values)
+    values: dict[str, Any] = TypeAdapter(type(params)).dump_python(params, mode="json")
+    del values["paths"], values["extract"]["address"]  # where things are stored and run does not affect results
+    plain: dict[str, Any] = _without_home(values)
+    return plain
 
 
 def _without_home(value: Any) -> Any:
-    """Folders in the user's home, such as a model's or the corpus's, from `~` on."""
+    """Replace the user's home by `~` in all paths."""
     if isinstance(value, dict):
         return {key: _without_home(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -131,7 +133,7 @@ def _without_home(value: Any) -> Any:
 
 
 def content_hash(path: Path) -> str | None:
-    """SHA-256 of a file, or of a folder's files and their names; None where nothing is, which its reader will say."""
+    """Return the SHA-256 of a file, or of a folder's files and their names; None if it does not exist."""
     path = Path(path)
     if not path.is_dir():
         return sha256_of(path) if path.is_file() else None
@@ -142,32 +144,32 @@ def content_hash(path: Path) -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and of those of `PACKAGES` that are installed."""
+    """Return the versions of Python and of the installed `PACKAGES`."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # an extra's, or on a machine that only trains
+        except metadata.PackageNotFoundError:  # of an extra, or this machine only trains
             continue
     return versions
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The hardware and system as far as they touch the figures.
+    """Return the hardware and system, as far as results can depend on them.
 
     Args:
-        device: as in the parameters, such as auto.
+        device: Device in the parameters, such as auto.
     """
     import torch
 
     from model.device import resolve_device
 
-    found = resolve_device(device)
-    facts: dict[str, Any] = {"device": found.type}
-    if found.type == "cuda":
-        facts |= {"gpu": torch.cuda.get_device_name(found), "cuda": torch.version.cuda}
+    resolved = resolve_device(device)
+    facts: dict[str, Any] = {"device": resolved.type}
+    if resolved.type == "cuda":
+        facts |= {"gpu": torch.cuda.get_device_name(resolved), "cuda": torch.version.cuda}
     return facts | {
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # torchrun's
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),  # set by torchrun
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -176,7 +178,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """The processor's name where the system tells it, else its architecture."""
+    """Return the processor's name, or its architecture if the system does not give the name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -185,20 +187,21 @@ def cpu_model() -> str:
     return platform.machine()
 
 
-def told(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """For people: (fact, of the training, of the evaluation); parameters and packages aside, empty where there is none.
+def provenance_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (fact, of the training, of the evaluation) without parameters and packages; empty where unknown.
 
     Args:
-        record: of an evaluation, with those of its trainings under `train`; or an empty one.
+        provenance: Of an evaluation, with that of its trainings under `train`; or empty.
     """
-    training, evaluation = (_facts(runs) for runs in (record.get("train", ()), [record] if record else ()))
+    training = _facts(provenance.get("train", ()))
+    evaluation = _facts([provenance] if provenance else ())
     names = dict.fromkeys((*evaluation, *training))
     return [(name, training.get(name, ""), evaluation.get(name, "")) for name in names]
 
 
 def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Of several runs, such as a training's seeds: each fact once, different ones beside each other."""
-    found: dict[str, dict[str, None]] = {}
+    """Return each fact of several runs, such as a training's seeds; values that differ are separated by semicolons."""
+    values: dict[str, dict[str, None]] = {}
     for run in runs:
         machine = run["machine"]
         several = f", {machine['processes']} processes" if machine["processes"] > 1 else ""
@@ -211,29 +214,31 @@ def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             "Processor": f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads used",
             "System": f"{machine['platform']}, Python {run['versions']['python']}",
             "Seed": str(run.get("seed", "")),
-            "Began": run["started"].replace("T", " ").replace("+00:00", " UTC"),
+            "Started": run["started"].replace("T", " ").replace("+00:00", " UTC"),
             "Seconds": f"{run['seconds']:g}",
         }
         for name, value in facts.items():
             if value:
-                found.setdefault(name, {})[value] = None
-    return {name: "; ".join(values) for name, values in found.items()}
+                values.setdefault(name, {})[value] = None
+    return {name: "; ".join(different) for name, different in values.items()}
 
 
 def _code(state: Mapping[str, Any] | None) -> str:
-    """The revision, and whether it says it all."""
+    """Return the revision, with the files that differ from it."""
     if state is None:
         return "not under version control"
-    named = state["changed"][:CHANGED_FILES]
-    more = len(state["changed"]) - len(named)
-    changes = f", with uncommitted changes in {', '.join(named)}" + (f" and {more} more" if more else "")
-    return state["revision"][:HASH_DIGITS] + (changes if state["dirty"] else "")
+    revision = str(state["revision"])[:HASH_DIGITS]
+    if not state["dirty"]:
+        return revision
+    more = len(state["changed"]) - MAX_CHANGED_FILES
+    files = ", ".join(state["changed"][:MAX_CHANGED_FILES]) + (f" and {more} more" if more > 0 else "")
+    return f"{revision}, with uncommitted changes in {files}"
 
 
-def told_versions(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(package, version); where training had another one, both."""
+def version_rows(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (package, version), with the training's version where it differs."""
     rows = []
-    for name, version in record.get("versions", {}).items():
-        others = {run["versions"].get(name, "none") for run in record.get("train", ())} - {version}
+    for name, version in provenance.get("versions", {}).items():
+        others = {run["versions"].get(name, "none") for run in provenance.get("train", ())} - {version}
         rows.append((name, version + (f" (training: {', '.join(sorted(others))})" if others else "")))
     return rows

@@ -100,7 +100,8 @@ def _table(breakdown: Breakdown, parts: Sequence[SubgroupMetrics], fewest: int) 
             clips=f"{part.clips:,}",
             small=part.clips < fewest,
             cells=[
-                _cell(key, getattr(part, name), getattr(part, f"{name}_interval"), scale) for key, name, scale in columns
+                _cell(key, getattr(part, name), getattr(part, f"{name}_interval"), scale)
+                for key, name, scale in columns
             ],
         )
         for part in parts

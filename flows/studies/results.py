@@ -1,24 +1,35 @@
-"""Results of studies: one tidy table each, `<study>.parquet`, and all of them together as one folder of Parquet."""
+"""Results of studies: one tidy Parquet table each, `<study>.parquet`; a folder of them is one dataset."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpora.files import atomic_file
+from corpora.tables import check_version, versioned_schema, write_table
+from flows.display.metrics import LESS_IS_BETTER, Interval
 
 SCHEMA_VERSION = 1
-METADATA_KEY = b"dashfusion"
 
 ALL_CLIPS = "all"
 CLEAN = ""
-"""The condition of a split that is evaluated as it is."""
+"""The condition of a split that is evaluated unchanged."""
+
+COSTS = {
+    "madds": ("Multiply-adds", "M"),
+    "fusion_madds": ("of the fusion", "M"),
+    "parameters": ("Parameters", ""),
+    "step_seconds": ("A step", "s"),
+    "train_seconds": ("Training", "s"),
+}
+"""Metrics of cost: key -> (column header, unit). Multiply-adds, in millions, are of a clip of median length."""
+
+Verdict = Literal["better", "worse", "undecided"]
 
 STUDY_SCHEMA = pa.schema(
     [
@@ -43,18 +54,18 @@ class Row:
     """One number of a study.
 
     Attributes:
-        variant: what was trained.
-        seed: of the training; None for what is said of all seeds together.
-        condition: how the clips were shown, such as `audio noise`; `CLEAN`.
-        level: of the condition, such as 10 (dB); None where it has none.
-        clips: which of the split: `ALL_CLIPS`, or a slice such as `text misleads`.
-        metric: a key of metrics/<split>.json, or of what training costs: madds, fusion_madds (millions of
-            multiply-adds of a clip of middling length), step_seconds, train_seconds, parameters.
-        statistic: value (of one seed); of all seeds mean, std, difference (to the study's reference, of the means), or
-            area (mean of a metric over a condition's levels, by the trapezoidal rule).
+        variant: Name of the variant.
+        seed: Seed of the training; None for statistics over all seeds.
+        condition: How the clips were changed, such as `audio noise`; `CLEAN`.
+        level: Level of the condition, such as 10 (dB); None where it has none.
+        clips: Clips of the split: `ALL_CLIPS`, or a slice such as `text misleads`.
+        metric: A key of metrics/<split>.json or of `COSTS`.
+        statistic: `value` of one seed; over all seeds `mean`, `std` and `difference` (of the mean, to the reference);
+            `area`, the mean over a condition's levels (trapezoidal rule), and `area_difference`.
         value: None where undefined.
-        low, high: of a mean or difference, a 95 % bootstrap interval over the clips; else None.
-        cost: madds of the variant, beside each of its numbers.
+        low: Lower end of the 95 % bootstrap interval over the clips; None where there is no interval.
+        high: Its upper end.
+        cost: Millions of multiply-adds of the variant.
     """
 
     variant: str
@@ -69,34 +80,39 @@ class Row:
     high: float | None = None
     cost: float | None = None
 
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval, if any."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A question that a study was made to answer; `holds` is None where it is neither yes nor no. All text is plain."""
+    @property
+    def verdict(self) -> Verdict:
+        """Whether a difference is for the better or for the worse: undecided unless its interval excludes 0."""
+        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
+            return "undecided"
+        return "better" if (self.interval[1] < 0) == (self.metric in LESS_IS_BETTER) else "worse"
 
-    question: str
-    answer: str
-    holds: bool | None
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """The results of a study.
 
     Attributes:
-        study: its name.
-        title, question: for people.
-        corpus, split, clips: what it was measured on; clips is their number.
-        reference: the variant that others are compared with.
-        variants: in the order in which they are to be shown -> what each changes, dotted key -> value.
-        seeds: of each variant.
-        metrics: those to be shown, the one that the study is about first.
-        conditions: in their order -> unit of the level (such as dB), empty where it has none.
-        pareto: cost and metric of a plot of the best trade-offs, such as (fusion_madds, f1_np); None: no such plot.
-        answers: to the questions that it was made for.
-        notes: what could not be measured, and why.
-        record: as in metrics/run.json: code, parameters, data, versions, machine.
-        rows: the numbers.
+        study: Its name.
+        title: Its title.
+        question: What it investigates.
+        corpus: Name of the corpus.
+        split: Evaluated split.
+        clips: Number of its labelled clips.
+        reference: Variant that the others are compared with.
+        variants: Variants in display order -> what each changes, dotted key -> value.
+        seeds: Seeds of each variant.
+        metrics: Metrics to show, the most important first.
+        conditions: Conditions in display order -> unit of the level, such as dB; empty where there is none.
+        pareto: Cost and metric of a plot of the best trade-offs, such as (fusion_madds, f1_np), if wanted.
+        notes: What could not be measured, and why.
+        provenance: As in metrics/run.json: code, parameters, data, versions, machine.
+        rows: The numbers.
     """
 
     study: str
@@ -111,48 +127,71 @@ class StudyResult:
     metrics: Sequence[str]
     conditions: Mapping[str, str] = field(default_factory=dict)
     pareto: tuple[str, str] | None = None
-    answers: Sequence[Answer] = ()
     notes: Sequence[str] = ()
-    record: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
 
-    def find(self, **wanted: Any) -> Iterator[Row]:
-        """Rows whose attributes have these values."""
-        return (row for row in self.rows if all(getattr(row, name) == value for name, value in wanted.items()))
+    @cached_property
+    def _over_seeds(self) -> dict[tuple[Any, ...], Row]:
+        return {
+            (r.variant, r.metric, r.statistic, r.condition, r.level, r.clips): r for r in self.rows if r.seed is None
+        }
 
-    def one(self, **wanted: Any) -> Row | None:
-        """The first of `find`; None where there is none."""
-        return next(self.find(**wanted), None)
+    def get(
+        self,
+        variant: str,
+        metric: str,
+        statistic: str = "mean",
+        condition: str = CLEAN,
+        level: float | None = None,
+        clips: str = ALL_CLIPS,
+    ) -> Row | None:
+        """Return a row over all seeds; None if there is none, or its value is undefined."""
+        row = self._over_seeds.get((variant, metric, statistic, condition, level, clips))
+        return None if row is None or row.value is None else row
+
+    def find(self, **attributes: Any) -> Iterator[Row]:
+        """Return the rows that have these attributes."""
+        return (row for row in self.rows if all(getattr(row, name) == value for name, value in attributes.items()))
+
+    def levels(self, condition: str) -> list[float]:
+        """Return the condition's levels in the order of the study; empty if it has none."""
+        rows = self.find(condition=condition, statistic="mean")
+        return list(dict.fromkeys(row.level for row in rows if row.level is not None))
+
+    @cached_property
+    def slices(self) -> list[str]:
+        """The slices that were measured."""
+        return list(dict.fromkeys(row.clips for row in self.rows if row.clips != ALL_CLIPS))
 
 
 def write_study(result: StudyResult, folder: Path) -> Path:
-    """Write `folder`/<study>.parquet, whole or not at all; its path."""
-    meta = asdict(result)
-    del meta["rows"]
-    schema = STUDY_SCHEMA.with_metadata({METADATA_KEY: json.dumps({"schema_version": SCHEMA_VERSION, **meta})})
-    rows = [{"study": result.study, **asdict(row)} for row in result.rows]
+    """Write `folder`/<study>.parquet atomically and return its path."""
+    metadata = asdict(result)
+    del metadata["rows"]
+    metadata["record"] = metadata.pop("provenance")
     path = Path(folder) / f"{result.study}.parquet"
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+    rows = [{"study": result.study, **asdict(row)} for row in result.rows]
+    write_table(rows, versioned_schema(STUDY_SCHEMA, SCHEMA_VERSION, metadata), path)
     return path
 
 
 def read_study(path: Path) -> StudyResult:
-    """Read one table.
+    """Read one table; metadata that earlier versions wrote and this one does not use are ignored.
 
     Raises:
-        ValueError: the file is of another schema version, or no study at all.
+        ValueError: the file has another schema version, or is no study.
     """
     table = pq.read_table(path)
-    meta = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    if meta.pop("schema_version", None) != SCHEMA_VERSION or table.schema.names != STUDY_SCHEMA.names:
-        raise ValueError(f"{path}: no results of a study that this version reads; run the study again, or remove it")
-    rows = [Row(**{k: v for k, v in row.items() if k != "study"}) for row in table.to_pylist()]
-    answers = [Answer(**answer) for answer in meta.pop("answers")]
-    pareto = tuple(meta.pop("pareto") or ()) or None
-    return StudyResult(**meta, answers=answers, pareto=pareto, rows=rows)
+    remedy = "run the study again, or remove the file"
+    metadata = check_version(table.schema, SCHEMA_VERSION, path, kind="study result", remedy=remedy)
+    metadata["provenance"] = metadata.pop("record")
+    metadata["pareto"] = tuple(metadata["pareto"]) if metadata["pareto"] else None
+    known = {item.name: metadata[item.name] for item in fields(StudyResult) if item.name != "rows"}
+    rows = [Row(**{name: value for name, value in row.items() if name != "study"}) for row in table.to_pylist()]
+    return StudyResult(**known, rows=rows)
 
 
 def read_studies(folder: Path) -> list[StudyResult]:
-    """All studies of a folder, by name. Raises as `read_study` does."""
+    """Read all studies of a folder, by name; raises as `read_study` does."""
     return [read_study(path) for path in sorted(Path(folder).glob("*.parquet"))]

@@ -1,43 +1,45 @@
-"""A study as its file has it: what is trained, how it is shown the evaluated clips, what is asked of the numbers."""
+"""Study files: the variants to train, the conditions to evaluate them under, and the metrics to compare."""
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from extractors.corruption.conditions import CORRUPTIONS
-from extractors.corruption.conditions import Condition as Corrupted
+from extractors.corruption.conditions import Condition as Corruption
 from flows.config.params import Params, ParamsError, check_params
-from flows.studies.results import ALL_CLIPS, CLEAN
+from flows.studies.results import COSTS
 from model.config import Modality
+from model.evaluation.metrics import WIDE, evaluate_metrics
 from model.evaluation.subgroups import SLICES
 
 FOLDER = Path("studies")
 STRICT: dict[str, str] = {"extra": "forbid"}
 
-COSTS = ("madds", "fusion_madds", "step_seconds", "train_seconds", "parameters")
-
 WIDE_NAMES = {"acc2": "acc2_np", "f1": "f1_np"}
-"""What a study calls the metrics that labels in [-3, 3] have in two forms."""
+"""Metrics that have two forms for labels in [-3, 3]: name in a study's file -> the form it stands for."""
+
+REMOVED = ("checks", "questions")
+"""Keys of earlier versions."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How the evaluated clips are shown: with some modalities only, without one in part of the clips, or corrupted.
+    """How the evaluated clips are changed: only some modalities shown, one dropped from some clips, or a corruption.
 
     Attributes:
-        show: modalities that the network is shown.
-        drop: a modality that some clips lose; the levels are their share.
-        corrupt: a corruption of `extractors.corruption.conditions`; the levels are its own.
-        levels: of `drop` and `corrupt`.
-        unit: of the levels, for plots; a corruption has its own.
+        show: Modalities that the network sees.
+        drop: A modality that some clips lose; the levels are the share of these clips.
+        corrupt: A corruption of `extractors.corruption.conditions`; the levels are its own.
+        levels: Levels of `drop` or `corrupt`.
+        unit: Unit of the levels, for plots; a corruption has its own.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -50,64 +52,17 @@ class Condition:
 
     def __post_init__(self) -> None:
         if [bool(self.show), self.drop is not None, self.corrupt is not None].count(True) != 1:
-            raise ValueError("a condition says one of show (modalities), drop (a modality) and corrupt (a corruption)")
+            raise ValueError(
+                "a condition has exactly one of show (modalities), drop (a modality), corrupt (a corruption)"
+            )
         if bool(self.levels) == bool(self.show):
-            raise ValueError("drop and corrupt want levels, such as [0.25, 0.5], and show takes none")
+            raise ValueError("drop and corrupt need levels, such as [0.25, 0.5], and show takes none")
         if self.drop and not all(0 <= level <= 1 for level in self.levels):
             raise ValueError("levels of drop are shares of the clips, from 0 to 1")
-        for level in self.levels if self.corrupt else ():
-            Corrupted(self.corrupt, level)  # which knows what there is
-        if self.corrupt and not self.unit:
-            object.__setattr__(self, "unit", CORRUPTIONS[self.corrupt].unit)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which number: of a variant (None: the study's reference), in a condition, at a level, of which clips."""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    variant: str | None = None
-    condition: str = CLEAN
-    level: float | None = None
-    clips: str = ALL_CLIPS
-
-
-@dataclass(frozen=True)
-class Knee:
-    """Variants along which cost grows: where does the metric stop to grow with it?"""
-
-    __pydantic_config__: ClassVar = STRICT
-
-    variants: tuple[str, ...]
-    cost: str = "fusion_madds"
-
-
-@dataclass(frozen=True)
-class Check:
-    """A question: does a metric at `of` differ from that at `against` by so much? Or: where is the knee?
-
-    Attributes:
-        at_least, at_most: of the difference, `of` minus `against`.
-        relative: the difference is taken as a part of the number at `against`.
-    """
-
-    __pydantic_config__: ClassVar = STRICT
-
-    question: str
-    metric: str
-    of: Place = field(default_factory=Place)
-    against: Place = field(default_factory=Place)
-    at_least: float | None = None
-    at_most: float | None = None
-    relative: bool = False
-    knee: Knee | None = None
-
-    def __post_init__(self) -> None:
-        if [self.at_least is not None, self.at_most is not None, self.knee is not None].count(True) != 1:
-            raise ValueError("a check says one of at_least, at_most and knee")
-        if self.of.clips != self.against.clips:
-            raise ValueError("a difference is taken on the same clips: of.clips and against.clips must be the same")
+        if self.corrupt is not None:
+            for level in self.levels:
+                Corruption(self.corrupt, level)  # raises for an unknown corruption or level
+            object.__setattr__(self, "unit", self.unit or CORRUPTIONS[self.corrupt].unit)
 
 
 @dataclass(frozen=True)
@@ -122,14 +77,20 @@ class Pareto:
 
 @dataclass(frozen=True)
 class StudySpec:
-    """A study's file.
+    """The content of a study's file.
 
     Attributes:
-        name: of the file.
-        variants: name -> what it changes over params.yaml and `base`: dotted keys of the blocks model and train.
-        reference: the variant that the others are compared with.
-        metrics: keys of metrics/test.json; acc2 and f1 stand for acc2_np and f1_np where the labels are in [-3, 3].
-        slices: parts of the split that are measured too, see `model.evaluation.subgroups`.
+        name: Name of the file.
+        title: Title for people.
+        question: What the study investigates, for people.
+        variants: Name -> changes to params.yaml and `base`: dotted keys of the blocks model and train.
+        reference: Variant that the others are compared with.
+        metrics: Keys of metrics/test.json; acc2 and f1 stand for acc2_np and f1_np where the labels are in [-3, 3].
+        seeds: Seeds that each variant is trained with.
+        base: Changes to params.yaml for all variants.
+        conditions: Name -> condition under which the variants are evaluated too.
+        slices: Slices of the split that are measured too, see `model.evaluation.subgroups`.
+        pareto: Plot of cost against a metric.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -145,37 +106,23 @@ class StudySpec:
     conditions: dict[str, Condition] = field(default_factory=dict)
     slices: tuple[str, ...] = ()
     pareto: Pareto | None = None
-    checks: tuple[Check, ...] = ()
 
     def __post_init__(self) -> None:
-        _among("reference", self.reference, self.variants)
+        _check_name("reference", self.reference, self.variants)
         for name in self.slices:
-            _among("slices", name, SLICES)
-        for place in (place for check in self.checks for place in (check.of, check.against)):
-            _among("variant of a check", place.variant or self.reference, self.variants)
-            _among("condition of a check", place.condition, (CLEAN, *self.conditions))
-            _among("clips of a check", place.clips, (ALL_CLIPS, *self.slices))
-            levels = self.conditions[place.condition].levels if place.condition else ()
-            if (place.level is None) == bool(levels) or (levels and place.level not in levels):
-                raise ValueError(
-                    f"level of a check: {place.level} is none of condition {place.condition or 'as it is'!r}"
-                    f" ({', '.join(f'{level:g}' for level in levels) or 'it has none'})"
-                )
-        for check in self.checks:
-            for name in check.knee.variants if check.knee else ():
-                _among("variants of a knee", name, self.variants)
-        for cost in (self.pareto.cost if self.pareto else None, *(c.knee.cost for c in self.checks if c.knee)):
-            if cost is not None:
-                _among("cost", cost, COSTS)
+            _check_name("slices", name, SLICES)
+        if self.pareto:
+            _check_name("cost", self.pareto.cost, COSTS)
+            _check_name("pareto.metric", self.pareto.metric, self.metrics)
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: name each seed once, and one at least")
+            raise ValueError("seeds: name each seed once, and at least one")
 
 
 def read_spec(name: str) -> StudySpec:
-    """The study called `name` in studies/, or that of a file with this path.
+    """Read the study called `name` in studies/, or the file at that path.
 
     Raises:
-        ValueError: there is none (the message lists those there are), or its file says what none can say.
+        ValueError: there is no such study (the message lists the existing ones), or its file is invalid.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
@@ -184,10 +131,18 @@ def read_spec(name: str) -> StudySpec:
         hint = f"did you mean {near[0]!r}?" if near else f"{FOLDER}/ has {', '.join(known) or 'none'}"
         raise ValueError(f"no study {path}: {hint}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(StudySpec).validate_python({"name": path.stem, **(values or {})})
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: no YAML: {error}") from error
+    for key in REMOVED:
+        if key in values:
+            raise ValueError(
+                f"{path}: `{key}` was removed; delete it. Every variant is now compared with the reference under every "
+                "condition: the tables and the report show the paired difference with its 95 % interval and a verdict "
+                "(better, worse or undecided)"
+            )
+    try:
+        return TypeAdapter(StudySpec).validate_python({"name": path.stem, **values})
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
@@ -197,15 +152,15 @@ def read_spec(name: str) -> StudySpec:
 
 
 def available() -> list[str]:
-    """Names of the studies in studies/."""
+    """Return the names of the studies in studies/."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def variant_params(params: Params, spec: StudySpec, variant: str) -> Params:
-    """The parameters of one of the study's trainings, checked.
+    """Return the validated parameters of a variant's trainings.
 
     Raises:
-        ParamsError: a key that there is not, of another block than model and train, or a value that cannot be.
+        ParamsError: an unknown key, one of another block than model and train, or an invalid value.
     """
     changes = {**spec.base, **spec.variants[variant]}
     values = TypeAdapter(Params).dump_python(params, mode="json")
@@ -214,30 +169,25 @@ def variant_params(params: Params, spec: StudySpec, variant: str) -> Params:
         if block not in ("model", "train") or key == "train.seeds" or not path:
             raise ParamsError(
                 f"study {spec.name}, variant {variant!r}: {key} is no key of the blocks model and train that a study "
-                "can change (seeds are named by its own `seeds`)"
+                "can change (its seeds are set by its own key `seeds`)"
             )
-        place = values[block]
+        parent = values[block]
         for part in path[:-1]:
-            place = place.setdefault(part, {})
-        place[path[-1]] = value
+            parent = parent.setdefault(part, {})
+        parent[path[-1]] = value
     checked = check_params(values, f"study {spec.name}, variant {variant!r}")
     return replace(params, model=checked.model, train=checked.train)
 
 
-def metric_keys(names: Sequence[str], known: Mapping[str, Any], label_range: tuple[float, float]) -> list[str]:
-    """The names as metrics/<split>.json has them; those that this label range does not have are left out."""
-    wide = tuple(label_range) == (-3.0, 3.0)
-    keys = [WIDE_NAMES.get(name, name) if wide else name for name in names]
+def metric_keys(names: Sequence[str], label_range: tuple[float, float]) -> list[str]:
+    """Return the names' keys in metrics/<split>.json, without those that this label range does not have."""
+    known = evaluate_metrics(np.zeros(0), np.zeros(0), label_range)
+    keys = [WIDE_NAMES.get(name, name) if tuple(label_range) == WIDE else name for name in names]
     return [key for key in keys if key in known]
 
 
-def slug(name: str) -> str:
-    """A name as part of a file's, or of an artifact's key."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _among(what: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+def _check_name(key: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, [*known], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(repr, known))}"
-        raise ValueError(f"{what}: there is no {name!r}; {hint}")
+        raise ValueError(f"{key}: there is no {name!r}; {hint}")

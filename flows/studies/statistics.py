@@ -1,42 +1,39 @@
-"""From a study's predictions to its table: metrics of each training, of all seeds together, and what differs.
+"""Statistics of a study: predictions -> metrics of each training and over the seeds, and differences to the reference.
 
-Shapes: N clips of the split, S seeds.
+Shapes: N clips of the split, S seeds, R bootstrap draws.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 
 import numpy as np
 
-from flows.display.metrics import LESS_IS_BETTER, METRICS
-from flows.studies.results import ALL_CLIPS, CLEAN, Answer, Row
-from flows.studies.spec import Check, Place, StudySpec
+from flows.studies.results import ALL_CLIPS, CLEAN, Row
+from flows.studies.spec import StudySpec
 from model.evaluation.bootstrap import difference_interval, percentile_interval, resampled_metrics
 from model.evaluation.metrics import evaluate_metrics
-
-NO_INTERVAL = (None, None)
-CLOSE = "; the interval holds other answers too"
 
 Cell = tuple[str, str, float | None]
 """Variant, condition and level (None where the condition has none)."""
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """All that a study measured.
+class Measurements:
+    """Predictions and costs of all trainings of a study.
 
     Attributes:
-        spec: of the study.
-        label: [N], NaN where unlabelled.
-        label_range: of the labels.
-        metrics: keys that the study shows.
-        slices: name -> [N] bool, which clips.
-        predictions: of each cell [S, N].
-        costs: variant -> of each seed, what `flows.studies.trial.train_trial` says.
+        spec: The study.
+        label: Labels [N], NaN where unlabelled.
+        label_range: Range of the labels.
+        metrics: Metrics to report.
+        slices: Name -> its clips, [N] bool.
+        predictions: Predictions of each cell [S, N].
+        costs: Variant -> costs of each seed, as `flows.studies.trial.train_trial` returns them.
     """
 
     spec: StudySpec
@@ -49,189 +46,102 @@ class Numbers:
 
     @cached_property
     def groups(self) -> dict[str, np.ndarray]:
-        """The labelled clips of each group, all of them first; groups without a clip are left out."""
+        """Rows of the labelled clips: of all, then of each slice that has any."""
         labelled = np.isfinite(self.label)
-        found = {ALL_CLIPS: labelled} | {name: rows & labelled for name, rows in self.slices.items()}
-        return {name: np.flatnonzero(rows) for name, rows in found.items() if rows.any()}
-
-    @cached_property
-    def _resampled(self) -> dict[tuple[Cell, str], Mapping[str, np.ndarray]]:
-        return {}
-
-    def resampled(self, cell: Cell, clips: str) -> Mapping[str, np.ndarray]:
-        """Metric -> its mean over the seeds on the draws of `model.evaluation.bootstrap`, the same for all cells."""
-        if (cell, clips) not in self._resampled:
-            rows = self.groups[clips]
-            self._resampled[cell, clips] = resampled_metrics(
-                self.predictions[cell][:, rows], self.label[rows], self.label_range
-            )
-        return self._resampled[cell, clips]
-
-    def by_seed(self, cell: Cell, clips: str, metric: str) -> list[float | None]:
-        """The metric of each seed."""
-        rows = self.groups[clips]
-        return [
-            evaluate_metrics(prediction_N[rows], self.label[rows], self.label_range)[metric]
-            for prediction_N in self.predictions[cell]
-        ]
+        groups = {ALL_CLIPS: labelled} | {name: rows & labelled for name, rows in self.slices.items()}
+        return {name: np.flatnonzero(rows) for name, rows in groups.items() if rows.any()}
 
 
-def tidy_rows(numbers: Numbers) -> list[Row]:
-    """Every row of the study's table."""
-    rows = []
-    for variant in numbers.spec.variants:
-        cost = statistics.fmean(seed["madds"] for seed in numbers.costs[variant])
-        rows += _cost_rows(numbers, variant, cost)
-        for condition, levels in _levels(numbers.spec):
-            for clips in numbers.groups:
-                for metric in numbers.metrics:
-                    for level in levels:
-                        rows += _metric_rows(numbers, (variant, condition, level), clips, metric, cost)
-                    rows += _area_rows(numbers, variant, condition, levels, clips, metric, cost)
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A metric of one cell on one group of clips; NaN where undefined.
+
+    Attributes:
+        by_seed_S: Its value of each seed.
+        resampled_R: Its mean over the seeds on each draw of `model.evaluation.bootstrap`. The draws are the same for
+            all cells, so that differences between cells are paired.
+    """
+
+    by_seed_S: np.ndarray
+    resampled_R: np.ndarray
+
+
+def tidy_rows(measured: Measurements) -> list[Row]:
+    """Return all rows of the study's table."""
+    spec = measured.spec
+    samples = {cell: _samples(measured, cell) for cell in measured.predictions}
+    conditions: dict[str, Sequence[float | None]] = {CLEAN: (None,)}
+    conditions |= {name: condition.levels or (None,) for name, condition in spec.conditions.items()}
+    rows: list[Row] = []
+    for variant in spec.variants:
+        cost = statistics.fmean(seed["madds"] for seed in measured.costs[variant])
+        rows += _cost_rows(measured, variant, cost)
+        for (condition, levels), clips, metric in product(conditions.items(), measured.groups, measured.metrics):
+            row = partial(Row, variant=variant, condition=condition, clips=clips, metric=metric, cost=cost)
+            ours = [samples[variant, condition, level][clips, metric] for level in levels]
+            theirs = [samples[spec.reference, condition, level][clips, metric] for level in levels]
+            for level, our, their in zip(levels, ours, theirs, strict=True):
+                at = partial(row, level=level)
+                rows += [
+                    at(seed=seed, statistic="value", value=_none_if_nan(value))
+                    for seed, value in zip(spec.seeds, our.by_seed_S, strict=True)
+                ]
+                rows += _summary_rows(at, our, None if variant == spec.reference else their, "mean", "difference")
+                if len(spec.seeds) > 1:
+                    std = _none_if_nan(np.std(our.by_seed_S, ddof=1))
+                    rows.append(at(seed=None, statistic="std", value=std))
+            if len(levels) > 1:
+                area, other = _area(levels, ours), _area(levels, theirs)
+                at = partial(row, level=None)
+                rows += _summary_rows(at, area, None if variant == spec.reference else other, "area", "area_difference")
     return rows
 
 
-def _levels(spec: StudySpec) -> Iterator[tuple[str, Sequence[float | None]]]:
-    yield CLEAN, (None,)
-    for name, condition in spec.conditions.items():
-        yield name, condition.levels or (None,)
+def _samples(measured: Measurements, cell: Cell) -> dict[tuple[str, str], _Sample]:
+    """Measure a cell: (group of clips, metric) -> sample."""
+    samples = {}
+    for clips, rows in measured.groups.items():
+        prediction_SN, label_N = measured.predictions[cell][:, rows], measured.label[rows]
+        by_seed = [evaluate_metrics(prediction_N, label_N, measured.label_range) for prediction_N in prediction_SN]
+        resampled = resampled_metrics(prediction_SN, label_N, measured.label_range)
+        for metric in measured.metrics:
+            values_S = np.array([metrics[metric] for metrics in by_seed], np.float64)  # None becomes NaN
+            samples[clips, metric] = _Sample(values_S, resampled[metric])
+    return samples
 
 
-def _cost_rows(numbers: Numbers, variant: str, cost: float) -> Iterator[Row]:
-    seeds = numbers.costs[variant]
-    for metric in seeds[0]:
-        values = [seed[metric] for seed in seeds]
-        for seed, value in zip(numbers.spec.seeds, values, strict=True):
-            yield Row(variant, seed, CLEAN, None, ALL_CLIPS, metric, "value", value, cost=cost)
-        yield Row(variant, None, CLEAN, None, ALL_CLIPS, metric, "mean", statistics.fmean(values), cost=cost)
-
-
-def _metric_rows(numbers: Numbers, cell: Cell, clips: str, metric: str, cost: float) -> Iterator[Row]:
-    variant, condition, level = cell
-    values = numbers.by_seed(cell, clips, metric)
-    for seed, value in zip(numbers.spec.seeds, values, strict=True):
-        yield Row(variant, seed, condition, level, clips, metric, "value", value, cost=cost)
-    if any(value is None for value in values):
-        yield Row(variant, None, condition, level, clips, metric, "mean", None, cost=cost)
-        return
-    mean, resampled = statistics.fmean(values), numbers.resampled(cell, clips)[metric]
-    yield Row(variant, None, condition, level, clips, metric, "mean", mean, *(percentile_interval(resampled) or NO_INTERVAL), cost)
-    if len(values) > 1:
-        yield Row(variant, None, condition, level, clips, metric, "std", statistics.stdev(values), cost=cost)
-    reference = (numbers.spec.reference, condition, level)
-    theirs = numbers.by_seed(reference, clips, metric)
-    if variant != numbers.spec.reference and None not in theirs:
-        low, high = difference_interval(resampled, numbers.resampled(reference, clips)[metric]) or NO_INTERVAL
-        difference = mean - statistics.fmean(theirs)
-        yield Row(variant, None, condition, level, clips, metric, "difference", difference, low, high, cost)
-
-
-def _area_rows(
-    numbers: Numbers, variant: str, condition: str, levels: Sequence[float | None], clips: str, metric: str, cost: float
-) -> Iterator[Row]:
-    """The area under the metric's curve over the levels, over their width: its mean there."""
-    if len(levels) < 2:
-        return
-    means = []
-    for level in sorted(levels):
-        values = numbers.by_seed((variant, condition, level), clips, metric)
-        if None in values:
-            return
-        means.append(statistics.fmean(values))
-    area = float(np.trapz(means, sorted(levels))) / (max(levels) - min(levels))
-    yield Row(variant, None, condition, None, clips, metric, "area", area, cost=cost)
-
-
-def answers(numbers: Numbers, checks: Sequence[Check], metric_of: Mapping[str, str]) -> list[Answer]:
-    """Answers to the study's questions, in its numbers.
-
-    Args:
-        metric_of: the metrics' names in the study's file -> as `numbers` has them.
-    """
-    return [
-        _knee(numbers, check, metric_of) if check.knee else _difference(numbers, check, metric_of) for check in checks
-    ]
-
-
-def _difference(numbers: Numbers, check: Check, metric_of: Mapping[str, str]) -> Answer:
-    metric = metric_of.get(check.metric)
-    if metric is None:
-        return Answer(check.question, f"{check.metric} is not defined for this label range.", None)
-    if check.of.clips not in numbers.groups:
-        return Answer(check.question, f"No clip of the split is known to be one of those ({check.of.clips}).", None)
-    sides = [_cell(numbers.spec, place) for place in (check.of, check.against)]
-    values = [numbers.by_seed(cell, check.of.clips, metric) for cell in sides]
-    if any(value is None for side in values for value in side):
-        return Answer(check.question, f"{METRICS[metric].label} is undefined here.", None)
-    of, against = (statistics.fmean(side) for side in values)
-    scale = against if check.relative else 1.0
-    difference, found = (of - against) / scale, _interval_between(numbers, sides, check.of.clips, metric, scale)
-    holds = difference >= check.at_least if check.at_least is not None else difference <= check.at_most
-    bar = check.at_least if check.at_least is not None else check.at_most
-    told = _told(metric, difference, found, check.relative)
-    clips = (
-        ""
-        if check.of.clips == ALL_CLIPS
-        else f" on the {len(numbers.groups[check.of.clips])} clips whose {check.of.clips}"
+def _area(levels: Sequence[float | None], samples: Sequence[_Sample]) -> _Sample:
+    """Return the mean of a metric over the levels: the area under its curve (trapezoidal rule) by its width."""
+    level_L = np.array(levels, np.float64)
+    order_L = np.argsort(level_L)
+    x_L, width = level_L[order_L], float(np.ptp(level_L))
+    by_seed_LS, resampled_LR = (
+        np.stack(values)[order_L] for values in zip(*((s.by_seed_S, s.resampled_R) for s in samples), strict=True)
     )
-    answer = f"{METRICS[metric].label}{clips}: {_value(metric, of)} against {_value(metric, against)}, {told}"
-    close = found is not None and found[0] < bar < found[1]
-    return Answer(check.question, f"{answer}{CLOSE if close else ''}.", bool(holds))
+    return _Sample(np.trapz(by_seed_LS, x_L, axis=0) / width, np.trapz(resampled_LR, x_L, axis=0) / width)
 
 
-def _knee(numbers: Numbers, check: Check, metric_of: Mapping[str, str]) -> Answer:
-    """Where the front of cost and metric bends: the point farthest above the line between its ends.
-
-    Satopää et al., "Finding a 'Kneedle' in a Haystack", ICDCS workshops 2011.
-    """
-    assert check.knee is not None
-    metric = metric_of.get(check.metric)
-    if metric is None:
-        return Answer(check.question, f"{check.metric} is not defined for this label range.", None)
-    better = -1 if metric in LESS_IS_BETTER else 1
-    points = []
-    for variant in check.knee.variants:
-        values = numbers.by_seed((variant, CLEAN, None), ALL_CLIPS, metric)
-        cost = statistics.fmean(seed[check.knee.cost] for seed in numbers.costs[variant])
-        points.append((cost, better * statistics.fmean(values), variant))
-    front: list[tuple[float, float, str]] = []
-    for point in sorted(points):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    shown = ", ".join(f"{name}: {_value(metric, better * y)} at {x:.1f} million" for x, y, name in sorted(points))
-    said = f"{METRICS[metric].label} and multiply-adds: {shown}; "
-    (x0, y0, cheapest), (x1, y1, best) = front[0], front[-1]
-    if cheapest == best:
-        return Answer(check.question, f"{said}there is no bend to be seen: the cheapest, {best}, is the best.", None)
-    # Of a front's ends neither lies above the line between them.
-    bend = max(front, key=lambda p: (p[1] - y0) / (y1 - y0) - (p[0] - x0) / (x1 - x0))
-    if bend in (front[0], front[-1]):
-        cells = [(name, CLEAN, None) for name in (best, cheapest)]
-        told = _told(metric, y1 - y0, _interval_between(numbers, cells, ALL_CLIPS, metric, better), False)
-        said += f"there is no bend to be seen: the best, {best}, is better than the cheapest, {cheapest}, by {told}."
-        return Answer(check.question, said, None)
-    return Answer(check.question, f"{said}the front bends at {bend[2]}.", None)
+def _summary_rows(
+    row: Callable[..., Row], ours: _Sample, theirs: _Sample | None, statistic: str, difference: str
+) -> Iterator[Row]:
+    """Yield the mean over the seeds and, given the reference's sample, the paired difference to it."""
+    mean = _none_if_nan(ours.by_seed_S.mean())
+    low, high = (None if mean is None else percentile_interval(ours.resampled_R)) or (None, None)
+    yield row(seed=None, statistic=statistic, value=mean, low=low, high=high)
+    if theirs is None or mean is None or np.isnan(theirs.by_seed_S).any():
+        return
+    low, high = difference_interval(ours.resampled_R, theirs.resampled_R) or (None, None)
+    yield row(seed=None, statistic=difference, value=mean - float(theirs.by_seed_S.mean()), low=low, high=high)
 
 
-def _interval_between(
-    numbers: Numbers, cells: Sequence[Cell], clips: str, metric: str, scale: float
-) -> tuple[float, float] | None:
-    """Of the first cell's metric minus the second's, over `scale`."""
-    first, second = (numbers.resampled(cell, clips)[metric] / scale for cell in cells)
-    return difference_interval(first, second)
+def _cost_rows(measured: Measurements, variant: str, cost: float) -> Iterator[Row]:
+    row = partial(Row, variant=variant, condition=CLEAN, level=None, clips=ALL_CLIPS, cost=cost)
+    for metric in measured.costs[variant][0]:
+        values = [seed[metric] for seed in measured.costs[variant]]
+        for seed, value in zip(measured.spec.seeds, values, strict=True):
+            yield row(seed=seed, metric=metric, statistic="value", value=value)
+        yield row(seed=None, metric=metric, statistic="mean", value=statistics.fmean(values))
 
 
-def _cell(spec: StudySpec, place: Place) -> Cell:
-    return place.variant or spec.reference, place.condition, place.level
-
-
-def _value(metric: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if METRICS[metric].is_fraction else f"{value:.3f}"
-
-
-def _told(metric: str, difference: float, found: tuple[float, float] | None, relative: bool) -> str:
-    scale, unit, digits = (100, " points", 1) if METRICS[metric].is_fraction else (1, "", 3)
-    if relative:
-        scale, unit, digits = 100, " %", 1
-    signed = [f"{scale * value:+.{digits}f}".replace("-", "\u2212") for value in (difference, *(found or ()))]
-    return f"{signed[0]}{unit}" + (f" (95 % interval {signed[1]} to {signed[2]})" if found else "")
+def _none_if_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""One training of a study: kept by what it depends on, and shown a split in several ways.
+"""One training of a study: cached by everything it depends on, then evaluated on several views of a split.
 
 Shapes: N clips of a split.
 """
@@ -10,17 +10,19 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from model.checkpoint.io import load_checkpoint
+from model.checkpoint.io import CheckpointInfo, load_checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.sequences import fingerprint
 from model.device import resolve_device
 from model.evaluation.inference import predict
 from model.files import atomic_file
+from model.network.dashfusion import DashFusion
 from model.network.flops import network_costs
 from model.train import forget_run, train
 from model.training.resume import run_signature
@@ -29,7 +31,7 @@ TRIALS = "trials"
 """Folder of finished trainings, in scratch."""
 
 COSTS = "costs.json"
-"""Written last: where it is, the training has ended."""
+"""Written last: its presence marks a finished training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ class View:
     """A way to show a network a split.
 
     Attributes:
-        dataset: the folder; a corrupted copy of the one that was trained on, perhaps.
-        show: modalities that are shown; empty: those that the network was trained with.
-        drop: a modality and the share of the clips that lose it.
+        dataset: Folder of the dataset: the training's own, or a corrupted copy.
+        show: Modalities that the network sees; empty for those it was trained with.
+        drop: A modality and the share of the clips that lose it.
     """
 
     dataset: Path
@@ -48,31 +50,35 @@ class View:
 
 
 def trial_folder(scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig, seed: int) -> Path:
-    """Where a training is kept: the same for all studies that ask for it, another after any change of its inputs.
+    """Return the folder of a training: shared by all studies, and another one after any change of its inputs.
 
     Raises:
-        FileNotFoundError: no dataset there.
+        FileNotFoundError: there is no dataset.
     """
     return Path(scratch) / TRIALS / run_signature(dataset, model, config) / f"seed-{seed}"
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a trial's training has ended."""
+    """Return whether a trial's training has finished."""
     return (folder / COSTS).is_file()
 
 
 def train_trial(
     dataset: Path, model: ModelConfig, config: TrainConfig, seed: int, scratch: Path, split: str
 ) -> dict[str, float]:
-    """Train, unless it was done before, and say what it cost; a training that was killed goes on where it was.
+    """Train unless it was done before, resuming a training that was killed, and return its costs.
 
     Args:
-        scratch: for the trial's folder, memory-mapped features, and what a killed training goes on from.
-        split: whose clip of middling length the network's costs are counted on.
+        dataset: Folder of the dataset.
+        model: Model configuration.
+        config: Training configuration.
+        seed: Random seed.
+        scratch: Folder for the trial, memory-mapped features and the state of unfinished trainings.
+        split: Split whose clip of median length the multiply-adds are counted on.
 
     Returns:
-        What `model.network.flops.network_costs` gives; train_seconds of the whole training; step_seconds, the median over its
-        epochs of what a batch took, mining included.
+        The costs of `model.network.flops.network_costs`; train_seconds, of the whole training; step_seconds, the
+        median over the epochs of the time of a batch, mining included.
 
     Raises:
         As `model.train.train` does.
@@ -88,44 +94,55 @@ def train_trial(
         with atomic_file(folder / COSTS) as temporary:
             temporary.write_text(json.dumps(costs), encoding="utf-8")
         forget_run(scratch, dataset, model, config, (seed,))
-    return json.loads((folder / COSTS).read_text(encoding="utf-8"))
+    stored: dict[str, float] = json.loads((folder / COSTS).read_text(encoding="utf-8"))
+    return stored
 
 
 def predict_views(folder: Path, views: Sequence[View], split: str, device: str = "auto") -> list[np.ndarray]:
-    """Predictions [N] of a trial's best checkpoint for each view, in the order of the view's clips; kept beside it.
+    """Return predictions [N] of a trial's best checkpoint for each view, in the order of the view's clips.
+
+    They are stored in the trial's folder; the checkpoint is loaded only if any is missing.
 
     Raises:
-        FileNotFoundError: no dataset, or the trial has not been trained.
+        FileNotFoundError: there is no dataset, or the trial is not trained.
         ValueError: a view's dataset does not fit the checkpoint, or its split has no clips.
     """
-    network, info = None, None
-    found = []
+
+    @cache
+    def checkpoint() -> tuple[DashFusion, CheckpointInfo]:
+        return load_checkpoint(folder / "best", resolve_device(device))
+
+    predictions = []
     for view in views:
         path = folder / "predictions" / f"{_view_key(view, split)}.npy"
         if not path.is_file():
-            if network is None:
-                network, info = load_checkpoint(folder / "best", resolve_device(device))
-            table = ClipTable.read(view.dataset, split, info.model.max_positions, text=network.text)
-            info.check_compatible(table.info)
-            if not len(table):
-                raise ValueError(f"{view.dataset}: the {split} split has no clips; evaluate another split")
-            if view.drop:
-                table = table.drop_modality(view.drop[0], dropped_clips(len(table), *view.drop))
-            shown = [m for m in info.train.modalities if m in (view.show or MODALITIES)]
-            if not shown:
-                raise ValueError(
-                    f"a network that was trained with {', '.join(info.train.modalities)} is to be shown "
-                    f"{', '.join(view.show)} only: leave out that variant, or that condition"
-                )
-            with atomic_file(path) as temporary, open(temporary, "wb") as handle:
-                np.save(handle, predict(network, table, shown))
-        found.append(np.load(path))
-    return found
+            prediction_N = _predict_view(*checkpoint(), view, split)
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.save(file, prediction_N)
+        predictions.append(np.load(path))
+    return predictions
+
+
+def _predict_view(network: DashFusion, info: CheckpointInfo, view: View, split: str) -> np.ndarray:
+    table = ClipTable.read(view.dataset, split, info.model.max_positions, text=network.text)
+    info.check_compatible(table.info)
+    if not len(table):
+        raise ValueError(f"{view.dataset}: the {split} split has no clips; evaluate another split")
+    if view.drop:
+        table = table.drop_modality(view.drop[0], dropped_clips(len(table), *view.drop))
+    shown = [m for m in info.train.modalities if m in (view.show or MODALITIES)]
+    if not shown:
+        raise ValueError(
+            f"a network trained with {', '.join(info.train.modalities)} cannot be shown {', '.join(view.show)} only: "
+            "leave out that variant, or that condition"
+        )
+    return predict(network, table, shown)
 
 
 def dropped_clips(count: int, modality: str, share: float) -> np.ndarray:
-    """Which of `count` clips lose the modality, [N] bool; those of a share are among those of all greater ones."""
-    return np.random.default_rng(MODALITIES.index(modality)).permutation(count) < round(share * count)
+    """Return which of `count` clips lose the modality, [N] bool; those of a share are among those of larger ones."""
+    dropped_N: np.ndarray = np.random.default_rng(MODALITIES.index(modality)).permutation(count) < round(share * count)
+    return dropped_N
 
 
 def _view_key(view: View, split: str) -> str:

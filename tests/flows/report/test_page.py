@@ -281,7 +281,7 @@ def test_what_training_and_evaluation_share_is_said_once(render):
     assert ["Dataset", "da7ada7ada7a"] in page.rows
     assert ["Processor", "AMD EPYC, 16 cores, 8 threads used"] in page.rows
     assert ["Seed", "0; 1", "–"] in page.rows  # noqa: RUF001
-    assert ["Began", "2026-11-24 02:57:14 UTC"] in page.rows
+    assert ["Started", "2026-11-24 02:57:14 UTC"] in page.rows
 
 
 def test_what_training_and_evaluation_do_not_share_stands_side_by_side(render, make):

@@ -10,7 +10,14 @@ import torch
 
 from flows.config.params import ExtractorParams, Params, load_params
 from flows.report import provenance
-from flows.report.provenance import TIMES, RunRecord, code_state, content_hash, plain_params, read_training
+from flows.report.provenance import (
+    TIMES,
+    RunProvenance,
+    code_state,
+    content_hash,
+    plain_params,
+    read_training_provenance,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,18 +61,18 @@ def test_another_run_of_the_same_gives_the_same_record_but_for_its_times(tmp_pat
     written = []
     for name in ("first", "second"):
         data = write_inputs(tmp_path / name)
-        run = RunRecord(params, {"dataset": data}, seed=3)
+        run = RunProvenance(params, {"dataset": data}, seed=3)
         assert run.write(tmp_path / f"{name}.json", resumed=None)["seed"] == 3
         written.append(json.loads((tmp_path / f"{name}.json").read_text()))
     assert set(TIMES) < set(written[0])
     first, second = ({key: value for key, value in one.items() if key not in TIMES} for one in written)
     assert first == second
-    other = RunRecord(params, {"dataset": write_inputs(tmp_path / "other", "another")}, seed=3)
+    other = RunProvenance(params, {"dataset": write_inputs(tmp_path / "other", "another")}, seed=3)
     assert other.write(tmp_path / "other.json")["data"] != first["data"]
 
 
 def test_a_record_says_code_parameters_data_packages_and_machine(tmp_path, params, repository):
-    run = RunRecord(params, {"dataset": write_inputs(tmp_path / "data")}).write(tmp_path / "run.json")
+    run = RunProvenance(params, {"dataset": write_inputs(tmp_path / "data")}).write(tmp_path / "run.json")
     assert run["code"] == {"revision": git(repository, "rev-parse", "HEAD"), "dirty": False, "changed": []}
     assert run["params"]["train"]["seeds"] == list(params.train.seeds) and "paths" not in run["params"]
     assert len(run["data"]["dataset"]) == 64
@@ -106,7 +113,7 @@ def test_a_dirty_tree_is_said_with_the_files_that_differ(repository):
 
 def test_a_record_says_that_the_tree_was_dirty(tmp_path, params, repository):
     (repository / "code.py").write_text("a = 2\n")
-    run = RunRecord(params, {})
+    run = RunProvenance(params, {})
     commit(repository)  # what was edited before is what runs
     assert run.write(tmp_path / "run.json")["code"]["changed"] == ["code.py"]
 
@@ -117,7 +124,7 @@ def test_what_the_pipeline_writes_makes_no_tree_dirty(repository):
     commit(repository)
     for name in ("metrics/test.json", "metrics/run.json", "dvc.lock", "predictions.parquet"):
         (repository / name).write_text("new")
-    written = [Path("metrics"), repository / "predictions.parquet", Path("/elsewhere"), Path("../beside"), Path("")]
+    written = [Path("metrics"), repository / "predictions.parquet", Path("/elsewhere"), Path("../beside"), Path()]
     assert code_state(repository, written)["changed"] == []
     (repository / "code.py").write_text("a = 2\n")
     assert code_state(repository, written)["changed"] == ["code.py"]
@@ -146,7 +153,7 @@ def test_without_git_there_is_no_revision(tmp_path, monkeypatch):
 
 def test_a_record_is_written_without_git(tmp_path, params, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert RunRecord(params, {}).write(tmp_path / "run.json")["code"] is None
+    assert RunProvenance(params, {}).write(tmp_path / "run.json")["code"] is None
 
 
 def test_a_folders_hash_is_of_names_and_contents(tmp_path):
@@ -161,8 +168,8 @@ def test_a_folders_hash_is_of_names_and_contents(tmp_path):
 
 def test_the_records_of_all_seeds_are_taken_and_a_missing_one_is_none(tmp_path, params):
     for seed in (0, 2):
-        RunRecord(params, {}, seed=seed).write(tmp_path / f"seed-{seed}" / provenance.RECORD)
-    assert [run["seed"] for run in read_training(tmp_path, (0, 1, 2))] == [0, 2]
+        RunProvenance(params, {}, seed=seed).write(tmp_path / f"seed-{seed}" / provenance.PROVENANCE_FILE)
+    assert [run["seed"] for run in read_training_provenance(tmp_path, (0, 1, 2))] == [0, 2]
 
 
 def test_a_gpu_is_named_and_torchruns_processes_are_counted(monkeypatch):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from flows.report.studies import pareto_front, study_views
 
 DATA = {"dataset": "da7a" * 16}
@@ -15,12 +13,10 @@ def view_of(study, corpus="demo_en", split="test", data=DATA):
     return study_views([study], corpus, split, data)[0]
 
 
-def test_a_study_says_its_question_answers_and_notes(render, make):
+def test_a_study_shows_its_question_and_notes(render, make):
     _, page = render(studies=[make.study()])
     for text in ("What noise costs", "How fast do metrics fall?", "demo_en, test split, 80 clips", "2 seeds"):
         assert text in page.words
-    for text in ("yes Does it help? It gains 3.1 points.", "no Is it worth it?", "answer And that?"):
-        assert text.replace(" ", "") in page.words.replace(" ", "")
     assert "vision blur was left out: no media" in page.words
 
 
@@ -31,17 +27,21 @@ def test_variants_stand_with_their_spread_their_paired_difference_and_their_cost
     rows = page.rows[page.rows.index(head) + 1 :][:3]
     assert rows[0][0] == "full (reference)" and rows[0][1:3] == ["90.0% ± 1.2", "0.500 ± 0.012"]
     assert rows[1][0] == "no alignmentmodel.alignment: false"
-    assert rows[1][1] == "87.0% ± 1.2\u22123.0 [\u22127.0, +1.0]"
+    assert rows[1][1] == "87.0% ± 1.2\u22123.0 [\u22127.0, +1.0] undecided"
     assert rows[1][3:] == ["–", "30.0 M", "30.0 M", "0.125 s"]  # noqa: RUF001
     assert rows[2][0].startswith("<b>wide</b>")
 
 
-def test_a_difference_is_coloured_only_where_its_interval_is_on_one_side_of_0(make):
+def test_the_verdict_stands_in_words_and_in_colour_only_where_the_interval_excludes_0(render, make):
     rows = view_of(make.study()).tables[0].rows
-    assert [[cell.better for cell in row.cells] for row in rows] == [
-        [None, None, None], [None, None, None], [False, False, None]
+    assert [[cell.verdict for cell in row.cells] for row in rows] == [
+        ["", "", ""], ["undecided", "undecided", ""], ["worse", "worse", ""]
     ]  # fmt: skip
     assert rows[0].cells[0].difference == "", "the reference differs from nothing"
+    html, _ = render(studies=[make.study()])
+    table = html.split('id="study-1"')[1].split("</table>")[0]
+    assert table.count('class="bad">') == 2 == table.count(" worse</small>")
+    assert table.count('class="">') == 2 == table.count(" undecided</small>")
 
 
 def test_less_error_is_better(make):
@@ -51,12 +51,12 @@ def test_less_error_is_better(make):
         for row in study.rows
     ]
     cells = view_of(replace(study, rows=rows)).tables[0].rows[1].cells
-    assert cells[1].better is True
+    assert cells[1].verdict == "better"
 
 
 def test_slices_and_conditions_without_levels_have_tables_of_their_own(make):
     tables = {table.caption: table for table in view_of(make.study()).tables}
-    slices = tables["Acc-2 (negative / positive) of some clips only"]
+    slices = tables["Acc-2 (negative / positive) on slices"]
     assert slices.columns == ["text misleads"] and slices.rows[0].cells[0].value == "70.0%"
     conditions = tables["Acc-2 (negative / positive) under conditions"]
     assert conditions.columns == ["text only"] and conditions.rows[2].cells[0].value == "60.0%"
@@ -67,6 +67,7 @@ def test_curves_are_drawn_over_the_levels_with_the_area_under_them(render, make)
     assert [plot.title for plot in found.curves] == ["Acc-2 (negative / positive), audio noise"]
     area = found.tables[-1]
     assert area.columns == ["audio noise"] and [row.cells[0].value for row in area.rows] == ["70.0%", "69.0%", "68.0%"]
+    assert [row.cells[0].verdict for row in area.rows] == ["", "undecided", "worse"]
     html, _ = render(studies=[make.study()])
     svg = html.split('aria-label="Acc-2 (negative / positive), audio noise"')[1].split("</svg>")[0]
     for colour in ("--series-1", "--series-2", "--series-3"):
@@ -85,25 +86,13 @@ def test_the_front_of_the_best_trade_offs_is_marked(render, make):
 
 
 def test_results_of_other_data_are_marked(render, make):
-    assert view_of(make.study()).other == []
-    assert view_of(make.study(corpus="mosi")).other == ["another corpus, mosi"]
-    assert view_of(make.study(split="valid")).other == ["another split, valid"]
-    assert "another dataset" in view_of(make.study(record={"data": {"dataset": "other"}})).other[0]
-    assert "perhaps another dataset" in view_of(make.study(record={})).other[0]
+    assert view_of(make.study()).mismatches == []
+    assert view_of(make.study(corpus="mosi")).mismatches == ["another corpus, mosi"]
+    assert view_of(make.study(split="valid")).mismatches == ["another split, valid"]
+    assert "another dataset" in view_of(make.study(provenance={"data": {"dataset": "other"}})).mismatches[0]
+    assert "perhaps another dataset" in view_of(make.study(provenance={})).mismatches[0]
     _, page = render(studies=[make.study(corpus="mosi")])
     assert "another corpus, mosi" in page.words
-
-
-def test_costs_that_only_single_seeds_have_are_averaged(make):
-    study = make.study()
-    rows = [
-        replace(row, seed=seed, statistic="value", value=row.value + seed)
-        for row in study.rows
-        if row.metric == "fusion_madds"
-        for seed in (0, 1)
-    ]
-    found = view_of(replace(study, rows=rows)).tables[0]
-    assert found.rows[0].costs == ["20.0 M", "20.5 M"]
 
 
 def test_what_was_not_measured_is_an_en_dash_and_draws_nothing(render, make):
@@ -129,10 +118,3 @@ def test_two_studies_of_one_shape_have_ids_of_their_own(render, make):
     _, page = render(studies=[make.study(), make.study(study="again")])
     ids = [attrs["id"] for _, attrs in page.elements if attrs.get("id")]
     assert len(ids) == len(set(ids))
-
-
-@pytest.mark.parametrize("holds", [True, False, None])
-def test_an_answer_is_told_in_words_and_not_by_colour_alone(render, make, holds):
-    answer = replace(make.study().answers[0], holds=holds)
-    _, page = render(studies=[make.study(answers=[answer])])
-    assert {True: "yes", False: "no", None: "answer"}[holds] in page.words

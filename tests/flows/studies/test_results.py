@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.studies.results import ALL_CLIPS, CLEAN, Answer, Row, StudyResult, read_studies, read_study, write_study
+from corpora.tables import METADATA_KEY
+from flows.studies.results import ALL_CLIPS, CLEAN, Row, StudyResult, read_studies, read_study, write_study
 
 RESULT = StudyResult(
     study="ablation",
@@ -23,9 +25,8 @@ RESULT = StudyResult(
     metrics=["acc2_np", "mae"],
     conditions={"audio noise": "dB"},
     pareto=("fusion_madds", "f1_np"),
-    answers=[Answer("Does it matter?", "It costs 2.0 points.", True), Answer("And that?", "Cannot be told.", None)],
     notes=["vision blur was left out: no media"],
-    record={"seconds": 1.5},
+    provenance={"seconds": 1.5},
     rows=[
         Row("full", 0, CLEAN, None, ALL_CLIPS, "acc2_np", "value", 0.9, cost=59.25),
         Row("full", None, "audio noise", 10.0, "text misleads", "acc2_np", "mean", 0.8, 0.7, 0.9, 59.25),
@@ -53,12 +54,43 @@ def test_all_studies_are_one_table(tmp_path):
 
 
 def test_numbers_are_found_by_what_they_are_of():
-    assert RESULT.one(metric="acc2_np", seed=None).value == 0.8
-    assert RESULT.one(metric="acc2_np", seed=7) is None
+    place = {"condition": "audio noise", "level": 10.0, "clips": "text misleads"}
+    assert RESULT.get("full", "acc2_np", **place).value == 0.8
+    assert RESULT.get("full", "acc2_np") is None, "a single seed's value is no statistic over the seeds"
+    assert RESULT.get("full", "corr") is None, "an undefined value"
+    assert RESULT.levels("audio noise") == [10.0] and RESULT.slices == ["text misleads"]
     assert [row.metric for row in RESULT.find(variant="full", statistic="mean")] == ["acc2_np", "corr"]
 
 
 def test_another_parquet_file_is_refused_by_name(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"other.parquet: no results of a study .* run the study again, or remove it"):
+    with pytest.raises(
+        ValueError, match=r"other.parquet: .* not a study result .* run the study again, or remove the file"
+    ):
         read_studies(tmp_path)
+
+
+def test_results_of_the_version_with_questions_still_load(tmp_path):
+    path = write_study(RESULT, tmp_path)
+    table = pq.read_table(path)
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
+    metadata["answers"] = [{"question": "Does it matter?", "answer": "It costs 2.0 points.", "holds": True}]
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), path)
+    assert read_study(path) == RESULT
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "verdict"),
+    [
+        ("acc2_np", 0.01, 0.03, "better"),
+        ("acc2_np", -0.03, -0.01, "worse"),
+        ("mae", -0.03, -0.01, "better"),
+        ("mae", 0.01, 0.03, "worse"),
+        ("acc2_np", -0.01, 0.03, "undecided"),
+        ("acc2_np", 0.0, 0.03, "undecided"),
+        ("acc2_np", None, None, "undecided"),
+    ],
+)
+def test_the_interval_alone_decides_the_verdict(metric, low, high, verdict):
+    row = Row("wide", None, CLEAN, None, ALL_CLIPS, metric, "difference", 0.02, low, high)
+    assert row.verdict == verdict

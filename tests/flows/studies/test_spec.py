@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from flows.config.params import ParamsError, load_params
-from flows.display.metrics import METRICS
 from flows.studies.spec import FOLDER, available, metric_keys, read_spec, variant_params
 from model.config import AugmentConfig
 
@@ -26,7 +25,6 @@ SPEC = {
         "audio missing": {"drop": "audio", "levels": [0.5, 1]},
     },
     "slices": ["text misleads"],
-    "checks": [{"question": "Is it so?", "metric": "acc2", "of": {"condition": "no text"}, "at_least": -0.1}],
 }
 
 
@@ -40,7 +38,6 @@ def test_a_file_is_a_study_of_its_name(tmp_path):
     spec = read_spec(write(tmp_path, {}))
     assert spec.name == "mine" and spec.seeds == (0, 1, 2)
     assert spec.conditions["audio missing"].levels == (0.5, 1)
-    assert spec.checks[0].of.condition == "no text" and spec.checks[0].against.condition == ""
 
 
 @pytest.mark.parametrize(
@@ -49,22 +46,15 @@ def test_a_file_is_a_study_of_its_name(tmp_path):
         ({"reference": "ful"}, r"reference: there is no 'ful'; did you mean 'full'\?"),
         ({"slices": ["text mislead"]}, r"did you mean 'text misleads'\?"),
         ({"colour": 1}, r"colour: Unexpected keyword argument"),
-        ({"conditions": {"x": {"show": ["text"], "drop": "audio", "levels": [1]}}}, "says one of show"),
-        ({"conditions": {"x": {"drop": "audio"}}}, "want levels"),
+        ({"conditions": {"x": {"show": ["text"], "drop": "audio", "levels": [1]}}}, "has exactly one of show"),
+        ({"conditions": {"x": {"drop": "audio"}}}, "need levels"),
         ({"conditions": {"x": {"drop": "audio", "levels": [2]}}}, "from 0 to 1"),
         ({"conditions": {"x": {"drop": "sound", "levels": [1]}}}, "text.*audio.*vision"),
         ({"conditions": {"x": {"corrupt": "audio.nois", "levels": [10]}}}, "did you mean 'audio.noise'"),
         ({"conditions": {"x": {"corrupt": "audio.spans", "levels": [0.1, 7]}}}, "audio.spans.* 7"),
-        ({"checks": [{"question": "?", "metric": "acc2"}]}, "one of at_least, at_most and knee"),
-        ({"checks": [{"question": "?", "metric": "acc2", "of": {"variant": "empty"}, "at_least": 0}]}, "no 'empty'"),
-        (
-            {"checks": [{"question": "?", "metric": "acc2", "of": {"condition": "audio missing"}, "at_least": 0}]},
-            r"level of a check: None is none of condition 'audio missing' \(0.5, 1\)",
-        ),
-        (
-            {"checks": [{"question": "?", "metric": "acc2", "of": {"clips": "text misleads"}, "at_least": 0}]},
-            "the same clips",
-        ),
+        ({"checks": [{"question": "?", "metric": "acc2"}]}, "`checks` was removed; .* paired difference .* verdict"),
+        ({"questions": []}, "`questions` was removed; delete it"),
+        ({"pareto": {"cost": "madds", "metric": "acc5"}}, "pareto.metric: there is no 'acc5'"),
         ({"pareto": {"cost": "money", "metric": "acc2"}}, r"cost: there is no 'money'"),
         ({"seeds": [1, 1]}, "each seed once"),
     ],
@@ -97,7 +87,7 @@ def test_a_variant_changes_its_own_keys_over_the_studys_and_the_projects(project
         ({"model.fuson": "hbf"}, r"variant 'other':\s+model.fuson: no such key; did you mean 'fusion'\?"),
         ({"model.heads": 3}, "model.heads is 3"),
         ({"extract.audio.extractor": "x"}, "extract.audio.extractor is no key of the blocks model and train"),
-        ({"train.seeds": [1]}, "train.seeds is no key .* named by its own `seeds`"),
+        ({"train.seeds": [1]}, "train.seeds is no key .* set by its own key `seeds`"),
         ({"model": {}}, "model is no key"),
     ],
     ids=str,
@@ -110,8 +100,8 @@ def test_a_variant_that_cannot_be_is_refused_by_its_name(project, tmp_path, chan
 
 def test_metrics_have_the_names_of_the_label_range():
     names = ["acc2", "f1", "acc7", "mae"]
-    assert metric_keys(names, METRICS, (-3, 3)) == ["acc2_np", "f1_np", "acc7", "mae"]
-    assert metric_keys(["acc2", "f1"], METRICS, (-1, 1)) == ["acc2", "f1"]
+    assert metric_keys(names, (-3, 3)) == ["acc2_np", "f1_np", "acc7", "mae"]
+    assert metric_keys(names, (-1, 1)) == ["acc2", "f1", "mae"], "[-1, 1] has no acc7"
 
 
 def test_every_study_of_the_project_can_be_run(monkeypatch):

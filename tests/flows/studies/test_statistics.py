@@ -1,4 +1,4 @@
-"""A study's numbers: metrics of each seed and of all, differences, areas, answers."""
+"""A study's statistics: metrics of each seed and over all seeds, differences to the reference, areas."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from flows.studies.spec import Check, StudySpec
-from flows.studies.statistics import Numbers, answers, tidy_rows
+from flows.studies.spec import StudySpec
+from flows.studies.statistics import Measurements, tidy_rows
 from model.evaluation.bootstrap import difference_interval, resampled_metrics
 from model.evaluation.metrics import evaluate_metrics
 
@@ -38,7 +38,7 @@ def spec(**changes) -> StudySpec:
 
 
 @pytest.fixture(scope="module")
-def numbers() -> Numbers:
+def measured() -> Measurements:
     noise = {"full": 0.8, "worse": 2.5, "cheap": 0.9}
     where = [("", None), ("no text", None), *(("audio missing", level) for level in (0.5, 0, 1))]
     predictions = {
@@ -46,12 +46,12 @@ def numbers() -> Numbers:
     }
     costs = {v: [{"madds": madds, "fusion_madds": madds / 2}] * 2 for v, madds in zip(noise, (50, 90, 20), strict=True)}
     slices = {"text misleads": MISLEADS, "audio misleads": np.zeros(CLIPS, bool)}
-    return Numbers(spec(), LABEL, (-3, 3), ["acc2_np", "mae"], slices, predictions, costs)
+    return Measurements(spec(), LABEL, (-3, 3), ["acc2_np", "mae"], slices, predictions, costs)
 
 
 @pytest.fixture(scope="module")
-def rows(numbers):
-    return tidy_rows(numbers)
+def rows(measured):
+    return tidy_rows(measured)
 
 
 def find(rows, **wanted):
@@ -63,10 +63,10 @@ def one(rows, **wanted):
     return row
 
 
-def test_every_seed_has_its_metrics_and_all_of_them_a_mean_with_its_interval(numbers, rows):
+def test_every_seed_has_its_metrics_and_all_of_them_a_mean_with_its_interval(measured, rows):
     labelled = np.isfinite(LABEL)
     at = {"variant": "worse", "condition": "no text", "level": None, "clips": "all", "metric": "mae"}
-    cell = numbers.predictions["worse", "no text", None]
+    cell = measured.predictions["worse", "no text", None]
     values = [evaluate_metrics(p[labelled], LABEL[labelled], (-3, 3))["mae"] for p in cell]
     assert [row.value for row in find(rows, **at, statistic="value")] == values
     assert [row.seed for row in find(rows, **at, statistic="value")] == [*SEEDS]
@@ -76,11 +76,11 @@ def test_every_seed_has_its_metrics_and_all_of_them_a_mean_with_its_interval(num
     assert mean.cost == 90 and mean.seed is None
 
 
-def test_differences_are_to_the_reference_under_the_same_condition_and_paired(numbers, rows):
+def test_differences_are_to_the_reference_under_the_same_condition_and_paired(measured, rows):
     labelled = np.isfinite(LABEL)
     at = {"condition": "audio missing", "level": 1, "clips": "all", "metric": "acc2_np", "statistic": "difference"}
     found = one(rows, variant="worse", **at)
-    sides = [numbers.predictions[v, "audio missing", 1][:, labelled] for v in ("worse", "full")]
+    sides = [measured.predictions[v, "audio missing", 1][:, labelled] for v in ("worse", "full")]
     means = [statistics.fmean(evaluate_metrics(p, LABEL[labelled], (-3, 3))["acc2_np"] for p in s) for s in sides]
     assert found.value == pytest.approx(means[0] - means[1])
     resampled = [resampled_metrics(side, LABEL[labelled], (-3, 3))["acc2_np"] for side in sides]
@@ -88,10 +88,10 @@ def test_differences_are_to_the_reference_under_the_same_condition_and_paired(nu
     assert not find(rows, variant="full", statistic="difference")
 
 
-def test_slices_are_measured_on_their_clips_and_empty_ones_left_out(numbers, rows):
+def test_slices_are_measured_on_their_clips_and_empty_ones_left_out(measured, rows):
     at = {"variant": "full", "condition": "", "level": None, "metric": "mae", "statistic": "mean"}
     some = MISLEADS & np.isfinite(LABEL)
-    cell = numbers.predictions["full", "", None]
+    cell = measured.predictions["full", "", None]
     expected = statistics.fmean(evaluate_metrics(p[some], LABEL[some], (-3, 3))["mae"] for p in cell)
     assert one(rows, **at, clips="text misleads").value == pytest.approx(expected)
     assert not find(rows, clips="audio misleads")
@@ -105,61 +105,26 @@ def test_the_area_is_the_mean_over_the_levels(rows):
     assert not find(rows, condition="no text", statistic="area")
 
 
+def test_areas_are_compared_with_the_references_and_paired(rows):
+    at = {"condition": "audio missing", "level": None, "clips": "all", "metric": "mae"}
+    areas = {variant: one(rows, variant=variant, statistic="area", **at) for variant in ("full", "worse")}
+    found = one(rows, variant="worse", statistic="area_difference", **at)
+    assert found.value == pytest.approx(areas["worse"].value - areas["full"].value)
+    assert found.low < found.value < found.high and found.verdict == "worse"
+    widths = [areas[variant].high - areas[variant].low for variant in areas]
+    assert found.high - found.low < sum(widths), "draws are shared"
+    assert not find(rows, variant="full", statistic="area_difference")
+
+
+def test_an_undefined_metric_has_neither_spread_nor_difference(measured):
+    constant = {cell: prediction * (cell[0] != "worse") for cell, prediction in measured.predictions.items()}
+    rows = tidy_rows(replace(measured, metrics=["corr"], predictions=constant))
+    at = {"variant": "worse", "condition": "", "clips": "all", "metric": "corr"}
+    assert {row.value for row in find(rows, **at)} == {None}
+    assert not find(rows, statistic="difference", **at)
+    assert find(rows, statistic="difference", **at | {"variant": "cheap"})
+
+
 def test_costs_are_rows_of_their_own(rows):
     assert [row.value for row in find(rows, variant="cheap", metric="fusion_madds", statistic="value")] == [10, 10]
     assert one(rows, variant="cheap", metric="madds", statistic="mean").value == 20
-
-
-METRIC_OF = {"acc2": "acc2_np", "mae": "mae"}
-
-
-def ask(numbers, **check):
-    checks = (TypeAdapter(Check).validate_python({"question": "Is it?", **check}),)
-    (answer,) = answers(replace(numbers, spec=replace(numbers.spec, checks=checks)), checks, METRIC_OF)
-    return answer
-
-
-def test_a_question_is_answered_with_both_numbers_their_difference_and_its_interval(numbers):
-    answer = ask(numbers, metric="mae", of={"variant": "worse"}, against={"variant": "full"}, at_least=0.1)
-    assert answer.holds is True
-    assert answer.answer.startswith("Mean absolute error: ") and " against " in answer.answer
-    assert "(95 % interval +" in answer.answer and "other answers" not in answer.answer
-    assert ask(numbers, metric="mae", of={"variant": "worse"}, at_most=0.1).holds is False
-
-
-def test_an_answer_whose_interval_reaches_over_the_bar_says_so(numbers):
-    close = ask(numbers, metric="acc2", of={"variant": "cheap"}, at_least=-0.01)
-    assert close.answer.endswith("; the interval holds other answers too.") and " points (95 %" in close.answer
-
-
-def test_a_relative_question_is_answered_in_percent_of_the_other_number(numbers):
-    answer = ask(numbers, metric="mae", of={"variant": "worse"}, at_least=0.5, relative=True)
-    sides = [statistics.fmean(numbers.by_seed((v, "", None), "all", "mae")) for v in ("worse", "full")]
-    assert f"+{100 * (sides[0] / sides[1] - 1):.1f} % (95 % interval" in answer.answer
-
-
-def test_what_cannot_be_told_is_said_to_be_so(numbers):
-    assert ask(numbers, metric="acc7", of={"variant": "worse"}, at_least=0).holds is None
-    clips = {"clips": "audio misleads"}
-    answer = ask(numbers, metric="mae", of={"variant": "worse", **clips}, against=clips, at_least=0)
-    assert answer.holds is None and "No clip of the split" in answer.answer
-
-
-@pytest.mark.parametrize(
-    ("noise", "said"),
-    [
-        ({"a": 2.5, "b": 0.6, "c": 0.5}, "the front bends at b."),
-        ({"a": 0.5, "b": 1.5, "c": 2.5}, "there is no bend to be seen: the cheapest, a, is the best."),
-        ({"a": 1.5, "b": 2.0, "c": 0.5}, "no bend to be seen: the best, c, is better than the cheapest, a, by "),
-        ({"a": 2.5, "b": 2.4, "c": 0.5}, "no bend to be seen: the best, c, is better than the cheapest, a, by "),
-    ],
-    ids=["bend", "cheapest is best", "two", "below the line"],
-)
-def test_the_knee_is_where_the_front_bends(noise, said):
-    variants = {name: {} for name in noise}
-    predictions = {(name, "", None): guess(one, 0) for name, one in noise.items()}
-    costs = {name: [{"fusion_madds": 10.0 * (i + 1)}] * 2 for i, name in enumerate(noise)}
-    numbers = Numbers(spec(variants=variants, reference="a", conditions={}, slices=[]), LABEL, (-3, 3), ["mae"], {},
-                      predictions, costs)  # fmt: skip
-    answer = ask(numbers, metric="mae", knee={"variants": [*noise]})
-    assert said in answer.answer and answer.holds is None and "a: " in answer.answer

@@ -6,7 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from flows.studies.results import Answer, Row, StudyResult
+from flows.studies.results import Row, StudyResult
 from flows.studies.tables import tables
 
 METRICS = ["acc2_np", "f1_np", "mae", "corr"]
@@ -34,7 +34,6 @@ RESULT = StudyResult(
     seeds=[0, 1, 2],
     metrics=METRICS,
     conditions={"no text": "", "audio noise": "dB"},
-    answers=[Answer("Is it?", "It is.", True)],
     rows=[
         *numbers("full"),
         *numbers("without a part of it", better=-0.05),
@@ -61,17 +60,21 @@ def test_means_differences_and_costs_stand_beside_each_other():
     assert "A study (demo_en, test split, 3 seeds)" in text and "clips whose text misleads" in text
     row = next(line for line in text.splitlines() if line.startswith("│ full"))
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        "full", "80.0 ± 1.1", "75.0 ± 1.1", "0.900 ± 0.011", "51.3", "0.34",
+        "full", "80.0% ± 1.1", "75.0% ± 1.1", "0.900 ± 0.011", "51.3", "0.34",
     ]  # fmt: skip
-    assert "75.0 ± 1.1" in text and "-5.0 [-7.0, -2.0]" in text and "-0.050 [-0.070, -0.020]" in text
+    assert "75.0% ± 1.1" in text and "\u22125.0 [\u22127.0, \u22122.0]" in text
+    assert "\u22120.050 [\u22120.070, \u22120.020]" in text
+    lines = text.splitlines()
+    verdicts = lines[next(i for i, line in enumerate(lines) if "\u22125.0" in line) + 1].split("│")[2:5]
+    assert [cell.strip() for cell in verdicts] == ["worse", "worse", "better"], "less error is better"
     assert "Correlation: in the report" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_conditions_have_tables_of_their_own():
     text = drawn()
-    assert "Acc-2 in each condition" in text and "Acc-2: audio noise (dB)" in text
-    head = text[text.index("Acc-2: audio noise") :].splitlines()[2]
-    assert [cell.strip() for cell in head.split("┃")[1:-1]] == ["variant", "as it is", "10", "0", "area"]
+    assert "Acc-2 in each condition" in text and "Acc-2 under audio noise (dB)" in text
+    head = text[text.index("Acc-2 under audio noise") :].splitlines()[2]
+    assert [cell.strip() for cell in head.split("┃")[1:-1]] == ["variant", "clean", "10", "0", "area"]
     assert "77.0" in text
     assert "–" in text, "what was not measured is an en dash"  # noqa: RUF001

@@ -60,7 +60,7 @@ def test_it_says_what_it_cost(dataset, trained):
 
 
 def test_a_killed_training_goes_on_where_it_was(dataset, tmp_path, monkeypatch):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     saves = []
@@ -69,11 +69,11 @@ def test_a_killed_training_goes_on_where_it_was(dataset, tmp_path, monkeypatch):
         RunStore_save(self, state, best_epoch)
         saves.append(state["position"][0])
         if len(saves) == 1:
-            raise Killed
+            raise KilledError
 
     RunStore_save = RunStore.save
     monkeypatch.setattr(RunStore, "save", save)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train_trial(dataset, SMALL, SHORT, 0, tmp_path, "test")
     assert not is_trained(trial_folder(tmp_path, dataset, SMALL, SHORT, 0))
     train_trial(dataset, SMALL, SHORT, 0, tmp_path, "test")
@@ -100,7 +100,7 @@ def test_each_view_is_what_the_network_says_of_clips_shown_so(dataset, trained, 
 def test_a_network_that_never_saw_what_is_shown_is_refused(dataset, trained):
     alone = replace(SHORT, modalities=("audio",), epochs=1)
     train_trial(dataset, SMALL, alone, 0, trained[0], "test")
-    with pytest.raises(ValueError, match=r"trained with audio is to be shown text only: leave out"):
+    with pytest.raises(ValueError, match=r"trained with audio cannot be shown text only: leave out"):
         predict_views(folder_of(dataset, trained, alone), [View(dataset, show=("text",))], "test", "cpu")
 
 
