@@ -178,8 +178,8 @@ def _width(path: Path) -> int:
     """Return D of a file's first entry."""
     with open_sequence(path) as data:
         for key in data:
-            found = find_dataset(data[key], "features", f"{path}, key {key!r}", MAX_FEATURE_BYTES)
-            return found.shape[1] if found.ndim == 2 else 1
+            dataset = find_dataset(data[key], "features", f"{path}, key {key!r}", MAX_FEATURE_BYTES)
+            return dataset.shape[1] if dataset.ndim == 2 else 1
     raise ValueError(f"{path}: no video in it; leave the file out")
 
 
@@ -208,13 +208,13 @@ def _read_steps(
 def _read_values(entry: Any, where: str, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Read intervals [n, 2] and features [n, D] of one video, sorted by start."""
     times = read_intervals(entry, where)
-    found = find_dataset(entry, "features", where, MAX_FEATURE_BYTES)
-    if found.shape not in ((len(times), width), (len(times),)) or found.dtype.kind not in "fiu":
+    dataset = find_dataset(entry, "features", where, MAX_FEATURE_BYTES)
+    if dataset.shape not in ((len(times), width), (len(times),)) or dataset.dtype.kind not in "fiu":
         raise ValueError(
-            f"{where}: features must be numbers [{len(times)}, {width}], found {found.shape} of {found.dtype}"
+            f"{where}: features must be numbers [{len(times)}, {width}], found {dataset.shape} of {dataset.dtype}"
         )
     order = np.argsort(times[:, 0], kind="stable")
-    return times[order], found[:].reshape(len(times), width)[order]
+    return times[order], dataset[:].reshape(len(times), width)[order]
 
 
 @contextmanager
@@ -261,12 +261,12 @@ def find_dataset(entry: Any, name: str, where: str, max_bytes: int = MAX_WORD_BY
     """
     import h5py
 
-    found = entry.get(name) if isinstance(entry, h5py.Group) else None
-    if not isinstance(found, h5py.Dataset):
+    dataset = entry.get(name) if isinstance(entry, h5py.Group) else None
+    if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{where}: no dataset {name!r}")
-    if found.size is None or found.size * found.dtype.itemsize > max_bytes:
-        raise ValueError(f"{where}: {name} of shape {found.shape} and type {found.dtype} is too large for a video")
-    return found
+    if dataset.size is None or dataset.size * dataset.dtype.itemsize > max_bytes:
+        raise ValueError(f"{where}: {name} of shape {dataset.shape} and type {dataset.dtype} is too large for a video")
+    return dataset
 
 
 def read_intervals(entry: Any, where: str) -> np.ndarray:
@@ -275,10 +275,10 @@ def read_intervals(entry: Any, where: str) -> np.ndarray:
     Raises:
         ValueError: the intervals are not numbers [n, 2], or hold impossible times.
     """
-    found = find_dataset(entry, "intervals", where)
-    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "fiu":
-        raise ValueError(f"{where}: intervals must be numbers [n, 2], found {found.shape} of {found.dtype}")
-    times: np.ndarray = found[:].astype(np.float64)
+    dataset = find_dataset(entry, "intervals", where)
+    if dataset.ndim != 2 or dataset.shape[1] != 2 or dataset.dtype.kind not in "fiu":
+        raise ValueError(f"{where}: intervals must be numbers [n, 2], found {dataset.shape} of {dataset.dtype}")
+    times: np.ndarray = dataset[:].astype(np.float64)
     invalid = ~(np.isfinite(times).all(axis=1) & (times[:, 0] >= 0) & (times[:, 0] <= times[:, 1]))
     if invalid.any():
         start, end = times[invalid][0]
@@ -292,13 +292,13 @@ def read_texts(entry: Any, count: int, where: str) -> list[str]:
     Raises:
         ValueError: the features are anything else.
     """
-    found = find_dataset(entry, "features", where)
-    if found.shape not in ((count, 1), (count,)) or found.dtype.kind not in "SO":
+    dataset = find_dataset(entry, "features", where)
+    if dataset.shape not in ((count, 1), (count,)) or dataset.dtype.kind not in "SO":
         raise ValueError(
-            f"{where}: features must be {count} strings [n, 1], found {found.shape} of {found.dtype}; "
+            f"{where}: features must be {count} strings [n, 1], found {dataset.shape} of {dataset.dtype}; "
             "give the words, not vectors of them"
         )
-    values = list(found[:].reshape(-1))
+    values = list(dataset[:].reshape(-1))
     if not all(isinstance(value, bytes) for value in values):
         raise ValueError(f"{where}: features are no byte strings; give the words, not vectors of them")
     try:

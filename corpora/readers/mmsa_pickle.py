@@ -150,6 +150,7 @@ def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[floa
 
 
 def _pickles(path: Path) -> list[Path]:
+    """List the pickles at a path."""
     if path.is_file():
         return [path]
     found = sorted([*path.glob("*.pkl"), *path.glob("*.pickle")]) if path.is_dir() else []
@@ -324,7 +325,7 @@ class _Source:
                 widths[split.where] = _sequence(value, split.where, modality).shape[1]
         if len(set(widths.values())) > 1:
             found = "; ".join(f"{where}: {width}" for where, width in widths.items())
-            raise ValueError(f"{modality} is not of one width in all splits ({found}); import them as corpora apart")
+            raise ValueError(f"{modality} is not of one width in all splits ({found}); import them as separate corpora")
         return next(iter(widths.values()), 0)
 
     def read(self, modality: str) -> Iterator[tuple[str, ImportedSteps, Problem | None]]:

@@ -121,7 +121,7 @@ class _Machine:
         if not 0 <= size <= remaining:
             raise _RefusalError(
                 f"declares {size:,} bytes at byte {self._position:,}, but the file has {remaining:,} more; "
-                "it is damaged or made to harm"
+                "it is damaged or malicious"
             )
         self._position += size
         return self._bytes[self._position - size : self._position]
@@ -274,7 +274,7 @@ def _make_array(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
     if declared != len(raw):
         raise _RefusalError(
             f"declares an array of shape {shape} of {dtype}, {declared:,} bytes, but holds {len(raw):,} for it; "
-            "it is damaged or made to harm"
+            "it is damaged or malicious"
         )
     return np.frombuffer(raw, dtype).reshape(shape, order=order) if declared else np.empty(shape, dtype)
 
