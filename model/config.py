@@ -1,6 +1,6 @@
-"""What can be set about the network and its training, checked where it enters.
+"""Configuration of the network and its training, validated on construction.
 
-Plain dataclasses: the fields' names are the keys of the `model` and `train` blocks of params.yaml.
+The fields of these dataclasses are the keys of the `model` and `train` blocks of params.yaml.
 """
 
 from __future__ import annotations
@@ -11,15 +11,6 @@ from dataclasses import dataclass, field, fields
 from itertools import combinations
 from typing import Any, ClassVar, Literal, get_args
 
-MODALITIES = ("text", "audio", "vision")
-
-
-def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """All non-empty subsets, the largest first, each in the usual order."""
-    ordered = [m for m in MODALITIES if m in modalities]
-    return [chosen for size in range(len(ordered), 0, -1) for chosen in combinations(ordered, size)]
-
-
 Modality = Literal["text", "audio", "vision"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
@@ -28,6 +19,14 @@ Negatives = Literal["hard", "random"]
 TextMode = Literal["frozen", "finetune", "scratch"]
 TextTokenizer = Literal["subword", "character"]
 Precision = Literal["auto", 32, "bf16"]
+
+MODALITIES: tuple[str, ...] = get_args(Modality)
+
+
+def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return all non-empty subsets, largest first, each in the order of `MODALITIES`."""
+    ordered = [m for m in MODALITIES if m in modalities]
+    return [subset for size in range(len(ordered), 0, -1) for subset in combinations(ordered, size)]
 
 
 def _require(holds: bool, option: str, value: object, rule: str, way_out: str) -> None:
@@ -40,29 +39,32 @@ def _require_choice(option: str, value: str, choices: Any) -> None:
     _require(value in known, option, value, f"it must be one of {', '.join(known)}", f"{known[0]} is the paper's")
 
 
-def _require_at_least(option: str, value: float, least: float) -> None:
-    _require(value >= least, option, value, f"it must be at least {least}", f"set it to {least} or more")
+def _require_at_least(option: str, value: float, minimum: float) -> None:
+    _require(value >= minimum, option, value, f"it must be at least {minimum}", f"set it to {minimum} or more")
 
 
 def _require_probability(option: str, value: float) -> None:
-    _require(0 <= value < 1, option, value, "it must lie in [0, 1)", "set it between 0 and 0.9")
+    _require(0 <= value < 1, option, value, "it must be in [0, 1)", "set it between 0 and 0.9")
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What the network reads of the transcripts.
+    """Text input of the network.
 
     Attributes:
-        mode: frozen: the dataset's text features. finetune: tokens, by a pre-trained encoder that is trained on with
-            the network. scratch: tokens, by a small encoder from random weights, with a tokenizer that is trained on
-            the training transcripts, for a language without an encoder at hand.
-        max_tokens: finetune, scratch: longer transcripts are cut; an encoder's own limit holds as well.
-        encoder: finetune: minilm, a folder with a Hugging Face encoder, or an id on its hub; empty: the one that the
-            dataset's text extractor names.
-        freeze_layers: finetune: the embeddings and so many first layers stay as they are; 0: all is trained.
+        mode: frozen: the dataset's text features. finetune: tokens, with a pre-trained encoder that is trained with the
+            network. scratch: tokens, with a small randomly initialised encoder and a tokenizer trained on the training
+            transcripts, for a language without a pre-trained encoder.
+        max_tokens: finetune, scratch: maximum tokens of a transcript, at least 3; longer ones are truncated. The
+            encoder's own limit applies as well.
+        encoder: finetune: minilm, a folder with a Hugging Face encoder, or its id on the hub; empty: the encoder that
+            the dataset's text extractor names.
+        freeze_layers: finetune: number of first layers that are not trained, with the embeddings; 0: all is trained.
         tokenizer: scratch: subword, or character (Chinese, Japanese).
-        vocabulary: scratch: most tokens.
-        layers, width, heads: scratch: of the encoder.
+        vocabulary: scratch: maximum number of tokens in the vocabulary, at least 64.
+        layers: scratch: Transformer layers.
+        width: scratch: width of the encoder.
+        heads: scratch: attention heads; divides `width`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -80,7 +82,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         _require_choice("model.text.mode", self.mode, TextMode)
         for item in fields(self):
-            modes = _MODES_OF.get(item.name, ("scratch",))
+            modes = _MODES_BY_OPTION.get(item.name, ("scratch",))
             value = getattr(self, item.name)
             _require(
                 item.name == "mode" or self.mode in modes or value == item.default,
@@ -96,8 +98,8 @@ class TextConfig:
             "it must be subword or character",
             "character suits languages without spaces",
         )
-        for name, least in {"max_tokens": 3, "freeze_layers": 0, "vocabulary": 64, "layers": 1, "heads": 1}.items():
-            _require_at_least(f"model.text.{name}", getattr(self, name), least)
+        for name, minimum in {"max_tokens": 3, "freeze_layers": 0, "vocabulary": 64, "layers": 1, "heads": 1}.items():
+            _require_at_least(f"model.text.{name}", getattr(self, name), minimum)
         _require(
             self.width > 0 and self.width % self.heads == 0,
             "model.text.heads",
@@ -107,31 +109,31 @@ class TextConfig:
         )
 
 
-_MODES_OF = {"max_tokens": ("finetune", "scratch"), "encoder": ("finetune",), "freeze_layers": ("finetune",)}
-"""Where an option of `TextConfig` counts; the others count in mode scratch."""
+_MODES_BY_OPTION = {"max_tokens": ("finetune", "scratch"), "encoder": ("finetune",), "freeze_layers": ("finetune",)}
+"""Text modes in which an option of `TextConfig` has an effect; default: scratch."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Size and parts of the network.
+    """Architecture of the network.
 
     Attributes:
-        dim: width d of every sequence after its encoder.
-        heads: attention heads of the encoders and of the fusion; divides `dim`.
-        encoder_layers: Transformer layers of audio and of vision (2 for MOSI and CH-SIMS, 4 for MOSEI).
-        anchor: the modality whose steps look for their moment in the other two; symmetric: each of the three
-            does, and the results are averaged; adaptive: weighted, by the clip, as is learned. Both streams of the
-            alignment follow it. In a clip that lacks the anchor, the first modality that it has takes its place.
-        alignment: temporal alignment; without it the anchor's own sequence takes the place of the aligned one.
-        fusion: hbf; concat_attention (the sequences one after another through `fusion_layers` Transformer
-            layers); concat (the sequences' first positions, no fusion layers).
-        bottleneck_tokens: p, tokens of the first layer of hbf; each further one keeps half, 1 at least.
-        fusion_layers: L of hbf and of concat_attention (2 for MOSI and CH-SIMS, 3 for MOSEI).
-        dropout: probability, on the embedded sequences and on every sub-layer's output.
-        max_positions: longest sequence in steps; longer ones are cut and counted.
-        unimodal_heads: a prediction from each modality alone, taught by the clip's label of that modality (CH-SIMS's
-            label_T, label_A and label_V).
-        text: features or tokens, and the encoder of the latter.
+        dim: Width d of every sequence after its encoder.
+        heads: Attention heads of the encoders and of the fusion; divides `dim`.
+        encoder_layers: Transformer layers of the audio and vision encoders (2 for MOSI and CH-SIMS, 4 for MOSEI).
+        anchor: Modality whose steps attend to the other two in the temporal alignment. symmetric: each of the three in
+            turn, averaged; adaptive: averaged with learned weights per clip. Both alignment streams follow it. In a
+            clip without the anchor, its first available modality takes its place.
+        alignment: Whether to use temporal alignment; without it the anchor's own sequence replaces the aligned one.
+        fusion: hbf; concat_attention (concatenated sequences through `fusion_layers` Transformer layers); concat (the
+            sequences' first positions, without fusion layers).
+        bottleneck_tokens: p, bottleneck tokens of the first hbf layer; each further layer keeps half, at least 1.
+        fusion_layers: L, layers of hbf and of concat_attention (2 for MOSI and CH-SIMS, 3 for MOSEI).
+        dropout: Dropout probability, in [0, 1), of the embedded sequences and of every sub-layer's output.
+        max_positions: Maximum steps of a sequence; longer ones are truncated and counted.
+        unimodal_heads: Whether to also predict from each modality alone, trained on the clip's label of that modality
+            (label_T, label_A and label_V of CH-SIMS).
+        text: Text features or tokens, and the encoder of the latter.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -165,7 +167,7 @@ class ModelConfig:
             self.alignment or self.anchor in MODALITIES,
             "model.anchor",
             self.anchor,
-            "without temporal alignment one modality's sequence takes the place of the aligned one",
+            "without temporal alignment one modality's sequence replaces the aligned one",
             "set it to text, audio or vision, or model.alignment to true",
         )
         _require_probability("model.dropout", self.dropout)
@@ -173,17 +175,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """The contrastive part of the loss: `L = MSE + weight * (semantic + supervised)`.
-
-    A weight of 0 switches it off, mining included.
+    """Contrastive losses: `L = MSE + weight * (semantic + supervised)`.
 
     Attributes:
-        weight: lambda.
-        temperature: tau, of both parts.
-        semantic: the alignment of the modalities' vectors within a clip.
-        supervised: clips of one class against clips of others; it alone needs partners.
-        scope: where an anchor's partners come from. retrieved: mined among all training clips and encoded
-            beside the batch. in_batch: mined among the batch's own clips, so nothing more is encoded.
+        weight: lambda, at least 0; 0 switches both losses and the mining off.
+        temperature: tau of both losses, positive.
+        semantic: Whether to align the modalities' embeddings of the same clip.
+        supervised: Whether to contrast clips of one class with clips of others; only this loss needs partners.
+        scope: Source of an anchor's partners. retrieved: mined from all training clips and encoded with the batch;
+            in_batch: mined from the batch itself, so that nothing more is encoded.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -215,16 +215,18 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class MiningConfig:
-    """How the partners of an anchor are found.
+    """Mining of the partners of an anchor.
 
     Attributes:
-        refresh_epochs: epochs between two passes that rank the training clips.
-        pool_size: most clips that an anchor is ranked against. A larger training split is ranked against that
-            many of its clips, drawn at random at each refresh: ranking then costs clips x pool, not clips squared.
-        negatives: hard (the most and the least similar clips of another class, as the paper has it) or random
-            (both kinds are any clips of another class: the paper's ablation).
-        candidates: how many of the nearest (farthest) clips are drawn from.
-        positives, hard_negatives, easy_negatives: partners drawn for each anchor.
+        refresh_epochs: Epochs between two rankings of the training clips.
+        pool_size: Maximum clips that an anchor is ranked against, at least 2. From a larger training split a random
+            pool is drawn at each refresh, so that ranking costs clips x pool instead of clips squared.
+        negatives: hard (the most and the least similar clips of other classes, as in the paper) or random (any clips
+            of other classes, the paper's ablation).
+        candidates: Number of most (least) similar clips that partners are drawn from.
+        positives: Positives drawn per anchor, from 1 to `candidates`.
+        hard_negatives: Most similar negatives drawn per anchor, from 0 to `candidates`.
+        easy_negatives: Least similar negatives drawn per anchor, from 0 to `candidates`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -248,26 +250,26 @@ class MiningConfig:
                 0 <= value <= self.candidates,
                 f"train.mining.{name}",
                 value,
-                f"it must lie between 0 and train.mining.candidates ({self.candidates})",
+                f"it must be between 0 and train.mining.candidates ({self.candidates})",
                 "raise candidates or lower it",
             )
         _require(
             self.hard_negatives + self.easy_negatives > 0,
             "train.mining.hard_negatives and easy_negatives",
             0,
-            "a positive needs something to stand against",
+            "a positive needs negatives to contrast with",
             "set one of them to 1 or more, or train.contrastive.weight to 0",
         )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to the features of the training clips, anew in each epoch; mined partners stay as they are.
+    """Augmentation of the training clips' features, drawn anew in each epoch; mined partners are not augmented.
 
     Attributes:
-        noise: standard deviation of the noise on audio and vision, in standard deviations of the feature itself.
-        spans: the largest part of an audio or vision sequence that is hidden, in one span; a fraction.
-        words: probability that a step of the text, but for its first, is hidden.
+        noise: Standard deviation of Gaussian noise on audio and vision, in standard deviations of the feature.
+        spans: Maximum fraction of an audio or vision sequence to mask in one span, in [0, 1).
+        words: Probability of masking a text step other than the first, in [0, 1).
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -284,35 +286,39 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run for each seed.
+    """Training, one run per seed.
 
     Attributes:
-        modalities: what the network is shown; the others are fed as missing.
-        modality_dropout: probability that a training clip is shown without one of its modalities, drawn for each of
-            them; one is always left. The network then predicts well from what a clip has.
-        augment: what else is done to the training clips.
-        seeds: one run each.
-        epochs: most epochs; training stops earlier after `patience` epochs without a better validation MAE.
-        batch_size: most clips that are regressed in one batch; their partners come on top.
-        batch_tokens: most steps of one batch, padding and attention's square counted (`model.data.batching.batch_cost`,
-            all modalities together): a batch of long clips holds fewer of them, which bounds memory. 0: no bound.
-        accumulate: batches whose gradients are averaged into one update.
-        learning_rate: the highest, reached after `warmup_epochs`, falling linearly to 0 at the end.
-        text_learning_rate: the same of the text encoder that model.text.mode finetune or scratch trains; null: as
-            `learning_rate`. What is pre-trained wants less, such as 2e-5.
-        unimodal_weight: of the loss of model.unimodal_heads, where there are any.
-        weight_decay: of AdamW, on everything but biases, LayerNorms and the learned vectors.
-        device: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:<n> or mps.
-        precision: 32, bf16 (autocast: weights and losses stay in float32) or auto (bf16 on a CUDA device that has
+        modalities: Modalities that the network uses; the others are treated as missing.
+        modality_dropout: Probability, in [0, 1), of dropping each modality of a training clip; one is always kept.
+            Makes the network robust against missing modalities.
+        augment: Augmentation of the training clips.
+        seeds: Seeds, from 0 to 2**32 - 1.
+        epochs: Maximum number of epochs, see `patience`.
+        batch_size: Maximum clips per batch; their partners are encoded in addition.
+        batch_tokens: Maximum cost of a batch in steps, including padding and attention's square, over all modalities
+            (`model.data.batching.batch_cost`). Bounds memory: a batch of long clips holds fewer. 0: no limit.
+        accumulate: Batches whose gradients are averaged into one update.
+        learning_rate: Peak learning rate, reached after `warmup_epochs`, then decaying linearly to 0.
+        text_learning_rate: Peak learning rate of a text encoder that is trained (model.text.mode finetune or scratch);
+            null: `learning_rate`. Pre-trained encoders need a lower one, such as 2e-5.
+        warmup_epochs: Epochs of linear learning-rate warm-up.
+        unimodal_weight: Weight of the loss of model.unimodal_heads, positive.
+        weight_decay: Weight decay of AdamW, except on biases, LayerNorms and learned vectors.
+        patience: Epochs without a better validation MAE after which training stops.
+        device: auto (first available of cuda, mps, cpu), cpu, cuda, cuda:<n> or mps.
+        precision: 32, bf16 (autocast; weights and losses stay in float32) or auto (bf16 on a CUDA device that supports
             it, else 32).
-        checkpoint_minutes: at most so much training is lost to a kill in the middle of an epoch; 0 saves after
-            every update. Every epoch is saved in any case.
-        tensorboard: write the learning curves for TensorBoard as well.
+        checkpoint_minutes: Minutes between two saves of the mid-epoch training state; 0: save after every update. The
+            state is always saved after an epoch.
+        tensorboard: Whether to write the learning curves for TensorBoard as well.
+        contrastive: Contrastive losses.
+        mining: Mining of contrastive partners.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    modalities: tuple[Modality, ...] = MODALITIES
+    modalities: tuple[Modality, ...] = get_args(Modality)
     modality_dropout: float = 0.0
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     seeds: tuple[int, ...] = (0,)
@@ -395,7 +401,7 @@ class TrainConfig:
 
 
 def check_together(model: ModelConfig, train: TrainConfig) -> None:
-    """Raise ValueError where each of the two is right and they do not go together."""
+    """Raise ValueError if the two configurations are valid but not compatible with each other."""
     trained = model.text.mode != "frozen"
     _require(
         trained or train.text_learning_rate is None,
@@ -414,7 +420,7 @@ def check_together(model: ModelConfig, train: TrainConfig) -> None:
 
 
 def check_modalities(modalities: tuple[str, ...], option: str) -> None:
-    """Raise ValueError unless `modalities` is a non-empty choice among text, audio and vision, each once."""
+    """Raise ValueError unless `modalities` names at least one of text, audio and vision, each at most once."""
     _require(
         0 < len(modalities) == len(set(modalities)) and set(modalities) <= set(MODALITIES),
         option,

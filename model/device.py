@@ -1,4 +1,4 @@
-"""Where tensors live, how they get there in time, and the processes that share the work."""
+"""Devices, distributed setup and prefetching."""
 
 from __future__ import annotations
 
@@ -20,60 +20,61 @@ Result = TypeVar("Result")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes the first of cuda, mps and cpu that is there.
+    """Return the device called `name`; `auto` selects the first available one of cuda, mps and cpu.
 
     Raises:
-        ValueError: a device that this machine, or this build of torch, does not have.
+        ValueError: The device is not available on this machine, or to this build of torch.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
-    there = {
+    available = {
         "cpu": True,
         "mps": torch.backends.mps.is_available(),
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
     }
-    if not there.get(device.type, False):
+    if not available.get(device.type, False):
         raise ValueError(f"train.device is {name!r}, but torch {torch.__version__} finds none here; use auto or cpu")
     return device
 
 
 def start_fabric(device: torch.device, precision: str | int) -> Fabric:
-    """Lightning Fabric for one process on `device`, or for the processes that `torchrun` started.
+    """Start Lightning Fabric for one process on `device`, or for the processes that `torchrun` started.
 
     Args:
+        device: Device of a single process; several processes use one device of this type each.
         precision: auto, 32 or bf16, see `TrainConfig`.
 
     Raises:
-        ModuleNotFoundError: Lightning Fabric is not installed; prediction and evaluation do without.
+        ModuleNotFoundError: Lightning Fabric is not installed; prediction and evaluation work without it.
     """
     try:
         from lightning_fabric import Fabric
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "training needs Lightning Fabric: pip install lightning-fabric (prediction does without)"
         ) from error
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else 32
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    alone = [device.index] if device.index is not None else 1
+    distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    single_device = [device.index] if device.index is not None else 1
     fabric = Fabric(
         accelerator=device.type,
-        strategy=DDPStrategy() if several else "auto",
-        devices=processes if several else alone,
-        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")) if several else 1,
-        precision={32: "32-true", "bf16": "bf16-mixed"}[precision],
+        strategy=DDPStrategy() if distributed else "auto",
+        devices=local_processes if distributed else single_device,
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")) if distributed else 1,
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
     return fabric
 
 
 def prefetch(make: Callable[[Argument], Result], arguments: Iterable[Argument], ahead: int = 2) -> Iterator[Result]:
-    """`make(argument)` for each argument, in their order, made by a thread up to `ahead` before they are asked for."""
+    """Yield `make(argument)` for each argument, in order, computed by a thread up to `ahead` results in advance."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
     waiting: deque[Future[Result]] = deque()
     try:
@@ -88,10 +89,7 @@ def prefetch(make: Callable[[Argument], Result], arguments: Iterable[Argument], 
 
 
 def peak_megabytes(device: torch.device) -> float | None:
-    """The most memory that was in use so far: that of the GPU's tensors, elsewhere that of the process.
-
-    None where the system does not tell (Windows).
-    """
+    """Return the peak memory so far in MiB: of the GPU's tensors, or else of the process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":

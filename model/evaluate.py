@@ -1,4 +1,4 @@
-"""Predictions of trained networks on a split, and their metrics."""
+"""Evaluation of trained networks on a split: predictions and metrics."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One or several networks on one split.
+    """Evaluation of one or several networks on one split.
 
     Attributes:
-        metrics: of one network as `evaluate_metrics` gives them; of several, the mean under the same keys,
-            the sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads
-            also `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels.
-        by_seed: seed -> metrics of that network.
-        predictions: `PREDICTIONS_SCHEMA`, all clips of one network after the other, and `prediction_without_<modality>`
-            of each that the network is shown beside others, null where the clip lacks it, or has nothing else; with
-            unimodal heads also `label_<modality>` and `prediction_<modality>`, null where the clip lacks the modality.
-        unlabelled: clips that are predicted but not measured.
-        truncated: modality -> clips that were cut to the network's longest sequence.
-        steps: modality -> [N] steps of each clip, in the order of the predictions; 0 where it lacks the modality.
+        metrics: For one network, as returned by `evaluate_metrics`; for several, the mean under the same keys, the
+            sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads also
+            `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels.
+        by_seed: Seed -> metrics of its network.
+        predictions: Table of `PREDICTIONS_SCHEMA`, the networks' clips one after another, with further columns:
+            `prediction_without_<modality>` for each modality used beside others, null if the clip lacks it or has no
+            other; with unimodal heads `label_<modality>` and `prediction_<modality>`, null if the clip lacks it.
+        unlabelled: Number of clips that have a prediction but no label.
+        truncated: Modality -> number of clips cut to the network's longest sequence.
+        steps: Modality -> [N] steps of each clip, in the order of the predictions; 0 if the clip lacks the modality.
     """
 
     metrics: Mapping[str, Metric]
@@ -60,15 +60,20 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 64,
 ) -> Evaluation:
-    """Measure the checkpoints, one a seed, on a split.
+    """Evaluate checkpoints, one per seed, on a split.
 
     Args:
-        modalities: what the networks are shown; None = what each was trained with.
+        dataset: Folder of the dataset.
+        checkpoints: Checkpoint folders.
+        split: Name of the split.
+        modalities: Modalities to use; None: those that each network was trained with.
+        device: Device, see `resolve_device`.
+        batch_size: Clips per forward pass; it does not change the predictions.
 
     Raises:
-        FileNotFoundError: no dataset or no checkpoint there.
-        ValueError: the split has no clips, a checkpoint does not fit the dataset, two checkpoints have one
-            seed, or a modality is asked for that a checkpoint was trained without.
+        FileNotFoundError: No dataset or no checkpoint there.
+        ValueError: The split has no clips, a checkpoint does not fit the dataset, two checkpoints have the same seed,
+            or a modality that a checkpoint was trained without.
     """
     if modalities is not None:
         check_modalities(tuple(modalities), "modalities")
@@ -80,22 +85,22 @@ def evaluate(
         network, info = load_checkpoint(folder, resolve_device(device))
         if info.seed in by_seed:
             raise ValueError(f"{folder}: a second checkpoint of seed {info.seed}; name one checkpoint a seed")
-        shown = tuple(modalities) if modalities is not None else info.train.modalities
-        unknown = sorted(set(shown) - set(info.train.modalities))
+        used = tuple(modalities) if modalities is not None else info.train.modalities
+        unknown = sorted(set(used) - set(info.train.modalities))
         if unknown:
             raise ValueError(
-                f"{folder}: trained with {', '.join(info.train.modalities)} only; it cannot be shown "
+                f"{folder}: trained with {', '.join(info.train.modalities)} only; it cannot use "
                 f"{', '.join(unknown)}; leave that out or train with it"
             )
         table = ClipTable.read(dataset, split, info.model.max_positions, text=network.text)
         info.check_compatible(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")
-        prediction_N, unimodal_NM = predict_with_unimodal(network, table, shown, batch_size)
+        prediction_N, unimodal_NM = predict_with_unimodal(network, table, used, batch_size)
         labelled = table.labelled
         label_range = table.info.label_range
         metrics = evaluate_metrics(prediction_N[labelled], table.labels[labelled], label_range)
-        predictions = _without_each(_predictions(table, info.seed, prediction_N), network, table, shown, batch_size)
+        predictions = _without_each(_predictions(table, info.seed, prediction_N), network, table, used, batch_size)
         if unimodal_NM is not None:
             metrics |= _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
             predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
@@ -135,11 +140,11 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
 
 
 def _without_each(
-    predictions: pa.Table, network: DashFusion, table: ClipTable, shown: Sequence[str], batch_size: int
+    predictions: pa.Table, network: DashFusion, table: ClipTable, used: Sequence[str], batch_size: int
 ) -> pa.Table:
-    has = {m: table.lengths((m,))[:, 0] > 0 for m in shown}
-    for m in shown if len(shown) > 1 else ():
-        others = [other for other in shown if other != m]
+    has = {m: table.lengths((m,))[:, 0] > 0 for m in used}
+    for m in used if len(used) > 1 else ():
+        others = [other for other in used if other != m]
         defined = has[m] & np.logical_or.reduce([has[other] for other in others])
         column = pa.array(predict(network, table, others, batch_size), pa.float32(), mask=~defined)
         predictions = predictions.append_column(pa.field(f"{WITHOUT}{m}", pa.float32()), column)
@@ -149,14 +154,14 @@ def _without_each(
 def _unimodal_metrics(
     prediction_NM: np.ndarray, label_NM: np.ndarray, label_range: tuple[float, float]
 ) -> dict[str, Metric]:
-    """What of the metrics says how far each modality alone goes, against its own labels."""
-    found: dict[str, Metric] = {}
+    """Return the metrics of each modality's own prediction against its own labels."""
+    result: dict[str, Metric] = {}
     for m, prediction, label in zip(MODALITIES, prediction_NM.T, label_NM.T, strict=True):
         both = np.isfinite(prediction) & np.isfinite(label)
         metrics = evaluate_metrics(prediction[both], label[both], label_range)
-        found |= {f"{key}_{m}": metrics[key] for key in ("mae", "corr")}
-        found[f"acc2_{m}"] = metrics.get("acc2_np", metrics.get("acc2"))
-    return found
+        result |= {f"{key}_{m}": metrics[key] for key in ("mae", "corr")}
+        result[f"acc2_{m}"] = metrics.get("acc2_np", metrics.get("acc2"))
+    return result
 
 
 def _with_unimodal(predictions: pa.Table, prediction_NM: np.ndarray, label_NM: np.ndarray) -> pa.Table:
@@ -168,7 +173,7 @@ def _with_unimodal(predictions: pa.Table, prediction_NM: np.ndarray, label_NM: n
 
 
 def _over_seeds(runs: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
-    """One run as it is; several as mean, `<key>_std` and `seeds`; undefined in one run is undefined."""
+    """Combine the runs' metrics: see `Evaluation.metrics`. A metric undefined in one run is undefined."""
     if len(runs) == 1:
         return dict(runs[0])
     combined: dict[str, Metric] = {"n": runs[0]["n"], "seeds": len(runs)}
@@ -177,7 +182,7 @@ def _over_seeds(runs: Sequence[Mapping[str, Metric]]) -> dict[str, Metric]:
             continue
         values = [run[key] for run in runs]
         defined = [value for value in values if value is not None]
-        whole = len(defined) == len(values)
-        combined[key] = statistics.fmean(defined) if whole else None
-        combined[f"{key}_std"] = statistics.stdev(defined) if whole else None
+        complete = len(defined) == len(values)
+        combined[key] = statistics.fmean(defined) if complete else None
+        combined[f"{key}_std"] = statistics.stdev(defined) if complete else None
     return combined

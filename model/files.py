@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader sees the old one or the whole new one, never half of it."""
+"""Crash-safe writing of files and folders: a reader sees the old content or the whole new content."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on an exception it is removed."""
+    """Yield a temporary path beside `path`. On success it replaces `path`, on an exception it is removed.
+
+    The content is on disk before the new name appears, so that a power failure leaves no empty or partial file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `folder`; on success it replaces `folder` whole.
+    """Yield an empty temporary folder beside `folder`. On success it replaces `folder`, on an exception it is removed.
 
-    The old folder is moved aside before the new one takes its name, and removed only afterwards: a crash in
-    between leaves both on disk.
+    As with `atomic_file`, all content is on disk before the new name appears. The old folder is moved aside before the
+    new one takes its name, and removed afterwards: a crash in between leaves both on disk.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -38,10 +43,24 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for entry in [*temporary.rglob("*"), temporary]:
+            _sync(entry)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-        os.rename(temporary, folder)
+            folder.rename(old)
+        temporary.rename(folder)
+        _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to disk."""
+    if path.is_dir() and os.name != "posix":  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

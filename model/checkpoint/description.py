@@ -1,4 +1,4 @@
-"""A checkpoint's description as it stands in its folder; read without torch, whose import takes seconds."""
+"""Reading checkpoint.json without torch, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ DESCRIPTION = "checkpoint.json"
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of `folder`/checkpoint.json.
+    """Read `folder`/checkpoint.json.
 
     Raises:
-        FileNotFoundError: no checkpoint there; the message says which stage makes it.
-        ValueError: no JSON, or of another schema version.
+        FileNotFoundError: No checkpoint there; the message says which stage makes it.
+        ValueError: Not JSON, or another schema version.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():

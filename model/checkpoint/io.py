@@ -1,4 +1,4 @@
-"""A trained network on disk: weights in safetensors, and a JSON with all that it takes to predict."""
+"""Checkpoints: weights in safetensors, and a JSON description with everything else that prediction needs."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 TEXT = "text"
-"""Folder with the trained text encoder's tokenizer and shape; its weights are with the network's."""
+"""Folder with the trained text encoder's tokenizer and configuration; its weights are among the network's."""
+
 RECORDED_PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What stands beside the weights.
+    """Description of a checkpoint: everything but the weights.
 
     Attributes:
-        model: size of the network.
-        train: how it was trained.
-        dataset: what it was trained on: extractors, signatures, feature names, statistics, label range.
-        seed: of the run.
-        epoch: after which it was saved, counted from 1.
-        metrics: of that epoch.
-        versions: of Python and the packages that it was made with.
-        calibration: how far its predictions are off, see `model.evaluation.calibration`; empty until training has ended.
+        model: Configuration of the network.
+        train: Configuration of the training.
+        dataset: The training dataset: extractors, signatures, feature names, statistics, label range.
+        seed: Seed of the run.
+        epoch: Epoch after which it was saved, from 1.
+        metrics: Metrics of that epoch.
+        versions: Versions of Python and of the packages used.
+        calibration: Half-widths of the prediction intervals, see `model.evaluation.calibration`; empty until training
+            has ended.
     """
 
     model: ModelConfig
@@ -54,12 +56,13 @@ class CheckpointInfo:
     calibration: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def check_compatible(self, dataset: DatasetInfo) -> None:
-        """Refuse features that the network was not trained on; modalities that it never saw do not matter, nor
-        do text features where it reads tokens.
+        """Check that the network can be evaluated on a dataset.
+
+        Modalities that it was trained without do not matter, nor do text features if it reads transcripts.
 
         Raises:
-            ValueError: another label range, another extractor signature or width of a modality, or another language
-                than that of the transcripts which a tokenizer was trained on; the message names both and the way out.
+            ValueError: Another label range, extractor signature or feature width, or, for a text encoder trained from
+                scratch, another language; the message names both and what to do.
         """
         if dataset.label_range != self.dataset.label_range:
             raise ValueError(
@@ -75,20 +78,22 @@ class CheckpointInfo:
         for modality in self.train.modalities:
             if modality == "text" and self.model.text.mode != "frozen":
                 continue
-            trained, given = self.dataset.modalities[modality], dataset.modalities[modality]
-            if (trained.signature, trained.dim) != (given.signature, given.dim):
+            trained, found = self.dataset.modalities[modality], dataset.modalities[modality]
+            if (trained.signature, trained.dim) != (found.signature, found.dim):
                 raise ValueError(
                     f"the checkpoint was trained on {modality} features {trained.signature} "
-                    f"({trained.dim} wide), the dataset holds {given.signature} ({given.dim} wide); "
+                    f"({trained.dim} wide), the dataset holds {found.signature} ({found.dim} wide); "
                     f"train again on this dataset, or extract {modality} again with {trained.extractor} "
                     f"and {dict(trained.options)}"
                 )
 
 
-def save_checkpoint(folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping) -> None:
-    """Write `folder`/model.safetensors, checkpoint.json and, where the network reads tokens, text/.
+def save_checkpoint(
+    folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping[str, float]
+) -> None:
+    """Write `folder`/model.safetensors, checkpoint.json and, for a network that reads transcripts, text/.
 
-    The folder appears whole or not at all, and needs no other file to predict.
+    The folder is replaced atomically and is self-contained.
     """
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -105,32 +110,32 @@ def save_checkpoint(folder: Path, network: DashFusion, train: TrainConfig, seed:
         save_file(weights, temporary / WEIGHTS)
         if network.text:
             network.text.save(temporary / TEXT)
-        (temporary / DESCRIPTION).write_text(_to_text(description), encoding="utf-8")
+        (temporary / DESCRIPTION).write_text(_as_json(description), encoding="utf-8")
 
 
 def add_calibration(folder: Path, calibration: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Write into a checkpoint how far its predictions are off."""
+    """Add the half-widths of the prediction intervals to a checkpoint's description."""
     path = Path(folder) / DESCRIPTION
     description = read_description(folder) | {"calibration": calibration}
     with atomic_file(path) as temporary:
-        temporary.write_text(_to_text(description), encoding="utf-8")
+        temporary.write_text(_as_json(description), encoding="utf-8")
 
 
-def _to_text(description: Mapping[str, Any]) -> str:
+def _as_json(description: Mapping[str, Any]) -> str:
     return json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_checkpoint_info(folder: Path) -> CheckpointInfo:
-    """What stands beside the weights, without them. Raises as `load_checkpoint` does."""
+    """Read a checkpoint's description without its weights. Raises as `load_checkpoint` does."""
     return _parse(read_description(folder), Path(folder) / DESCRIPTION)
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
-    """The network, in eval mode on `device`, and its description.
+    """Read a checkpoint: the network, in eval mode on `device`, and its description.
 
     Raises:
-        FileNotFoundError: no checkpoint there; the message says which stage makes it.
-        ValueError: of another schema version.
+        FileNotFoundError: No checkpoint there; the message says which stage makes it.
+        ValueError: Another schema version.
     """
     info = read_checkpoint_info(folder)
     text = None if info.model.text.mode == "frozen" else TextBackbone.load(Path(folder) / TEXT)

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint, its README.md: what it is, how good, what for, and under which terms."""
+"""Model card of a checkpoint (README.md): training, metrics, intended use, limits and licence terms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METRICS = {
     "mae": "Mean absolute error",
     "corr": "Pearson correlation",
 }
-"""What of the metrics a card tells, in this order."""
+"""Metrics of the card, in order, with their names."""
 
 MINILM = "all-MiniLM-L6-v2 (Apache-2.0)"
 
@@ -38,16 +38,17 @@ TERMS = {
     "vision.face_mesh": "mediapipe with the weights of FaceMesh (Apache-2.0)",
     "vision.face_landmarker": "mediapipe (Apache-2.0); the `.task` file under its own terms",
 }
-"""By extractor; those that take any model's weights are as free as these."""
+"""Licence terms by extractor; an extractor that takes any model is subject to that model's terms."""
 
 
 def write_card(folder: Path, metrics: Mapping[str, Any] | None = None, split: str = "") -> None:
     """Write the card into a checkpoint's folder.
 
     Args:
-        metrics: measured on clips that nothing was chosen by, as in metrics/<split>.json; None: those of the validation
-            clips, by which the epoch was chosen.
-        split: that `metrics` are of.
+        folder: Checkpoint folder.
+        metrics: Metrics on held-out clips, as in metrics/<split>.json; None: those of the validation clips, by which
+            the epoch was chosen.
+        split: Split of `metrics`.
     """
     description = read_description(folder)
     with atomic_file(Path(folder) / CARD) as temporary:
@@ -55,18 +56,18 @@ def write_card(folder: Path, metrics: Mapping[str, Any] | None = None, split: st
 
 
 def export_checkpoint(folder: Path, out: Path, metrics: Mapping[str, Any] | None, split: str) -> None:
-    """A copy of a checkpoint that needs nothing else, with a card that tells `metrics`; see `write_card`.
+    """Copy a checkpoint to `out`, with a card that shows `metrics`; see `write_card`.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: `out` is there already and no checkpoint, or it is the checkpoint itself.
+        FileNotFoundError: No checkpoint there.
+        ValueError: `out` exists and is not an exported checkpoint, or it is the checkpoint itself.
     """
     read_description(folder)
     out = Path(out)
     if out.exists() and out.resolve() == Path(folder).resolve():
         raise ValueError(f"{out} is the checkpoint itself; name another folder")
     if out.exists() and not (out / CARD).is_file():
-        raise ValueError(f"{out} is there already and is no exported checkpoint; name a new folder")
+        raise ValueError(f"{out} exists already and is not an exported checkpoint; name a new folder")
     with atomic_folder(out) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)
         write_card(temporary, metrics, split)
@@ -75,7 +76,7 @@ def export_checkpoint(folder: Path, out: Path, metrics: Mapping[str, Any] | None
 def card_lines(
     description: Mapping[str, Any], metrics: Mapping[str, Any] | None = None, split: str = ""
 ) -> Iterator[str]:
-    """The card in Markdown, of the content of checkpoint.json."""
+    """Yield the card's lines in Markdown, from the content of checkpoint.json."""
     dataset, train = description["dataset"], description["train"]
     low, high = dataset["label_range"]
     yield f"# DashFusion, trained on {dataset['corpus']}"
@@ -95,26 +96,27 @@ def card_lines(
 
 
 def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def _training(description: Mapping[str, Any]) -> Iterator[str]:
     dataset, train = description["dataset"], description["train"]
-    yield "## Made from"
+    yield "## Training"
     yield ""
     clips = dataset.get("clips", {})
     split = ", ".join(f"{count} {name}" for name, count in clips.items()) or "not counted"
     yield f"- Corpus: {dataset['corpus']}, language {dataset['language']}; clips: {split}."
     if seconds := dataset.get("training", {}).get("seconds"):
-        yield f"- Training clips last {seconds['median']:.1f} s in the median, {seconds['longest']:.1f} s at most."
+        yield f"- Training clips: median duration {seconds['median']:.1f} s, longest {seconds['longest']:.1f} s."
     for m in train["modalities"]:
         entry = dataset["modalities"][m]
         options = ", ".join(f"{key} {value}" for key, value in entry["options"].items()) or "its defaults"
         yield f"- {m}: `{entry['extractor']}` ({options}), {entry['dim']} features, `{entry['signature']}`."
     text = description["model"].get("text", {})
     if text.get("mode", "frozen") != "frozen":
-        yield f"- The text encoder is the network's own (`{text['mode']}`); the features named for text are not used."
-    yield f"- Modalities are {dataset['mode']}; the network does not see invalid steps of {_named(dataset)}."
+        yield f"- The text encoder is the network's own (`{text['mode']}`); the text features above are not used."
+    hidden = _and(dataset["mask_invalid"]) or "none"
+    yield f"- Modalities are {dataset['mode']}; modalities whose invalid steps the network does not see: {hidden}."
     yield (
         f"- Seed {description['seed']}, epoch {description['epoch']} of at most {train['epochs']}; "
         + ", ".join(f"{name} {version}" for name, version in description["versions"].items())
@@ -123,25 +125,21 @@ def _training(description: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def _named(dataset: Mapping[str, Any]) -> str:
-    return _and(dataset["mask_invalid"]) if dataset["mask_invalid"] else "no modality"
-
-
 def _metrics(description: Mapping[str, Any], metrics: Mapping[str, Any] | None, split: str) -> Iterator[str]:
-    of_validation = {name.removeprefix("valid_"): v for name, v in description["metrics"].items() if "valid_" in name}
-    figures = of_validation if metrics is None else metrics
-    yield "## How good it is"
+    validation = {name.removeprefix("valid_"): v for name, v in description["metrics"].items() if "valid_" in name}
+    values = validation if metrics is None else metrics
+    yield "## Metrics"
     yield ""
     if metrics is None:
-        yield "On the validation clips, by which the epoch was chosen; the test clips' figures are in metrics/."
+        yield "On the validation clips, by which the epoch was chosen; metrics of the test clips are in metrics/."
     else:
         several = f", mean of {metrics['seeds']} seeds" if "seeds" in metrics else ""
         yield f"On the {metrics['n']} labelled clips of the {split} split{several}."
     yield ""
     yield "| metric | value |\n|---|---|"
     for key, name in METRICS.items():
-        if figures.get(key) is not None:
-            yield f"| {name} | {figures[key]:.3f} |"
+        if values.get(key) is not None:
+            yield f"| {name} | {values[key]:.3f} |"
     yield ""
 
 
@@ -150,8 +148,8 @@ def _intervals(description: Mapping[str, Any]) -> Iterator[str]:
     levels = sorted({name for entry in calibration.values() for name in entry} - {"n"}, key=float)
     if not levels:
         return
-    yield "Half-width of the interval that holds the label of such a clip in so many cases, by what the clip has"
-    yield "(split conformal prediction on the validation clips; a dash: too few of them):"
+    yield "Half-widths of the prediction intervals by coverage and available modalities (split conformal prediction on"
+    yield "the validation clips; a dash: too few of them):"
     yield ""
     yield f"| modalities | clips | {' | '.join(f'{float(level):.0%}' for level in levels)} |"
     yield "|---|---|" + "---|" * len(levels)
@@ -163,33 +161,34 @@ def _intervals(description: Mapping[str, Any]) -> Iterator[str]:
 
 def _use(description: Mapping[str, Any]) -> Iterator[str]:
     dataset, train = description["dataset"], description["train"]
-    yield "## What it is for, and what not"
+    yield "## Intended use and limits"
     yield ""
-    yield "For research on multimodal sentiment, and for sorting or searching recordings whose speakers agreed to it."
-    yield "Not for decisions about people: it measures how sentiment shows in one corpus, not what a person feels."
+    yield "For research on multimodal sentiment, and for sorting or searching recordings whose speakers consented to"
+    yield "it. Not for decisions about people: it predicts how one corpus's annotators perceived sentiment, not what a"
+    yield "person feels."
     yield ""
     if dataset["corpus"].startswith("demo_"):
         yield "- The corpus is generated: animated faces and a synthetic voice. Scores of real people mean nothing."
-    yield f"- Not measured: other languages than {dataset['language']}, other cultures and recording conditions."
+    yield f"- Not evaluated: languages other than {dataset['language']}, other cultures and recording conditions."
     if not train.get("modality_dropout"):
-        yield "- Trained without modality dropout: of clips that lack a modality it knows little; their intervals tell."
-    yield "- Clips far longer than the training's are scored by windows, and their mean has no interval."
-    yield "- An interval holds for clips of the kind that it was measured on, and on average over them."
+        yield "- Trained without modality dropout: unreliable on clips that lack a modality (see intervals)."
+    yield "- Clips far longer than the training clips are scored by windows; the mean of these has no interval."
+    yield "- Interval coverage is marginal: it holds on average over clips like the validation clips."
     yield ""
 
 
 def _terms(description: Mapping[str, Any]) -> Iterator[str]:
     dataset, model = description["dataset"], description["model"]
     mode = model.get("text", {}).get("mode", "frozen")
-    yield "## Terms of what went into it"
+    yield "## Licences"
     yield ""
     yield "- DashFusion's code: Apache-2.0."
-    generated = "generated by DashFusion" if dataset["corpus"].startswith("demo_") else "as its owners gave it to you"
-    yield f"- Corpus {dataset['corpus']}: {generated}; a model may be bound by its corpus's terms."
+    generated = "generated by DashFusion" if dataset["corpus"].startswith("demo_") else "under its owners' terms"
+    yield f"- Corpus {dataset['corpus']}: {generated}; the corpus's terms may also bind the model."
     for m in description["train"]["modalities"]:
         entry = dataset["modalities"][m]
         if m == "text" and mode == "scratch":
-            yield "- text: an encoder from random weights, no terms of others."
+            yield "- text: an encoder trained from random weights, under no terms of others."
             continue
         chosen = model["text"].get("encoder") if m == "text" and mode == "finetune" else ""
         name = chosen or entry["options"].get("model", "minilm" if entry["extractor"] == "text.transformer" else "")

@@ -1,7 +1,7 @@
-"""The network as ONNX: from features to the sentiment, for any number of clips and steps.
+"""ONNX export of the network: from features to the sentiment, for any number of clips and steps.
 
-What reads the file needs no PyTorch: normalisation by the training's statistics and the stand-ins of missing modalities
-are inside. Shapes: B clips, T steps of a modality, D features.
+The graph needs no PyTorch and includes the normalisation by the training statistics and the embeddings of missing
+modalities. Shapes: B clips, T steps of a modality, D features.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from model.network.dashfusion import DashFusion
 
 TOLERANCE = 1e-4
-"""Greatest difference, in label units, between PyTorch's predictions and the exported graph's."""
+"""Maximum difference, in label units, between the predictions of PyTorch and of the exported graph."""
 
 OPSET = 18
 
@@ -39,7 +39,14 @@ _NEEDED = "the exporter needs onnx, onnxscript and onnxruntime: pip install -e '
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A written file: its inputs with their shapes, in order, and how far it is from PyTorch."""
+    """An exported network.
+
+    Attributes:
+        path: Path of the ONNX file.
+        inputs: Name -> shape of each input, in order.
+        difference: Maximum difference from PyTorch's predictions, in label units.
+        clips: Number of random clips compared.
+    """
 
     path: Path
     inputs: Mapping[str, tuple[str | int, ...]]
@@ -54,12 +61,12 @@ class _Inputs:
 
 
 class _FromFeatures(nn.Module):
-    """The network without what training alone needs, as one function of tensors."""
+    """The network without its training-only parts, as a function of tensors."""
 
     def __init__(self, network: DashFusion) -> None:
         super().__init__()
         self.network = network
-        self.most = network.config.bottleneck_tokens
+        self.padding = network.config.bottleneck_tokens
 
     def forward(
         self,
@@ -70,35 +77,35 @@ class _FromFeatures(nn.Module):
         vision: Tensor,
         vision_mask: Tensor,
     ) -> Tensor:
-        """Sentiment [B]. The fusion keeps its first tokens: with padding there are always as many."""
+        """Return the sentiment [B]. The text is padded so that the fusion always finds enough tokens to keep."""
         network = self.network
-        values = {"text": F.pad(text, (0, 0, 0, self.most)), "audio": audio, "vision": vision}
-        masks = {"text": F.pad(text_mask, (0, self.most)), "audio": audio_mask, "vision": vision_mask}
+        values = {"text": F.pad(text, (0, 0, 0, self.padding)), "audio": audio, "vision": vision}
+        masks = {"text": F.pad(text_mask, (0, self.padding)), "audio": audio_mask, "vision": vision_mask}
         sequences = network.encode(_Inputs(values, masks))  # type: ignore[arg-type]
         missing = {m: ~mask_BT.any(dim=1) for m, mask_BT in masks.items()}
         aligned = network.alignment(sequences, missing)
-        return network.predictor(network.fusion(aligned, sequences)).squeeze(-1)
+        sentiment_B: Tensor = network.predictor(network.fusion(aligned, sequences)).squeeze(-1)
+        return sentiment_B
 
 
 def export_onnx(folder: Path, path: Path) -> Exported:
-    """Write the network of a checkpoint as ONNX, after its predictions were compared with PyTorch's.
+    """Write the network of a checkpoint as ONNX, after comparing its predictions with PyTorch's.
 
-    Inputs, of each modality: `<modality>` [B, T, D] float32, raw features as the extractors give them, and
-    `<modality>_mask` [B, T] bool, True where there is a step that may be looked at. T is 1 at least: a modality that a
-    clip lacks has a mask of False. Output: `sentiment` [B] float32, as the network gives it, not clipped to the
-    corpus's range. What a client needs beside that, such as feature names and intervals, is JSON in the file's metadata
-    under `dashfusion`.
+    Inputs, for each modality: `<modality>` [B, T, D] float32, features as the extractors return them, and
+    `<modality>_mask` [B, T] bool, True at steps to attend to. T >= 1: a missing modality has a mask of False.
+    Output: `sentiment` [B] float32, not clipped to the corpus's label range. Feature names, prediction intervals and
+    whatever else a client needs are JSON in the file's metadata under `dashfusion`.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ImportError: a package of the extra `onnx` is not installed, or does not fit.
-        ValueError: the network reads transcripts, not features of them; or the graph's predictions differ from
-            PyTorch's by more than `TOLERANCE`. Nothing is written.
+        FileNotFoundError: No checkpoint there.
+        ImportError: A package of the extra `onnx` is not installed, or has an incompatible version.
+        ValueError: The network reads transcripts instead of features, or the graph's predictions differ from PyTorch's
+            by more than `TOLERANCE`. Nothing is written.
     """
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  (torch's exporter asks for it as late as it can)
-    except (ImportError, AttributeError) as error:  # an older ml-dtypes lacks what onnxscript looks up in it
+        import onnxscript  # noqa: F401  (torch's exporter imports it only late)
+    except (ImportError, AttributeError) as error:  # an older ml-dtypes lacks attributes that onnxscript uses
         raise ImportError(f"{_NEEDED} ({error})") from error
     network, info = load_checkpoint(folder)
     if network.text:
@@ -126,15 +133,15 @@ def _export(network: DashFusion, clips: list[dict[str, Tensor]], info: Checkpoin
 
     inputs = _padded(clips)
     count = Dim("clips", min=1, max=2**16)
-    most = {m: info.model.max_positions for m in MODALITIES}
-    most["text"] -= info.model.bottleneck_tokens  # what the graph pads
-    steps = {m: Dim(f"{m}_steps", min=1, max=most[m]) for m in MODALITIES}
+    max_steps = dict.fromkeys(MODALITIES, info.model.max_positions)
+    max_steps["text"] -= info.model.bottleneck_tokens  # padded in the graph
+    steps = {m: Dim(f"{m}_steps", min=1, max=max_steps[m]) for m in MODALITIES}
     shapes = {name: {0: count, 1: steps[name.removesuffix("_mask")]} for name in inputs}
-    noise = logging.getLogger("torch.onnx")
-    before = noise.level
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
-        noise.setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")  # about the exporter's own code
+        exporter_log.setLevel(logging.ERROR)
         try:
             return torch.onnx.export(
                 _FromFeatures(network).eval(),
@@ -148,44 +155,53 @@ def _export(network: DashFusion, clips: list[dict[str, Tensor]], info: Checkpoin
                 verbose=False,
             )
         finally:
-            noise.setLevel(before)
+            exporter_log.setLevel(level)
 
 
 def _description(info: CheckpointInfo) -> dict[str, Any]:
-    """What a client of the file needs to make its inputs, and to read its output."""
+    """Return what a client needs to prepare the inputs and interpret the output."""
     dataset = info.dataset.to_dict()
     kept = ("corpus", "language", "label_range", "mode", "mask_invalid", "modalities")
     return {**{key: dataset[key] for key in kept}, "calibration": dict(info.calibration), "seed": info.seed}
 
 
 def _random_clips(info: CheckpointInfo, rng: np.random.Generator) -> list[dict[str, Tensor]]:
-    """Clips of the lengths of short and long ones, each modality and each pair of them missing in some."""
-    lacking = [(), (), ("text",), ("audio",), ("vision",), ("text", "audio"), ("audio", "vision"), ("text", "vision")]
+    """Return clips of different lengths, in which each modality and each pair of modalities is missing once."""
+    missing_sets = [
+        (),
+        (),
+        ("text",),
+        ("audio",),
+        ("vision",),
+        ("text", "audio"),
+        ("audio", "vision"),
+        ("text", "vision"),
+    ]
     clips = []
-    for without in lacking:
+    for missing in missing_sets:
         clip: dict[str, Tensor] = {}
         for m in MODALITIES:
             length = int(rng.integers(2, 60))
             dim = info.dataset.modalities[m].dim
             values: np.ndarray = rng.normal(size=(length, dim)).astype(np.float32)
             if m in info.dataset.statistics:
-                scale = info.dataset.statistics[m]
-                values = values * np.float32(scale.std) + np.float32(scale.mean)
+                statistics = info.dataset.statistics[m]
+                values = values * np.asarray(statistics.std, np.float32) + np.asarray(statistics.mean, np.float32)
             mask = rng.random(length) > 0.1
             mask[0] = True
-            clip |= {m: torch.from_numpy(values), f"{m}_mask": torch.from_numpy(mask & (m not in without))}
+            clip |= {m: torch.from_numpy(values), f"{m}_mask": torch.from_numpy(mask & (m not in missing))}
         clips.append(clip)
     return clips
 
 
 def _padded(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch of the clips, padded with zeros and False."""
+    """Return a batch of the clips, padded with zeros and False."""
     return {name: nn.utils.rnn.pad_sequence([clip[name] for clip in clips], batch_first=True) for name in clips[0]}
 
 
 @torch.inference_mode()
 def _difference(session: Any, network: DashFusion, clips: list[dict[str, Tensor]]) -> float:
-    """Greatest difference of the graph's predictions, of the clips alone and all together, from the network's own."""
+    """Return the maximum difference from the network's predictions, for each clip alone and for all in one batch."""
     expected = np.array([network(_batch(_padded([clip]))).prediction.item() for clip in clips])
     together = session.run(None, {name: x.numpy() for name, x in _padded(clips).items()})[0]
     alone = [session.run(None, {name: x.numpy() for name, x in _padded([clip]).items()})[0][0] for clip in clips]
