@@ -1,4 +1,4 @@
-"""Stage `transcribe`: the manifest's clips -> who says what when, from the corpus, a recogniser, an aligner."""
+"""Stage `transcribe`: manifest -> transcripts with word times, from the corpus, a recogniser and an aligner."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from prefect import flow, task
 from rich.progress import TaskID
 
 from corpora.problems import write_problems
@@ -17,21 +18,19 @@ from flows.display.console import console, progress
 from flows.orchestration import engine
 from flows.orchestration.settings import scratch_folder
 
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
-
 
 @task
-def listen(params: Params) -> TranscribeSummary:
-    """Write the transcripts of all clips; what was heard before is taken from scratch."""
+def transcribe_corpus(params: Params) -> TranscribeSummary:
+    """Write the transcripts of all clips, and reuse recognised and aligned speech of earlier runs."""
     paths, timeout = params.paths, params.extract.clip_timeout
     bar = progress()
     rows: dict[str, TaskID] = {}
 
-    def show(what: str, done: int, total: int) -> None:
-        if what not in rows:
-            bar.start()  # not before: most corpora have nothing to listen to
-            rows[what] = bar.add_task(what, total=total, note="")
-        bar.update(rows[what], completed=done)
+    def show(step: str, done: int, total: int) -> None:
+        if step not in rows:
+            bar.start()  # only now: most corpora need neither recogniser nor aligner
+            rows[step] = bar.add_task(step, total=total, note="")
+        bar.update(rows[step], completed=done)
 
     try:
         return transcribe_clips(paths.manifest, paths.transcripts, params.transcribe, scratch_folder(), timeout, show)
@@ -42,13 +41,13 @@ def listen(params: Params) -> TranscribeSummary:
 
 @flow(name="transcribe", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, int]]:
-    """Say who says what when: transcripts, and the times of their words where anything but `align` knows them.
+    """Write every clip's transcript, with word times unless `align` is to estimate them.
 
     Args:
-        params_file: The parameters; every stage reads its own block of them.
+        params_file: Parameters of all stages.
     """
     params = load_params(params_file)
-    summary = engine.call(listen, params)
+    summary = engine.call(transcribe_corpus, params)
     table = params.paths.problems / "transcribe.parquet"
     write_problems(summary.problems, table)
     engine.publish_table("transcribe-problems", map(asdict, summary.problems), "Clips that could not be heard or timed")
@@ -56,7 +55,7 @@ def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, i
     check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, scratch_folder())
     console.print(
         f"transcripts of {clips} clips ({_counts(summary.texts)}; words timed by {_counts(summary.methods)}; "
-        f"{summary.heard} heard now, {len(summary.problems)} problems) -> {params.paths.transcripts}"
+        f"{summary.processed} heard now, {len(summary.problems)} problems) -> {params.paths.transcripts}"
     )
     return {"texts": dict(summary.texts), "methods": dict(summary.methods)}
 

@@ -1,11 +1,12 @@
-"""Transcripts of clips that come without one: Whisper, or a CTC speech recogniser, through transformers.
+"""Speech recognition by Whisper or a CTC model, through transformers.
 
-N samples of a clip. Times are seconds from the clip's start.
+N samples of a clip; times are seconds from the clip's start.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from extractors.audio.transformer import check_preprocessor
@@ -23,30 +24,33 @@ VERSION = 1
 SAMPLE_RATE = 16_000
 
 GPU_CLIPS = 16
-"""Clips that a GPU recognises at once. On a CPU they go one by one: nothing is gained by more."""
+"""Batch size on a GPU. On a CPU it is 1, as larger ones are not faster."""
 
 CTC_CHUNK_SECONDS = 30
-"""A CTC model's attention costs the square of the length; transformers cuts the clip and joins what it heard."""
+"""Length of the chunks into which transformers cuts a clip for a CTC model, whose attention cost is quadratic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What is said in a clip, with the times of its words; no words where only the text is known."""
+    """The text of a clip, and its words with their times; no words where the times are unknown."""
 
     text: str
     words: tuple[Word, ...] = ()
 
 
 class Recogniser:
-    """Speech to text. The weights are loaded by `load`, onto a GPU where there is one, in float32.
+    """Speech recogniser. `load` loads the weights in float32, onto a GPU if there is one.
 
-    Whisper decodes as transformers' pipeline does: five beams, where its `generation_config.json` says nothing else.
+    Whisper decodes by the pipeline's defaults: five beams, unless its `generation_config.json` says otherwise.
 
     Args:
-        model: a folder with a Hugging Face model, or an id on its hub: Whisper, or one of the kind `...ForCTC`.
+        model: folder or hub id of a Whisper or a CTC model (`...ForCTC`).
+
+    Attributes:
+        signature: identifier that changes whenever the results could.
 
     Raises:
-        ValueError: the model cannot be had, or is of another kind.
+        ValueError: the model is unavailable, or of another type.
     """
 
     def __init__(self, model: str) -> None:
@@ -61,20 +65,19 @@ class Recogniser:
             )
         check_preprocessor(self.folder)
         self.signature = make_signature("transcribe.asr", VERSION, {}, fingerprint(self.folder))
-        self._pipeline: Any = None
 
     def load(self) -> int:
-        """Load the weights; how many clips to recognise at once."""
-        if self._pipeline is None:
-            self._pipeline = self._make_pipeline()
-        return GPU_CLIPS if self._whisper and self._pipeline.device.type != "cpu" else 1
+        """Load the weights, once, and return the batch size."""
+        on_gpu = self._pipeline.device.type != "cpu"
+        return GPU_CLIPS if self._whisper and on_gpu else 1
 
-    def _make_pipeline(self) -> Any:
+    @cached_property
+    def _pipeline(self) -> Any:
         import torch
         import transformers as hf
 
         hf.utils.logging.disable_progress_bar()
-        hf.utils.logging.set_verbosity_error()  # it warns of what the pipeline itself does
+        hf.utils.logging.set_verbosity_error()  # it warns of the pipeline's own options
         kind = hf.AutoModelForSpeechSeq2Seq if self._whisper else hf.AutoModelForCTC
         return hf.pipeline(
             "automatic-speech-recognition",
@@ -84,43 +87,47 @@ class Recogniser:
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
 
-    def recognise(self, sounds: Sequence[np.ndarray], language: str) -> list[Speech]:
-        """What is said in each sound, [N] float32 at 16,000 Hz.
+    def recognise(self, waveforms: Sequence[np.ndarray], language: str) -> list[Speech]:
+        """Transcribe waveforms.
 
         Args:
-            language: ISO 639-1; ignored by a model that knows one language only.
+            waveforms: [N] float32 each, at 16,000 Hz.
+            language: ISO 639-1; ignored by monolingual models.
+
+        Returns:
+            One result for each waveform.
 
         Raises:
-            ValueError: Whisper does not know the language.
+            ValueError: Whisper does not support the language.
         """
-        self.load()
         options = self._whisper_options(language) if self._whisper else {"chunk_length_s": CTC_CHUNK_SECONDS}
-        inputs = [{"raw": sound, "sampling_rate": SAMPLE_RATE} for sound in sounds]
-        window = getattr(self._pipeline.feature_extractor, "n_samples", 0)  # what is longer goes by windows, alone
-        together = len(inputs) if all(len(sound) <= window for sound in sounds) else 1
-        results = self._pipeline(inputs, batch_size=together, **{"return_timestamps": "word"} | options)
+        inputs = [{"raw": samples, "sampling_rate": SAMPLE_RATE} for samples in waveforms]
+        window = getattr(self._pipeline.feature_extractor, "n_samples", 0)  # Whisper's; longer clips are not batched
+        batch_size = len(inputs) if all(len(samples) <= window for samples in waveforms) else 1
+        results = self._pipeline(inputs, batch_size=batch_size, **{"return_timestamps": "word"} | options)
         timed = not self._whisper or options["return_timestamps"] == "word"
-        return [_speech(result, len(sound), timed) for result, sound in zip(results, sounds, strict=True)]
+        return [_speech(result, len(samples), timed) for result, samples in zip(results, waveforms, strict=True)]
 
     def _whisper_options(self, language: str) -> dict[str, Any]:
-        """Times of words need to know which of the model's attention heads follow the sound; not every copy says so."""
+        """Return generation options; word times need alignment heads in the model's configuration."""
         from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-        said = self._pipeline.model.generation_config
-        options: dict[str, Any] = {"return_timestamps": "word" if getattr(said, "alignment_heads", None) else True}
-        # The tokenizer cuts the text into words as it does in this language: Chinese by the character.
+        generation = self._pipeline.model.generation_config
+        timestamps = "word" if getattr(generation, "alignment_heads", None) else True
+        options: dict[str, Any] = {"return_timestamps": timestamps}
+        # The tokenizer splits the text into words by language: Chinese by character
         self._pipeline.tokenizer.language = LANGUAGES.get(language)
-        if getattr(said, "is_multilingual", False):
+        if getattr(generation, "is_multilingual", False):
             options["generate_kwargs"] = {"language": language, "task": "transcribe"}
         return options
 
 
 def _speech(result: Mapping[str, Any], samples: int, timed: bool) -> Speech:
-    """The pipeline's answer: white space in order; times in order and within the clip, where a window's are not."""
-    seconds, reached = samples / SAMPLE_RATE, 0.0
+    """Convert the pipeline's result: normalise white space, and make times monotonic and end within the clip."""
+    duration, reached = samples / SAMPLE_RATE, 0.0
     words = []
     for chunk in result["chunks"] if timed else ():
-        start, end = (reached if edge is None else min(edge, seconds) for edge in chunk["timestamp"])
+        start, end = (reached if edge is None else min(edge, duration) for edge in chunk["timestamp"])
         reached = max(start, reached)
         words.append(Word(chunk["text"].strip(), reached, max(end, reached)))
     return Speech(" ".join(result["text"].split()), tuple(words))

@@ -1,4 +1,4 @@
-"""Transcripts that lie beside a video: SubRip (`.srt`), WebVTT (`.vtt`), or plain text (`.txt`).
+"""Transcripts in files next to a video: SubRip (`.srt`), WebVTT (`.vtt`), or plain text (`.txt`).
 
 Times are seconds from the video's start. W words, K cues.
 """
@@ -22,34 +22,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SUFFIXES = (".srt", ".vtt", ".txt")
-"""What a transcript's name may end in, the first that exists being taken."""
+"""Suffixes of transcripts, in order of preference."""
 
 CUES = "cues"
-"""What timed the words of a transcript with cues: each cue's words share its time in proportion."""
+"""Timing method of a transcript with cues: the words of a cue share its time in proportion to their length."""
 
-LARGEST = 16 << 20
-"""Bytes: hundreds of hours of speech."""
+MAX_BYTES = 16 << 20
+"""Limit of a file's size: hundreds of hours of speech."""
 
-SHORTEST_CUE = 0.02
-"""Seconds. Shorter ones are how a live captioner's lines are moved up; their words come in the next cue too."""
+MIN_CUE_SECONDS = 0.02
+"""Shorter cues only scroll the lines of live captions; the next cue repeats their words."""
 
-_STYLE = re.compile(r"\{\\[^{}]*\}|<[^<>]*>")  # SubStation's overrides, which players allow in SubRip; tags
+_STYLE = re.compile(r"\{\\[^{}]*\}|<[^<>]*>")  # SubStation's overrides, as used in SubRip, and tags
 
 
 def read_transcript(path: Path, clip_id: str, language: str) -> Transcript:
-    """The transcript in a file, with the times of its words where it has cues.
+    """Read a transcript from a file, with word times where it has cues.
 
-    Encoded in UTF-8, or UTF-16 with its byte-order mark; styling is taken out. Cues come in the order of time; where
-    two overlap, their words' times do. A line that stays on the screen from the cue before is not said again.
+    The encoding is UTF-8, or UTF-16 with a byte-order mark; styling is removed. Cues are sorted by start; where two
+    overlap, so do their words' times. A line that a cue repeats from the one before is dropped.
+
+    Args:
+        path: the file.
+        clip_id: clip id of the transcript.
+        language: ISO 639-1, for splitting into words.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, too large, not text, or without a cue that can be read; the message names it.
+        ValueError: another file type, too large, not text, or malformed; the message names the file.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
-        raise ValueError(f"{path}: a transcript ends in {', '.join(SUFFIXES)}; rename or convert it")
+        raise ValueError(f"{path}: the name of a transcript ends in {', '.join(SUFFIXES)}; rename or convert it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no transcript here")
     content = _decode(path)
@@ -69,7 +74,7 @@ def read_transcript(path: Path, clip_id: str, language: str) -> Transcript:
 
 
 def find_transcript(folder: Path, media: Path) -> Path | None:
-    """The transcript in the folder with the media file's name, such as `talk.srt` for `talk.mp4`; None without one."""
+    """Return the transcript in the folder for a media file, such as `talk.srt` for `talk.mp4`, or None."""
     for suffix in SUFFIXES:
         for name in (f"{media.stem}{suffix}", f"{media.stem}{suffix.upper()}", f"{media.name}{suffix}"):
             if (path := Path(folder) / name).is_file():
@@ -79,12 +84,12 @@ def find_transcript(folder: Path, media: Path) -> Path | None:
 
 def _decode(path: Path) -> str:
     size = path.stat().st_size
-    if size > LARGEST:
+    if size > MAX_BYTES:
         raise ValueError(f"{path}: {size >> 20} MiB are no transcript; give the text alone")
     raw = path.read_bytes()
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = raw.decode("utf-16" if wide else "utf-8-sig")
+        text = raw.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     if "\0" in text:
@@ -93,35 +98,36 @@ def _decode(path: Path) -> str:
 
 
 def _read_cues(content: str, kind: str, path: Path) -> list[Word]:
-    """Cues that last and say something, by their start; their lines stay apart."""
+    """Read the cues with text, sorted by start; lines are separated by newlines."""
     import webvtt
     from webvtt.errors import MalformedFileError
 
     try:
-        found = webvtt.from_buffer(StringIO(content.lstrip("\n")), format=kind[1:])
+        captions = webvtt.from_buffer(StringIO(content.lstrip("\n")), format=kind[1:])
     except MalformedFileError as error:
-        wanted = "cues such as `1`, `00:00:01,000 --> 00:00:02,500`, text" if kind == ".srt" else "`WEBVTT` on top"
-        raise ValueError(f"{path}: not a {kind} file ({error}; expected {wanted}); save it anew, or as .txt") from error
+        expected = "cues such as `1`, `00:00:01,000 --> 00:00:02,500`, text" if kind == ".srt" else "`WEBVTT` on top"
+        message = f"{path}: not a {kind} file ({error}; expected {expected}); save it again, or as .txt"
+        raise ValueError(message) from error
     cues = []
-    for caption in found:
+    for caption in captions.captions:
         start, end = (
             time.hours * 3600 + time.minutes * 60 + time.seconds + time.milliseconds / 1000
             for time in (caption.start_time, caption.end_time)
         )
         lines = (" ".join(html.unescape(_STYLE.sub("", line)).split()) for line in caption.text.split("\n"))
         text = "\n".join(line for line in lines if line)
-        if text and end - start >= SHORTEST_CUE:
+        if text and end - start >= MIN_CUE_SECONDS:
             cues.append(Word(text, start, end))
     return sorted(cues, key=lambda cue: cue.start)
 
 
 def _without_repeats(cues: Sequence[Word]) -> list[Word]:
-    """The cues as one line each, without the lines that the one before has shown: captions that roll up."""
-    kept: list[Word] = []
-    shown: list[str] = []
+    """Join each cue's lines, without those that roll-up captions repeat from the cue before."""
+    joined: list[Word] = []
+    previous: list[str] = []
     for cue in cues:
         lines = cue.text.split("\n")
-        old = next((n for n in range(len(lines) - 1, 0, -1) if lines[:n] == shown[-n:]), 0)
-        shown = lines
-        kept.append(Word(" ".join(lines[old:]), cue.start, cue.end))
-    return kept
+        repeated = next((n for n in range(len(lines) - 1, 0, -1) if lines[:n] == previous[-n:]), 0)
+        previous = lines
+        joined.append(Word(" ".join(lines[repeated:]), cue.start, cue.end))
+    return joined

@@ -1,4 +1,4 @@
-"""The table of transcripts: who says what when, one row a clip, in the manifest's order.
+"""The table of transcripts with word times: one row per clip, in the manifest's order.
 
 W words of a clip; times are seconds from the clip's start.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 PROPORTIONAL = "proportional"
-"""How `align` times words that have no times here."""
+"""Timing method of words without times in this table: `align` spreads them over the voiced part of the clip."""
 
 TRANSCRIPTS_SCHEMA = pa.schema(
     [
@@ -39,15 +39,14 @@ TRANSCRIPTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What is said in one clip, and when.
+    """The words of one clip, with their times where known.
 
     Attributes:
-        text: empty where nothing is said, or nobody knows what.
-        text_source: corpus or asr; empty where there is no text.
-        words: those of `split_words`.
-        start, end: [W] seconds; empty where the words have no times, and `align` estimates them.
-        times_method: file (they came with the corpus), ctc (forced alignment) or asr (the recogniser's own); empty
-            where there are no times.
+        text: the transcript; empty if nothing is said or there is no transcript.
+        text_source: corpus or asr; empty without text.
+        words: the text's words, by `split_words`.
+        start, end: [W] seconds; empty if unknown, in which case `align` estimates them.
+        times_method: file (from the corpus), ctc (forced alignment) or asr (the recogniser's); empty without times.
     """
 
     clip_id: str
@@ -66,12 +65,14 @@ def write_transcripts(
     manifest: str = "",
     recogniser: str = "",
 ) -> None:
-    """Write the table, whole or not at all.
+    """Write the table atomically.
 
     Args:
-        models: signatures of the models that were listened with, by `asr` and `ctc`.
-        manifest: hash of the manifest that the rows are of.
-        recogniser: folder or id of the model that clips without a transcript were given to; empty where there was none.
+        rows: transcripts in the manifest's order.
+        path: the Parquet file.
+        models: signatures of the models that were used, by `asr` and `ctc`.
+        manifest: hash of the manifest.
+        recogniser: folder or id of the speech recogniser for clips without a transcript; empty for none.
     """
     meta = {"models": dict(models or {}), "manifest": manifest, "recogniser": recogniser}
     schema = versioned_schema(TRANSCRIPTS_SCHEMA, SCHEMA_VERSION, meta)
@@ -79,15 +80,15 @@ def write_transcripts(
 
 
 def read_transcripts(path: Path) -> dict[str, Transcript]:
-    """Transcripts by clip id.
+    """Read the transcripts, by clip id.
 
     Raises:
-        FileNotFoundError: there are none; the message says which stage makes them.
-        ValueError: the file is of another schema version, or no transcripts at all.
+        FileNotFoundError: no such file; the message names the stage that writes it.
+        ValueError: the file has another schema version, or is no table of transcripts.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"{path}: no transcripts here; `dashfusion transcribe` (or `dvc repro transcribe`) makes them"
+            f"{path}: no transcripts here; `dashfusion transcribe` (or `dvc repro transcribe`) writes them"
         )
     table = pq.read_table(path)
     remedy = "run the transcribe stage again"
@@ -98,16 +99,16 @@ def read_transcripts(path: Path) -> dict[str, Transcript]:
 
 
 def read_recogniser(path: Path) -> str:
-    """Folder or id of the speech recogniser that the transcripts of silent clips are from; empty for none."""
+    """Return folder or id of the speech recogniser for clips without a transcript; empty for none."""
     recogniser: str = read_metadata(pq.read_schema(path)).get("recogniser", "")
     return recogniser
 
 
 def with_transcripts(manifest: Manifest, transcripts: Mapping[str, Transcript]) -> Manifest:
-    """The manifest with the text that is taken for what its clips say, which may be a recogniser's.
+    """Return the manifest with each clip's text replaced by its transcript's.
 
     Raises:
-        ValueError: a clip is not in the transcripts: they were made of another manifest.
+        ValueError: a clip has no transcript, as the transcripts are of another manifest.
     """
     absent = [clip.clip_id for clip in manifest.clips if clip.clip_id not in transcripts]
     if absent:

@@ -1,8 +1,9 @@
-"""The transcribe stage: who says what when, one row a clip, from the corpus, a speech recogniser, a forced aligner.
+"""The transcribe stage: a transcript with word times for each clip.
 
-What was heard in a clip is one file in the scratch folder of extraction,
-`<scratch>/<signature>/<key[:2]>/<key>.json`, keyed by the media file's content, the language and the words to be
-timed: nothing is heard twice. W words of a clip; times are seconds from the clip's start.
+Texts come from the corpus or a speech recogniser, word times from the corpus, a forced aligner or the recogniser.
+A model's result for a clip is cached in extraction's scratch folder as `<scratch>/<signature>/<key[:2]>/<key>.json`;
+the key covers the media file's content, the language and the words to align. W words of a clip; times are seconds from
+the clip's start.
 """
 
 from __future__ import annotations
@@ -38,24 +39,24 @@ from media.container import MediaError, MissingStreamError
 
 logger = logging.getLogger(__name__)
 
-NOTES = ("OtherWords", "NotAligned")
-"""Problems that leave a clip with its transcript, timed in another way: listed, but not failures."""
+WARNINGS = ("OtherWords", "NotAligned")
+"""Problems that are not failures: the clip keeps its transcript, and another method times it."""
 
 Kind = Literal["asr", "ctc"]
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is going on, the clips done so far and the clips in all."""
+"""Called with the current task, the clips done so far and their total."""
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribeConfig:
-    """Where transcripts and word times come from, beside the corpus's own transcripts.
+    """Sources of transcripts and word times besides the corpus's own transcripts.
 
     Attributes:
-        model: speech recogniser for clips without a transcript: a folder or an id; None leaves them without text.
-        word_times: word times that come with the corpus: a CSV file, a folder of TextGrids or a .csd file.
+        model: speech recogniser for clips without a transcript, a folder or a hub id; None leaves them without text.
+        word_times: word times of the corpus: a CSV file, a folder of TextGrids or a .csd file.
         segments: for a .csd of word times, the .csd with the clips' starts and ends in their videos.
-        aligner: wav2vec2 CTC model that times the words which `word_times` does not time: a folder or an id.
+        aligner: CTC model that times words without times in `word_times`, a folder or a hub id.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -70,38 +71,45 @@ class TranscribeConfig:
             if getattr(self, option.name) == "":
                 raise ValueError(f"transcribe.{option.name} is empty: give a path or an id, or null for none")
         if self.segments is not None and self.word_times is None:
-            raise ValueError("transcribe.segments belong to a .csd of words: name it as transcribe.word_times")
+            raise ValueError("transcribe.segments belongs to a .csd of words: name it as transcribe.word_times")
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribeSummary:
-    """What came of the stage.
+    """Summary of a transcribe run.
 
     Attributes:
-        texts: clips by the source of their text, `none` for those without.
-        methods: clips with text by what timed their words, `proportional` for those that `align` will time.
-        heard: clips that a model listened to now; those whose result lay in scratch do not count.
-        problems: one row for each thing that went wrong.
+        texts: source of the text -> clips; `none` for those without text.
+        methods: timing method -> clips with text; `proportional` for those that `align` will time.
+        processed: clips that a model processed in this run; cached results do not count.
+        problems: clips that failed, and `WARNINGS`.
     """
 
     texts: Mapping[str, int]
     methods: Mapping[str, int]
-    heard: int
+    processed: int
     problems: tuple[Problem, ...]
 
     @property
     def failures(self) -> list[Problem]:
-        """Problems other than `NOTES`."""
-        return [problem for problem in self.problems if problem.error not in NOTES]
+        """Problems other than `WARNINGS`."""
+        return [problem for problem in self.problems if problem.error not in WARNINGS]
 
 
 @dataclass(slots=True)
-class _Heard:
-    """What a model heard: by clip, with the problems of those that it could not hear, and how many it heard now."""
+class _ModelResults:
+    """Results of a model.
+
+    Attributes:
+        speech: result by clip id, for the clips that succeeded.
+        problems: one for each clip that failed.
+        processed: clips that were processed in this run, not cached.
+        signature: the model's signature; empty without a model or clips.
+    """
 
     speech: dict[str, Speech] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
-    now: int = 0
+    processed: int = 0
     signature: str = ""
 
 
@@ -111,43 +119,51 @@ def transcribe(
     config: TranscribeConfig,
     scratch: Path,
     clip_timeout: float,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda task, done, total: None,
 ) -> TranscribeSummary:
-    """Write the transcripts of a manifest's clips, in its order, to `out`.
+    """Write the transcripts of a manifest's clips, in its order.
 
-    A clip keeps the corpus's transcript; without one, the recogniser's is taken. Its words' times are those that
-    came with the corpus; else those of forced alignment; else the recogniser's own. Where none of these has the
-    words of the transcript, they stay without times.
+    A clip keeps the corpus's transcript; without one, it gets the recogniser's. Its word times are the corpus's, else
+    the forced aligner's, else the recogniser's own, whichever first has the words of the transcript. A clip without
+    any stays without word times.
 
     Args:
-        clip_timeout: seconds that a model may listen to a clip, or to those that it takes at once; then its process
-            is killed, and the clip, when it is alone, listed.
+        manifest_path: the corpus's manifest.
+        out: the table to write, see `write_transcripts`.
+        config: sources of transcripts and word times.
+        scratch: extraction's scratch folder, for cached results.
+        clip_timeout: seconds per call of a model, which processes one clip or one batch. After that its process is
+            killed; the clips of a batch are tried one by one, and a single clip becomes a problem.
+        progress: called after each batch.
 
     Raises:
         FileNotFoundError: no manifest, or no word times where `config` says.
-        ValueError: word times that cannot be read, a model that cannot be had or used.
+        ValueError: unreadable word times, or an unavailable or unsuitable model.
         OSError: scratch cannot be written.
     """
     manifest = read_manifest(manifest_path)
     files = _read_files(config, manifest.clips)
-    silent = [clip for clip in manifest.clips if not clip.text.strip() and clip.media]
-    asr = _hear("asr", config.model, silent, manifest, scratch, clip_timeout, progress)
+    # Recognise clips without a transcript
+    untranscribed = [clip for clip in manifest.clips if not clip.text.strip() and clip.media]
+    asr = _run_model("asr", config.model, untranscribed, manifest, scratch, clip_timeout, progress)
     clips = [_with_text(clip, asr.speech) for clip in manifest.clips]
-    given = {clip.clip_id: match_words(_words(clip), files.get(clip.clip_id, ())) for clip in clips}
-    untimed = [clip for clip in clips if clip.text and clip.media and given[clip.clip_id] is None]
-    ctc = _hear("ctc", config.aligner, untimed, manifest, scratch, clip_timeout, progress)
+    # Align clips without word times of the corpus
+    file_times = {clip.clip_id: match_words(_words(clip), files.get(clip.clip_id, ())) for clip in clips}
+    untimed = [clip for clip in clips if clip.text and clip.media and file_times[clip.clip_id] is None]
+    ctc = _run_model("ctc", config.aligner, untimed, manifest, scratch, clip_timeout, progress)
+    # Write
     rows = []
-    for clip, before in zip(clips, manifest.clips, strict=True):
-        source = "" if not clip.text else "corpus" if before.text.strip() else "asr"
-        rows.append(_transcript(clip, source, given[clip.clip_id], ctc.speech, asr.speech))
-    models = {kind: heard.signature for kind, heard in (("asr", asr), ("ctc", ctc)) if heard.signature}
+    for clip, original in zip(clips, manifest.clips, strict=True):
+        source = "" if not clip.text else "corpus" if original.text.strip() else "asr"
+        rows.append(_transcript(clip, source, file_times[clip.clip_id], ctc.speech, asr.speech))
+    models = {kind: results.signature for kind, results in (("asr", asr), ("ctc", ctc)) if results.signature}
     write_transcripts(rows, out, models, sha256_of(manifest_path), config.model or "")
-    differing = [clip for clip in clips if clip.text and clip.clip_id in files and given[clip.clip_id] is None]
+    mismatched = [clip for clip in clips if clip.text and clip.clip_id in files and file_times[clip.clip_id] is None]
     return TranscribeSummary(
         Counter(row.text_source or "none" for row in rows),
         Counter(row.times_method or PROPORTIONAL for row in rows if row.text),
-        asr.now + ctc.now,
-        (*map(_other_words, differing), *asr.problems, *ctc.problems),
+        asr.processed + ctc.processed,
+        (*map(_other_words, mismatched), *asr.problems, *ctc.problems),
     )
 
 
@@ -158,10 +174,10 @@ def _read_files(config: TranscribeConfig, clips: Sequence[Clip]) -> Mapping[str,
     return read_word_files(Path(config.word_times).expanduser(), clips, segments)
 
 
-def _with_text(clip: Clip, heard: Mapping[str, Speech]) -> Clip:
+def _with_text(clip: Clip, recognised: Mapping[str, Speech]) -> Clip:
     if clip.text.strip():
         return clip
-    return replace(clip, text=heard[clip.clip_id].text if clip.clip_id in heard else "")
+    return replace(clip, text=recognised[clip.clip_id].text if clip.clip_id in recognised else "")
 
 
 def _words(clip: Clip) -> list[str]:
@@ -169,14 +185,14 @@ def _words(clip: Clip) -> list[str]:
 
 
 def _transcript(
-    clip: Clip, source: str, given: np.ndarray | None, ctc: Mapping[str, Speech], asr: Mapping[str, Speech]
+    clip: Clip, source: str, file_times: np.ndarray | None, ctc: Mapping[str, Speech], asr: Mapping[str, Speech]
 ) -> Transcript:
-    """The clip's text with the best times that there are."""
+    """Return the clip's transcript with the first word times of corpus, aligner and recogniser that fit it."""
     words = _words(clip)
-    method, times = "file", given
-    for name, heard in (("ctc", ctc), ("asr", asr)):
-        if times is None and clip.clip_id in heard:
-            method, times = name, match_words(words, heard[clip.clip_id].words)
+    method, times = "file", file_times
+    for name, results in (("ctc", ctc), ("asr", asr)):
+        if times is None and clip.clip_id in results:
+            method, times = name, match_words(words, results[clip.clip_id].words)
     if times is None:
         return Transcript(clip.clip_id, clip.text, source, words)
     return Transcript(clip.clip_id, clip.text, source, words, times[:, 0].tolist(), times[:, 1].tolist(), method)
@@ -184,13 +200,13 @@ def _transcript(
 
 def _other_words(clip: Clip) -> Problem:
     message = (
-        "the word times that come with the corpus are of other words than its transcript; they were left out and "
-        "another method times them: correct one of the two, or leave it so"
+        "the corpus's word times are of other words than its transcript, so another method times the transcript; "
+        "correct one of the two, or ignore this"
     )
     return Problem(clip.clip_id, "transcribe", "text", "OtherWords", message)
 
 
-def _hear(
+def _run_model(
     kind: Kind,
     model: str | None,
     clips: Sequence[Clip],
@@ -198,59 +214,60 @@ def _hear(
     scratch: Path,
     clip_timeout: float,
     progress: Progress,
-) -> _Heard:
-    """What a model makes of the clips, from scratch or in a worker process; nothing where there is no model."""
+) -> _ModelResults:
+    """Return a model's results for the clips, cached or from a worker process; nothing without a model."""
     if model is None or not clips:
-        return _Heard()
-    heard = _Heard(signature=_signature(kind, model))
+        return _ModelResults()
+    results = _ModelResults(signature=_signature(kind, model))
     tag_scratch(scratch)
     root = Path(manifest.root)
-    paths = {clip.clip_id: _scratch_path(scratch, heard.signature, clip, root) for clip in clips}
-    heard.speech = {clip_id: speech for clip_id, path in paths.items() if (speech := _load(path)) is not None}
-    pending = sorted((clip for clip in clips if clip.clip_id not in heard.speech), key=lambda clip: clip.language)
-    done = len(heard.speech)
-    what = "recognise speech" if kind == "asr" else "align words"
-    progress(what, done, len(clips))
-    for batch, problems in _in_worker(kind, model, pending, root, paths, clip_timeout):
-        heard.problems += problems
+    paths = {clip.clip_id: _scratch_path(scratch, results.signature, clip, root) for clip in clips}
+    results.speech = {clip_id: speech for clip_id, path in paths.items() if (speech := _load(path)) is not None}
+    pending = sorted((clip for clip in clips if clip.clip_id not in results.speech), key=lambda clip: clip.language)
+    done = len(results.speech)
+    task = "recognise speech" if kind == "asr" else "align words"
+    progress(task, done, len(clips))
+    for batch, problems in _run_in_worker(kind, model, pending, root, paths, clip_timeout):
+        results.problems += problems
         failed = {problem.clip_id for problem in problems}
         for clip in batch:
             speech = None if clip.clip_id in failed else _load(paths[clip.clip_id])
             if speech is not None:
-                heard.speech[clip.clip_id] = speech
-                heard.now += 1
+                results.speech[clip.clip_id] = speech
+                results.processed += 1
         done += len(batch)
-        progress(what, done, len(clips))
-    return heard
+        progress(task, done, len(clips))
+    return results
 
 
-def _in_worker(
+def _run_in_worker(
     kind: Kind, model: str, clips: Sequence[Clip], root: Path, paths: Mapping[str, Path], clip_timeout: float
 ) -> Iterator[tuple[Sequence[Clip], list[Problem]]]:
-    """Clips as they are done, with their problems; in a process of its own, which a file can take down or hang up."""
+    """Yield batches of processed clips with their problems, from a separate process, as a file can crash or hang it."""
     if not clips:
         return
     worker = Worker(threads=os.cpu_count() or 1)
 
-    def call(batch: Sequence[Clip]) -> Iterator[tuple[Sequence[Clip], list[Problem]]]:
+    def process(batch: Sequence[Clip]) -> Iterator[tuple[Sequence[Clip], list[Problem]]]:
         if not worker.running:
-            worker.call(None, _load_model, kind, model)  # which is no clip's time
+            worker.call(None, _load_model, kind, model)  # outside the clips' timeout
+        batch_paths = [paths[clip.clip_id] for clip in batch]
         try:
-            yield batch, worker.call(clip_timeout, _listen, kind, model, batch, root, [paths[c.clip_id] for c in batch])
+            yield batch, worker.call(clip_timeout, _process_batch, kind, model, batch, root, batch_paths)
         except WorkerLostError as lost:
             if len(batch) == 1:
                 yield batch, [_lost(batch[0], lost)]
                 return
-            logger.warning("%s among %d clips, going through them one by one", lost, len(batch))
+            logger.warning("%s in a batch of %d clips; retrying them one by one", lost, len(batch))
             for clip in batch:
-                yield from call([clip])
+                yield from process([clip])
 
     try:
         size: int = worker.call(None, _load_model, kind, model)
         for _, group in groupby(clips, key=lambda clip: clip.language):
-            same = list(group)
-            for batch in (same[i : i + size] for i in range(0, len(same), size)):
-                yield from call(batch)
+            same_language = list(group)
+            for i in range(0, len(same_language), size):
+                yield from process(same_language[i : i + size])
     finally:
         worker.close(grace=0)
 
@@ -262,78 +279,78 @@ def _lost(clip: Clip, lost: WorkerLostError) -> Problem:
 
 
 @functools.lru_cache(maxsize=2)
-def _model(kind: Kind, model: str) -> Recogniser | CtcAligner:
-    """Recogniser or aligner, built once a process."""
+def _build_model(kind: Kind, model: str) -> Recogniser | CtcAligner:
+    """Return the recogniser or aligner, one instance per process."""
     return Recogniser(model) if kind == "asr" else CtcAligner(model)
 
 
 def _signature(kind: Kind, model: str) -> str:
-    built = _model(kind, model)
+    built = _build_model(kind, model)
     if isinstance(built, Recogniser):
         return built.signature
-    return make_signature("transcribe.ctc", 1, {}, built.fingerprint)  # which holds the version of its code
+    return make_signature("transcribe.ctc", 1, {}, built.fingerprint)  # which includes its code's version
 
 
-def signatures(config: TranscribeConfig) -> set[str]:
-    """Names of the scratch folders that hold what these settings' models heard.
+def model_signatures(config: TranscribeConfig) -> set[str]:
+    """Return the names of the scratch folders with the results of the configured models.
 
     Raises:
-        ValueError: a model cannot be had or used.
+        ValueError: a model is unavailable or unsuitable.
     """
-    named: tuple[tuple[Kind, str | None], ...] = (("asr", config.model), ("ctc", config.aligner))
-    return {_signature(kind, model) for kind, model in named if model is not None}
+    models: tuple[tuple[Kind, str | None], ...] = (("asr", config.model), ("ctc", config.aligner))
+    return {_signature(kind, model) for kind, model in models if model is not None}
 
 
 def _load_model(kind: Kind, model: str) -> int:
-    """In the worker: load the weights; how many clips to give at once."""
-    built = _model(kind, model)
+    """Load the weights, in the worker, and return the batch size."""
+    built = _build_model(kind, model)
     return built.load() if isinstance(built, Recogniser) else 1
 
 
-def _listen(kind: Kind, model: str, clips: Sequence[Clip], root: Path, paths: Sequence[Path]) -> list[Problem]:
-    """In the worker: write what is heard in clips of one language to their paths, and report those that failed."""
-    sounds: list[tuple[Clip, Path, np.ndarray]] = []
+def _process_batch(kind: Kind, model: str, clips: Sequence[Clip], root: Path, paths: Sequence[Path]) -> list[Problem]:
+    """Process clips of one language, in the worker: write the results to `paths` and return the problems."""
+    inputs: list[tuple[Clip, Path, np.ndarray]] = []
     problems = []
     for clip, path in zip(clips, paths, strict=True):
-        if path.exists():  # of a batch that was lost half way
+        if path.exists():  # retry of a batch that was lost half way
             continue
         try:
             check_media(clip, root)
-            sounds.append((clip, path, read_audio(root / clip.media, SAMPLE_RATE)))
+            inputs.append((clip, path, read_audio(root / clip.media, SAMPLE_RATE)))
         except MissingStreamError:
             _save(path, Speech(""))
         except (MediaError, ExtractionError) as error:
             problems.append(_problem(clip, error, path))
-    for (clip, path, _), speech in zip(sounds, _speeches(kind, model, sounds), strict=True):
-        if isinstance(speech, Speech):
-            _save(path, speech)
-        elif kind == "ctc" and isinstance(speech, ExtractionError):
-            message = f"{speech}; its words are timed by another method"
+    for (clip, path, _), result in zip(inputs, _infer(kind, model, inputs), strict=True):
+        if isinstance(result, Speech):
+            _save(path, result)
+        elif kind == "ctc" and isinstance(result, ExtractionError):
+            message = f"{result}; its words are timed by another method"
             problems.append(Problem(clip.clip_id, "transcribe", "text", "NotAligned", message))
         else:
-            problems.append(_problem(clip, speech, path))
+            problems.append(_problem(clip, result, path))
     return problems
 
 
-def _speeches(kind: Kind, model: str, sounds: Sequence[tuple[Clip, Path, np.ndarray]]) -> list[Speech | Exception]:
-    """One result a sound, whatever the model does: where several fail together, they go through one by one."""
-    if not sounds:
+def _infer(kind: Kind, model: str, inputs: Sequence[tuple[Clip, Path, np.ndarray]]) -> list[Speech | Exception]:
+    """Return one result or error for each input. If a batch fails, its clips are retried one by one."""
+    if not inputs:
         return []
-    built = _model(kind, model)
-    language = sounds[0][0].language
+    built = _build_model(kind, model)
+    language = inputs[0][0].language
     try:
         if isinstance(built, Recogniser):
-            return [*built.recognise([samples for *_, samples in sounds], language)]
-        return [Speech(c.text, tuple(built.align(s, _words(c), language))) for c, _, s in sounds]
+            return [*built.recognise([samples for *_, samples in inputs], language)]
+        return [Speech(clip.text, tuple(built.align(samples, _words(clip), language))) for clip, _, samples in inputs]
     except Exception as error:  # becomes the clip's row in the problems table
-        if len(sounds) == 1:
+        if len(inputs) == 1:
             return [error]
-        logger.warning("%r among %d clips, going through them one by one", error, len(sounds))
-    return [result for one in sounds for result in _speeches(kind, model, [one])]
+        logger.warning("%r in a batch of %d clips; retrying them one by one", error, len(inputs))
+    return [result for single in inputs for result in _infer(kind, model, [single])]
 
 
 def _problem(clip: Clip, error: Exception, path: Path) -> Problem:
-    """The row of a clip that failed; `path` is where its result would lie (`_scratch_path`)."""
+    """Return the problem of a clip that failed; `path` is its `_scratch_path`."""
     if not isinstance(error, (ExtractionError, MediaError)):
         logger.error("clip %s: %r", clip.clip_id, error, exc_info=error)
     reference = save_traceback(error, clip, path.parents[1].name, path.stem, path.parents[2])
@@ -341,7 +358,7 @@ def _problem(clip: Clip, error: Exception, path: Path) -> Problem:
 
 
 def _scratch_path(scratch: Path, signature: str, clip: Clip, root: Path) -> Path:
-    """Where the result lies; a clip without a hash in the manifest has its file hashed."""
+    """Return the path of a clip's cached result. The file is hashed if the manifest has no hash."""
     media = root / clip.media
     content = clip.sha256 or (sha256_of(media) if media.is_file() else "absent")
     payload = json.dumps([content, clip.language, _words(clip)])
@@ -355,13 +372,13 @@ def _save(path: Path, speech: Speech) -> None:
 
 
 def _load(path: Path) -> Speech | None:
-    """The result in scratch; None where there is none, or only a damaged file, which is removed."""
+    """Return the cached result, or None; a damaged file is removed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Speech(content["text"], tuple(Word(**word) for word in content["words"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s is damaged (%s) and will be made again", path, error)
+        logger.warning("%s is damaged (%s) and will be recreated", path, error)
         path.unlink()
         return None

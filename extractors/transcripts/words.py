@@ -1,5 +1,4 @@
-"""Words of a transcript and their times: taken from words that were timed elsewhere, or, without any, the
-transcript laid over the voiced part of the clip, in proportion.
+"""Words of a transcript, and their times: matched to words timed elsewhere, or in proportion over the voiced spans.
 
 Times are seconds from the clip's start, half-open. W words, T tokens, S spans.
 """
@@ -26,21 +25,21 @@ if TYPE_CHECKING:
 CHINESE = "zh"
 
 CLOSED_GAP = 0.2
-"""Seconds. Shorter unvoiced stretches (consonants, plosives' closures) belong to the speech around them."""
+"""Seconds. Shorter unvoiced gaps, such as voiceless consonants, count as speech."""
 
 _CHARACTER = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CHARACTER}][^\w\s]*|[^\s{_CHARACTER}]+")
 _RUN = re.compile(rf"([{_CHARACTER}]+)([^\w\s]*)|[^\s{_CHARACTER}]+")
 _IDEOGRAPH = re.compile(rf"[{_CHARACTER}]")
 
-# A spoken Chinese syllable, and a spoken digit, take about as long as so many letters of an English word.
-LETTERS_AN_IDEOGRAPH = 3
-LETTERS_A_DIGIT = 4
+# Duration of a Chinese syllable and of a spoken digit, in letters of an English word
+LETTERS_PER_IDEOGRAPH = 3
+LETTERS_PER_DIGIT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word and when: seconds from the clip's start, half-open."""
+    """A word with its time: seconds from the clip's start, half-open."""
 
     text: str
     start: float
@@ -48,30 +47,30 @@ class Word:
 
 
 def split_words(text: str, language: str = "") -> list[str]:
-    """Words of a transcript: split at white space, and Chinese (`zh`) where jieba sees its words.
+    """Split a transcript into words: at white space, and Chinese (`zh`) by jieba.
 
-    In other languages a Chinese or Japanese character is a word of its own. Punctuation stays with the word that it
-    follows: `"Well, 你好吗。"` in Chinese gives `["Well,", "你好", "吗。"]`.
+    In other languages each Chinese or Japanese character is a word. Punctuation stays with the word that it follows:
+    `"Well, 你好吗。"` in Chinese gives `["Well,", "你好", "吗。"]`.
     """
     if language != CHINESE:
         return _WORD.findall(text)
     words: list[str] = []
-    for found in _RUN.finditer(text):
-        run, marks = found.groups()
-        words += _segmenter().lcut(run) if run else [found[0]]
-        words[-1] += marks or ""
+    for match in _RUN.finditer(text):
+        run, punctuation = match.groups()
+        words += _segmenter().lcut(run) if run else [match[0]]
+        words[-1] += punctuation or ""
     return words
 
 
 @functools.cache
 def _segmenter() -> jieba.Tokenizer:
-    """jieba with the dictionary of its package, so that the same text has the same words everywhere.
+    """Return jieba's tokenizer with its packaged dictionary, so that a text has the same words everywhere.
 
-    The dictionary is read here, in 1 s: `initialize` would take it from a file in the temporary folder that anybody may
-    have written, and print that it does.
+    Reading the dictionary takes 1 s. jieba's own `initialize` would cache it in the shared temporary folder, where
+    anybody may have written it, and print messages.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own, of how it is written
+        warnings.simplefilter("ignore")  # jieba's own syntax warnings
         import jieba
     segmenter = jieba.Tokenizer()
     segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
@@ -80,24 +79,24 @@ def _segmenter() -> jieba.Tokenizer:
 
 
 def word_length(word: str) -> int:
-    """Estimated length of a spoken word, in letters; 0 where nothing is spoken (punctuation alone).
+    """Estimate the spoken length of a word, in letters; 0 for punctuation only.
 
-    Letters serve better than vowel groups: on 387 words of espeak's English the median error of a word's
+    Letters predict durations better than vowel groups: on 387 words of espeak's English, the median error of a word's
     start is 0.07 s against 0.11 s.
     """
     letters = sum(c.isalpha() for c in word)
     ideographs = len(_IDEOGRAPH.findall(word))
     digits = sum(c.isdigit() for c in word)
-    return letters + (LETTERS_AN_IDEOGRAPH - 1) * ideographs + LETTERS_A_DIGIT * digits
+    return letters + (LETTERS_PER_IDEOGRAPH - 1) * ideographs + LETTERS_PER_DIGIT * digits
 
 
 def is_ideographic(character: str) -> bool:
-    """Whether it is a Chinese or Japanese character."""
+    """Return whether it is a Chinese or Japanese character."""
     return _IDEOGRAPH.match(character) is not None
 
 
 def voiced_spans(audio: FeatureSequence, closed_gap: float = CLOSED_GAP) -> np.ndarray:
-    """[S, 2] stretches of speech: the valid steps, with gaps up to `closed_gap` seconds closed."""
+    """Return [S, 2] spans of speech: the valid steps, with gaps of up to `closed_gap` seconds closed."""
     start, end = audio.start[audio.valid].astype(float), audio.end[audio.valid].astype(float)
     if not len(start):
         return np.empty((0, 2))
@@ -107,70 +106,71 @@ def voiced_spans(audio: FeatureSequence, closed_gap: float = CLOSED_GAP) -> np.n
 
 
 def place_words(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
-    """[W, 2] start and end of each word: the spans, laid end to end, shared out by `word_length`.
+    """Return [W, 2] start and end of each word: the spans, concatenated, are divided in proportion to `word_length`.
 
-    A word may reach over a pause between two spans; none starts or ends inside a pause.
+    A word may extend over the pause between two spans; none starts or ends inside a pause.
     """
     lengths = np.array([word_length(word) for word in words])
     if not lengths.sum():
         lengths = np.ones(len(words))
-    inside = np.r_[0.0, np.cumsum(spans[:, 1] - spans[:, 0])]  # span starts
-    edges = np.r_[0.0, np.cumsum(lengths)] / lengths.sum() * inside[-1]
-    edges[-1] = inside[-1]
-    # Where an edge falls on a pause, a word that starts there starts after it and one that ends there ends
-    # before it. A microsecond absorbs the rounding of the sums.
-    opening = np.clip(np.searchsorted(inside, edges[:-1] + 1e-6, side="right") - 1, 0, len(spans) - 1)
-    closing = np.clip(np.searchsorted(inside, edges[1:] - 1e-6, side="left") - 1, 0, len(spans) - 1)
-    starts = spans[opening, 0] + np.maximum(edges[:-1] - inside[opening], 0)
-    ends = np.minimum(spans[closing, 0] + edges[1:] - inside[closing], spans[closing, 1])
+    # Starts of the spans and edges of the words, in seconds of concatenated speech
+    offsets = np.r_[0.0, np.cumsum(spans[:, 1] - spans[:, 0])]
+    edges = np.r_[0.0, np.cumsum(lengths)] / lengths.sum() * offsets[-1]
+    edges[-1] = offsets[-1]
+    # At a pause, words start after it and end before it. A microsecond absorbs the rounding of the sums.
+    opening = np.clip(np.searchsorted(offsets, edges[:-1] + 1e-6, side="right") - 1, 0, len(spans) - 1)
+    closing = np.clip(np.searchsorted(offsets, edges[1:] - 1e-6, side="left") - 1, 0, len(spans) - 1)
+    starts = spans[opening, 0] + np.maximum(edges[:-1] - offsets[opening], 0)
+    ends = np.minimum(spans[closing, 0] + edges[1:] - offsets[closing], spans[closing, 1])
     return np.column_stack([starts, np.maximum(starts, ends)])
 
 
 def match_words(words: Sequence[str], timed: Sequence[Word]) -> np.ndarray | None:
-    """[W, 2] start and end of each word of a transcript, from the same words with times; None where they differ.
+    """Return [W, 2] start and end of each word of a transcript, from the same words with times; None if they differ.
 
-    Case and punctuation do not matter, nor where the words are cut (`don't` or `do n't`, a Chinese phrase or its
-    characters): within a timed word, time is shared out evenly. Where only the spelling differs (`2`, `two`), words
-    are taken one for one, if there are as many and at least half of them agree. Punctuation alone takes no time.
+    Case, punctuation and word boundaries (`don't` or `do n't`, a Chinese phrase or its characters) may differ: the time
+    of a timed word is divided evenly among its characters. Where spellings differ (`2`, `two`), words are matched one
+    to one, if their numbers are equal and at least half of them agree. Punctuation has no duration.
     """
-    wanted, given = [_spoken(word) for word in words], [_spoken(word.text) for word in timed]
-    if not any(wanted):
+    keys, timed_keys = [_normalise(word) for word in words], [_normalise(word.text) for word in timed]
+    if not any(keys):
         return None
-    if "".join(wanted) == "".join(given):
-        lengths = [len(spoken) for spoken in wanted]
-        units = [unit for word, spoken in zip(timed, given, strict=True) for unit in _share(word, len(spoken))]
-    else:
-        heard = [(word, spoken) for word, spoken in zip(timed, given, strict=True) if spoken]
-        said = [spoken for spoken in wanted if spoken]
-        agreeing = sum(a == b for a, (_, b) in zip(said, heard, strict=False))
-        if len(said) != len(heard) or 2 * agreeing < len(said):
+    # Timed units, and how many of them each word has
+    if "".join(keys) == "".join(timed_keys):  # units are characters
+        counts = [len(key) for key in keys]
+        units = [unit for word, key in zip(timed, timed_keys, strict=True) for unit in _divide(word, len(key))]
+    else:  # units are words
+        spoken = [key for key in keys if key]
+        timed_spoken = [(word, key) for word, key in zip(timed, timed_keys, strict=True) if key]
+        agreeing = sum(a == b for a, (_, b) in zip(spoken, timed_spoken, strict=False))
+        if len(spoken) != len(timed_spoken) or 2 * agreeing < len(spoken):
             return None
-        lengths = [bool(spoken) for spoken in wanted]
-        units = [(word.start, word.end) for word, _ in heard]
-    times, first, reached = [], 0, units[0][0]
-    for length in lengths:
-        start = units[first][0] if length else reached
-        first += length
-        reached = units[first - 1][1] if length else reached
-        times.append((start, reached))
+        counts = [int(bool(key)) for key in keys]
+        units = [(word.start, word.end) for word, _ in timed_spoken]
+    # Words from their first unit's start to their last unit's end
+    times, first, end = [], 0, units[0][0]
+    for count in counts:
+        start = units[first][0] if count else end
+        first += count
+        end = units[first - 1][1] if count else end
+        times.append((start, end))
     return np.array(times)
 
 
-def _spoken(word: str) -> str:
-    """Letters and digits of a word, as one writes them small."""
+def _normalise(word: str) -> str:
+    """Return the letters and digits of a word, case-folded."""
     return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
 
 
-def _share(word: Word, parts: int) -> Iterable[tuple[float, float]]:
-    """The word's time cut into so many equal parts."""
+def _divide(word: Word, parts: int) -> Iterable[tuple[float, float]]:
+    """Divide the word's time into equal parts."""
     return itertools.pairwise(np.linspace(word.start, word.end, parts + 1).tolist())
 
 
 def word_times(words: Sequence[str], audio: FeatureSequence | None, duration: float) -> np.ndarray:
-    """[W, 2] estimated start and end of each word of a clip.
+    """Estimate [W, 2] start and end of each word of a clip.
 
-    The words share the voiced part of `audio`, without the silence before, after and between; where there is
-    no audio, or nothing in it is valid, they share [0, duration).
+    The words share the voiced spans of `audio`; without audio, or without valid steps in it, they share [0, duration).
     """
     if not words:
         return np.empty((0, 2))
@@ -179,25 +179,26 @@ def word_times(words: Sequence[str], audio: FeatureSequence | None, duration: fl
 
 
 def token_times(word_index: np.ndarray, times: np.ndarray, duration: float) -> np.ndarray:
-    """[T, 2] a token's times are its word's; special tokens (index -1) span the whole clip.
+    """Return [T, 2] times of tokens: those of their words, and the whole clip for special tokens (index -1).
 
     Raises:
-        ValueError: a token belongs to a word that the transcript has not.
+        ValueError: a token's word is not in the transcript.
     """
     if len(word_index) and word_index.max() >= len(times):
         raise ValueError(f"a token belongs to word {word_index.max()}, but the transcript has {len(times)} words")
-    return np.vstack([times, [[0.0, duration]]])[word_index]
+    token_times_T2: np.ndarray = np.vstack([times, [[0.0, duration]]])[word_index]
+    return token_times_T2
 
 
 def timing_error(true: np.ndarray, estimated: np.ndarray) -> dict[str, Any]:
-    """How far estimated word times, [W, 2], are from the true ones.
+    """Measure the error of estimated word times, [W, 2], against the true ones.
 
     Returns:
-        `words`; under `start` and `end` the absolute error's `mean`, `median` and `p90`, seconds; `overlap`,
-        the fraction of words whose estimate overlaps their true interval.
+        `words`: their number; `start` and `end`: `mean`, `median` and `p90` of the absolute error in seconds;
+        `overlap`: the fraction of words whose estimated interval overlaps the true one.
 
     Raises:
-        ValueError: no words, or not the same number of them.
+        ValueError: no words, or different numbers of them.
     """
     if true.shape != estimated.shape or not len(true):
         raise ValueError(f"need the same words twice, at least one, found {len(true)} and {len(estimated)}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import plain_errors, app
+from flows.cli.app import app, plain_errors
 
 
 @app.command()
@@ -15,10 +15,10 @@ def doctor(
     corpus: Annotated[Path, typer.Argument(help="Folder with label.csv and Raw/<video_id>/<clip_id>.mp4.")],
     sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
 ) -> None:
-    """Look at a corpus before hours are spent on it: clips, durations, formats, labels, problems, estimated time.
+    """Inspect a corpus: clips, durations, formats, labels, problems, and the estimated time of extraction.
 
     Language, label range and extractors are those of [bold]params.yaml[/bold]. Nothing is written. The exit status is
-    1 where more rows than [bold]extract.max_failed_fraction[/bold] cannot be used.
+    1 if the share of unusable rows exceeds [bold]extract.max_failed_fraction[/bold].
     """
     from flows.cli.doctor import doctor as examine
     from flows.config.params import load_params
@@ -29,22 +29,22 @@ def doctor(
         raise typer.Exit(1)
 
 
-cache = typer.Typer(no_args_is_help=True, help="What extraction keeps between runs, in .dashfusion/scratch.")
+cache = typer.Typer(no_args_is_help=True, help="Results that are kept between runs, in .dashfusion/scratch.")
 app.add_typer(cache, name="cache")
 
 
 @cache.command()
 def prune(
     studies: Annotated[
-        bool, typer.Option("--studies", help="Also what studies have trained; their tables stay.")
+        bool, typer.Option("--studies", help="Trainings of studies as well; their tables are kept.")
     ] = False,
 ) -> None:
-    """Remove what [bold]params.yaml[/bold]'s settings do not need: results, states of stopped trainings, tracebacks."""
+    """Remove results, training states and tracebacks that belong to other settings than [bold]params.yaml[/bold]'s."""
     from corpora.manifest import MODALITIES
     from corpora.problems import read_problems
     from extractors.corruption.dataset import corrupted_folders
     from extractors.execution import cache, units
-    from extractors.transcripts.transcribe import signatures
+    from extractors.transcripts.transcribe import model_signatures
     from flows.config.params import load_params
     from flows.orchestration.settings import scratch_folder
     from flows.studies.trial import TRIALS
@@ -54,7 +54,7 @@ def prune(
         params, scratch = load_params(), scratch_folder()
         chosen = [getattr(params.extract, modality) for modality in MODALITIES]
         keep = {units.describe(item.extractor, item.options).signature for item in chosen}
-        keep |= signatures(params.transcribe)
+        keep |= model_signatures(params.transcribe)
         corrupted = corrupted_folders(scratch, keep)
         problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
         training = {MAPPED} if studies else {MAPPED, TRIALS}
@@ -70,18 +70,18 @@ def use(
     choices: Annotated[
         list[str] | None, typer.Argument(help="group=preset or key=value, such as corpus=mmsa.", show_default=False)
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Keep in conf/ what was edited in params.yaml.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Store edits of params.yaml in conf/.")] = False,
 ) -> None:
-    """Compose [bold]params.yaml[/bold] from the presets in conf/: what is not named goes back to the default.
+    """Compose [bold]params.yaml[/bold] from the presets in conf/; everything else returns to its default.
 
-    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi. It is kept in
-    conf/chosen.yaml, from which [bold]dvc exp run[/bold] starts. Without arguments: what is chosen, what was edited in
-    params.yaml, and which presets there are.
+    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi. The choices are stored in
+    conf/chosen.yaml, from which [bold]dvc exp run[/bold] starts. Without arguments: the current choices, edits of
+    params.yaml, and all presets.
     """
     from flows.config import presets
 
     if choices and save:
-        raise typer.BadParameter("--save keeps what params.yaml says and takes no choices")
+        raise typer.BadParameter("--save stores the values of params.yaml and takes no choices")
     with plain_errors():
         changed = presets.apply(choices) if choices else presets.save() if save else presets.hand_edits()
         groups, values = presets.chosen()
@@ -96,34 +96,34 @@ def use(
         return
     if changed:
         typer.echo(
-            "These edits of params.yaml are followed by dvc repro and dashfusion pipeline; dvc exp run starts from "
-            "conf/ and drops them, unless dashfusion use --save keeps them there."
+            "dvc repro and dashfusion pipeline use these edits of params.yaml; dvc exp run starts from conf/ and drops "
+            "them, unless dashfusion use --save stores them there."
         )
     else:
         typer.echo("params.yaml is what conf/ composes to: dvc repro and dvc exp run start alike.")
-    told = " ".join(f"{key}={value}" for key, value in [*groups.items(), *values.items()])
-    typer.echo(f"chosen: {told or 'nothing, these are the defaults'}")
-    table = {f"{group}={name}": meaning for group, names in known.items() for name, meaning in names.items()}
-    for choice, meaning in table.items():
-        typer.echo(f"  {choice:<{max(map(len, table))}}  {meaning}")
+    choice = " ".join(f"{key}={value}" for key, value in [*groups.items(), *values.items()])
+    typer.echo(f"chosen: {choice or 'nothing, these are the defaults'}")
+    table = {f"{group}={name}": text for group, names in known.items() for name, text in names.items()}
+    for preset, description in table.items():
+        typer.echo(f"  {preset:<{max(map(len, table))}}  {description}")
 
 
-OnOff = Annotated[
-    bool | None, typer.Option("--schedule/--no-schedule", help="The nightly run; if left out, as prefect.yaml says.")
+ScheduleSwitch = Annotated[
+    bool | None, typer.Option("--schedule/--no-schedule", help="Nightly run; by default as in prefect.yaml.")
 ]
 
 
 @app.command()
 def deploy(
-    schedule: OnOff = None,
-    cron: Annotated[str | None, typer.Option(help="When, instead of prefect.yaml's: '0 3 * * *'.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Of the cron expression: Europe/Berlin.")] = None,
+    schedule: ScheduleSwitch = None,
+    cron: Annotated[str | None, typer.Option(help="Cron expression in place of prefect.yaml's: '0 3 * * *'.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Time zone of the cron expression: Europe/Berlin.")] = None,
 ) -> None:
-    """Bring the deployments of [bold]prefect.yaml[/bold] to a Prefect server: runs by a click, by the clock, by API.
+    """Create the deployments of [bold]prefect.yaml[/bold] on a Prefect server: runs by a click, by API, on a schedule.
 
     The server is the one that [bold]PREFECT_API_URL[/bold] names, else that of [bold]dashfusion ui[/bold].
     """
-    from flows.orchestration import deployments as deployments
+    from flows.orchestration import deployments
 
     with plain_errors():
         change = deployments.Schedule(schedule, cron, timezone)
@@ -134,15 +134,15 @@ def deploy(
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on loopback; the report is served on the next one.")] = 4200,
-    schedule: OnOff = None,
-    worker: Annotated[bool, typer.Option(help="Run here what is started on the pages.")] = True,
+    schedule: ScheduleSwitch = None,
+    worker: Annotated[bool, typer.Option(help="Worker for the runs that are started on the pages.")] = True,
 ) -> None:
     """Serve Prefect's pages on loopback until Ctrl-C: every run on this machine, and deployments to start new ones."""
-    from flows.orchestration import ui as pages
     from flows.orchestration.deployments import Schedule
+    from flows.orchestration.ui import serve
 
     with plain_errors():
         try:
-            pages.serve(port, Schedule(schedule), worker)
+            serve(port, Schedule(schedule), worker)
         except KeyboardInterrupt:
             typer.echo("stopped")

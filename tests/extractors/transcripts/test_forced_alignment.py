@@ -254,9 +254,9 @@ def test_no_words_have_no_times(ctc_model):
 @pytest.mark.parametrize(
     ("seconds", "words", "message"),
     [
-        (1.0, ["你", "好"], "knows 0 of the 2 letters and digits of this xx transcript; choose a CTC model"),
-        (1.0, ["OK", "你", "好", "吗"], "knows 2 of the 5 letters"),
-        (1.0, ["--", "?"], "nothing is spoken in this xx transcript"),
+        (1.0, ["你", "好"], "has 0 of the 2 letters and digits of this xx transcript; choose a CTC model"),
+        (1.0, ["OK", "你", "好", "吗"], "has 2 of the 5 letters"),
+        (1.0, ["--", "?"], "this xx transcript has no letters or digits"),
         (0.12, ["hello"], "needs 6 frames of the alignment model, but the sound has 5"),
         (0.0, ["ab"], "needs 2 frames of the alignment model, but the sound has 1"),
         (1.0, ["a" * 26], "needs 51 frames of the alignment model, but the sound has 49"),
@@ -269,7 +269,7 @@ def test_what_cannot_be_aligned_says_why(ctc_model, seconds, words, message):
 
 
 def test_a_sound_too_long_for_one_trellis_is_refused_before_the_model_runs(ctc_model, monkeypatch):
-    monkeypatch.setattr(forced_alignment, "LARGEST_TRELLIS", 100)
+    monkeypatch.setattr(forced_alignment, "MAX_TRELLIS_BYTES", 100)
     with pytest.raises(ExtractionError, match=r"49 frames by 1 symbols are too much.*cut the clip"):
         CtcAligner(str(ctc_model)).align(np.zeros(RATE, np.float32), ["a"], "en")
 
@@ -298,7 +298,7 @@ class TestModels:
         with pytest.raises(ValueError, match=r"vocab\.json has symbols up to 32, but the model 32"):
             CtcAligner(str(folder))
         path.write_text(json.dumps({"eng": {"a": 1}}))
-        with pytest.raises(ValueError, match="does not number symbols; where it has several languages"):
+        with pytest.raises(ValueError, match="does not number symbols; if it has vocabularies of several languages"):
             CtcAligner(str(folder))
         path.unlink()
         with pytest.raises(ValueError, match=r"vocab\.json is missing"):

@@ -168,7 +168,8 @@ def test_without_models_the_corpuss_transcripts_go_through(tmp_path, media):
 def test_a_stage_with_nothing_to_hear_loads_no_model_library(tmp_path, media):
     Place(tmp_path, media, {"0.wav": "Fine."})
     code = (
-        "import sys; from pathlib import Path; from extractors.transcripts.transcribe import TranscribeConfig, transcribe\n"
+        "import sys; from pathlib import Path\n"
+        "from extractors.transcripts.transcribe import TranscribeConfig, transcribe\n"
         f"root = Path({str(tmp_path)!r})\n"
         "transcribe(root / 'manifest.parquet', root / 't.parquet', TranscribeConfig(), root / 'scratch', 1.0)\n"
         "print({'torch', 'transformers', 'librosa'} & set(sys.modules))"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from corpora.manifest import Clip
-from extractors.transcripts.word_timings import LARGEST_GRID, read_word_files, read_word_table
+from extractors.transcripts.word_timings import MAX_TEXTGRID_BYTES, read_word_files, read_word_table
 from extractors.transcripts.words import Word
 
 
@@ -44,7 +44,7 @@ class TestTable:
         assert read_word_files(path, [clip(), clip(name="2")]) == {"v/1": words(("a", 0, 1))}
 
     def test_a_table_of_another_corpus_is_refused(self, write):
-        with pytest.raises(ValueError, match=r"none of the 1 clips, such as v/1; what it knows: x/1"):
+        with pytest.raises(ValueError, match=r"none of the 1 clips, such as v/1; it has: x/1"):
             read_word_files(write(self.HEAD + "x/1,0,a,0,1\n"), [clip()])
 
     @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ class TestTable:
         [
             ("v/1,0,a,x,1\n", r"words\.csv, line 2: clip v/1, word 'a': its times are 'x' and '1'"),
             ("v/1,0,a,1\n", "line 2: clip v/1, word 'a': its times are '1' and None"),
-            ("v/1,0,a,nan,1\n", "no time runs from nan to 1 s"),
-            ("v/1,0,a,1,inf\n", "no time runs from 1 to inf s"),
-            ("v/1,0,a,-1,1\n", "no time runs from -1 to 1 s"),
-            ("v/1,0,a,2,1\n", "no time runs from 2 to 1 s"),
+            ("v/1,0,a,nan,1\n", "nan to 1 s is no valid time"),
+            ("v/1,0,a,1,inf\n", "1 to inf s is no valid time"),
+            ("v/1,0,a,-1,1\n", "-1 to 1 s is no valid time"),
+            ("v/1,0,a,2,1\n", "2 to 1 s is no valid time"),
             ("v/1,0,a,1,2\nv/1,1,b,0,1\n", "line 3: clip v/1: .*'b'.* comes after .*'a'"),
-            ("v/1,1,a,1,2\n", "has word 1 where word 0 is due"),
-            ("v/1,zero,a,1,2\n", "has word zero where word 0 is due"),
-            ("v/1\n", "has word None where word 0 is due"),
+            ("v/1,1,a,1,2\n", "has word 1 where word 0 is expected"),
+            ("v/1,zero,a,1,2\n", "has word zero where word 0 is expected"),
+            ("v/1\n", "has word None where word 0 is expected"),
             ("v/1,0," + "a" * 200_000 + ",1,2\n", "line 2: not a CSV table in UTF-8: field larger"),
         ],
     )
@@ -178,7 +178,7 @@ class TestTextGrids:
         with pytest.raises(ValueError, match=r"no \.TextGrid in it"):
             read_word_files(tmp_path / "grids", [clip()])
         folder = write(long_grid(("words", ENTRIES)), "other/7.TextGrid")
-        with pytest.raises(ValueError, match="none of the 1 clips, such as v/1; what it knows: other/7"):
+        with pytest.raises(ValueError, match="none of the 1 clips, such as v/1; it has: other/7"):
             read_word_files(folder, [clip()])
 
     @pytest.mark.parametrize(
@@ -199,16 +199,16 @@ class TestTextGrids:
         ],
     )
     def test_damaged_files_are_refused_by_name(self, write, text):
-        with pytest.raises(ValueError, match=r"v/1\.TextGrid.*save it anew"):
+        with pytest.raises(ValueError, match=r"v/1\.TextGrid.*save it again"):
             read_word_files(write(text), [clip()])
 
     def test_other_encodings_and_absurd_sizes_are_refused(self, write):
         with pytest.raises(ValueError, match=r"v/1\.TextGrid: not a TextGrid"):
             read_word_files(write(long_grid(("words", [(0, 2.0, "Käse")])), encoding="latin-1"), [clip()])
         folder = write("")
-        with open(folder / "v/1.TextGrid", "wb") as handle:
-            handle.truncate(LARGEST_GRID + 1)
-        with pytest.raises(ValueError, match="64 MiB are no TextGrid"):
+        with (folder / "v/1.TextGrid").open("wb") as handle:
+            handle.truncate(MAX_TEXTGRID_BYTES + 1)
+        with pytest.raises(ValueError, match="64 MiB are too large for a TextGrid"):
             read_word_files(folder, [clip()])
 
 
@@ -313,10 +313,10 @@ class TestCsd:
 
     def test_segments_that_are_words_are_refused(self, write, video):
         path = write({"v[0]": ([["a"], ["b"]], [(0, 1), (1, 2)])}, "labels")
-        with pytest.raises(ValueError, match="several intervals; these are no segments"):
+        with pytest.raises(ValueError, match="several intervals, so these are no segments"):
             read_word_files(video[0], self.CLIPS, path)
         path = write({"v": ([["a"]], [(0, 1)]), "v[0]": ([["a"]], [(0, 1)])}, "labels")
-        with pytest.raises(ValueError, match="segment 0 of video v is there twice"):
+        with pytest.raises(ValueError, match="segment 0 of video v occurs twice"):
             read_word_files(video[0], self.CLIPS, path)
 
     def test_declared_sizes_are_not_believed(self, tmp_path, video):
