@@ -1,7 +1,7 @@
-"""One training run: from a dataset to its best and last checkpoint.
+"""Training of one network: from a dataset to its best and last checkpoint.
 
-The loop hands numbers to an observer and state to `checkpoint` and `resume`, and knows the back end of none. What is
-random is drawn from generators keyed by seed, epoch and batch, so that a run's place is two counters.
+The loop reports metrics to an observer and stores state through `model.checkpoint` and `model.training.resume`. All
+random numbers come from generators keyed by seed, epoch and batch, so that two counters determine the state of a run.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.checkpoint.io import add_calibration, load_checkpoint, save_checkpoint
 from model.checkpoint.model_card import write_card
@@ -30,7 +30,7 @@ from model.evaluation.inference import predict
 from model.evaluation.metrics import evaluate_metrics
 from model.network.dashfusion import DashFusion
 from model.training.mining import Partners, label_classes, mine
-from model.training.objective import CHUNK_OVERHEAD, LOSS_TERMS, Objective, BatchPlanner, RankBatch, mining_embeddings
+from model.training.objective import CHUNK_OVERHEAD, LOSS_TERMS, BatchPlanner, Objective, RankBatch, mining_embeddings
 from model.training.resume import RunStore, run_signature
 
 if TYPE_CHECKING:
@@ -38,49 +38,49 @@ if TYPE_CHECKING:
 
     from lightning_fabric import Fabric
 
-GRADIENT_NORM = 1.0
+MAX_GRADIENT_NORM = 1.0
 
 MAPPED = "mapped"
 """Folder of memory-mapped features, in scratch."""
 
 MINING_BATCH = {"cpu": 64, "cuda": 512}
-"""Clips that are embedded at a time when the training clips are ranked."""
+"""Clips per forward pass, by device, when the training clips are encoded for mining."""
 
 log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
-    """Who wants to know how training goes."""
+    """Receiver of the training progress."""
 
     def on_batch(self, epoch: int, done: int, total: int) -> None:
-        """`done` of `total` batches of `epoch` (counted from 1) are trained on."""
+        """Report that `done` of `total` batches of `epoch` (from 1) are trained."""
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """An epoch is validated and saved; the keys are those of `TrainResult.history`.
+        """Report a validated and saved epoch; the keys are those of `TrainResult.history`.
 
-        A run that goes on after a kill tells of its earlier epochs first.
+        A resumed run reports its earlier epochs first.
         """
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left.
+    """Result of a training run.
 
     Attributes:
-        best: checkpoint of the lowest validation MAE.
-        last: checkpoint of the last epoch.
-        best_epoch: counted from 1.
-        history: metrics of each epoch: train_loss and its parts train_regression, train_semantic, train_supervised
-            and, of unimodal heads, train_unimodal; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive
-            for [-3, 3]; absent in an epoch where it is undefined); learning_rate at the epoch's end;
-            short_of_partners, clips that draw fewer than asked; seconds; of its training part clips_per_second
-            (regressed clips) and steps_per_second (real steps encoded, partners included); peak_megabytes so far, of
-            the GPU's tensors or of the process.
-        unlabelled: training clips left out for want of a label.
-        truncated: modality -> training clips that were cut to model.max_positions, tokens to model.text.max_tokens.
-        device: it ran on.
-        seconds: of the whole run, parts that ended in a kill included as far as they were saved.
-        resumed: (epoch, batches trained of it) at which an earlier, killed run was taken up; None = a fresh run.
+        best: Checkpoint with the lowest validation MAE.
+        last: Checkpoint of the last epoch.
+        best_epoch: Epoch of the best checkpoint, from 1.
+        history: Metrics by epoch: train_loss and its terms train_regression, train_semantic, train_supervised and, with
+            unimodal heads, train_unimodal; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive for
+            [-3, 3]; left out if undefined); learning_rate at the end of the epoch; short_of_partners, the clips with
+            fewer partners than configured; seconds; clips_per_second (regressed clips) and steps_per_second (encoded
+            steps without padding, partners included) of the training part; peak_megabytes so far, of the GPU's tensors
+            or of the process.
+        unlabelled: Number of training clips left out because they have no label.
+        truncated: Modality -> training clips cut to model.max_positions, or to model.text.max_tokens.
+        device: Device that the run used.
+        seconds: Duration of the whole run, including earlier, killed parts as far as they were saved.
+        resumed: (epoch, trained batches of it) at which an earlier run was resumed; None: a fresh run.
     """
 
     best: Path
@@ -95,13 +95,15 @@ class TrainResult:
 
 
 class _Run:
-    """A run's moving parts, and what of them a killed run needs to go on.
+    """State of a run, most of which is saved for resumption.
 
     Attributes:
-        epoch, batch: what comes next: a batch, counted from 0, of an epoch, counted from 1.
-        partners: mined for this epoch.
-        sums: of the epoch's `LOSS_TERMS` over its clips so far; steps: encoded so far.
-        seconds, epoch_seconds: spent before this process, or in this epoch, at the last save.
+        epoch: The next batch's epoch, from 1.
+        batch: The next batch, from 0.
+        partners: Candidates mined for this epoch.
+        sums: Sums of `LOSS_TERMS` over the epoch's clips so far.
+        steps: Steps encoded in the epoch so far.
+        began, epoch_began: Start times of the run and of the epoch, less the time that earlier processes spent.
     """
 
     def __init__(self, fabric: Fabric, network: DashFusion, config: TrainConfig, planner: BatchPlanner) -> None:
@@ -109,7 +111,7 @@ class _Run:
         self.objective = fabric.setup_module(Objective(network, config, fabric.world_size))
         groups = _parameter_groups(network, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-        self.highest_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.batch, self.steps = 1, 0, 0
         self.sums = torch.zeros(len(LOSS_TERMS), device=fabric.device)
         self.partners: Partners | None = None
@@ -118,13 +120,27 @@ class _Run:
         self.began, self.epoch_began = time.perf_counter(), time.perf_counter()
 
     @property
-    def ended(self) -> bool:
-        """All epochs are done, or patience is spent."""
+    def finished(self) -> bool:
+        """Whether all epochs are done or patience is exhausted."""
         waited = len(self.history) - self.best_epoch
         return self.epoch > self.config.epochs or (self.best_epoch > 0 and waited >= self.config.patience)
 
+    def start_epoch(self) -> None:
+        """Reset the statistics of the epoch."""
+        self.epoch_began, self.steps = time.perf_counter(), 0
+        self.sums.zero_()
+
+    def finish_epoch(self, metrics: dict[str, float]) -> bool:
+        """Move on to the next epoch; return whether this one is the best so far."""
+        improved = metrics["valid_mae"] < self.best_mae
+        if improved:
+            self.best_mae, self.best_epoch = metrics["valid_mae"], self.epoch
+        self.history.append(metrics)
+        self.epoch, self.batch = self.epoch + 1, 0
+        return improved
+
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values only."""
+        """Return the state for resumption as tensors and plain values."""
         partners = self.partners and [
             torch.from_numpy(p) for p in (self.partners.positives, self.partners.hard, self.partners.easy)
         ]
@@ -141,13 +157,14 @@ class _Run:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Restore a state returned by `state`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.batch, self.steps = state["position"]
         self.sums = state["sums"].to(self.fabric.device)
         if state["partners"]:
-            self.partners = Partners(*(p.numpy() for p in state["partners"]), self.config.mining)
+            positives, hard, easy = (p.numpy() for p in state["partners"])
+            self.partners = Partners(positives, hard, easy, self.config.mining)
         self.history = list(state["history"])
         self.best_mae, self.best_epoch = state["best"]
         before, in_epoch = state["seconds"]
@@ -164,26 +181,34 @@ def train(
     observer: Observer | None = None,
     scratch: Path | None = None,
 ) -> TrainResult:
-    """Train one network and keep its best and last checkpoint in `out`/best and `out`/last.
+    """Train one network and write its best and last checkpoints to `out`/best and `out`/last.
 
-    The same seed on the same CPU and number of threads gives the same metrics, also when the run was killed in
-    between. Under `torchrun` the processes share each batch; only the first of them writes and calls `observer`.
+    The same seed on the same CPU and number of threads gives the same metrics, even if the run was killed and resumed.
+    Under `torchrun` the processes share each batch; only the first one writes and calls `observer`.
 
     Args:
-        scratch: folder for memory-mapped features and for what a killed run goes on from. The next run with the
-            same dataset, settings, seed and code goes on from there, or returns at once if it had ended;
-            `forget_run` removes it. None: features in memory, and nothing to go on from.
+        dataset: Folder of the dataset.
+        out: Folder of the checkpoints.
+        model: Configuration of the network.
+        config: Configuration of the training.
+        seed: Seed of all random numbers.
+        observer: Receiver of the progress.
+        scratch: Folder for memory-mapped features and for the training state. A run with the same dataset,
+            configuration, seed and code resumes from that state, or returns at once if the earlier run had finished;
+            `forget_run` removes it. None: features in memory, and no resumption.
 
     Raises:
-        FileNotFoundError: no dataset there.
+        FileNotFoundError: No dataset there.
         ModuleNotFoundError: Lightning Fabric is not installed.
-        ValueError: no labelled clips to train or to validate on, features that are not finite, a device that is not
-            there, or a text encoder that cannot be had.
-        FloatingPointError: the loss or its gradient is not finite; the message names the batch's clips.
+        ValueError: No labelled clips to train or validate on, features that are not finite, or an unavailable device or
+            text encoder.
+        FloatingPointError: The loss or its gradient is not finite; the message names the batch's clips.
     """
     check_together(model, config)
     fabric = start_fabric(resolve_device(config.device), config.precision)
     device, cache = fabric.device, scratch and Path(scratch) / MAPPED
+
+    # Load the data
     with fabric.rank_zero_first():
         text = prepare_text(model, dataset)
         clips, unlabelled = _read_labelled(dataset, "train", model, cache, text)
@@ -191,31 +216,36 @@ def train(
     if model.unimodal_heads:
         _require_unimodal_labels(clips)
     classes = label_classes(clips.labels, clips.info.label_range)
+
+    # Build the network
     torch.manual_seed(seed)
     network = DashFusion(model, clips.info, text).to(device)
     overhead = CHUNK_OVERHEAD.get(device.type, CHUNK_OVERHEAD["cuda"])
     planner = BatchPlanner(clips, classes, config, seed, fabric.global_rank, fabric.world_size, overhead)
     run = _Run(fabric, network, config, planner)
-    store = RunStore(scratch and runs_folder(scratch, dataset, model, config) / f"seed-{seed}")
-    resumed = _take_up(run, store, out, observer)
 
-    while not run.ended:
+    # Resume an interrupted run
+    store = RunStore(scratch and runs_folder(scratch, dataset, model, config) / f"seed-{seed}")
+    resumed = _resume(run, store, out, observer)
+
+    while not run.finished:
+        # Mine contrastive partners
         if run.batch == 0:
-            run.epoch_began = time.perf_counter()
-            run.sums.zero_()
-            run.steps = 0
+            run.start_epoch()
             if _mines(config) and (run.epoch - 1) % config.mining.refresh_epochs == 0:
                 run.partners = _mine(run)
+
+        # Train
         _train_epoch(run, store, observer)
-        metrics = _epoch_metrics(run, valid)
-        epoch, better = run.epoch, metrics["valid_mae"] < run.best_mae
-        if better:
-            run.best_mae, run.best_epoch = metrics["valid_mae"], epoch
-        run.history.append(metrics)
-        run.epoch, run.batch = epoch + 1, 0
+
+        # Validate
+        epoch, metrics = run.epoch, _epoch_metrics(run, valid)
+        improved = run.finish_epoch(metrics)
+
+        # Save
         if fabric.is_global_zero:
             save_checkpoint(out / "last", network, config, seed, epoch, metrics)
-            if better:
+            if improved:
                 save_checkpoint(out / "best", network, config, seed, epoch, metrics)
                 store.keep_best(out / "best", epoch)
             store.save(run.state(), run.best_epoch)
@@ -223,6 +253,8 @@ def train(
                 observer.on_epoch(epoch, metrics)
     if len(run.history) < config.epochs:
         log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
+
+    # Calibrate prediction intervals
     if fabric.is_global_zero:
         best, _ = load_checkpoint(out / "best", device)
         add_calibration(out / "best", calibrate(best, valid, config.modalities))
@@ -245,31 +277,35 @@ def train(
 def forget_run(
     scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig, seeds: Sequence[int] | None = None
 ) -> None:
-    """Remove what runs with these settings and seeds left in `scratch` to go on from; features stay mapped.
+    """Remove the training state of runs with this configuration from `scratch`; memory-mapped features stay.
 
     Args:
-        seeds: None: `config.seeds`.
+        scratch: Scratch folder.
+        dataset: Folder of the dataset.
+        model: Configuration of the network.
+        config: Configuration of the training.
+        seeds: Seeds of the runs; None: `config.seeds`.
     """
     folder = runs_folder(scratch, dataset, model, config)
     for seed in config.seeds if seeds is None else seeds:
         shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
-    with suppress(OSError):  # it is not empty: another run has the same settings and other seeds
+    with suppress(OSError):  # not empty: runs with other seeds
         folder.rmdir()
 
 
 def runs_folder(scratch: Path, dataset: Path, model: ModelConfig, config: TrainConfig) -> Path:
-    """Where runs with these settings keep what they go on from, each seed in a folder of its own.
+    """Return the folder of the training states of runs with this configuration, one subfolder per seed.
 
     Raises:
-        FileNotFoundError: no dataset there.
+        FileNotFoundError: No dataset there.
     """
     return Path(scratch) / f"training-{run_signature(dataset, model, config)}"
 
 
-def _take_up(run: _Run, store: RunStore, out: Path, observer: Observer | None) -> tuple[int, int] | None:
-    """Go on from a killed run, if there is one: where it stood, and its checkpoints and history again."""
+def _resume(run: _Run, store: RunStore, out: Path, observer: Observer | None) -> tuple[int, int] | None:
+    """Restore the state, checkpoints and reported history of an interrupted run; None if there is none."""
     state = store.load()
-    run.fabric.barrier()  # nobody writes before all have read
+    run.fabric.barrier()  # all processes have read it before one writes
     if state is None:
         return None
     run.load_state(state)
@@ -281,41 +317,45 @@ def _take_up(run: _Run, store: RunStore, out: Path, observer: Observer | None) -
     if run.fabric.is_global_zero and observer:
         for epoch, metrics in enumerate(run.history, start=1):
             observer.on_epoch(epoch, metrics)
-    log.info("taken up at epoch %d, batch %d", run.epoch, run.batch)
+    log.info("resumed at epoch %d, batch %d", run.epoch, run.batch)
     return run.epoch, run.batch
 
 
 def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
-    """What is left of the epoch's batches: an update after every `accumulate` of them, now and then a save."""
+    """Train the remaining batches of the epoch: update after every `accumulate` of them, save every few minutes."""
     fabric, config, planner = run.fabric, run.config, run.planner
     device, first = fabric.device, fabric.is_global_zero
     lengths = planner.clips.lengths(config.modalities)
     balanced = planner.classes if config.contrastive.scope == "in_batch" else None
     batches = training_batches(lengths, config.batch_size, planner.seed, run.epoch, config.batch_tokens, balanced)
+    updates = -(-len(batches) // config.accumulate)
 
     def make(number: int) -> RankBatch:
-        share = planner.plan(batches[number], run.partners, run.epoch, number)
-        return share.pin() if device.type == "cuda" else share
+        batch = planner.plan(batches[number], run.partners, run.epoch, number)
+        return batch.pin() if device.type == "cuda" else batch
 
     run.objective.train()
-    saved, clip_ids = time.perf_counter(), []
-    todo = range(run.batch, len(batches))
-    for number, share in zip(todo, prefetch(make, todo), strict=True):
+    saved = time.perf_counter()
+    clip_ids: list[str] = []
+    remaining = range(run.batch, len(batches))
+    for number, batch in zip(remaining, prefetch(make, remaining), strict=True):
+        # Forward and backward
         since_update = number % config.accumulate
-        together = min(config.accumulate, len(batches) - number + since_update)
-        updates = since_update + 1 == together
+        group_size = min(config.accumulate, len(batches) - number + since_update)
+        is_update = since_update + 1 == group_size
         torch.manual_seed(_dropout_seed(planner.seed, run.epoch, number, fabric.global_rank))
-        with fabric.no_backward_sync(run.objective, enabled=not updates):
-            parts = run.objective(share.to(device))
-            fabric.backward(parts[0] / together)
-        run.sums += parts.detach() * share.clips
-        run.steps += share.steps
-        clip_ids += share.clip_ids
-        if updates:
-            per_epoch = -(-len(batches) // config.accumulate)
-            done = run.epoch - 1 + number // config.accumulate / per_epoch
-            _update(run, learning_rate_factor(done, 1 / per_epoch, config), clip_ids)
+        with fabric.no_backward_sync(run.objective, enabled=not is_update):
+            losses = run.objective(batch.to(device))
+            fabric.backward(losses[0] / group_size)
+        run.sums += losses.detach() * batch.clips
+        run.steps += batch.steps
+        clip_ids += batch.clip_ids
+        # Update
+        if is_update:
+            done = run.epoch - 1 + number // config.accumulate / updates
+            _update(run, learning_rate_factor(done, 1 / updates, config), clip_ids)
             run.batch, clip_ids = number + 1, []
+            # Save
             if first and time.perf_counter() - saved >= 60 * config.checkpoint_minutes and number + 1 < len(batches):
                 store.save(run.state(), run.best_epoch)
                 saved = time.perf_counter()
@@ -324,20 +364,28 @@ def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
 
 
 def _update(run: _Run, factor: float, clip_ids: Sequence[str]) -> None:
-    """One step of the optimizer, refused where it would spoil the weights."""
+    """Clip the gradient and take one optimizer step at `factor` of the peak learning rates.
+
+    Raises:
+        FloatingPointError: The gradient is not finite.
+    """
     parameters = [p for p in run.network.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"the gradient's norm is {norm.item()} in a batch of the clips {', '.join(clip_ids)}; "
             "look at these clips' features, or lower train.learning_rate"
         )
-    if norm > GRADIENT_NORM:  # most are less: a text encoder's need not be written again for that
-        nn.utils.clip_grads_with_norm_(parameters, GRADIENT_NORM, norm)
-    for group, highest in zip(run.optimizer.param_groups, run.highest_rates, strict=True):
-        group["lr"] = highest * factor
+    if norm > MAX_GRADIENT_NORM:  # usually not: skip a pass over the text encoder's gradients
+        nn.utils.clip_grads_with_norm_(parameters, MAX_GRADIENT_NORM, norm)
+    for group, peak in zip(run.optimizer.param_groups, run.peak_rates, strict=True):
+        group["lr"] = peak * factor
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+
+
+def _all_reduce(fabric: Fabric, tensor: Tensor, operation: str) -> Tensor:
+    return cast("Tensor", fabric.all_reduce(tensor, reduce_op=operation))  # typed for collections of tensors as well
 
 
 def _mines(config: TrainConfig) -> bool:
@@ -347,7 +395,10 @@ def _mines(config: TrainConfig) -> bool:
 
 @torch.inference_mode()
 def _mine(run: _Run) -> Partners:
-    """Rank the training clips by the network as it is now, in eval mode; the processes share the encoding."""
+    """Encode the training clips with the current network, in eval mode, and rank each one's partners.
+
+    The processes share the encoding; the first one ranks.
+    """
     fabric, network, clips, config = run.fabric, run.network, run.planner.clips, run.config
     network.eval()
     device = fabric.device
@@ -359,40 +410,47 @@ def _mine(run: _Run) -> Partners:
             embedding = network.embed(batch.to(device))
         embeddings_Nd[torch.from_numpy(rows).to(device)] = mining_embeddings(embedding)
     if fabric.world_size > 1:
-        embeddings_Nd = fabric.all_reduce(embeddings_Nd, reduce_op="sum")
-    partners = None
+        embeddings_Nd = _all_reduce(fabric, embeddings_Nd, "sum")
+    partners: Partners | None = None
     if fabric.is_global_zero:
         rng = np.random.default_rng((run.planner.seed, run.epoch, 2))
         partners = mine(embeddings_Nd, run.planner.classes, config.mining, rng)
         if partners.short_count:
-            log.info("%d of %d clips have fewer partners than asked for: small classes", partners.short_count, len(clips))
-    return fabric.broadcast(partners)
+            log.info(
+                "%d of %d clips have fewer partners than configured: small classes", partners.short_count, len(clips)
+            )
+    partners = fabric.broadcast(partners)
+    assert partners is not None
+    return partners
 
 
 def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
-    """The numbers of the epoch that was just trained."""
+    """Validate the network and return the metrics of the epoch, see `TrainResult.history`."""
+    # Training losses
     fabric, config, clips = run.fabric, run.config, len(run.planner.clips)
-    trained = time.perf_counter() - run.epoch_began
-    losses = (fabric.all_reduce(run.sums.clone(), reduce_op="mean") / clips).tolist()
-    metrics = dict(zip(("train_loss", *(f"train_{part}" for part in LOSS_TERMS[1:])), losses, strict=True))
+    training_seconds = time.perf_counter() - run.epoch_began
+    losses = (_all_reduce(fabric, run.sums.clone(), "mean") / clips).tolist()
+    metrics: dict[str, float] = dict(zip([f"train_{term}" for term in LOSS_TERMS], losses, strict=True))
     if not run.network.config.unimodal_heads:
         del metrics["train_unimodal"]
+    # Validation
     prediction = predict(run.network, valid, config.modalities, part=(fabric.global_rank, fabric.world_size))
     if fabric.world_size > 1:
-        prediction = fabric.all_reduce(torch.from_numpy(prediction).to(fabric.device), reduce_op="sum").cpu().numpy()
-    found = evaluate_metrics(prediction, valid.labels, valid.info.label_range)
-    chosen = {
-        "valid_mae": found["mae"],
-        "valid_corr": found["corr"],
-        "valid_acc2": found.get("acc2_np", found.get("acc2")),
+        prediction = _all_reduce(fabric, torch.from_numpy(prediction).to(fabric.device), "sum").cpu().numpy()
+    validation = evaluate_metrics(prediction, valid.labels, valid.info.label_range)
+    optional = {
+        "valid_mae": validation["mae"],
+        "valid_corr": validation["corr"],
+        "valid_acc2": validation.get("acc2_np", validation.get("acc2")),
         "peak_megabytes": peak_megabytes(fabric.device),
     }
-    metrics |= {name: value for name, value in chosen.items() if value is not None}
+    metrics |= {name: value for name, value in optional.items() if value is not None}
+    # Progress and speed
     updates = -(-run.batch // config.accumulate)
     metrics["learning_rate"] = config.learning_rate * learning_rate_factor(run.epoch, 1 / updates, config)
     metrics["short_of_partners"] = run.partners.short_count if run.partners else 0
-    metrics["clips_per_second"] = clips / trained
-    metrics["steps_per_second"] = run.steps / trained
+    metrics["clips_per_second"] = clips / training_seconds
+    metrics["steps_per_second"] = run.steps / training_seconds
     metrics["seconds"] = time.perf_counter() - run.epoch_began
     return metrics
 
@@ -400,7 +458,7 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
 def _read_labelled(
     dataset: Path, split: str, model: ModelConfig, cache: Path | None, text: TextBackbone | None
 ) -> tuple[ClipTable, int]:
-    """The split's labelled clips, and how many others there are."""
+    """Read the split's labelled clips, and count the others."""
     table = ClipTable.read(dataset, split, model.max_positions, cache, text)
     labelled = table.labelled
     if not labelled.any():
@@ -414,7 +472,7 @@ def _read_labelled(
             limit = text.limit if text and modality == "text" else model.max_positions
             log.warning("%s: %s of %d clips cut to %d steps", split, modality, count, limit)
     if not labelled.all():
-        log.warning("%s: %d clips without a label are left out", split, (~labelled).sum())
+        log.warning("%s: %d clips without a label are ignored", split, (~labelled).sum())
     return table.select(labelled), int((~labelled).sum())
 
 
@@ -426,13 +484,13 @@ def _require_unimodal_labels(clips: ClipTable) -> None:
         )
 
 
-def _parameter_groups(network: DashFusion, config: TrainConfig) -> list[dict]:
-    """No decay on biases, LayerNorms and learned vectors, all of which have one dimension.
+def _parameter_groups(network: DashFusion, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: no decay on biases, LayerNorms and learned vectors, all of one dimension.
 
-    A text encoder that is trained makes two more groups, with a learning rate of its own; what of it is frozen is in
-    none.
+    A trained text encoder has two further groups with its own learning rate; frozen parameters are in none.
     """
-    text = list(network.encoders["text"].encoder.parameters()) if network.text else []
+    text_encoder: Any = network.encoders["text"]
+    text: list[nn.Parameter] = list(text_encoder.encoder.parameters()) if network.text else []
     of_text = {id(p) for p in text}
     others = [p for p in network.parameters() if id(p) not in of_text]
     groups = []
@@ -446,11 +504,12 @@ def _parameter_groups(network: DashFusion, config: TrainConfig) -> list[dict]:
 
 
 def learning_rate_factor(done: float, update: float, config: TrainConfig) -> float:
-    """Of the learning rate at an update: up to 1 over the warm-up epochs, then down to 0 at the end.
+    """Return the factor of the peak learning rate: linear warm-up to 1, then linear decay to 0 at the end.
 
     Args:
-        done: epochs before this update, with fractions.
-        update: its part of an epoch.
+        done: Epochs before this update, including fractions.
+        update: Fraction of an epoch that one update takes.
+        config: Configuration of the training.
     """
     if done < config.warmup_epochs:
         return min(1.0, (done + update) / config.warmup_epochs)
