@@ -12,35 +12,36 @@ from extractors.registry import BUILT_IN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from extractors.base import Feature
+    from extractors.base import Feature, FeatureDescription
 
 _HEAD = """\
 # Features
 
-What each extractor measures, and how. This page is generated from the extractors
-(`python -m extractors.feature_docs > docs/features.md`). An extractor and its options are chosen in `params.yaml`,
-under `extract.<modality>`. Times are seconds from the clip's start, half-open.
+The features of each extractor and how they are measured. The extractor of a modality and its options are set in
+`params.yaml` under `extract.<modality>`. Times are seconds from the clip's start; intervals are half-open.
+
+This page is generated: `python -m extractors.feature_docs > docs/features.md`.
 """
 
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 
 
 def features_page() -> str:
-    """The whole page, in Markdown; one section a built-in extractor."""
+    """Return the page in Markdown, with one section per built-in extractor."""
     return "\n".join([_HEAD, *(_section(name) for name in BUILT_IN)])
 
 
 def extractor_class(name: str) -> Any:
-    """Class of a built-in extractor; nothing is built, so no weights are needed."""
+    """Return the class of a built-in extractor; it is not constructed, so no weights are needed."""
     module, _, attribute = BUILT_IN[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def _section(name: str) -> str:
-    made = extractor_class(name)
-    description = made.description
+    extractor = extractor_class(name)
+    description = extractor.description
     lines = [f"## {name}", "", *_table(("", ""), _facts(description)), ""]
-    options = _options(made)
+    options = _options(extractor)
     if options:
         lines += [*_table(("option", "default", "meaning"), options), ""]
     else:
@@ -49,36 +50,37 @@ def _section(name: str) -> str:
     return "\n".join([*lines, *_table(("feature", "meaning", "unit"), rows), ""])
 
 
-def _facts(description: Any) -> list[tuple[str, str]]:
-    facts = [("source", description.source), ("rate", description.rate), ("window", description.window), ("valid", description.valid)]
+def _facts(description: FeatureDescription) -> list[tuple[str, str]]:
+    facts = [(name, getattr(description, name)) for name in ("source", "rate", "window", "valid")]
     return facts + [("needs", f"`pip install 'dashfusion[{description.extra}]'`")] * bool(description.extra)
 
 
-def _options(made: Any) -> list[tuple[str, str, str]]:
-    """Name, default and meaning, the last from the `Args:` of the class's docstring."""
-    meanings = _arguments(inspect.getdoc(made) or "")
+def _options(extractor: Any) -> list[tuple[str, str, str]]:
+    """Return name, default and meaning of the options, the meaning from the `Args:` of the class's docstring."""
+    meanings = _arguments(inspect.getdoc(extractor) or "")
     rows = []
-    for name, parameter in inspect.signature(made).parameters.items():
+    for name, parameter in inspect.signature(extractor).parameters.items():
         default = "required" if parameter.default is parameter.empty else f"`{parameter.default}`"
         rows.append((f"`{name}`", default, meanings[name]))
     return rows
 
 
 def _arguments(docstring: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    """Return the entries of the `Args:` section of a docstring, each on one line."""
+    meanings: dict[str, str] = {}
     section = re.search(r"^Args:\n((?: .*\n?|\n)*)", docstring, re.MULTILINE)
     name = ""
     for line in (section.group(1) if section else "").splitlines():
-        opening = re.match(r" {4}(\w+): (.*)", line)
-        if opening:
-            name, found[opening[1]] = opening[1], opening[2]
+        entry = re.match(r" {4}(\w+): (.*)", line)
+        if entry:
+            name, meanings[entry[1]] = entry[1], entry[2]
         elif line.strip():
-            found[name] += f" {line.strip()}"
-    return found
+            meanings[name] += f" {line.strip()}"
+    return meanings
 
 
 def _names(feature: Feature) -> str:
-    """Names in code marks; a run of three numbers or more by its ends, `*` by a model's width."""
+    """Return the names in code marks, with runs of three or more consecutive numbers shortened to their ends."""
     shown: list[str] = []
     for run in _runs(feature.names):
         if len(run) > 2:
@@ -92,11 +94,11 @@ def _names(feature: Feature) -> str:
 
 
 def _runs(names: Sequence[str]) -> list[list[str]]:
-    """Names that count up by one after the same prefix, together."""
+    """Group names with the same prefix and consecutive numbers."""
     runs: list[list[str]] = []
     for name in names:
-        here, before = _NUMBERED.match(name), _NUMBERED.match(runs[-1][-1]) if runs else None
-        if here and before and here[1] == before[1] and int(here[2]) == int(before[2]) + 1:
+        current, last = _NUMBERED.match(name), _NUMBERED.match(runs[-1][-1]) if runs else None
+        if current and last and current[1] == last[1] and int(current[2]) == int(last[2]) + 1:
             runs[-1].append(name)
         else:
             runs.append([name])

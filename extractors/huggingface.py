@@ -130,7 +130,7 @@ def load_model(folder: Path) -> Any:
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of the weights being loaded
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers
     model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model
     return encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")

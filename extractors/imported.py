@@ -1,18 +1,17 @@
-"""Features that come with a corpus, into feature stores of ours: the `prepare` stage writes them beside the manifest,
-the `extract` stage takes them over in place of an extractor.
+"""Feature stores of corpora that are distributed as features.
+
+The `prepare` stage writes them next to the manifest; the `extract` stage copies them instead of running an extractor.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from corpora.files import atomic_folder
 from extractors.base import FeatureSequence, make_signature
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
 VERSION = 1
 
 FOLDER = "features"
-"""Below the manifest's root: one feature store for each modality that the corpus brings."""
+"""Subfolder of the manifest's root with one feature store per modality."""
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """What was written of one modality.
+class ImportCounts:
+    """Counts of one modality's imported features.
 
     Attributes:
-        clips: that have it.
-        steps: of all of them.
+        clips: clips that have the modality.
+        steps: steps of all clips.
         invalid: steps that are not valid.
-        replaced: values that were NaN or infinite and are 0 now.
-        replaced_clips: clips that had any.
+        replaced: NaN or infinite values, replaced by 0.
+        replaced_clips: clips with such values.
     """
 
     clips: int
@@ -50,17 +49,19 @@ class Imported:
     replaced_clips: int
 
 
-def write_imported(corpus: ImportedCorpus, root: Path, layout: str) -> tuple[dict[str, Imported], list[Problem]]:
-    """Write a feature store below `root` for each modality that the corpus brings, clip by clip.
+def write_imported(corpus: ImportedCorpus, root: Path, layout: str) -> tuple[dict[str, ImportCounts], list[Problem]]:
+    """Write a feature store below `root` for each modality of a corpus, replacing those of an earlier import.
 
     Args:
-        layout: how the corpus came, for the signature.
+        corpus: corpus of features.
+        root: root of the manifest.
+        layout: layout of the corpus, for the signature.
 
     Returns:
-        What was written, by modality; one problem for each clip and modality whose values had to be changed.
+        counts by modality; a problem for each clip and modality with replaced values.
 
     Raises:
-        ValueError: the corpus's files do not hold what they should; the message names file and clip.
+        ValueError: the files of the corpus are invalid; the message names file and clip.
     """
     shutil.rmtree(root / FOLDER, ignore_errors=True)
     problems: list[Problem] = []
@@ -68,42 +69,46 @@ def write_imported(corpus: ImportedCorpus, root: Path, layout: str) -> tuple[dic
     for modality, names in corpus.feature_names.items():
         extractor, options = f"{modality}.imported", {"layout": layout, "sha256": corpus.sha256}
         meta = FeatureMeta(modality, extractor, options, make_signature(extractor, VERSION, options), names)
-        counted: Counter[str] = Counter()
+        counter: Counter[str] = Counter()
         with FeatureWriter(root / FOLDER / modality, meta) as writer:
-            for clip_id, found, problem in corpus.read(modality):
-                words = None if found.token_ids is None else np.full_like(found.token_ids, -1)  # unknown
-                tokens = (found.token_ids, words)
-                writer.write(clip_id, FeatureSequence(found.values, found.start, found.end, found.valid, *tokens))
-                counted["clips"] += bool(len(found))
-                counted["steps"] += len(found)
-                counted["invalid"] += int((~found.valid).sum())
-                counted["replaced"] += found.replaced
-                counted["replaced_clips"] += bool(found.replaced)
+            for clip_id, steps, problem in corpus.read(modality):
+                words = None if steps.token_ids is None else np.full_like(steps.token_ids, -1)  # unknown
+                tokens = (steps.token_ids, words)
+                writer.write(clip_id, FeatureSequence(steps.values, steps.start, steps.end, steps.valid, *tokens))
+                counter["clips"] += bool(len(steps))
+                counter["steps"] += len(steps)
+                counter["invalid"] += int((~steps.valid).sum())
+                counter["replaced"] += steps.replaced
+                counter["replaced_clips"] += bool(steps.replaced)
                 problems += [problem] if problem else []
-        counts[modality] = Imported(**{name: counted[name] for name in Imported.__dataclass_fields__})
+        counts[modality] = ImportCounts(**{field.name: counter[field.name] for field in fields(ImportCounts)})
     return counts, problems
 
 
 def imported_folder(root: Path, modality: str) -> Path | None:
-    """Where a modality's features lie that came with the corpus; None where it brought none."""
+    """Return the store of a modality's imported features; None if there are none."""
     folder = Path(root) / FOLDER / modality
     return folder if folder.is_dir() else None
 
 
 def copy_imported(folder: Path, modality: str, clip_ids: Collection[str], out: Path) -> tuple[FeatureMeta, Summary]:
-    """Copy a store that `write_imported` wrote to `out`, which appears, or is replaced, whole.
+    """Copy a store written by `write_imported`; the copy appears or is replaced as a whole.
+
+    Args:
+        folder: store to copy.
+        modality: modality of the store.
+        clip_ids: identifiers of the manifest's clips.
+        out: folder of the copy.
 
     Raises:
         StoreError: the store is damaged.
-        ValueError: it is of another manifest.
+        ValueError: its clips are not those of the manifest.
     """
     reader = FeatureReader(folder, modality)
     if set(reader.clip_ids) != set(clip_ids):
         raise ValueError(f"{folder}: its clips are not the manifest's; run the prepare stage again")
-    parts = sorted(folder.glob("part-*.parquet"))
-    columns = [pq.read_table(part, columns=["valid"]).column("valid") for part in parts]
-    lengths = np.concatenate([pc.list_value_length(column).to_numpy() for column in columns])
+    steps = list(reader.steps().values())
     with atomic_folder(out) as temporary:
-        for part in parts:
+        for part in sorted(folder.glob("part-*.parquet")):
             shutil.copyfile(part, temporary / part.name)
-    return reader.meta, Summary(len(lengths), int((lengths == 0).sum()), int(lengths.sum()), 0)
+    return reader.meta, Summary(len(steps), steps.count(0), sum(steps), 0)

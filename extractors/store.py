@@ -1,20 +1,21 @@
-"""The feature store: one folder a modality, Parquet shards of one row a clip, in manifest order.
+"""The feature store: a folder per modality with Parquet shards of one row per clip, in the manifest's order.
 
-`ShardWriter` writes any such folder in bounded memory and puts it in place whole; `FeatureWriter` and
-`FeatureReader` are the features of one modality. Shapes: T steps, D features.
+`FeatureWriter` and `FeatureReader` write and read the features of one modality; `ShardWriter` writes the shards of any
+such table in bounded memory.
+Shapes: T steps, D features.
 """
 
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpora.files import atomic_file, atomic_folder
@@ -28,31 +29,31 @@ SCHEMA_VERSION = 1
 SHARD_CLIPS = 512
 
 GROUP_CLIPS, GROUP_BYTES = 64, 1 << 19
-"""A row group ends at either: reading one clip decodes its whole group, so that groups are small in bytes."""
+"""Maximum size of a row group in clips and in bytes; small, because reading a clip decodes its whole group."""
 
 
 class StoreError(ValueError):
-    """A store on disk cannot be used. The message names the file and the stage that makes it anew."""
+    """A store on disk cannot be used. The message names the file and the stage to run again."""
 
 
 def sequence_type(dim: int) -> pa.DataType:
-    """Arrow type of [T, dim] float32 values, without nulls."""
+    """Return the Arrow type of [T, dim] float32 values, without nulls."""
     vector = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
     return pa.list_(pa.field("element", vector, nullable=False))
 
 
 def list_type(item: pa.DataType) -> pa.DataType:
-    """Arrow type of a [T] array, without nulls."""
+    """Return the Arrow type of a [T] array, without nulls."""
     return pa.list_(pa.field("element", item, nullable=False))
 
 
 def _is_sequence(kind: pa.DataType) -> bool:
-    """Whether it is a `sequence_type`, of any float width."""
-    return pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type)
+    """Return whether a type is a `sequence_type`, of any float width."""
+    return bool(pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type))
 
 
 def _to_arrow(items: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """A column from one item a row: numpy arrays for list types, plain values otherwise."""
+    """Return a column with one item per row: numpy arrays for list types, plain values otherwise."""
     if pa.types.is_dictionary(kind):
         return pa.array(items, kind.value_type).dictionary_encode().cast(kind)
     if not pa.types.is_list(kind):
@@ -69,7 +70,7 @@ def _to_arrow(items: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def to_numpy(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets [rows + 1] and flat steps of a list column: row i is `flat[offsets[i]:offsets[i + 1]]`."""
+    """Return the offsets [rows + 1] and the flat items of a list column; row i is `flat[offsets[i]:offsets[i + 1]]`."""
     offsets = column.offsets.to_numpy()
     child = column.values
     if pa.types.is_fixed_size_list(child.type):
@@ -79,10 +80,10 @@ def to_numpy(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class ShardWriter:
-    """Rows into `part-00000.parquet`, `part-00001.parquet`, ... of a folder, a row group at a time.
+    """Context manager that writes rows to the parts `part-00000.parquet`, `part-00001.parquet`, ... of a folder.
 
-    The same rows in the same order give the same bytes. No rows at all give one part with the schema alone.
-    Leaving the `with` block by an exception leaves no half part behind.
+    The same rows in the same order give the same bytes. Without rows there is one part with the schema only. If the
+    `with` block raises, the unfinished part is removed.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, shard_clips: int = SHARD_CLIPS) -> None:
@@ -108,7 +109,7 @@ class ShardWriter:
             self._stack.__exit__(kind, *details)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row: column name -> value, numpy arrays for list columns."""
+        """Append a row: column name -> value, with numpy arrays for list columns."""
         self._group.append(row)
         self.rows += 1
         self._group_bytes += sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
@@ -118,7 +119,7 @@ class ShardWriter:
 
     def _open(self) -> pq.ParquetWriter:
         temporary = self._stack.enter_context(atomic_file(self.folder / f"part-{self._shards:05d}.parquet"))
-        # floats compress and decode better with their bytes taken apart: a tenth smaller, read half as fast again
+        # Floats with their bytes split into streams are a tenth smaller and decode 1.5 times as fast
         split = [f"{field.name}.list.element.list.element" for field in self.schema if _is_sequence(field.type)]
         self._parquet = self._stack.enter_context(
             pq.ParquetWriter(
@@ -148,14 +149,14 @@ class ShardWriter:
 
 @dataclass(frozen=True, slots=True)
 class FeatureMeta:
-    """What holds for every row of a modality's store.
+    """Metadata of a modality's store.
 
     Attributes:
         modality: text, audio or vision.
-        extractor: its registered name.
-        options: what it was built with.
-        signature: changes whenever the output could.
-        feature_names: D names, in the order of the values' columns.
+        extractor: registered name of the extractor.
+        options: keyword arguments of the extractor.
+        signature: signature of the extractor, see `extractors.base.Extractor`.
+        feature_names: names of the D columns of the values, in order.
     """
 
     modality: str
@@ -166,7 +167,7 @@ class FeatureMeta:
 
 
 def feature_schema(meta: FeatureMeta) -> pa.Schema:
-    """Columns of a feature store, with `meta` and the schema version in the metadata."""
+    """Return the schema of a feature store, with `meta` and the schema version as metadata."""
     columns = {
         "clip_id": pa.string(),
         "values": sequence_type(len(meta.feature_names)),
@@ -182,7 +183,11 @@ def feature_schema(meta: FeatureMeta) -> pa.Schema:
 
 
 def check_sequence(sequence: FeatureSequence, meta: FeatureMeta) -> None:
-    """Raise ExtractionError unless `sequence` has the columns that `meta` declares."""
+    """Check that a sequence has the columns that `meta` declares.
+
+    Raises:
+        ExtractionError: it does not.
+    """
     width, dim = sequence.values.shape[1], len(meta.feature_names)
     if width != dim:
         raise ExtractionError(f"values are {width} wide, but {meta.extractor} names {dim} features")
@@ -190,8 +195,8 @@ def check_sequence(sequence: FeatureSequence, meta: FeatureMeta) -> None:
         raise ExtractionError(f"{meta.extractor} gave text features without token_ids and word_index")
 
 
-class FeatureWriter(AbstractContextManager):
-    """Writes one modality's store; the folder appears, or is replaced, when the `with` block ends well."""
+class FeatureWriter:
+    """Context manager that writes a modality's store; the folder appears or is replaced when the block succeeds."""
 
     def __init__(self, folder: Path, meta: FeatureMeta, shard_clips: int = SHARD_CLIPS) -> None:
         self.meta = meta
@@ -207,10 +212,10 @@ class FeatureWriter(AbstractContextManager):
         self._stack.__exit__(*details)
 
     def write(self, clip_id: str, sequence: FeatureSequence) -> None:
-        """Add one clip's row.
+        """Append a clip's features.
 
         Raises:
-            ExtractionError: the sequence has not the columns that the store declares.
+            ExtractionError: the sequence does not have the columns that the store declares.
         """
         check_sequence(sequence, self.meta)
         row = {name: getattr(sequence, name) for name in ("values", "start", "end", "valid")}
@@ -220,18 +225,18 @@ class FeatureWriter(AbstractContextManager):
 
 
 class FeatureReader:
-    """One modality's features, in the order they were written or by clip.
+    """Reader of a modality's store, by clip or in stored order.
 
-    Opening reads the `clip_id` columns only; a row costs the decoding of its row group, which is kept for the
-    rows that follow.
+    Opening reads the `clip_id` columns only. Reading a clip decodes its row group, which is cached for the clips that
+    follow.
 
     Attributes:
-        meta: what holds for all rows.
-        clip_ids: in stored order.
+        meta: metadata of the store.
+        clip_ids: identifiers of the clips, in stored order.
 
     Raises:
-        FileNotFoundError: there is no store here.
-        StoreError: a part is damaged, absent, of another schema version, or of another modality or signature.
+        FileNotFoundError: there is no store in the folder.
+        StoreError: a part is damaged, missing, or of another schema version, modality or signature.
     """
 
     def __init__(self, folder: Path, modality: str) -> None:
@@ -269,7 +274,7 @@ class FeatureReader:
         try:
             footer = pq.read_metadata(path)
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{path}: not a whole Parquet file ({error}); {self._remedy}") from error
+            raise StoreError(f"{path}: not a complete Parquet file ({error}); {self._remedy}") from error
         self._footers.append(footer)
         schema = footer.schema.to_arrow_schema()
         payload = check_version(
@@ -284,12 +289,12 @@ class FeatureReader:
         kind, dim = schema.field("values").type, len(meta.feature_names)
         vector = kind.value_type if pa.types.is_list(kind) else kind
         if not pa.types.is_fixed_size_list(vector) or vector.list_size != dim:
-            raise StoreError(f"{path}: values are {kind}, not lists of {dim} floats a step; {self._remedy}")
+            raise StoreError(f"{path}: values are {kind}, not lists of {dim} floats per step; {self._remedy}")
         return meta
 
     def _read(self, shard: int, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
         path = self._paths[shard]
-        try:  # opened for each read: a large store has more parts than a process may hold open
+        try:  # opened for each read, as a large store may have more parts than a process may have open files
             with pq.ParquetFile(path, metadata=self._footers[shard]) as file:
                 return file.read_row_groups(groups, columns=columns)
         except (pa.ArrowException, OSError) as error:
@@ -298,14 +303,6 @@ class FeatureReader:
     def _decode(self, shard: int, group: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         table = self._read(shard, [group]).drop_columns(["clip_id", "extractor"])
         return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
-
-    def steps(self) -> dict[str, int]:
-        """T of each clip, in stored order; of the values nothing is read."""
-        lengths: list[int] = []
-        for shard, footer in enumerate(self._footers):
-            valid = self._read(shard, range(footer.num_row_groups), ["valid"]).column("valid")
-            lengths += pc.list_value_length(valid).to_pylist()
-        return dict(zip(self.clip_ids, lengths, strict=True))
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -317,24 +314,27 @@ class FeatureReader:
         return ((clip_id, self[clip_id]) for clip_id in self.clip_ids)
 
     def valid_steps(self) -> dict[str, np.ndarray]:
-        """Clip id -> which of its steps are valid [T] bool, of all clips, without their values.
+        """Return the validity [T] bool of each clip's steps, in stored order, without reading the values.
 
         Raises:
             StoreError: a part is damaged.
         """
-        found = {}
+        columns = []
         for shard, footer in enumerate(self._footers):
-            table = self._read(shard, range(footer.num_row_groups), ["clip_id", "valid"])
+            table = self._read(shard, range(footer.num_row_groups), ["valid"])
             offsets, valid = to_numpy(table.column("valid").combine_chunks())
-            for row, clip_id in enumerate(table.column("clip_id").to_pylist()):
-                found[clip_id] = valid[offsets[row] : offsets[row + 1]]
-        return found
+            columns += [valid[start:stop] for start, stop in pairwise(offsets)]
+        return dict(zip(self.clip_ids, columns, strict=True))
+
+    def steps(self) -> dict[str, int]:
+        """Return the number of steps T of each clip, in stored order, without reading the values."""
+        return {clip_id: len(valid) for clip_id, valid in self.valid_steps().items()}
 
     def __getitem__(self, clip_id: str) -> FeatureSequence:
-        """One clip's features, values as float32.
+        """Return a clip's features, with values as float32.
 
         Raises:
-            KeyError: the clip has no row.
+            KeyError: the clip is not in the store.
             StoreError: a value is not finite; the message names clip, modality and feature.
         """
         shard, group, row = self._index[clip_id]

@@ -54,7 +54,8 @@ class OpenSmileAudio:
     The clip is resampled to 16,000 Hz and mixed to mono. Step t begins where openSMILE's windows begin, at 10 ms * t;
     the windows' centres are 10 to 30 ms later. Steps are contiguous and the last one ends with the clip.
     A step is valid if it is voiced, that is if openSMILE reports an F0. The names are openSMILE's; `nz` marks features
-    that are smoothed over voiced steps only. Clips longer than 60 s are measured in blocks, with 2 s of context on either side.
+    that are smoothed over voiced steps only. Clips longer than 60 s are measured in blocks, with 2 s of context on
+    either side.
 
     Raises:
         ValueError: the package opensmile is not installed.

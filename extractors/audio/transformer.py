@@ -168,7 +168,9 @@ class TransformerAudio:
     def _preprocessor(self) -> Any:
         from transformers import AutoFeatureExtractor
 
-        return AutoFeatureExtractor.from_pretrained(self.folder, local_files_only=True)
+        return AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]  # transformers
+            self.folder, local_files_only=True
+        )
 
     @cached_property
     def _model(self) -> Any:

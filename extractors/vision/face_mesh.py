@@ -33,8 +33,8 @@ VERSION = 2
 BATCH_FRAMES = 512
 """Faces that are measured at once."""
 
-# Landmarks that hardly move with the expression, as in a face that looks at the camera. The unit is the distance between
-# the centres of the eyes, the origin is midway between them. Measured with FaceMesh: the mean of four people,
+# Landmarks that hardly move with the expression, as in a face that looks at the camera. The unit is the distance
+# between the centres of the eyes, the origin is midway between them. Measured with FaceMesh: the mean of four people,
 # superimposed and averaged with its mirror image; pitch 0 is that of two people who read to a camera at eye level.
 _MIDLINE = {
     10: (0.929, 0.244),
@@ -123,28 +123,28 @@ def face_measures(face: np.ndarray) -> dict[str, np.ndarray]:
     2016, equation 1). Everything else is in units of the distance between the eyes; heights and distances are those of
     the frontal view.
     """
-
-    def xy(index: int) -> np.ndarray:
-        return face[:, _POSITION[index], :2]
+    points = {index: face[:, position, :2] for index, position in _POSITION.items()}
 
     def height(above: int, below: int) -> np.ndarray:
-        """Return the vertical distance between two landmarks."""
-        return (xy(above) - xy(below))[:, 1]
+        """Return the vertical distance [F] between two landmarks."""
+        vertical: np.ndarray = points[above][:, 1] - points[below][:, 1]
+        return vertical
 
     def distance(a: int, b: int) -> np.ndarray:
-        return np.linalg.norm(xy(a) - xy(b), axis=1)
+        length: np.ndarray = np.linalg.norm(points[a] - points[b], axis=1)
+        return length
 
     width_left, width_right = distance(263, 362), distance(33, 133)
-    gaze_left = (xy(473) - (xy(263) + xy(362)) / 2) / width_left[:, None]
-    gaze_right = (xy(468) - (xy(33) + xy(133)) / 2) / width_right[:, None]
-    lips = (xy(13) + xy(14))[:, 1] / 2
+    gaze_left = (points[473] - (points[263] + points[362]) / 2) / width_left[:, None]
+    gaze_right = (points[468] - (points[33] + points[133]) / 2) / width_right[:, None]
+    lips = (points[13] + points[14])[:, 1] / 2
     measures = {
         "gaze_left_x": gaze_left[:, 0],
         "gaze_left_y": gaze_left[:, 1],
         "gaze_right_x": gaze_right[:, 0],
         "gaze_right_y": gaze_right[:, 1],
-        "mouth_corner_left": xy(291)[:, 1] - lips,  # above the middle of the mouth: smile
-        "mouth_corner_right": xy(61)[:, 1] - lips,
+        "mouth_corner_left": points[291][:, 1] - lips,  # above the middle of the mouth: smile
+        "mouth_corner_right": points[61][:, 1] - lips,
         "mouth_corner_rise_left": height(291, 2),  # above the nose, which does not move
         "mouth_corner_rise_right": height(61, 2),
         "mouth_width": distance(61, 291),
@@ -153,12 +153,12 @@ def face_measures(face: np.ndarray) -> dict[str, np.ndarray]:
         "lower_lip_thickness": height(14, 17),
         "upper_lip_raise": height(0, 2),
         "jaw_open": height(2, 152),
-        "brow_inner_left": (xy(285) + xy(336))[:, 1] / 2 - xy(362)[:, 1],
-        "brow_inner_right": (xy(55) + xy(107))[:, 1] / 2 - xy(133)[:, 1],
-        "brow_middle_left": (xy(282) + xy(334))[:, 1] / 2 - (xy(263) + xy(362))[:, 1] / 2,
-        "brow_middle_right": (xy(52) + xy(105))[:, 1] / 2 - (xy(33) + xy(133))[:, 1] / 2,
-        "brow_outer_left": (xy(276) + xy(300))[:, 1] / 2 - xy(263)[:, 1],
-        "brow_outer_right": (xy(46) + xy(70))[:, 1] / 2 - xy(33)[:, 1],
+        "brow_inner_left": (points[285] + points[336])[:, 1] / 2 - points[362][:, 1],
+        "brow_inner_right": (points[55] + points[107])[:, 1] / 2 - points[133][:, 1],
+        "brow_middle_left": (points[282] + points[334])[:, 1] / 2 - (points[263] + points[362])[:, 1] / 2,
+        "brow_middle_right": (points[52] + points[105])[:, 1] / 2 - (points[33] + points[133])[:, 1] / 2,
+        "brow_outer_left": (points[276] + points[300])[:, 1] / 2 - points[263][:, 1],
+        "brow_outer_right": (points[46] + points[70])[:, 1] / 2 - points[33][:, 1],
         "brow_distance": distance(55, 285),  # small: frown
         "eye_open_left": (height(385, 380) + height(387, 373)) / (2 * width_left),
         "eye_open_right": (height(160, 144) + height(158, 153)) / (2 * width_right),
@@ -244,8 +244,8 @@ _FEATURES = (
     *(
         Feature(
             tuple(f"landmark_{index}_{axis}" for index in indices for axis in "xy"),
-            "landmarks by their number in the face mesh, relative to the point midway between the eyes, x to the right, "
-            f"y up; {group}",
+            "landmarks by their number in the face mesh, from the point midway between the eyes, x to the right, y up; "
+            f"{group}",
             _EYES,
         )
         for group, indices in LANDMARK_GROUPS.items()
@@ -271,9 +271,9 @@ class FaceMeshVision:
     modality = "vision"
     feature_names = FEATURE_NAMES
     description = FeatureDescription(
-        source="mediapipe's FaceMesh (`refine_landmarks`; of several faces the largest that is present consistently), on "
-        f"frames scaled down to at most {MAX_SIDE} pixels; pose by a similarity transform to a reference face. Gaze, "
-        "expression and landmarks are independent of pose and scale; left and right are the person's own",
+        source="mediapipe's FaceMesh (`refine_landmarks`; of several faces the largest that is present consistently), "
+        f"on frames scaled down to at most {MAX_SIDE} pixels; pose by a similarity transform to a reference face. "
+        "Gaze, expression and landmarks are independent of pose and scale; left and right are the person's own",
         rate="`fps`; frames are repeated if the video has fewer; a step starts at its frame's time and lasts 1 / `fps`",
         window="one frame; FaceMesh tracks the face from frame to frame",
         valid="a face is detected; other steps are zeros",

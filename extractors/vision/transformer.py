@@ -68,10 +68,10 @@ class TransformerVision:
 
     modality = "vision"
     description = FeatureDescription(
-        source="transformers: CLIP's image encoder, DINOv2 or ViT, on the face found by mediapipe's FaceMesh (of several "
-        f"faces the largest that is present consistently) in frames scaled down to at most {MAX_SIDE} pixels: its "
-        "square box enlarged by `margin`, scaled to the model's input, and normalised with the mean and deviation of the "
-        "model's `preprocessor_config.json`",
+        source="transformers: CLIP's image encoder, DINOv2 or ViT, on the face found by mediapipe's FaceMesh (of "
+        f"several the largest that is present consistently) in frames scaled down to at most {MAX_SIDE} pixels: its "
+        "square box enlarged by `margin`, scaled to the model's input, and normalised with the mean and deviation of "
+        "the model's `preprocessor_config.json`",
         rate="`fps`; frames are repeated if the video has fewer; a step starts at its frame's time and lasts 1 / `fps`",
         window="one frame",
         valid="a face is detected; other steps are zeros",
@@ -146,8 +146,9 @@ class TransformerVision:
         crop = torch.from_numpy(crop_square(image, points, self.margin)).permute(2, 0, 1)[None].float()
         size = (self.side, self.side)
         scaled = torch.nn.functional.interpolate(crop, size, mode="bicubic", antialias=True, align_corners=False)
-        pixels: np.ndarray = scaled[0].clamp(0, 255).numpy() / 255
-        return (pixels - self._mean[:, None, None]) / self._deviation[:, None, None]
+        pixels = scaled[0].clamp(0, 255).numpy() / 255
+        normalised: np.ndarray = (pixels - self._mean[:, None, None]) / self._deviation[:, None, None]
+        return normalised
 
     def _encode(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         """Return the feature vectors [F, D] of the crops [3, S, S]."""

@@ -47,7 +47,7 @@ def test_odd_ids_go_from_the_table_to_the_store(tmp_path, make_clip, column):
     root = tmp_path / "it's a -corpus 语料"
     rows = [{"video_id": "v", "clip_id": "1"} | {column: name} for name in IDS]
     root.mkdir()
-    with open(root / "label.csv", "w", encoding="utf-8", newline="") as table:
+    with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["video_id", "clip_id", "text", "label", "mode"])
         for row in rows:

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,6 @@ from corpora.tables import METADATA_KEY
 from extractors import store
 from extractors.base import ExtractionError, FeatureSequence
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, StoreError, feature_schema
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AUDIO = FeatureMeta("audio", "fake.audio", {"hop": 0.5}, "fake.audio-v1-abc", ("loud", "pitch", "tone"))
 TEXT = FeatureMeta("text", "fake.text", {}, "fake.text-v1-abc", ("h0", "h1"))
@@ -104,10 +100,10 @@ def test_row_groups_are_small_in_bytes_so_that_one_clip_is_read_quickly(tmp_path
 
 def test_a_reader_holds_no_file_open(tmp_path):
     fill(tmp_path / "f", shard_clips=10)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     reader = FeatureReader(tmp_path / "f", "audio")
     assert len(list(reader)) == 150
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_values_are_stored_with_their_bytes_taken_apart(tmp_path):
@@ -214,7 +210,9 @@ def test_another_schema_version_is_refused(tmp_path):
     fill(tmp_path / "f", clips=2)
     payload = json.loads(feature_schema(AUDIO).metadata[METADATA_KEY]) | {"schema_version": 99}
     rewrite(tmp_path / "f", {METADATA_KEY: json.dumps(payload)})
-    with pytest.raises(StoreError, match=r"part-00000.parquet: feature store schema 99, .* run the extract stage for audio"):
+    with pytest.raises(
+        StoreError, match=r"part-00000.parquet: feature store schema 99, .* run the extract stage for audio"
+    ):
         FeatureReader(tmp_path / "f", "audio")
 
 
