@@ -21,12 +21,12 @@ class Batch:
     Attributes:
         clip_ids: B ids.
         labels: [B] float32, NaN where unlabelled.
-        unimodal_labels: [B, 3] float32, of text, audio and vision alone, NaN where there is none.
-        values: modality -> [B, T, D] float32, raw (not normalised), zeros where padded; text as tokens: [B, T]
-            int64, or their hidden states.
-        masks: modality -> [B, T] bool, True where the network may look. T = 0: no clip has the modality.
-        lacking: modalities that a clip of the batch lacks. Known before the tensors go to a GPU, so that nothing waits
-            there for it; of tensors that are there already, all may be lacking.
+        unimodal_labels: [B, 3] float32, labels of text, audio and vision alone, NaN where unlabelled.
+        values: modality -> [B, T, D] float32, not normalised, zero-padded. Text tokens are [B, T] int64, or their
+            hidden states.
+        masks: modality -> [B, T] bool, True where a step is visible to the network; T = 0 if no clip has the modality.
+        incomplete: modalities that some clip of the batch lacks. Computed on the CPU, because a GPU would have to
+            synchronise; for a batch built from GPU tensors it conservatively holds every modality.
     """
 
     clip_ids: tuple[str, ...]
@@ -37,30 +37,32 @@ class Batch:
     incomplete: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        unsure = {m for m, mask_BT in self.masks.items() if mask_BT.device.type != "cpu" or not _all_have(mask_BT)}
-        object.__setattr__(self, "incomplete", frozenset(unsure))
+        incomplete = {
+            m for m, mask_BT in self.masks.items() if mask_BT.device.type != "cpu" or not mask_BT.any(dim=1).all()
+        }
+        object.__setattr__(self, "incomplete", frozenset(incomplete))
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
     def missing(self) -> dict[str, Tensor]:
-        """Each of `lacking` -> [B] bool, True where the clip lacks it."""
+        """Return, for each of `incomplete`, [B] bool, True where the clip lacks the modality."""
         return {m: ~self.masks[m].any(dim=1) for m in MODALITIES if m in self.incomplete}
 
     def with_values(self, modality: str, values: Tensor) -> Batch:
-        """The same clips with other values of a modality, such as what an encoder makes of their tokens."""
-        return self._known(replace(self, values={**self.values, modality: values}))
+        """Return the batch with other values of a modality, such as the hidden states of its tokens."""
+        return self._copy_incomplete(replace(self, values={**self.values, modality: values}))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; from pinned memory without waiting for the copy."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        """Move the batch to `device`; from pinned memory the copy is asynchronous."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies while it computes."""
-        return self._each(Tensor.pin_memory)
+        """Copy the batch to page-locked memory, from which a GPU copies while it computes."""
+        return self._map(Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return self._known(
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return self._copy_incomplete(
             replace(
                 self,
                 labels=change(self.labels),
@@ -70,10 +72,7 @@ class Batch:
             )
         )
 
-    def _known(self, same_masks: Batch) -> Batch:
-        object.__setattr__(same_masks, "incomplete", self.incomplete)
-        return same_masks
-
-
-def _all_have(mask_BT: Tensor) -> bool:
-    return bool(mask_BT.any(dim=1).all())
+    def _copy_incomplete(self, other: Batch) -> Batch:
+        """Set `incomplete` of a batch with the same masks."""
+        object.__setattr__(other, "incomplete", self.incomplete)
+        return other

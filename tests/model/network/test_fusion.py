@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.flops import SHAPES, count_multiply_adds, parts, project_everything
+from bench.flops import SHAPES, count_multiply_adds, forward_passes, project_everything
 from model.config import MODALITIES, ModelConfig
 from model.network.fusion import ConcatFusion, build_fusion
 from model.network.layers import MaskedSequence, attend
@@ -129,7 +129,7 @@ def test_concat_has_nothing_to_learn():
 def test_the_cost_at_the_shapes_of_ch_sims():
     """In millions of multiply-adds. The paper states 145 for HBF; the published code takes 124.8, and 41.6 for
     temporal alignment. The order of the products saves a third of what HBF takes with every step projected."""
-    forward = parts(ModelConfig(), SHAPES["sims"], clips=1)
+    forward = forward_passes(ModelConfig(), SHAPES["sims"], clips=1)
     cost = {name: count_multiply_adds(call) / 1e6 for name, call in forward.items()}
     assert cost["alignment"] == pytest.approx(41.6, rel=0.01)
     assert cost["hbf"] == pytest.approx(59.2, rel=0.01) and cost["hbf"] <= 124.8 / 2

@@ -23,9 +23,10 @@ from model.data.tokens import TextBackbone, encoder_name, prepare_text, train_to
 from model.evaluate import evaluate
 from model.evaluation.inference import predict
 from model.network.dashfusion import DashFusion
-from model.train import _parameter_groups, train
+from model.train import train
 from model.training.mining import label_classes, mine
 from model.training.objective import BatchPlanner, Objective
+from model.training.optimizer import parameter_groups
 
 ROOT = Path(__file__).parents[3]
 WORDS = ("awful", "bad", "poor", "plain", "fine", "good", "great")
@@ -134,7 +135,7 @@ def test_the_encoder_learns_at_its_own_rate(english, bert, tmp_path, rate):
 
 def test_parameters_are_grouped_by_rate_and_decay_and_frozen_ones_left_out(english, bert):
     network = network_of(finetuning(bert, freeze_layers=1), english)
-    groups = _parameter_groups(network, replace(SHORT, text_learning_rate=1e-5, weight_decay=0.1))
+    groups = parameter_groups(network, replace(SHORT, text_learning_rate=1e-5, weight_decay=0.1))
     assert [(g["lr"], g["weight_decay"]) for g in groups] == [(2e-3, 0.1), (2e-3, 0.0), (1e-5, 0.1), (1e-5, 0.0)]
     assert all((p.ndim > 1) == (g["weight_decay"] > 0) for g in groups for p in g["params"])
     grouped = [id(p) for group in groups for p in group["params"]]
@@ -144,7 +145,7 @@ def test_parameters_are_grouped_by_rate_and_decay_and_frozen_ones_left_out(engli
         id(p) for p in network.encoders["text"].encoder.encoder.layer[1].parameters()
     }
     whole = network_of(finetuning(bert, freeze_layers=2), english)
-    assert [g["lr"] for g in _parameter_groups(whole, SHORT)] == [2e-3, 2e-3]
+    assert [g["lr"] for g in parameter_groups(whole, SHORT)] == [2e-3, 2e-3]
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "scratch"])
@@ -417,7 +418,7 @@ def spoil(folder, what):
         ("no tokenizer", r"its tokenizer has \d tokens, but the encoder \d\d; .*the tokenizer\.json that belongs"),
         ("other weights", r"its weights lack 16 parts of a bert, such as encoder\.layer\.1"),
         ("decoder", r"a bart is an encoder with a decoder; choose an encoder alone"),
-        ("nothing", r"no folder, and the hub could not give it"),
+        ("nothing", r"not a folder, and not available from the hub"),
     ],
 )
 def test_an_encoder_that_cannot_be_used_is_refused_with_the_way_out(english, tmp_path, what, message):
