@@ -1,7 +1,8 @@
-"""Reading 1,000 clips of a corpus of 100,000: python -m bench.data_loading [--clips 100000]
+"""Time and memory of reading 1,000 clips from a corpus of 100,000.
 
-MOSI's lengths and widths. Memory is the process's resident memory, memory-mapped pages included. Baseline: the same
-split decoded into memory, as `ClipTable.read` does without a cache folder.
+Run:  python -m bench.data_loading [--clips 100000]
+Clips have CMU-MOSI's lengths and dimensions. Memory is the process's resident memory, which includes memory-mapped
+pages. Baseline: the same split decoded into memory, which `ClipTable.read` does if there is no cache folder.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from bench.shapes import SHAPES, write_split
 from model.data.batching import training_batches
 from model.data.clips import ClipTable
 
-READ = 1000
+CLIPS_READ = 1000
 
 
-def resident() -> float:
-    """Megabytes."""
+def resident_megabytes() -> float:
+    """Return this process's resident memory."""
     return psutil.Process().memory_info().rss / 2**20
 
 
 def main() -> None:
-    """Measure, print and write bench/results/data_loading.json."""
+    """Run the benchmark, and write bench/results/data_loading.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=100_000)
-    parser.add_argument("--baseline", action="store_true", help="decode into memory as well")
+    parser.add_argument("--baseline", action="store_true", help="also decode into memory")
     options = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="data-loading-", dir="."))
     try:
@@ -43,20 +44,20 @@ def main() -> None:
         figures["mapping_seconds_once"] = time.perf_counter() - began
         figures["mapped_megabytes"] = sum(f.stat().st_size for f in scratch.glob("cache/*/*")) / 2**20
 
-        before, began = resident(), time.perf_counter()
+        before, began = resident_megabytes(), time.perf_counter()
         table = ClipTable.read(root, "train", 2048, scratch / "cache")
         figures["opening_seconds"] = time.perf_counter() - began
-        figures["opening_megabytes"] = resident() - before
-        batches = training_batches(table.lengths(), 16, seed=0, epoch=1)[: READ // 16]
-        before, began = resident(), time.perf_counter()
+        figures["opening_megabytes"] = resident_megabytes() - before
+        batches = training_batches(table.lengths(), 16, seed=0, epoch=1)[: CLIPS_READ // 16]
+        before, began = resident_megabytes(), time.perf_counter()
         for rows in batches:
             table.batch(rows)
         figures["milliseconds_a_batch_of_16"] = 1000 * (time.perf_counter() - began) / len(batches)
-        figures[f"megabytes_over_{READ}_clips"] = resident() - before
+        figures[f"megabytes_over_{CLIPS_READ}_clips"] = resident_megabytes() - before
         if options.baseline:
-            before = resident()
+            before = resident_megabytes()
             whole = ClipTable.read(root, "train", 2048)
-            figures["baseline_in_memory_megabytes"] = resident() - before
+            figures["baseline_in_memory_megabytes"] = resident_megabytes() - before
             rows = np.arange(16)
             assert (whole.batch(rows).values["text"] == table.batch(rows).values["text"]).all()
         for name, value in figures.items():

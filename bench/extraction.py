@@ -1,7 +1,7 @@
-"""How fast and how large extraction is: one core, two workers against one, the first clip, memory by clip length.
+"""Speed and memory of extraction: one core, two workers, the first clip, and memory by clip length.
 
 Run:  python -m bench.extraction CLIPS_FOLDER     (a folder with a few real videos of faces, with sound)
-Real-time factor = seconds of work a second of video, for audio.librosa and vision.face_mesh together, warm.
+The real-time factor is seconds of processing per second of video, for warm audio.librosa and vision.face_mesh together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.results import write_result
+from bench.results import own_peak_megabytes, write_result
 from corpora.demo import DemoConfig, generate
 from corpora.manifest import Clip, Manifest, write_manifest
 from corpora.readers.raw import read_raw
@@ -34,27 +33,27 @@ if TYPE_CHECKING:
 
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
 SCALING_CLIPS = 96
-UNITS = 4  # as many as the stage makes for two workers
+UNITS = 4  # as in the stage with two workers
 
 
 def sources(folder: Path) -> list[Source]:
-    """The folder's videos that have both a picture and sound."""
-    found = []
+    """Return the folder's videos that have both video and audio."""
+    videos = []
     for path in sorted(folder.iterdir()):
         info = probe(path)
         if info.has_audio and info.has_video:
-            found.append(Source(path.name, path, "", "en", info.duration))
-    return found
+            videos.append(Source(path.name, path, "", "en", info.duration))
+    return videos
 
 
 def in_new_process(task: Callable[..., float], *arguments: object) -> float:
-    """Run in a process of its own, so that memory and warm-up of one figure do not touch another."""
+    """Run a task in a new process, so that measurements do not affect each other's memory and warm-up."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), limit_threads, (1,)) as pool:
         return pool.submit(task, *arguments).result()
 
 
 def real_time_factor(clips: list[Source], fps: float, passes: int = 3) -> float:
-    """Seconds of work a second of video on one core; the median of `passes` after one that is not counted."""
+    """Return seconds of processing per second of video on one core: the median of several passes after a warm-up."""
     os.sched_setaffinity(0, {0})
     extractors = [create(*AUDIO), create("vision.face_mesh", {"fps": fps})]
     seconds = []
@@ -67,14 +66,14 @@ def real_time_factor(clips: list[Source], fps: float, passes: int = 3) -> float:
 
 
 def wall_seconds(clips: list[Clip], root: Path, workers: int) -> float:
-    """Vision at 10 frames a second over the clips, in warm worker processes, as the stage `extract` runs them."""
+    """Time vision at 10 frames per second in warm worker processes, as in the extract stage."""
     job = (root, "vision.face_mesh", {"fps": 10.0})
     with (
         tempfile.TemporaryDirectory() as scratch,
         WorkerPool(workers, 600.0) as pool,
         ThreadPoolExecutor(workers) as threads,
     ):
-        first = [[clip] for clip in clips[:workers]]  # one a worker: the others' start is waited for
+        first = [[clip] for clip in clips[:workers]]  # one per worker, so that all have started
         list(threads.map(lambda unit: pool.run(unit, *job, Path(scratch) / "warm"), first))
         units = work_units(clips, len(clips) // UNITS)
         began = time.perf_counter()
@@ -83,11 +82,11 @@ def wall_seconds(clips: list[Clip], root: Path, workers: int) -> float:
 
 
 def first_clip_seconds(manifest: Manifest, folder: Path) -> float:
-    """From the start of the stage `extract vision` in a process of its own to the first clip in scratch."""
+    """Time the extract stage for vision from its process's start to the first clip in scratch."""
     write_manifest(manifest, folder / "data" / "manifest.parquet")
     shutil.copy("params.yaml", folder)
     scratch = folder / "scratch"
-    environment = os.environ | {"DASHFUSION_SCRATCH": str(scratch), "PYTHONPATH": os.getcwd()}
+    environment = os.environ | {"DASHFUSION_SCRATCH": str(scratch), "PYTHONPATH": str(Path.cwd())}
     began = time.perf_counter()
     command = [sys.executable, "-m", "flows.extract", "vision"]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL) as stage:
@@ -101,15 +100,15 @@ def first_clip_seconds(manifest: Manifest, folder: Path) -> float:
 
 
 def write_long_clip(source: Path, seconds: float, path: Path) -> Path:
-    """The source's picture and sound again and again, as H.264 and AAC."""
+    """Write a clip that repeats the source, as H.264 and AAC."""
     import av
 
     with av.open(str(source)) as reader:
         frames = [frame.to_ndarray(format="rgb24") for frame in reader.decode(video=0)]
     with av.open(str(source)) as reader:
-        sound = [frame.to_ndarray() for frame in reader.decode(audio=0)]
+        audio_frames = [frame.to_ndarray() for frame in reader.decode(audio=0)]
         layout, rate = reader.streams.audio[0].layout.name, reader.streams.audio[0].rate
-        form = reader.streams.audio[0].format.name
+        sample_format = reader.streams.audio[0].format.name
     with av.open(str(path), "w") as writer:
         video = writer.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         video.height, video.width = frames[0].shape[:2]
@@ -117,11 +116,12 @@ def write_long_clip(source: Path, seconds: float, path: Path) -> Path:
         audio = writer.add_stream("aac", rate=rate, layout=layout)
         for number in range(int(seconds * 25)):
             writer.mux(video.encode(av.VideoFrame.from_ndarray(frames[number % len(frames)], format="rgb24")))
-        done = 0
-        while done < seconds * rate:
-            frame = av.AudioFrame.from_ndarray(sound[(done // sound[0].shape[-1]) % len(sound)], form, layout)
-            frame.sample_rate, frame.pts = rate, done
-            done += frame.samples
+        samples = 0
+        while samples < seconds * rate:
+            index = samples // audio_frames[0].shape[-1] % len(audio_frames)
+            frame = av.AudioFrame.from_ndarray(audio_frames[index], sample_format, layout)
+            frame.sample_rate, frame.pts = rate, samples
+            samples += frame.samples
             writer.mux(audio.encode(frame))
         writer.mux(video.encode())
         writer.mux(audio.encode())
@@ -129,16 +129,15 @@ def write_long_clip(source: Path, seconds: float, path: Path) -> Path:
 
 
 def peak_megabytes(name: str, options: dict[str, float], clip: Path) -> float:
-    """Peak resident memory of a process that extracts one clip."""
+    """Extract one clip, and return this process's peak resident memory."""
     outcome = next(iter(create(name, options).extract([Source("long", clip, "", "en", None)])))
     if isinstance(outcome, Exception):
         raise outcome
-    status = Path("/proc/self/status").read_text()  # getrusage would count the process that started this one as well
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    return own_peak_megabytes()
 
 
 def main() -> None:
-    """Measure, print, write bench/results/extraction.json."""
+    """Run the benchmark, and write bench/results/extraction.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", type=Path)
     clips = sources(parser.parse_args().clips)

@@ -1,7 +1,8 @@
-"""What alignment and each fusion cost: multiply-adds of one clip, counted on the real modules, and time.
+"""Multiply-adds and time of the alignment and of each fusion.
 
 Run:  python -m bench.flops
-Time is that of one thread's forward and backward pass over a padded batch of 16, and a ratio is of one run.
+Multiply-adds are counted on the actual modules for one clip. Time is that of a forward and backward pass over a padded
+batch of 16 on one thread.
 """
 
 from __future__ import annotations
@@ -25,28 +26,28 @@ from model.network.layers import MaskedSequence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Raw steps at the published lengths, with the [CLS] in front of audio and vision.
 SHAPES = {
     "sims": {"text": 39, "audio": 400 + 1, "vision": 55 + 1},
     "mosi": {"text": 50, "audio": 375 + 1, "vision": 500 + 1},
 }
+"""Published sequence lengths, plus the [CLS] step of audio and vision."""
 PUBLISHED = {"sims_hbf": 124.8, "sims_alignment": 41.6}
-"""Millions, measured on the authors' code; their paper states 145 for HBF and 324 for concat_attention."""
+"""Millions of multiply-adds of the authors' code. Their paper states 145 for HBF and 324 for concat_attention."""
 CLIPS = 16
 REPEATS = 5
 
 
 @contextmanager
 def project_everything() -> Iterator[None]:
-    """Within it, attention projects every query, key and value before it compares them."""
+    """Disable the shortcuts by which attention avoids projecting every query, key and value."""
     with ExitStack() as stack:
         for name in ("are_few_queries", "are_few_sources"):
             stack.enter_context(patch(f"model.network.layers.{name}", lambda *shapes: False))
         yield
 
 
-def parts(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, Callable[[], Tensor]]:
-    """Name -> a forward pass of that part over random sequences; the fusions take the aligned one as given."""
+def forward_passes(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, Callable[[], Tensor]]:
+    """Return the forward passes over random sequences by module name; fusions start from the aligned sequence."""
     torch.manual_seed(0)
     sequences = {
         m: MaskedSequence(torch.randn(clips, t, config.dim, requires_grad=True), torch.ones(clips, t, dtype=torch.bool))
@@ -55,18 +56,18 @@ def parts(config: ModelConfig, steps: dict[str, int], clips: int) -> dict[str, C
     alignment = build_alignment(config).eval()
     h = alignment(sequences, {})
     aligned = MaskedSequence(h.values.detach().requires_grad_(), h.mask)
-    found: dict[str, Callable[[], Tensor]] = {
+    passes: dict[str, Callable[[], Tensor]] = {
         "alignment": lambda: alignment(sequences, {}).values,
         "alignment_first": lambda: alignment(sequences, {}, steps=1).values,
     }
     for name in ("hbf", "concat_attention", "concat"):
         fusion = build_fusion(replace(config, fusion=name)).eval()
-        found[name] = lambda fusion=fusion: fusion(aligned, sequences)
-    return found
+        passes[name] = lambda fusion=fusion: fusion(aligned, sequences)
+    return passes
 
 
 def measure_milliseconds(forward: Callable[[], Tensor]) -> float:
-    """Processor time of forward and backward, the best of some."""
+    """Return the CPU time of a forward and backward pass, the minimum over several runs."""
     best = float("inf")
     for _ in range(REPEATS):
         began = time.process_time()
@@ -76,15 +77,17 @@ def measure_milliseconds(forward: Callable[[], Tensor]) -> float:
 
 
 def main() -> None:
-    """Print the table and write bench/results/flops.json."""
+    """Run the benchmark, and write bench/results/flops.json."""
     torch.set_num_threads(1)
     config = ModelConfig()
     figures: dict[str, float] = {}
-    print("millions of multiply-adds a clip, and milliseconds of a training pass over 16 clips;")
-    print("projecting = the same function with every query, key and value projected first\n")
-    print(f"{'shapes':<7} {'part':<17} {'MAdds':>8} {'projecting':>11} {'published':>10} {'ms':>7} {'projecting':>11}")
+    print("millions of multiply-adds per clip, and milliseconds of a training pass over 16 clips;")
+    print("projecting = the same with every query, key and value projected\n")
+    print(
+        f"{'shapes':<7} {'module':<17} {'MAdds':>8} {'projecting':>11} {'published':>10} {'ms':>7} {'projecting':>11}"
+    )
     for corpus, steps in SHAPES.items():
-        one, many = parts(config, steps, 1), parts(config, steps, CLIPS)
+        one, many = forward_passes(config, steps, 1), forward_passes(config, steps, CLIPS)
         for name in one:
             key = f"{corpus}_{name}"
             figures[f"{key}_mmadds"] = count_multiply_adds(one[name]) / 1e6

@@ -1,15 +1,16 @@
-"""Prediction: python -m bench.inference [--what network videos text] [--shapes mosi sims]
+"""Speed of prediction.
 
-network: from features, one clip at a time (what an answer waits for) and a whole split
-(`model.evaluation.inference.predict`), on this machine's default device and number of threads, with clips of the lengths that real ones have. `padded`, the
-baseline, gives the network the same clips padded to the corpus's fixed lengths in the order they come in, as published
-code does.
+Run:  python -m bench.inference [--what network videos text] [--shapes mosi sims]
 
-videos: of the demo (`make demo` first), by its checkpoint. The command on one clip of about 3 s from its start to its
-end; warm calls of a `Predictor`, as wall seconds a second of video; the command on a folder of 100 clips against the
-extraction of the same files as the stages do it, both from the start of their processes.
+network: from features, one clip at a time (latency) and a whole split (`model.evaluation.inference.predict`), on the
+default device and number of threads, with clips of realistic lengths. `padded`, the baseline, pads the same clips to
+the corpus's fixed lengths, in their given order, like published code.
 
-text: the text encoder in int8 against float32, on the demo's test clips: scores, error, seconds, size.
+videos: the demo's videos (run `make demo` first) with its checkpoint. The command on one clip of about 3 s, including
+its start; warm calls of a `Predictor`, as a real-time factor; and the command on a folder of 100 clips, compared with
+the extraction stages on the same files, both including the start of their processes.
+
+text: the text encoder in int8 compared with float32 on the demo's test clips: scores, errors, time and size.
 """
 
 from __future__ import annotations
@@ -53,26 +54,26 @@ if TYPE_CHECKING:
 
 CLIPS, SINGLE, BATCH = 640, 100, 64
 
-WHAT = ("network", "videos", "text")
+PARTS = ("network", "videos", "text")
 FOLDER_CLIPS, WARM_CLIPS, COLD_RUNS = 100, 30, 3
 
 
 def padded(network: DashFusion, clips: ClipTable, shape: Shape, device: torch.device) -> np.ndarray:
-    """Predictions [N] with every clip at the corpus's fixed lengths."""
-    found = []
+    """Return predictions [N] with every clip padded to the corpus's fixed lengths."""
+    predictions = []
     for first in range(0, len(clips), BATCH):
         batch = clips.batch(np.arange(first, min(first + BATCH, len(clips))))
         for m in MODALITIES:
             missing = shape.padded[m] - batch.masks[m].shape[1]
             batch.values[m] = F.pad(batch.values[m], (0, 0, 0, missing))
             batch.masks[m] = F.pad(batch.masks[m], (0, missing))
-        found.append(network(batch.to(device)).prediction.cpu().numpy())
-    return np.concatenate(found)
+        predictions.append(network(batch.to(device)).prediction.cpu().numpy())
+    return np.concatenate(predictions)
 
 
 @torch.inference_mode()
 def measure(shape: Shape, device: torch.device) -> dict[str, float]:
-    """Milliseconds of one clip, and clips a second of a split, ours and padded."""
+    """Measure latency of one clip, and throughput of a split, with and without fixed padding."""
     torch.manual_seed(0)
     clips = table(shape, CLIPS)
     config = ModelConfig(encoder_layers=shape.encoder_layers, fusion_layers=shape.fusion_layers)
@@ -82,16 +83,15 @@ def measure(shape: Shape, device: torch.device) -> dict[str, float]:
         began = time.perf_counter()
         network(clips.batch(np.array([row])).to(device)).prediction.item()
         alone.append(1000 * (time.perf_counter() - began))
-    seconds = {}
-    ways = {
+    seconds, results = {}, {}
+    methods = {
         "split": lambda: predict(network, clips, MODALITIES),
         "padded": lambda: padded(network, clips, shape, device),
     }
-    results = {}
-    for name, way in ways.items():
-        way()  # to warm up
+    for name, method in methods.items():
+        method()  # warm-up
         began = time.perf_counter()
-        results[name] = way()
+        results[name] = method()
         seconds[name] = time.perf_counter() - began
     difference = float(np.abs(results["split"] - results["padded"]).max())
     if difference > 1e-4:
@@ -106,7 +106,7 @@ def measure(shape: Shape, device: torch.device) -> dict[str, float]:
 
 
 def measure_videos(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
-    """The command and warm calls on the demo's videos."""
+    """Time the command and warm calls on the demo's videos."""
     clips = [clip for clip in manifest.clips if clip.duration]
     short = min(clips, key=lambda clip: abs(clip.duration - 3))
     command = [sys.executable, "-m", "flows.cli", "predict", "--model", str(checkpoint.resolve())]
@@ -116,15 +116,15 @@ def measure_videos(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
         "command_seconds_one_clip": float(np.median(cold)),
         "warm_real_time_factor": warm_real_time_factor(manifest, clips[:WARM_CLIPS], checkpoint),
     }
-    some = clips[:FOLDER_CLIPS]
+    folder_clips = clips[:FOLDER_CLIPS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number, clip in enumerate(some):
+        for number, clip in enumerate(folder_clips):
             (folder / f"{number:03}.mp4").symlink_to(manifest.media_path(clip).resolve())
             (folder / f"{number:03}.txt").write_text(clip.text, encoding="utf-8")
         figures["command_seconds_folder"] = _seconds_of([*command, name, "--transcript", name])
-        figures["extraction_seconds_folder"] = extraction_seconds(manifest, some, folder / "scratch")
-    figures["folder_clips"] = len(some)
+        figures["extraction_seconds_folder"] = extraction_seconds(manifest, folder_clips, folder / "scratch")
+    figures["folder_clips"] = len(folder_clips)
     figures["folder_over_extraction"] = figures["command_seconds_folder"] / figures["extraction_seconds_folder"]
     return figures
 
@@ -136,7 +136,7 @@ def _seconds_of(command: Sequence[str]) -> float:
 
 
 def warm_real_time_factor(manifest: Manifest, clips: Sequence[Clip], checkpoint: Path) -> float:
-    """Seconds of a call a second of video, one video after the other, once everything is loaded."""
+    """Return seconds of processing per second of video, one video at a time, with everything loaded."""
     predictor = Predictor.load(checkpoint)
     predictor(manifest.media_path(clips[0]), clips[0].text)
     began = time.perf_counter()
@@ -146,7 +146,7 @@ def warm_real_time_factor(manifest: Manifest, clips: Sequence[Clip], checkpoint:
 
 
 def extraction_seconds(manifest: Manifest, clips: Sequence[Clip], scratch: Path) -> float:
-    """The three stages `extract` over the clips, one after the other, each with worker processes of its own."""
+    """Return the time of the three extract stages, one after the other, each with its own worker processes."""
     params, workers = load_params().extract, os.cpu_count() or 1
     began = time.perf_counter()
     for m in MODALITIES:
@@ -159,18 +159,18 @@ def extraction_seconds(manifest: Manifest, clips: Sequence[Clip], scratch: Path)
 
 
 def measure_text(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
-    """What int8 changes of the test clips' scores, and what it saves."""
+    """Measure how int8 changes the test clips' scores, and what it saves."""
     clips = [clip for clip in manifest.clips if clip.split == "test" and clip.label is not None]
     videos = [Video(manifest.media_path(clip), clip.text) for clip in clips]
     labels = np.array([clip.label for clip in clips])
-    plain, int8 = (
+    float32, int8 = (
         np.array([r.score.raw for r in Predictor(checkpoint, quantise_text=on).predict(videos, workers=2)])
         for on in (False, True)
     )
     figures = {
-        "score_difference_mean": float(np.abs(plain - int8).mean()),
-        "score_difference_max": float(np.abs(plain - int8).max()),
-        "mae_float32": float(np.abs(plain - labels).mean()),
+        "score_difference_mean": float(np.abs(float32 - int8).mean()),
+        "score_difference_max": float(np.abs(float32 - int8).max()),
+        "mae_float32": float(np.abs(float32 - labels).mean()),
         "mae_int8": float(np.abs(int8 - labels).mean()),
     }
     encoder = TransformerText()
@@ -178,7 +178,7 @@ def measure_text(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
     for name in ("float32", "int8"):
         if name == "int8":
             encoder.change_model(quantise_linear)
-        list(encoder.extract(sources))  # to warm up
+        list(encoder.extract(sources))  # warm-up
         began = time.perf_counter()
         list(encoder.extract(sources))
         figures[f"milliseconds_a_transcript_{name}"] = 1000 * (time.perf_counter() - began) / len(sources)
@@ -189,15 +189,15 @@ def measure_text(manifest: Manifest, checkpoint: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print; where all is measured, write bench/results/inference.json."""
+    """Run the benchmark; if all of it is run, write bench/results/inference.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument("--what", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     chosen = parser.parse_args()
     figures: dict[str, float] = {}
 
-    def add(prefix: str, found: dict[str, float]) -> None:
-        for key, value in found.items():
+    def add(prefix: str, measured: dict[str, float]) -> None:
+        for key, value in measured.items():
             figures[f"{prefix}_{key}"] = value
             print(f"{prefix:<8}{key:<36}{value:>10.3f}", flush=True)
 
@@ -206,10 +206,10 @@ def main() -> None:
             add(name, measure(SHAPES[name], resolve_device("auto")))
     if {"videos", "text"} & set(chosen.what):
         manifest, checkpoint = read_manifest(load_params().paths.manifest), default_model()
-        for what, measured in (("videos", measure_videos), ("text", measure_text)):
-            if what in chosen.what:
-                add(what, measured(manifest, checkpoint))
-    if len(chosen.what) == len(WHAT):
+        for part, measure_part in (("videos", measure_videos), ("text", measure_text)):
+            if part in chosen.what:
+                add(part, measure_part(manifest, checkpoint))
+    if len(chosen.what) == len(PARTS):
         write_result("inference", figures)
 
 

@@ -1,8 +1,9 @@
-"""Ranking the training clips, ours and clip by clip: python -m bench.mining
+"""Time of ranking the training clips by similarity.
 
-Baseline `pairwise loop`: what published code for this step does in principle. For every clip a Python loop over all
-others takes the cosine similarity of two vectors and sorts the list. It is timed on 300 clips and, being quadratic,
-reckoned up to a corpus's size from there; MOSI's size is run in full with --whole.
+Run:  python -m bench.mining [--whole]
+Baseline `pairwise_loop`, which is what published code does in principle: for every clip, a Python loop over all others
+computes the cosine similarity of two vectors and sorts the list. It is timed on 300 clips and extrapolated
+quadratically to CMU-MOSI's size, or run in full with --whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SIZES = {"mosi": 1284, "mosei": 16326}
 
 
 def pairwise_loop(vectors_Nd: torch.Tensor, classes_N: np.ndarray) -> list[tuple[list[int], list[int], list[int]]]:
-    """Each clip's nearest of its class, nearest of others and farthest of others, by loops."""
+    """Return each clip's nearest of its class, nearest of other classes and farthest of other classes."""
     partners = []
     for i, anchor in enumerate(vectors_Nd):
         ranked = []
@@ -31,24 +32,24 @@ def pairwise_loop(vectors_Nd: torch.Tensor, classes_N: np.ndarray) -> list[tuple
             if i != j:
                 ranked.append((F.cosine_similarity(anchor, other, dim=0).item(), j))
         ranked.sort(reverse=True)
-        alike = [j for _, j in ranked if classes_N[j] == classes_N[i]]
+        same = [j for _, j in ranked if classes_N[j] == classes_N[i]]
         others = [j for _, j in ranked if classes_N[j] != classes_N[i]]
-        partners.append((alike[:10], others[:10], others[::-1][:10]))
+        partners.append((same[:10], others[:10], others[::-1][:10]))
     return partners
 
 
 def seconds_of(vectors_Nd: torch.Tensor, classes_N: np.ndarray, config: MiningConfig, runs: int = 3) -> float:
-    """The best of some runs of `mine`."""
+    """Return the minimum time of several runs of `mine`."""
     best = float("inf")
     for _ in range(runs):
         began = time.perf_counter()
-        mine(vectors_Nd, classes_N, config)  # its result lies in numpy: a GPU has finished
+        mine(vectors_Nd, classes_N, config)  # returns numpy arrays, so a GPU has finished
         best = min(best, time.perf_counter() - began)
     return best
 
 
 def main() -> None:
-    """Measure, print and write bench/results/mining.json."""
+    """Run the benchmark, and write bench/results/mining.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--whole", action="store_true", help="run the loop on all 1,284 clips")
     sample = SIZES["mosi"] if parser.parse_args().whole else 300
@@ -66,10 +67,10 @@ def main() -> None:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:
         for name, size in SIZES.items():
-            there = vectors[name].to(device)
-            figures[f"{device}_seconds_{size}_clips"] = seconds_of(there, classes[name], config)
+            on_device = vectors[name].to(device)
+            figures[f"{device}_seconds_{size}_clips"] = seconds_of(on_device, classes[name], config)
         pooled = MiningConfig(pool_size=4000)
-        figures[f"{device}_seconds_16326_clips_pool_4000"] = seconds_of(there, classes["mosei"], pooled)
+        figures[f"{device}_seconds_16326_clips_pool_4000"] = seconds_of(on_device, classes["mosei"], pooled)
         figures[f"{device}_times_faster_than_the_loop"] = loop_seconds / figures[f"{device}_seconds_1284_clips"]
     for name, value in figures.items():
         print(f"{name:<40} {value:10.4g}")

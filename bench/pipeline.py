@@ -1,7 +1,7 @@
-"""Where the time of `dvc repro` goes: wall seconds of every stage on an empty workspace, and of a second run.
+"""Wall time of `dvc repro` by stage in an empty workspace, and of a second run with nothing to do.
 
 Run in a fresh clone:  python -m bench.pipeline
-It refuses to run where data/ exists, since it measures the whole way.
+It refuses to run if data/ exists, since it must run every stage.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ REPRO = ("-m", "dvc", "repro")
 
 
 def timed_run(
-    arguments: Sequence[str] = REPRO, folder: Path = Path("."), environment: Mapping[str, str] | None = None
+    arguments: Sequence[str] = REPRO, folder: Path = Path(), environment: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """Run Python with these arguments; seconds from each stage's start to the next, and `total`."""
+    """Run Python with these arguments, and return the seconds of each stage by name, and of all as `total`."""
     began = time.monotonic()
     starts: list[tuple[str, float]] = []
     lines: list[str] = []
@@ -45,7 +45,7 @@ def timed_run(
 
 
 def main() -> None:
-    """Measure both runs, print them, write bench/results/pipeline.json."""
+    """Run the benchmark, and write bench/results/pipeline.json."""
     if Path("data").exists():
         raise SystemExit("data/ exists: run this in a fresh clone")
     figures = {f"{stage}_seconds": seconds for stage, seconds in timed_run().items()}

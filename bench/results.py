@@ -1,4 +1,4 @@
-"""One JSON a benchmark in bench/results/, and RESULTS.md made from all of them: `python -m bench.results`."""
+"""Store benchmark results as JSON, and generate RESULTS.md from them (`python -m bench.results`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,12 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 
 
 def write_result(bench: str, figures: Mapping[str, float], command: str = "") -> None:
-    """Write `bench/results/<bench>.json` with the machine and date, and make RESULTS.md anew.
+    """Write `bench/results/<bench>.json` with machine and date, and regenerate RESULTS.md.
 
     Args:
-        command: what follows `python -m bench.`, where that is not the bench's name alone.
+        bench: Name of the benchmark.
+        figures: Measured values by name.
+        command: What follows `python -m bench.`; the benchmark's name by default.
     """
     import torch
 
@@ -41,8 +44,8 @@ def write_result(bench: str, figures: Mapping[str, float], command: str = "") ->
 
 
 def write_page() -> None:
-    """RESULTS.md from the JSON files, so that page and figures cannot differ."""
-    parts = ["# Measured results\n\nMade from `bench/results/*.json` by the scripts that measure; do not edit.\n"]
+    """Generate RESULTS.md from the JSON files."""
+    parts = ["# Measured results\n\nGenerated from `bench/results/*.json`; do not edit.\n"]
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         parts.append(
@@ -53,8 +56,14 @@ def write_page() -> None:
     PAGE.write_text("".join(parts), encoding="utf-8")
 
 
+def own_peak_megabytes() -> float:
+    """Return this process's peak resident memory. Unlike getrusage, it excludes that of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+
+
 def _machine() -> str:
-    """Processor, cores and memory, in words."""
+    """Describe the processor, cores and memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{os.cpu_count()} cores of {cpu_model()}, {memory:.0f} GiB"
 

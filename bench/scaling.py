@@ -1,13 +1,14 @@
-"""How the cost of features grows with the clips, on a local Dask cluster, and what more workers would gain.
+"""Cost of feature extraction by number of clips on a local Dask cluster, and simulated speed-up with more workers.
 
 Run:  python -m bench.scaling  [--clips 64 128 256 512] [--workers 2]      (about six minutes on two cores)
 
-Measured: the stages `extract` (text, audio, vision) and `align` as processes of their own, with `extract.runner: dask`,
-over copies of eight generated clips of about three seconds. A copy has another end and another transcript, so that
-nothing is found in scratch. Peak memory is that of a stage with all its workers, shared pages counted once. The last
-size also gives what a clip, a worker's start and a stage's start cost, and from these
-simulated: 22,856 clips (CMU-MOSEI's number, the demo's length) on more workers, each work unit going to the worker that
-is free first. It is arithmetic: network, shared disk and server are taken to keep up.
+Measured: the stages `extract` (text, audio, vision) and `align` in separate processes, with `extract.runner: dask`,
+over copies of eight generated clips of about three seconds. Copies differ in their last bytes and their transcripts, so
+that none is found in scratch. Peak memory is that of a stage with all its workers, shared pages counted once.
+
+Simulated: 22,856 clips (as many as CMU-MOSEI, as long as the demo's) on more workers, each work unit assigned to the
+first free worker, with the costs of a clip, a worker's start and a stage's start from the largest measured size. It
+assumes that network, shared disk and server are not bottlenecks.
 """
 
 from __future__ import annotations
@@ -46,18 +47,18 @@ ORIGINALS = 8
 SPLITS = ("train",) * 6 + ("valid", "test")
 LARGE = 22_856
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SERVER_STORES = 6.0  # seconds after which a Prefect server has stored what it was told
+SERVER_DELAY = 6.0  # seconds after which a Prefect server has stored all events
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one modality's stage costs, in seconds.
+    """Cost of one modality's stage in seconds.
 
     Attributes:
-        stage: its start and end, whatever it does.
-        worker: a worker's start, its models loaded.
-        clip: a clip on a worker.
-        assemble: a clip when the one process of the stage puts the results together.
+        stage: Start and end of the stage, independent of its work.
+        worker: Start of a worker, including its models.
+        clip: Extraction of one clip on a worker.
+        assemble: Assembly of one clip's results in the stage's own process.
     """
 
     stage: float
@@ -68,11 +69,13 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A stage's wall seconds and peak memory.
+    """Wall time and peak memory of a stage.
 
     Attributes:
-        units: of an extraction, the seconds of its work units in the order of their start.
-        span: from the start of the first of them to the end of the last.
+        seconds: Wall time.
+        megabytes: Peak memory of the stage with its workers.
+        units: Seconds of an extraction's work units in the order of their start.
+        span: Seconds from the start of the first work unit to the end of the last.
     """
 
     seconds: float
@@ -82,23 +85,23 @@ class Measured:
 
 
 def make_copies(folder: Path, count: int) -> Manifest:
-    """So many clips of a few generated ones, each with a content of its own."""
+    """Make copies of a few generated clips, each with a different content."""
     generate(folder / "originals", DemoConfig(clips=ORIGINALS, speakers=ORIGINALS, seed=1))
-    found, _ = read_raw(folder / "originals", corpus="copies", language="en", label_range=(-3.0, 3.0))
-    contents = {clip.clip_id: (folder / "originals" / clip.media).read_bytes() for clip in found.clips}
+    originals, _ = read_raw(folder / "originals", corpus="copies", language="en", label_range=(-3.0, 3.0))
+    contents = {clip.clip_id: (folder / "originals" / clip.media).read_bytes() for clip in originals.clips}
     (folder / "Raw").mkdir()
     copies = []
     for number in range(count):
-        clip = found.clips[number % ORIGINALS]
+        clip = originals.clips[number % ORIGINALS]
         path = folder / "Raw" / f"{number:05}.mp4"
-        path.write_bytes(contents[clip.clip_id] + struct.pack(">I4sI", 12, b"free", number))  # which players skip
-        named = {"clip_id": f"{clip.video_id}/{number:05}", "media": f"Raw/{path.name}", "sha256": sha256_of(path)}
-        copies.append(replace(clip, **named, text=f"{clip.text} {number}", split=SPLITS[number % ORIGINALS]))
+        path.write_bytes(contents[clip.clip_id] + struct.pack(">I4sI", 12, b"free", number))  # players skip this box
+        fields = {"clip_id": f"{clip.video_id}/{number:05}", "media": f"Raw/{path.name}", "sha256": sha256_of(path)}
+        copies.append(replace(clip, **fields, text=f"{clip.text} {number}", split=SPLITS[number % ORIGINALS]))
     return Manifest("copies", str(folder), (-3.0, 3.0), tuple(copies))
 
 
-def workplace(folder: Path, manifest: Manifest, workers: int) -> Path:
-    """A folder in which the stages from `transcribe` on can run."""
+def make_workspace(folder: Path, manifest: Manifest, workers: int) -> Path:
+    """Make a folder in which the stages from `transcribe` on can run."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"] |= {"layout": "mmsa", "root": manifest.root}
     params["extract"] |= {"runner": "dask", "workers": workers}
@@ -110,17 +113,17 @@ def workplace(folder: Path, manifest: Manifest, workers: int) -> Path:
 
 
 def run_stage(folder: Path, *arguments: str) -> Measured:
-    """Run a stage there, watching the memory of its processes."""
-    peak, over = [0.0], threading.Event()
+    """Run a stage in the folder, and measure its time and the memory of its processes."""
+    peak, done = [0.0], threading.Event()
     began = time.perf_counter()
-    with open(folder / "log.txt", "w+", encoding="utf-8") as log:
+    with (folder / "log.txt").open("w+", encoding="utf-8") as log:
         command = [sys.executable, "-m", *arguments]
         stage = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
-        watcher = threading.Thread(target=_watch, args=(stage.pid, peak, over))
+        watcher = threading.Thread(target=_watch_memory, args=(stage.pid, peak, done))
         watcher.start()
         code = stage.wait()
         seconds = time.perf_counter() - began
-        over.set()
+        done.set()
         watcher.join()
         log.seek(0)
         if code:
@@ -128,21 +131,21 @@ def run_stage(folder: Path, *arguments: str) -> Measured:
     return Measured(seconds, peak[0])
 
 
-def _watch(pid: int, peak: list[float], over: threading.Event) -> None:
-    """Proportional set size: a page that n processes share counts 1/n in each."""
-    while not over.wait(1.0):  # a look costs some milliseconds a process
+def _watch_memory(pid: int, peak: list[float], done: threading.Event) -> None:
+    """Record the peak proportional set size, in which a page shared by n processes counts as 1/n in each."""
+    while not done.wait(1.0):  # a measurement takes some milliseconds per process
         total = 0
         try:
             for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
                 total += process.memory_full_info().pss
-        except psutil.Error:  # one has ended meanwhile
+        except psutil.Error:  # a process has just ended
             continue
         peak[0] = max(peak[0], total / 2**20)
 
 
 @contextmanager
 def prefect_server(folder: Path) -> Iterator[Path]:
-    """A server for the stages to report to; the path of its database."""
+    """Run a Prefect server for the stages, and yield the path of its database."""
     from flows.orchestration import prefect_server
 
     os.environ |= {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(folder / "prefect"), "HF_HUB_OFFLINE": "1"}
@@ -161,54 +164,57 @@ def prefect_server(folder: Path) -> Iterator[Path]:
 
 
 def database_bytes(path: Path) -> int:
-    """Of the pages in use, those in the write-ahead log included."""
+    """Return the size of the pages in use, including those in the write-ahead log."""
     with sqlite3.connect(path) as database:
         return int(np.prod([database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")]))
 
 
 def task_runs() -> list[Any]:
-    """All that the server knows, in the order of their start."""
+    """Return all task runs in the order of their start."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import TaskRunSort
 
-    found: list[Any] = []
+    runs: list[Any] = []
     with get_client(sync_client=True) as client:
-        while page := client.read_task_runs(sort=TaskRunSort.ID_DESC, limit=200, offset=len(found)):
-            found += page
-    return sorted(found, key=lambda run: run.start_time)
+        while page := client.read_task_runs(sort=TaskRunSort.ID_DESC, limit=200, offset=len(runs)):
+            runs += page
+    return sorted(runs, key=lambda run: run.start_time)
 
 
 def extract(folder: Path, modality: str) -> Measured:
-    """The stage, and from its task runs the work units'."""
+    """Run an extraction stage, and read its work units' times from Prefect's task runs."""
     known = {run.id for run in task_runs()}
     stage = run_stage(folder, "flows.extract", modality)
-    time.sleep(SERVER_STORES)
+    time.sleep(SERVER_DELAY)
     units = [run for run in task_runs() if run.id not in known]
     seconds = tuple((run.end_time - run.start_time).total_seconds() for run in units)
     span = (max(run.end_time for run in units) - units[0].start_time).total_seconds()
     return replace(stage, units=seconds, span=span)
 
 
-def cost_of(stage: Measured, clips: int, workers: int, assembling: float) -> Cost:
-    """Taken apart: the first unit of each worker starts it, the others are work alone."""
+def cost_of(stage: Measured, clips: int, workers: int, assemble_seconds: float) -> Cost:
+    """Derive the costs of a stage. The first unit of each worker includes the worker's start, the others do not."""
     size = clips / len(stage.units)
     first, others = stage.units[:workers], stage.units[workers:]
     if not others:
         raise SystemExit(f"{clips} clips are {len(stage.units)} work units for {workers} workers: measure more clips")
     clip = float(np.mean(others)) / size
     worker = max(0.0, float(np.mean(first)) - size * clip)
-    return Cost(max(0.0, stage.seconds - stage.span - assembling), worker, clip, assembling / clips)
+    return Cost(max(0.0, stage.seconds - stage.span - assemble_seconds), worker, clip, assemble_seconds / clips)
 
 
 def simulated_seconds(clips: int, workers: int, cost: Cost, size: int = 0) -> float:
-    """Of a stage: units of about the same duration, each to the worker that is free first, then one process assembles.
+    """Simulate a stage: each work unit goes to the first free worker, then one process assembles the results.
 
     Args:
-        size: clips of a unit; 0: as many as the stage would take.
+        clips: Number of clips.
+        workers: Number of workers.
+        cost: Measured costs.
+        size: Clips per work unit; 0 for the stage's own choice.
     """
-    from flows.extract import UNIT_CLIPS
+    from flows.extract import unit_size
 
-    size = size or max(UNIT_CLIPS[0], min(UNIT_CLIPS[1], -(-clips // (2 * workers))))
+    size = size or unit_size(clips, workers)
     units = np.diff(np.append(np.arange(0, clips, size), clips))
     free = np.full(min(workers, len(units)), cost.worker, float)
     for unit in units:
@@ -217,31 +223,31 @@ def simulated_seconds(clips: int, workers: int, cost: Cost, size: int = 0) -> fl
 
 
 def simulate(costs: Sequence[Cost], align: tuple[float, float]) -> dict[str, float]:
-    """Seconds and speed-up of the three extractions, one after the other, and align (seconds a clip, fixed seconds)."""
-    serial = LARGE * align[0] + align[1]
+    """Simulate the three extractions and align, given as (seconds per clip, fixed seconds), one after the other."""
+    align_seconds = LARGE * align[0] + align[1]
 
-    def whole(workers: int, size: int = 0) -> float:
-        return serial + sum(simulated_seconds(LARGE, workers, cost, size) for cost in costs)
+    def total(workers: int, size: int = 0) -> float:
+        return align_seconds + sum(simulated_seconds(LARGE, workers, cost, size) for cost in costs)
 
     figures = {"simulated_clips": float(LARGE)}
-    alone = whole(1)
+    one_worker = total(1)
     for workers in WORKERS:
-        seconds = whole(workers)
+        seconds = total(workers)
         figures[f"simulated_{workers}_workers_seconds"] = seconds
-        figures[f"simulated_{workers}_workers_times_faster"] = alone / seconds
+        figures[f"simulated_{workers}_workers_times_faster"] = one_worker / seconds
     for size in (4, 16, 64, 256, 1024):
-        figures[f"simulated_64_workers_units_of_{size}_seconds"] = whole(64, size)
-    rest = serial + sum(cost.stage + cost.worker + LARGE * cost.assemble for cost in costs)
-    return figures | {"simulated_no_less_than_seconds": rest, "simulated_most_times_faster": alone / rest}
+        figures[f"simulated_64_workers_units_of_{size}_seconds"] = total(64, size)
+    minimum = align_seconds + sum(cost.stage + cost.worker + LARGE * cost.assemble for cost in costs)
+    return figures | {"simulated_no_less_than_seconds": minimum, "simulated_most_times_faster": one_worker / minimum}
 
 
 def megabytes(*folders: Path) -> float:
-    """Of all files there."""
+    """Return the size of all files in the folders."""
     return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
 def measure(sizes: Sequence[int], workers: int) -> dict[str, float]:
-    """All figures."""
+    """Measure all sizes, and simulate more workers."""
     figures: dict[str, float] = {"workers": float(workers)}
     extract_seconds, align_seconds = [], []
     with tempfile.TemporaryDirectory() as temporary:
@@ -250,10 +256,12 @@ def measure(sizes: Sequence[int], workers: int) -> dict[str, float]:
         with prefect_server(Path(temporary).resolve()) as database:
             empty = database_bytes(database)
             for size in sizes:
-                place = workplace(Path(f"clips-{size}"), replace(manifest, clips=manifest.clips[:size]), workers)
-                run_stage(place, "flows.transcribe")
-                stages = {modality: extract(place, modality) for modality in MODALITIES}
-                aligned = run_stage(place, "flows.align")
+                workspace = make_workspace(
+                    Path(f"clips-{size}"), replace(manifest, clips=manifest.clips[:size]), workers
+                )
+                run_stage(workspace, "flows.transcribe")
+                stages = {modality: extract(workspace, modality) for modality in MODALITIES}
+                aligned = run_stage(workspace, "flows.align")
                 extract_seconds.append(sum(stage.seconds for stage in stages.values()))
                 align_seconds.append(aligned.seconds)
                 seconds = extract_seconds[-1] + aligned.seconds
@@ -262,36 +270,36 @@ def measure(sizes: Sequence[int], workers: int) -> dict[str, float]:
                     f"clips_{size}_align_seconds": aligned.seconds,
                     f"clips_{size}_clips_per_second": size / seconds,
                     f"clips_{size}_peak_megabytes": max(s.megabytes for s in (*stages.values(), aligned)),
-                    f"clips_{size}_scratch_megabytes": megabytes(place / ".dashfusion" / "scratch"),
-                    f"clips_{size}_output_megabytes": megabytes(place / "data"),
+                    f"clips_{size}_scratch_megabytes": megabytes(workspace / ".dashfusion" / "scratch"),
+                    f"clips_{size}_output_megabytes": megabytes(workspace / "data"),
                 }
                 print(f"{size} clips: {seconds:.1f} s", flush=True)
-            time.sleep(SERVER_STORES)
+            time.sleep(SERVER_DELAY)
             figures["prefect_kilobytes_a_task"] = (database_bytes(database) - empty) / 1024 / len(task_runs())
-        figures |= _beyond(place, stages, sizes, workers, extract_seconds, align_seconds)
+        figures |= _extrapolate(workspace, stages, sizes, workers, extract_seconds, align_seconds)
         os.chdir(ROOT)
     return figures
 
 
-def _beyond(
-    place: Path,
+def _extrapolate(
+    workspace: Path,
     stages: dict[str, Measured],
     sizes: Sequence[int],
     workers: int,
     extract_seconds: Sequence[float],
     align_seconds: Sequence[float],
 ) -> dict[str, float]:
-    """From the measurements of the largest size, the last one: what things cost, and the simulation."""
+    """Derive costs from the measurements of the largest size, and simulate more workers with them."""
     slope, fixed = np.polyfit(sizes, np.add(extract_seconds, align_seconds), 1)
     figures = {"fixed_seconds": float(fixed), "milliseconds_a_clip": 1000 * float(slope)}
-    params = yaml.safe_load((place / "params.yaml").read_text(encoding="utf-8"))
-    manifest = read_manifest(place / params["paths"]["manifest"])
+    params = yaml.safe_load((workspace / "params.yaml").read_text(encoding="utf-8"))
+    manifest = read_manifest(workspace / params["paths"]["manifest"])
     costs = {}
     for modality, stage in stages.items():
         chosen = params["extract"][modality]
         meta = describe(chosen["extractor"], chosen["options"])
         began = time.perf_counter()
-        assemble(manifest.clips, Path(manifest.root), meta, place / ".dashfusion" / "scratch", place / "again")
+        assemble(manifest.clips, Path(manifest.root), meta, workspace / ".dashfusion" / "scratch", workspace / "again")
         costs[modality] = cost = cost_of(stage, max(sizes), workers, time.perf_counter() - began)
         figures |= {
             f"{modality}_stage_start_seconds": cost.stage,
@@ -299,14 +307,14 @@ def _beyond(
             f"{modality}_milliseconds_a_clip": 1000 * cost.clip,
             f"{modality}_assemble_milliseconds_a_clip": 1000 * cost.assemble,
         }
-    again = sum(simulated_seconds(max(sizes), workers, cost) for cost in costs.values())
-    figures["simulated_over_measured"] = again / extract_seconds[-1]
+    simulated = sum(simulated_seconds(max(sizes), workers, cost) for cost in costs.values())
+    figures["simulated_over_measured"] = simulated / extract_seconds[-1]
     align = np.polyfit(sizes, align_seconds, 1)
     return figures | simulate(list(costs.values()), (max(0.0, float(align[0])), max(0.0, float(align[1]))))
 
 
 def page_tables(figures: dict[str, float], sizes: Sequence[int]) -> str:
-    """The two tables of docs/scaling.md."""
+    """Format the two tables of docs/scaling.md."""
     columns = ("extract_seconds", "align_seconds", "clips_per_second", "peak_megabytes", "scratch_megabytes")
     lines = ["| clips | extract, s | align, s | clips a second | peak MB | scratch MB | features and dataset MB |"]
     lines.append("|---|" + "---|" * (len(columns) + 1))
@@ -321,7 +329,7 @@ def page_tables(figures: dict[str, float], sizes: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Measure, print (the tables as docs/scaling.md has them), write bench/results/scaling.json."""
+    """Run the benchmark, print the tables of docs/scaling.md, and write bench/results/scaling.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--workers", type=int, default=2)
@@ -331,9 +339,11 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:<44} {value:12.3f}")
     print(page_tables(figures, sizes))
-    words = " ".join(map(str, options.clips))
-    same = options.clips == parser.get_default("clips") and options.workers == parser.get_default("workers")
-    write_result("scaling", figures, "scaling" if same else f"scaling --clips {words} --workers {options.workers}")
+    counts = " ".join(map(str, options.clips))
+    is_default = options.clips == parser.get_default("clips") and options.workers == parser.get_default("workers")
+    write_result(
+        "scaling", figures, "scaling" if is_default else f"scaling --clips {counts} --workers {options.workers}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The server under load: python -m bench.serve [--requests 500] [--clients 8] [--workers 0 ...]
+"""Latency, throughput and memory of the server under load.
 
-`make demo` first: clips of about three seconds with their transcripts, by the demo's checkpoint, sent to a
-`dashfusion serve` of its own process over loopback. First one client (what somebody who waits alone waits for), then
-`--clients` at a time. Latency is that of an answer, upload and waiting in line included. Memory is that of the server
-and all its processes (`rss`, shared pages counted more than once), after the first tenth of the requests and after the
-last. Of several `--workers` each is measured; figures of all but the first carry their number.
+Run after `make demo`:  python -m bench.serve [--requests 500] [--clients 8] [--workers 0 ...]
+Sends the demo's clips of about three seconds with their transcripts over loopback to `dashfusion serve`, first from one
+client, then from `--clients` at a time. Latency includes upload and queueing. Memory is that of the server and all its
+processes (resident, so shared pages count repeatedly), after the first tenth of the requests and after the last. With
+several values of `--workers`, figures of all but the first carry the number as a suffix.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-ALONE = 50
-TYPICAL = (2.5, 3.5)  # seconds
+SINGLE_REQUESTS = 50  # from one client alone
+CLIP_SECONDS = (2.5, 3.5)
 
 
 @contextmanager
 def serving(model: Path, workers: int, waiting: int) -> Iterator[tuple[str, psutil.Process, float]]:
-    """Address and process of a server, and the seconds that it took to be ready."""
+    """Run a server, and yield its address, its process and the seconds until it was ready."""
     port = free_port()
     began = time.perf_counter()
     options = ["--workers", str(workers), "--queue", str(waiting)]
@@ -50,45 +50,45 @@ def serving(model: Path, workers: int, waiting: int) -> Iterator[tuple[str, psut
     )  # fmt: skip
     try:
         if not any("DashFusion is at" in line for line in process.stdout):
-            raise RuntimeError("the server has ended before it was ready")
+            raise RuntimeError("the server ended before it was ready")
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid), time.perf_counter() - began
     finally:
         process.terminate()
         process.wait()
 
 
-def ask(client: httpx.Client, manifest: Manifest, clip: Clip) -> float:
-    """Seconds until the score of a clip is there."""
+def post(client: httpx.Client, manifest: Manifest, clip: Clip) -> float:
+    """Post a clip, and return the seconds until the response."""
     began = time.perf_counter()
-    with open(manifest.media_path(clip), "rb") as file:
-        answer = client.post("/predict", files={"file": file}, data={"text": clip.text})
-    if answer.status_code != 200:
-        raise RuntimeError(f"{clip.clip_id}: HTTP {answer.status_code}: {answer.text}")
+    with manifest.media_path(clip).open("rb") as file:
+        response = client.post("/predict", files={"file": file}, data={"text": clip.text})
+    if response.status_code != 200:
+        raise RuntimeError(f"{clip.clip_id}: HTTP {response.status_code}: {response.text}")
     return time.perf_counter() - began
 
 
 def memory(server: psutil.Process) -> float:
-    """MiB of the server and all that it started."""
+    """Return the resident memory of the server and its child processes in MiB."""
     return sum(process.memory_info().rss for process in [server, *server.children(recursive=True)]) / 2**20
 
 
 def measure(
     manifest: Manifest, clips: Sequence[Clip], model: Path, workers: int, requests: int, clients: int
 ) -> dict[str, float]:
-    """Figures of one server."""
+    """Measure one server."""
     with (
         serving(model, workers, clients) as (address, server, ready),
         httpx.Client(base_url=address, timeout=600, limits=httpx.Limits(max_connections=clients)) as client,
         ThreadPoolExecutor(clients) as pool,
     ):
-        turns = itertools.cycle(clips)
-        alone = [ask(client, manifest, next(turns)) for _ in range(min(ALONE, requests))]
-        sent = [next(turns) for _ in range(requests)]
-        first = sent[: max(requests // 10, clients)]
-        list(pool.map(lambda clip: ask(client, manifest, clip), first))
+        cycle = itertools.cycle(clips)
+        alone = [post(client, manifest, next(cycle)) for _ in range(min(SINGLE_REQUESTS, requests))]
+        queue = [next(cycle) for _ in range(requests)]
+        warm_up = queue[: max(requests // 10, clients)]
+        list(pool.map(lambda clip: post(client, manifest, clip), warm_up))
         before = memory(server)
         began = time.perf_counter()
-        taken = list(pool.map(lambda clip: ask(client, manifest, clip), sent))
+        latencies = list(pool.map(lambda clip: post(client, manifest, clip), queue))
         seconds = time.perf_counter() - began
         after = memory(server)
     return {
@@ -96,9 +96,9 @@ def measure(
         "ready_seconds": ready,
         "alone_milliseconds_median": 1000 * float(np.median(alone)),
         "alone_milliseconds_p95": 1000 * float(np.percentile(alone, 95)),
-        "milliseconds_median": 1000 * float(np.median(taken)),
-        "milliseconds_p95": 1000 * float(np.percentile(taken, 95)),
-        "milliseconds_p99": 1000 * float(np.percentile(taken, 99)),
+        "milliseconds_median": 1000 * float(np.median(latencies)),
+        "milliseconds_p95": 1000 * float(np.percentile(latencies, 95)),
+        "milliseconds_p99": 1000 * float(np.percentile(latencies, 99)),
         "clips_per_second": requests / seconds,
         "memory_mebibytes": after,
         "memory_growth_mebibytes": after - before,
@@ -106,23 +106,23 @@ def measure(
 
 
 def main() -> None:
-    """Measure, print, and write bench/results/serve.json."""
+    """Run the benchmark, and write bench/results/serve.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="0: as many as the command takes by itself")
-    parser.add_argument("--dry", action="store_true", help="write no result")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="0: the command's default")
+    parser.add_argument("--dry", action="store_true", help="do not write the results")
     chosen = parser.parse_args()
     manifest = read_manifest(load_params().paths.manifest)
-    low, high = TYPICAL
+    low, high = CLIP_SECONDS
     clips = [clip for clip in manifest.clips if clip.duration and low <= clip.duration <= high]
     figures: dict[str, float] = {"requests": chosen.requests, "clients": chosen.clients, "cores": os.cpu_count() or 1}
     figures["clip_seconds_mean"] = float(np.mean([clip.duration for clip in clips]))
     for number, workers in enumerate(chosen.workers):
         count = workers or default_worker_count()
-        found = measure(manifest, clips, default_model(), count, chosen.requests, chosen.clients)
-        figures |= {f"{name}_{count}_workers" if number else name: value for name, value in found.items()}
-        print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()), "\n")
+        measured = measure(manifest, clips, default_model(), count, chosen.requests, chosen.clients)
+        figures |= {f"{name}_{count}_workers" if number else name: value for name, value in measured.items()}
+        print("\n".join(f"{name}: {value:.4g}" for name, value in measured.items()), "\n")
     if not chosen.dry:
         write_result("serve", figures, " ".join(["serve", *sys.argv[1:]]))
 

@@ -1,7 +1,7 @@
-"""Synthetic clips of the corpora's shapes, for benchmarks: widths of published features, lengths that real clips have.
+"""Synthetic clips with the corpora's shapes: dimensions of published features and realistic lengths.
 
-Clips' durations are log-normal, as those of spoken sentences are; the three modalities' lengths follow the duration,
-each with 10 % of its own.
+Durations are log-normal, like those of spoken sentences. The lengths of the three modalities are proportional to the
+duration, each with 10 % independent noise.
 """
 
 from __future__ import annotations
@@ -26,12 +26,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """A corpus: clips of its training split, widths, shortest and longest clips' steps, and what others pad to."""
+    """Shape of a corpus.
+
+    Attributes:
+        clips: Number of training clips.
+        dims: Feature dimensions by modality.
+        min_steps, max_steps: Lengths of the shortest and longest clips.
+        padded: Lengths to which published code pads every clip.
+        label_range: Lowest and highest label.
+        encoder_layers, fusion_layers: Size of the network for this corpus.
+    """
 
     clips: int
     dims: Mapping[str, int]
-    least: Mapping[str, int]
-    most: Mapping[str, int]
+    min_steps: Mapping[str, int]
+    max_steps: Mapping[str, int]
     padded: Mapping[str, int]
     label_range: tuple[float, float]
     encoder_layers: int
@@ -58,16 +67,16 @@ SHAPES = {
 
 
 def lengths(shape: Shape, clips: int, rng: np.random.Generator) -> np.ndarray:
-    """[clips, 3] steps of text, audio and vision."""
-    longest = 12.0  # seconds, for a typical sentence of four
-    seconds = np.clip(rng.lognormal(np.log(4), 0.55, clips), 1, longest)
-    share = (seconds - 1)[:, None] / (longest - 1) * rng.uniform(0.9, 1.1, (clips, 3))
-    least, most = (np.array([part[m] for m in MODALITIES]) for part in (shape.least, shape.most))
-    return np.round(least + (most - least) * np.clip(share, 0, 1)).astype(int)
+    """Return the numbers of steps of text, audio and vision, as an array [clips, 3]."""
+    max_seconds = 12.0  # the median is 4
+    seconds = np.clip(rng.lognormal(np.log(4), 0.55, clips), 1, max_seconds)
+    fraction = (seconds - 1)[:, None] / (max_seconds - 1) * rng.uniform(0.9, 1.1, (clips, 3))
+    low, high = (np.array([steps[m] for m in MODALITIES]) for steps in (shape.min_steps, shape.max_steps))
+    return np.round(low + (high - low) * np.clip(fraction, 0, 1)).astype(int)
 
 
 def info(shape: Shape, clips: Mapping[str, int]) -> DatasetInfo:
-    """What dataset.json says of such a corpus."""
+    """Return the dataset description of such a corpus."""
     return DatasetInfo.from_dict(
         {
             "schema_version": 2, "corpus": "synthetic", "language": "en", "label_range": shape.label_range,
@@ -88,15 +97,15 @@ def info(shape: Shape, clips: Mapping[str, int]) -> DatasetInfo:
 
 
 def labels(shape: Shape, clips: int, rng: np.random.Generator) -> np.ndarray:
-    """[clips] float32 on the corpus's steps: bell-shaped over the range, as real ones are."""
+    """Draw normally distributed labels [clips], rounded to the corpus's label steps."""
     low, high = shape.label_range
     step = (high - low) / (30 if high > 1 else 10)
-    drawn = np.clip(rng.normal(0, (high - low) / 4, clips), low, high)
-    return (np.round(drawn / step) * step).astype(np.float32)
+    values = np.clip(rng.normal(0, (high - low) / 4, clips), low, high)
+    return (np.round(values / step) * step).astype(np.float32)
 
 
 def table(shape: Shape, clips: int, seed: int = 0) -> ClipTable:
-    """A split in memory, of random values."""
+    """Return a training split with random features in memory."""
     rng = np.random.default_rng(seed)
     steps = lengths(shape, clips, rng)
     sequences = {}
@@ -106,12 +115,13 @@ def table(shape: Shape, clips: int, seed: int = 0) -> ClipTable:
         values = rng.standard_normal((int(ends[-1]), shape.dims[m]), np.float32).astype(kind)
         sequences[m] = Sequences(values, np.ones(len(values), bool), ends - steps[:, column], steps[:, column])
     ids = np.array([f"clip/{i}" for i in range(clips)], object)
-    found, none = labels(shape, clips, rng), np.full((clips, len(MODALITIES)), np.nan, np.float32)
-    return ClipTable(info(shape, {"train": clips}), "train", ids, found, none, sequences, dict.fromkeys(MODALITIES, 0))
+    unimodal = np.full((clips, len(MODALITIES)), np.nan, np.float32)
+    description, targets = info(shape, {"train": clips}), labels(shape, clips, rng)
+    return ClipTable(description, "train", ids, targets, unimodal, sequences, dict.fromkeys(MODALITIES, 0))
 
 
 def write_split(root: Path, shape: Shape, clips: int, seed: int = 0, part: int = 5000) -> Path:
-    """The same on disk as the align stage writes it, `part` clips a file; returns the dataset's folder."""
+    """Write a training split in the align stage's format, with `part` clips per file, and return its folder."""
     rng = np.random.default_rng(seed)
     (root / "train").mkdir(parents=True)
     (root / "dataset.json").write_text(json.dumps(info(shape, {"train": clips}).to_dict()), encoding="utf-8")
@@ -121,6 +131,7 @@ def write_split(root: Path, shape: Shape, clips: int, seed: int = 0, part: int =
         columns = {
             "clip_id": pa.array([f"clip/{first + i}" for i in range(count)]),
             "label": pa.array(labels(shape, count, rng)),
+            **{f"label_{m}": pa.nulls(count, pa.float32()) for m in MODALITIES},
         }
         for column, m in enumerate(MODALITIES):
             offsets = np.concatenate([[0], np.cumsum(steps[:, column])]).astype(np.int32)

@@ -1,20 +1,21 @@
-"""One training step, ours and plain, on each corpus's shapes: python -m bench.train_step [--cases mosi/minilm]
+"""Time and memory of one training step, for each corpus's shapes.
 
-A step is 16 clips with what they are compared with: batch, forward pass, losses, backward pass, update. Lengths are
-those that real clips have (`bench.shapes`). Text is frozen features, or tokens for an encoder that is trained with the
-network: MiniLM, and one of the size of BERT-base (from random weights: they do not change what a step costs).
+Run:  python -m bench.train_step [--cases mosi/minilm]
+A step is the batching, forward pass, losses, backward pass and update of 16 clips with their contrastive partners.
+Lengths are realistic (`bench.shapes`). Text is frozen features, or tokens for an encoder trained with the network:
+MiniLM, or one of BERT-base's size (with random weights, which do not affect the cost).
 
-- `plain`, the baseline: every clip padded to the corpus's fixed lengths, as published code does it, and each of the 96
-  partners encoded for itself, whether it is in the batch twice or not. Network and losses are ours, so that the ratio
-  is that of batching and bookkeeping alone.
-- `retrieved`, `in_batch`: the training loop's own step, `train.contrastive.scope`; with `train.precision` 32 and, where
-  the device has instructions for it, bf16.
-- `published`: `--peer COMMAND` times other code on the same clips, on a CPU. The command gets a file of them
-  (`write_inputs`) and a number of steps, and prints a line of JSON with `seconds` and `megabytes`. It takes plain's
-  place as the baseline, where the text encoder is trained.
+- `plain`, the baseline: every clip padded to the corpus's fixed lengths, as in published code, and each of the 96
+  partners encoded separately, even if it is duplicated. Network and losses are the same, so the ratio is due to
+  batching alone.
+- `retrieved`, `in_batch`: the training loop's own step, by `train.contrastive.scope`; with `train.precision` 32 and, if
+  the device supports it, bf16.
+- `published`: `--peer COMMAND` times other code on the same clips, on a CPU. The command is given a file of clips
+  (`write_inputs`) and a number of steps, and prints a line of JSON with `seconds` and `megabytes`. It replaces `plain`
+  as the baseline if the text encoder is trained.
 
-Every variant runs in a process of its own; memory is what the process's peak grows by over the steps, on a GPU the
-tensors' peak. A variant is a function of `VARIANTS` that gives a step: one more line there measures something else.
+Each variant, a function in `VARIANTS`, runs in a new process. Memory is the growth of the process's peak over the
+steps; on a GPU, the peak of allocated tensors.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from model.device import peak_megabytes, prefetch, resolve_device
 from model.network.dashfusion import DashFusion
 from model.training.losses import semantic_loss, supervised_loss
 from model.training.mining import Partners, label_classes, mine
-from model.training.objective import CHUNK_OVERHEAD, Objective, BatchPlanner, _concatenate
+from model.training.objective import CHUNK_OVERHEAD, BatchPlanner, Objective, _concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,16 +55,15 @@ if TYPE_CHECKING:
     from model.data.clips import ClipTable
 
 CLIPS = 600
-"""Of the synthetic split: enough for batches and partners of all lengths."""
-
+"""Size of the synthetic split: enough for batches and partners of all lengths."""
 
 WORDS = "the film was good and i liked it very much but its end is bad so it could not make me happy"
-"""Each a token of its own."""
+"""Words of one token each."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a variant starts from."""
+    """Inputs of a variant."""
 
     shape: Shape
     clips: ClipTable
@@ -73,12 +73,12 @@ class Setting:
     device: torch.device
 
     def config(self, scope: str) -> TrainConfig:
-        """Of a training run like this one."""
+        """Return the training configuration with this contrastive scope."""
         return TrainConfig(contrastive=ContrastiveConfig(scope=scope))
 
 
 def ours(scope: str) -> Callable[[Setting], Callable[[list[np.ndarray]], list[Tensor]]]:
-    """The training loop's step."""
+    """Return the variant that runs the training loop's own step."""
 
     def losses_of(setting: Setting) -> Callable[[list[np.ndarray]], list[Tensor]]:
         config = setting.config(scope)
@@ -98,30 +98,30 @@ def ours(scope: str) -> Callable[[Setting], Callable[[list[np.ndarray]], list[Te
 
 
 def plain(setting: Setting) -> Callable[[list[np.ndarray]], list[Tensor]]:
-    """Fixed lengths, every partner for itself."""
+    """Encode clips at fixed lengths, and each partner separately."""
     config = setting.config("retrieved")
 
-    def fixed(rows: np.ndarray) -> Batch:
+    def fixed_batch(rows: np.ndarray) -> Batch:
         batch = setting.clips.batch(rows)
         for m in MODALITIES:
             missing = setting.shape.padded[m] - batch.masks[m].shape[1]
-            width = (0, 0) * (batch.values[m].ndim - 2)  # of features; a token's id has none
+            width = (0, 0) * (batch.values[m].ndim - 2)  # of the feature dimension, which token ids lack
             batch.values[m] = F.pad(batch.values[m], (*width, 0, missing))
             batch.masks[m] = F.pad(batch.masks[m], (0, missing))
         return batch.to(setting.device)
 
     def losses(batches: list[np.ndarray]):
         for number, rows in enumerate(batches):
-            drawn_BP, valid_BP = setting.partners.draw(np.random.default_rng(number), rows)
-            output = setting.network(fixed(rows))
-            embeddings = [output.embedding, *(setting.network.embed(fixed(column)) for column in drawn_BP.T)]
-            count, kinds = drawn_BP.shape
-            places_BP = count * (1 + torch.arange(kinds)) + torch.arange(count)[:, None]
-            together = _concatenate(embeddings)
+            partners_BP, valid_BP = setting.partners.draw(np.random.default_rng(number), rows)
+            output = setting.network(fixed_batch(rows))
+            embeddings = [output.embedding, *(setting.network.embed(fixed_batch(column)) for column in partners_BP.T)]
+            count, kinds = partners_BP.shape
+            indices_BP = count * (1 + torch.arange(kinds)) + torch.arange(count)[:, None]
+            pool = _concatenate(embeddings)
             labels = torch.from_numpy(setting.clips.labels[rows]).to(setting.device)
             temperature = config.contrastive.temperature
             supervised = supervised_loss(
-                together, count, places_BP.to(setting.device), torch.from_numpy(valid_BP).to(setting.device),
+                pool, count, indices_BP.to(setting.device), torch.from_numpy(valid_BP).to(setting.device),
                 config.mining.positives, temperature,
             )  # fmt: skip
             contrastive = semantic_loss(output.embedding, temperature) + supervised
@@ -133,14 +133,14 @@ def plain(setting: Setting) -> Callable[[list[np.ndarray]], list[Tensor]]:
 VARIANTS = {"plain": plain, "retrieved": ours("retrieved"), "in_batch": ours("in_batch")}
 
 
-def spoken(clips: ClipTable) -> list[str]:
-    """Transcripts of as many tokens as the clips' text has steps, special ones included."""
+def transcripts(clips: ClipTable) -> list[str]:
+    """Return transcripts with as many tokens as the clips' text has steps, including special tokens."""
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS.split(), max(1, steps - 2))) for steps in clips.sequences["text"].lengths]
 
 
 def bert_base(folder: Path) -> Path:
-    """A folder with an encoder of BERT-base's size, random weights and MiniLM's tokenizer, which is BERT's."""
+    """Write an encoder of BERT-base's size with random weights, and MiniLM's tokenizer, which is BERT's."""
     from transformers import BertConfig, BertModel
 
     BertModel(BertConfig()).save_pretrained(folder)
@@ -150,8 +150,8 @@ def bert_base(folder: Path) -> Path:
     return folder
 
 
-def read(shape: Shape, encoder: str) -> tuple[ClipTable, ModelConfig, TextBackbone | None]:
-    """The synthetic clips, with tokens where an encoder is named, and the network's settings."""
+def build_clips(shape: Shape, encoder: str) -> tuple[ClipTable, ModelConfig, TextBackbone | None]:
+    """Return the synthetic clips, with tokens if an encoder is named, and the network's configuration."""
     clips = table(shape, CLIPS)
     model = ModelConfig(encoder_layers=shape.encoder_layers, fusion_layers=shape.fusion_layers)
     if not encoder:
@@ -160,18 +160,18 @@ def read(shape: Shape, encoder: str) -> tuple[ClipTable, ModelConfig, TextBackbo
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "dataset.json").write_text(json.dumps(clips.info.to_dict()), encoding="utf-8")
         text = prepare_text(model, Path(folder))
-    sequences = {**clips.sequences, "text": text.sequences(spoken(clips))[0]}
+    sequences = {**clips.sequences, "text": text.sequences(transcripts(clips))[0]}
     return replace(clips, sequences=sequences, text=text), model, text
 
 
 def write_inputs(shape_name: str, encoder: str, path: Path) -> None:
-    """The clips, 16 anchors and six partners of each, for other code to take a step with.
+    """Write the clips, 16 anchors and six partners of each, as inputs of a step for other code.
 
     Arrays: corpus, text_model, text_dim; texts [N]; labels [N]; for audio and vision, as `<m>_<name>`: values [S, D] of
-    all clips end to end, starts [N], lengths [N], dim, fixed (what that code pads to); anchors [16], partners [96].
+    all clips end to end, starts [N], lengths [N], dim, fixed (length to pad to); anchors [16], partners [96].
     """
     shape = SHAPES[shape_name]
-    clips, _, text = read(shape, encoder)
+    clips, _, text = build_clips(shape, encoder)
     rows = training_batches(clips.lengths(), 16, seed=0, epoch=1)[0]
     classes = label_classes(clips.labels, shape.label_range)
     partners = mine(torch.randn(CLIPS, 8), classes, TrainConfig().mining)
@@ -179,23 +179,23 @@ def write_inputs(shape_name: str, encoder: str, path: Path) -> None:
         "corpus": shape_name,
         "text_model": text.pretrained,
         "text_dim": text.config.hidden_size,
-        "texts": np.array(spoken(table(shape, CLIPS))),
+        "texts": np.array(transcripts(table(shape, CLIPS))),
         "labels": clips.labels,
         "anchors": rows,
         "partners": partners.draw(np.random.default_rng(0), rows)[0].ravel(),
     }
     for m in ("audio", "vision"):
-        one = clips.sequences[m]
-        arrays |= {f"{m}_values": one.values, f"{m}_starts": one.starts, f"{m}_lengths": one.lengths}
+        sequences = clips.sequences[m]
+        arrays |= {f"{m}_values": sequences.values, f"{m}_starts": sequences.starts, f"{m}_lengths": sequences.lengths}
         arrays |= {f"{m}_dim": shape.dims[m], f"{m}_fixed": shape.padded[m]}
     np.savez(path, **arrays)
 
 
 def measure(shape_name: str, variant: str, steps: int, bf16: bool, encoder: str) -> dict[str, float]:
-    """Seconds of a step, clips a second, and megabytes; the mean over `steps` batches after two to warm up."""
+    """Measure seconds per step, clips per second and megabytes: means over `steps` batches after two for warm-up."""
     shape, device = SHAPES[shape_name], resolve_device("auto")
     torch.manual_seed(0)
-    clips, model, text = read(shape, encoder)
+    clips, model, text = build_clips(shape, encoder)
     network = DashFusion(model, clips.info, text).to(device)
     classes = label_classes(clips.labels, shape.label_range)
     config = TrainConfig()
@@ -224,22 +224,26 @@ def measure(shape_name: str, variant: str, steps: int, bf16: bool, encoder: str)
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """The figures that a command prints as its last line."""
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    """Run a command, and return the figures of its last line."""
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def run_peer(command: str, shape: str, encoder: str) -> dict[str, float]:
-    """The figures of other code on the same clips."""
+    """Run other code on the same clips, and return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.npz"
         write_inputs(shape, encoder, inputs)
-        found = run([*shlex.split(command), str(inputs), "2"])
-    return {"seconds": found["seconds"], "clips_per_second": 16 / found["seconds"], "megabytes": found["megabytes"]}
+        figures = run([*shlex.split(command), str(inputs), "2"])
+    return {
+        "seconds": figures["seconds"],
+        "clips_per_second": 16 / figures["seconds"],
+        "megabytes": figures["megabytes"],
+    }
 
 
 def main() -> None:
-    """Measure, print and write bench/results/train_step.json."""
+    """Run the benchmark, and write bench/results/train_step.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cases = [f"{shape}/{text}" for shape in SHAPES for text in ("frozen", MINILM, "bert")]
     parser.add_argument("--cases", nargs="+", choices=cases, default=cases, metavar="SHAPE/TEXT")
@@ -266,7 +270,7 @@ def main() -> None:
 
 
 def compare(shape: str, text: str, encoder: str, steps: int, peer: str | None) -> dict[str, float]:
-    """Print and return the figures of all variants; `times` is how many times faster than the first one, in float32."""
+    """Run all variants, and print and return their figures; `times` is the speed-up over the first one in float32."""
     rows = {"published": run_peer(peer, shape, encoder)} if peer else {}
     for precision in ("", "bf16") if has_bf16() else ("",):
         for variant in ("retrieved", "in_batch") if peer else VARIANTS:
@@ -274,19 +278,19 @@ def compare(shape: str, text: str, encoder: str, steps: int, peer: str | None) -
             command += ["--steps", str(steps), "--encoder", encoder, *(["--bf16"] if precision else [])]
             rows[f"{variant}_{precision}".rstrip("_")] = run(command)
     baseline, figures = next(iter(rows)), {}
-    for variant, found in rows.items():
-        found[f"times_faster_than_{baseline}"] = times = rows[baseline]["seconds"] / found["seconds"]
-        figures |= {f"{shape}_{text}_{variant}_{key}": value for key, value in found.items()}
+    for variant, row in rows.items():
+        row[f"times_faster_than_{baseline}"] = times = rows[baseline]["seconds"] / row["seconds"]
+        figures |= {f"{shape}_{text}_{variant}_{key}": value for key, value in row.items()}
         print(
-            f"{shape:<8}{text:<8}{variant:<18}{found['seconds']:>10.3f}"
-            f"{found['clips_per_second']:>10.1f}{found['megabytes']:>9.0f}{times:>8.1f}",
+            f"{shape:<8}{text:<8}{variant:<18}{row['seconds']:>10.3f}"
+            f"{row['clips_per_second']:>10.1f}{row['megabytes']:>9.0f}{times:>8.1f}",
             flush=True,
         )
     return figures
 
 
 def has_bf16() -> bool:
-    """Whether the device computes in bfloat16, rather than imitating it."""
+    """Return whether the device has bfloat16 instructions."""
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 

@@ -1,8 +1,8 @@
-"""How far each method's word times are from the true ones, on a generated demo corpus whose words were timed.
+"""Errors of each method's word times on a generated demo corpus with known word times.
 
 Run:  python -m bench.word_times [--clips 96] [--aligner FOLDER]     (a wav2vec2 CTC model of English)
-"evenly" shares the whole clip out, without its sound: what there is without any method. "file" reads the true times
-themselves and only matches words, so that anything but 0 would be an error of the matching.
+"evenly", the baseline, distributes the words over the whole clip without its audio. "file" reads the true times and
+only matches words, so any error is one of the matching.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
 AUDIO = ("audio.librosa", {"hop_seconds": 0.046})
 
 Times = Iterator[np.ndarray | None]
-"""[W, 2] a clip, None where the method fails."""
+"""Word times [W, 2] of each clip, or None if the method fails."""
 
 
 def evenly(manifest: Manifest) -> Times:
-    """Each clip's words over the whole of it."""
+    """Distribute each clip's words over the whole clip."""
     for clip in manifest.clips:
         yield word_times(split_words(clip.text), None, clip.duration or 0.0)
 
 
 def proportional(manifest: Manifest) -> Times:
-    """Over the voiced part, as `align` does it."""
+    """Distribute the words over the voiced part, as `align` does."""
     sources = [Source(c.clip_id, manifest.media_path(c), c.text, c.language, c.duration) for c in manifest.clips]
-    for clip, sound in zip(manifest.clips, create(*AUDIO).extract(sources), strict=True):
-        if isinstance(sound, ExtractionError):
-            raise sound
-        yield word_times(split_words(clip.text), sound, clip.duration or 0.0)
+    for clip, audio in zip(manifest.clips, create(*AUDIO).extract(sources), strict=True):
+        if isinstance(audio, ExtractionError):
+            raise audio
+        yield word_times(split_words(clip.text), audio, clip.duration or 0.0)
 
 
 def from_file(manifest: Manifest, path: Path) -> Times:
-    """From a file of word times."""
-    found = read_word_files(path, manifest.clips)
+    """Read a file of word times."""
+    words = read_word_files(path, manifest.clips)
     for clip in manifest.clips:
-        yield match_words(split_words(clip.text), found.get(clip.clip_id, ()))
+        yield match_words(split_words(clip.text), words.get(clip.clip_id, ()))
 
 
 def by_ctc(manifest: Manifest, model: str) -> Times:
-    """Forced alignment."""
+    """Align words by forced alignment."""
     aligner = CtcAligner(model)
     for clip in manifest.clips:
         try:
@@ -73,7 +73,7 @@ def by_ctc(manifest: Manifest, model: str) -> Times:
 
 
 def measure(clips: Sequence[Clip], true: Sequence[np.ndarray], estimated: Times) -> dict[str, float]:
-    """Errors over the words of the clips that the method could time."""
+    """Return the errors over the words of all clips for which the method succeeded."""
     pairs = [(a, b) for a, b in zip(true, estimated, strict=True) if b is not None]
     figures: dict[str, float] = {"failed_clips": len(clips) - len(pairs)}
     if pairs:
@@ -85,10 +85,10 @@ def measure(clips: Sequence[Clip], true: Sequence[np.ndarray], estimated: Times)
 
 
 def main() -> None:
-    """Measure, print, write bench/results/word_times.json."""
+    """Run the benchmark, and write bench/results/word_times.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=96)
-    parser.add_argument("--aligner", help="folder or id of a wav2vec2 CTC model; without one, ctc is left out")
+    parser.add_argument("--aligner", help="folder or id of a wav2vec2 CTC model, to include forced alignment")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "corpus"
@@ -106,9 +106,9 @@ def main() -> None:
         figures = {name: measure(manifest.clips, true, times) for name, times in methods.items()}
     columns = list(figures["evenly"])
     print(f"{'method':<14}" + "".join(f"{column:>14}" for column in columns) + "   seconds")
-    for name, found in figures.items():
-        print(f"{name:<14}" + "".join(f"{found.get(column, float('nan')):14.4g}" for column in columns))
-    write_result("word_times", {f"{name}_{key}": v for name, found in figures.items() for key, v in found.items()})
+    for name, errors in figures.items():
+        print(f"{name:<14}" + "".join(f"{errors.get(column, float('nan')):14.4g}" for column in columns))
+    write_result("word_times", {f"{name}_{key}": v for name, errors in figures.items() for key, v in errors.items()})
 
 
 if __name__ == "__main__":

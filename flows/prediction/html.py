@@ -87,7 +87,8 @@ def draw_time_line(windows: Sequence[Mapping[str, Any]], low: float, high: float
     top, bottom, left, right = 6, TIME_LINE_HEIGHT - 22, MARGIN + 18, WIDTH - MARGIN
 
     def x(window: Mapping[str, Any]) -> float:
-        return left + (right - left) * (window["start"] + window["end"]) / 2 / end
+        centre: float = (window["start"] + window["end"]) / 2
+        return left + (right - left) * centre / end
 
     def y(score: float) -> float:
         return top + (bottom - top) * (high - score) / (high - low)
