@@ -1,10 +1,12 @@
-"""Stage `align`: features of three modalities -> the dataset that the model reads."""
+"""Stage `align`: features of the three modalities -> the dataset that the model reads."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from prefect import flow, task
 
 from corpora.manifest import MODALITIES, read_manifest
 from corpora.problems import read_problems, write_problems
@@ -14,9 +16,8 @@ from flows.config.params import Params, load_params
 from flows.display.console import console
 from flows.orchestration import engine
 
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
-
-TRUE_WORD_TIMES = "words.csv"  # beside a corpus's label table, where its words were timed
+TRUE_WORD_TIMES = "words.csv"
+"""True word times in a corpus's folder, if it has any: estimated ones are compared with them."""
 
 
 @task
@@ -30,10 +31,10 @@ def join(params: Params) -> AlignSummary:
 
 @flow(name="align", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Join the features by clip, time the words, and take the training split's statistics.
+    """Join the features by clip, time the words, and compute the training split's statistics.
 
     Args:
-        params_file: The parameters; every stage reads its own block of them.
+        params_file: Parameters of all stages.
     """
     params = load_params(params_file)
     summary = engine.call(join, params)
@@ -41,18 +42,18 @@ def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     earlier += [params.paths.problems / f"extract-{modality}.parquet" for modality in MODALITIES]
     problems = [*read_problems(earlier), *summary.problems]
     write_problems(problems, params.paths.all_problems)
-    engine.publish_table("problems", map(asdict, problems), "Every clip that had a problem, in any stage so far")
+    engine.publish_table("problems", map(asdict, problems), "Problems of clips in all stages so far")
     counts = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
     console.print(f"{params.align.mode}: {counts}; {len(problems)} problems so far -> {params.paths.dataset}")
     for name, method in summary.word_times["methods"].items():
-        said = f"word times ({name}): {method['words']} words of {method['clips']} clips"
+        line = f"word times ({name}): {method['words']} words of {method['clips']} clips"
         if "error" in method:
             start = method["error"]["start"]
-            said += (
+            line += (
                 f"; start off by {start['median']:.3f} s in the median, {start['p90']:.3f} s at the 90th percentile, "
                 f"over {method['error']['words']} words"
             )
-        console.print(said)
+        console.print(line)
     return {"clips": dict(summary.clips), "word_times": dict(summary.word_times)}
 
 

@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from prefect import flow, task
 from rich.table import Table
 
 from corpora.manifest import read_manifest
@@ -18,39 +19,34 @@ from extractors.transcripts.table import read_transcripts, with_transcripts
 from flows.config.params import Params, load_params
 from flows.display.console import console
 from flows.orchestration import engine, settings
+from flows.orchestration.settings import REPORT_PAGE, REPORT_URL
 from flows.report import (
-    Before,
+    PreviousEvaluation,
     ReportInput,
     compared_rows,
     metrics_rows,
-    pictures,
+    plot_images,
     write_plot_data,
     write_report,
 )
+from flows.report.analysis import analyse, checkpoints
 from flows.report.corpus_card import corpus_card
-from flows.report.provenance import RECORD, RunRecord, read_training
+from flows.report.provenance import PROVENANCE_FILE, RunProvenance, read_training_provenance
 from flows.studies.results import read_studies
 
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
-from flows.orchestration.settings import REPORT_PAGE, REPORT_URL
-from flows.report.analysis import analysed, checkpoints
-
-if TYPE_CHECKING:
-    pass
-
 HISTORY = settings.STATE / "metrics.jsonl"
-"""A line an evaluation in this folder. DVC removes a stage's files before it runs, so what was there before is here."""
+"""One line per evaluation in this folder. DVC removes a stage's outputs, the previous metrics, before it runs it."""
 
 
 def inputs(params: Params) -> dict[str, Path]:
-    """What the figures come from, by the name that it has in the run's record."""
+    """Return the files and folders that the metrics depend on, by their names in the run's record."""
     paths = params.paths
     named = {"manifest": paths.manifest, "transcripts": paths.transcripts, "dataset": paths.dataset}
     return named | {f"weights-{folder.parent.name}": folder / "model.safetensors" for folder in checkpoints(params)}
 
 
 def training_curves(params: Params) -> list[dict[str, float]]:
-    """One row an epoch and seed."""
+    """Return the metrics of every epoch and seed, one row each."""
     rows = []
     for seed in params.train.seeds:
         history = json.loads((params.paths.models / f"seed-{seed}" / "history.json").read_text(encoding="utf-8"))
@@ -60,7 +56,7 @@ def training_curves(params: Params) -> list[dict[str, float]]:
 
 @task
 def measure(params: Params) -> Any:
-    """Metrics and predictions of the split, written to where params.yaml says."""
+    """Evaluate the checkpoints on the split, and write metrics and predictions."""
     from model.evaluate import evaluate as evaluate_model
     from model.evaluate import write_metrics, write_predictions
 
@@ -73,7 +69,7 @@ def measure(params: Params) -> Any:
 
 @task
 def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
-    """The report and the data of DVC's plots."""
+    """Write the report and the data of DVC's plots, and return the report's path."""
     transcripts = read_transcripts(params.paths.transcripts)
     manifest = with_transcripts(read_manifest(params.paths.manifest), transcripts)
     problems = read_problems([params.paths.all_problems])
@@ -89,21 +85,21 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
             metrics=result.metrics,
             predictions=result.predictions,
             clips={clip.clip_id: clip for clip in manifest.clips},
-            before=evaluation_before(params, result.metrics),
+            previous=previous_evaluation(params, result.metrics),
             studies=read_studies(params.paths.studies),
             curves=training_curves(params),
             problems=problems,
             word_times=dataset["word_times"],
-            record=record,
+            provenance=record,
             card=corpus_card(manifest, transcripts, params.paths.dataset, problems, params.align.mask_invalid),
-            **analysed(params, result, manifest, transcripts),
+            **analyse(params, result, manifest, transcripts),
         ),
     )
     return path
 
 
-def remember(params: Params, metrics: Mapping[str, Any]) -> None:
-    """Add an evaluation to the history."""
+def append_to_history(params: Params, metrics: Mapping[str, Any]) -> None:
+    """Append an evaluation to the history."""
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": params.prepare.corpus,
@@ -111,41 +107,41 @@ def remember(params: Params, metrics: Mapping[str, Any]) -> None:
         "metrics": dict(metrics),
     }
     HISTORY.parent.mkdir(exist_ok=True)
-    with open(HISTORY, "a", encoding="utf-8") as file:
+    with HISTORY.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 def history() -> list[dict[str, Any]]:
-    """The evaluations in this folder, the last one last."""
+    """Return the evaluations in this folder, oldest first."""
     entries = []
     for line in HISTORY.read_text(encoding="utf-8").splitlines() if HISTORY.is_file() else ():
         try:
             entries.append(json.loads(line))
-        except json.JSONDecodeError:  # cut short by a kill or a full disk; the others tell enough
+        except json.JSONDecodeError:  # incomplete after a kill or on a full disk; the others are still useful
             continue
     return entries
 
 
-def evaluation_before(params: Params, metrics: Mapping[str, Any]) -> Before | None:
-    """The evaluation before the one that gave `metrics`, of the same corpus and split, if any.
+def previous_evaluation(params: Params, metrics: Mapping[str, Any]) -> PreviousEvaluation | None:
+    """Return the evaluation of the same corpus and split before the one with `metrics`, if any.
 
-    DVC may have brought `metrics` from its cache; then it is the last evaluation that was run here.
+    If DVC has restored `metrics` from its cache, that is the last evaluation that ran here.
     """
-    of = params.prepare.corpus, params.evaluate.split
-    found = [entry for entry in history() if (entry["corpus"], entry["split"]) == of]
-    if found and found[-1]["metrics"] == metrics:
-        found.pop()
-    return Before(found[-1]["time"], found[-1]["metrics"]) if found else None
+    key = params.prepare.corpus, params.evaluate.split
+    entries = [entry for entry in history() if (entry["corpus"], entry["split"]) == key]
+    if entries and entries[-1]["metrics"] == metrics:
+        entries.pop()
+    return PreviousEvaluation(entries[-1]["time"], entries[-1]["metrics"]) if entries else None
 
 
-def metrics_before(params: Params, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The metrics of `evaluation_before`."""
-    before = evaluation_before(params, metrics)
+def previous_metrics(params: Params, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the metrics of `previous_evaluation`."""
+    before = previous_evaluation(params, metrics)
     return dict(before.metrics) if before else None
 
 
 def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Table:
-    """The metrics as a table for the terminal, with the change since `before`."""
+    """Return the metrics as a table for the terminal, with their change since `before`."""
     table = Table(title=f"{params.prepare.corpus}, {params.evaluate.split} split", title_justify="left")
     table.add_column("metric")
     for column in ("value", "last run", "change")[: 3 if before else 1]:
@@ -156,8 +152,8 @@ def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[st
 
 
 def publish_metrics(params: Params, metrics: Mapping[str, Any], prefix: str = "") -> None:
-    """Artifacts of the flow run, keys behind `prefix`: the metrics with their change, and where the report is."""
-    title, before = f"{params.prepare.corpus}, {params.evaluate.split} split", metrics_before(params, metrics)
+    """Publish the metrics with their change, and a link to the report, under keys that start with `prefix`."""
+    title, before = f"{params.prepare.corpus}, {params.evaluate.split} split", previous_metrics(params, metrics)
     columns = ("metric", "value", "last run", "change")[: 4 if before else 2]
     rows = compared_rows(metrics, before) if before else metrics_rows(metrics)
     lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
@@ -168,13 +164,13 @@ def publish_metrics(params: Params, metrics: Mapping[str, Any], prefix: str = ""
 
 
 def publish_plots(params: Params, result: Any) -> None:
-    """An artifact of the flow run with the plots as pictures."""
+    """Publish the plots as images in a markdown artifact."""
     if not engine.engine_active():
         return
     label_range = read_manifest(params.paths.manifest).label_range
     plots = [
         f"**{name}**\n\n![{name}](data:image/png;base64,{base64.b64encode(png).decode()})"
-        for name, png in pictures(result.predictions, label_range, training_curves(params))
+        for name, png in plot_images(result.predictions, label_range, training_curves(params))
     ]
     title = f"{params.prepare.corpus}, {params.evaluate.split} split"
     engine.publish_markdown("plots", "\n\n".join(plots), title)
@@ -182,21 +178,21 @@ def publish_plots(params: Params, result: Any) -> None:
 
 @flow(name="evaluate", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
-    """Measure the trained model on a split it has not seen, and write the report.
+    """Evaluate the trained model on a held-out split, and write the report.
 
     Args:
-        params_file: The parameters; every stage reads its own block of them.
+        params_file: Parameters of all stages.
     """
     params = load_params(params_file)
-    begun = RunRecord(params, inputs(params))
+    run = RunProvenance(params, inputs(params))
     result = engine.call(measure, params)
-    training = read_training(params.paths.models, params.train.seeds)
-    record = begun.write(params.paths.metrics / RECORD, train=training)
-    remember(params, result.metrics)
+    training = read_training_provenance(params.paths.models, params.train.seeds)
+    record = run.write(params.paths.metrics / PROVENANCE_FILE, train=training)
+    append_to_history(params, result.metrics)
     path = engine.call(report, params, result, record)
     publish_metrics(params, result.metrics)
     publish_plots(params, result)
-    console.print(metrics_table(params, result.metrics, metrics_before(params, result.metrics)))
+    console.print(metrics_table(params, result.metrics, previous_metrics(params, result.metrics)))
     console.print(f"report: {path.resolve()}")
     return dict(result.metrics)
 

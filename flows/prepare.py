@@ -1,10 +1,12 @@
-"""Stage `prepare`: a corpus -> the manifest. The demo's corpus is generated first, then read like any other."""
+"""Stage `prepare`: corpus -> manifest. The demo corpus is generated first, then read like any other."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+
+from prefect import flow, task
 
 from corpora.demo import generate
 from corpora.manifest import SPLITS, Manifest, write_manifest
@@ -17,10 +19,8 @@ from flows.config.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_pa
 from flows.display.console import console, progress
 from flows.orchestration import engine
 
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
-
-
-READERS = {"mmsa_pickle": read_mmsa, "csd": read_csd}  # of the layouts whose features are extracted already
+READERS = {"mmsa_pickle": read_mmsa, "csd": read_csd}
+"""Readers of `IMPORTED_LAYOUTS`."""
 
 
 @task
@@ -40,7 +40,7 @@ def generate_demo(params: PrepareParams, root: Path, workers: int) -> None:
 
 @task
 def read_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Problem]]:
-    """Read and check every row of the corpus; rows that cannot be used come back as problems."""
+    """Read and check every row of the corpus; rows that cannot be used are returned as problems."""
     return read_raw(
         root,
         corpus=params.corpus,
@@ -53,26 +53,31 @@ def read_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Probl
 
 @task
 def import_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Problem]]:
-    """Read a corpus of features, write these under `root`, and say what is in them."""
-    settings = {"corpus": params.corpus, "language": params.language, "label_range": params.label_range}
-    corpus = READERS[params.layout](Path(params.root).expanduser(), **settings, root=str(root))
+    """Read a corpus of extracted features, write these under `root`, and print their counts."""
+    corpus = READERS[params.layout](
+        Path(params.root).expanduser(),
+        corpus=params.corpus,
+        language=params.language,
+        label_range=params.label_range,
+        root=str(root),
+    )
     for remark in corpus.remarks:
         console.print(remark, markup=False)
     counts, problems = write_imported(corpus, root, params.layout)
-    for modality, found in counts.items():
-        said = f"{modality}: {found.clips} clips, {found.steps} steps, {found.invalid} of them not valid"
-        if found.replaced:
-            said += f"; {found.replaced} values of {found.replaced_clips} clips were NaN or infinite and are 0 now"
-        console.print(said)
+    for modality, count in counts.items():
+        line = f"{modality}: {count.clips} clips, {count.steps} steps, {count.invalid} of them not valid"
+        if count.replaced:
+            line += f"; {count.replaced} values of {count.replaced_clips} clips were NaN or infinite and are 0 now"
+        console.print(line)
     return corpus.manifest, [*corpus.problems, *problems]
 
 
 @flow(name="prepare", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
-    """Turn a corpus into the manifest: one checked row a clip, problems listed and never dropped in silence.
+    """Write the manifest of a corpus, one checked row a clip, and list the rows that had a problem.
 
     Args:
-        params_file: The parameters; every stage reads its own block of them.
+        params_file: Parameters of all stages.
     """
     params: Params = load_params(params_file)
     media = params.paths.media
@@ -80,7 +85,7 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
         engine.call(generate_demo, params.prepare, media, params.extract.workers)
         root = media
     else:
-        media.mkdir(parents=True, exist_ok=True)  # DVC wants every output of a stage to be there
+        media.mkdir(parents=True, exist_ok=True)  # DVC requires every output of a stage to exist
         root = Path(params.prepare.root)
     if params.prepare.layout in IMPORTED_LAYOUTS:
         manifest, problems = engine.call(import_corpus, params.prepare, media)

@@ -1,4 +1,4 @@
-"""Deployments `predict` and `watch`: new videos scored from Prefect's pages, by API, or by the clock."""
+"""Deployments `predict` and `watch`: new videos scored from Prefect's pages, by API, or on a schedule."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect import flow
+
+from flows.display.metrics import format_clock, format_number
 from flows.display.plots import ACCENT, PNG_COLOURS, plotting, to_png
 from flows.orchestration import engine
-from flows.display.metrics import format_clock, format_number
 from flows.prediction.inputs import default_model, find_media, to_videos
-from flows.prediction.watched_folder import DEFAULT_OUT, FolderBusyError, Watch, score_new, format_result
-
-from prefect import flow  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
+from flows.prediction.watched_folder import DEFAULT_OUT, FolderBusyError, Watch, format_result, score_new
 
 
 @flow(name="predict", flow_run_name="predict {path}")
@@ -32,21 +32,21 @@ def predict(
     workers: int = 0,
     timeout: float = 300.0,
 ) -> list[dict[str, Any]]:
-    """Score video or sound files. The run's artifacts hold the scores.
+    """Score video or audio files. The run's artifacts hold the scores.
 
     Args:
-        path: A file, a folder with all below it, or a pattern, as the worker's machine sees it.
-        text: What is said, of a single file.
-        transcript: A .srt, .vtt or .txt file of a single file, or a folder of them with the files' names.
-        model: Checkpoint folder; if left out, the best one of the first seed.
-        recogniser: Recognises speech where there is no transcript; a folder or Hugging Face id.
-        language: What is spoken, such as en; if left out, the corpus's.
-        level: Of the intervals, 0.5, 0.8, 0.9 or 0.95.
-        window: Seconds of the time line's windows; if left out, as long as training clips.
-        hop: Seconds from window to window; if left out, half a window.
-        out: Parquet file that the results are written to.
-        workers: Processes that read videos; 0 for one a core.
-        timeout: Seconds that reading one video may take.
+        path: File, folder (with its subfolders) or pattern, as the worker's machine sees it.
+        text: Transcript of a single file.
+        transcript: Transcript file (.srt, .vtt, .txt) of a single file, or folder of such files with the videos' names.
+        model: Checkpoint folder; by default the best checkpoint of the first seed.
+        recogniser: Speech recogniser for files without a transcript: folder or Hugging Face id.
+        language: Spoken language, such as en; by default the training corpus's.
+        level: Interval level: 0.5, 0.8, 0.9 or 0.95.
+        window: Length of the time line's windows, seconds; by default that of a training clip.
+        hop: Distance between windows, seconds; by default half a window.
+        out: Parquet file for the results.
+        workers: Processes that read videos; 0: one per core.
+        timeout: Time limit for reading one video, seconds.
     """
     from model.predict import Predictor
 
@@ -84,20 +84,20 @@ def watch(
     workers: int = 0,
     timeout: float = 300.0,
 ) -> int:
-    """Score what is new in a folder, each file once.
+    """Score the new files in a folder, each once.
 
     Args:
-        folder: Where files come to lie, as the worker's machine sees it.
-        pattern: Of the files that are meant, such as **/*.mp4.
-        model: Checkpoint folder; if left out, the best one of the first seed.
-        out: Parquet file of the predictions; if left out, predictions.parquet in the folder.
-        recogniser: Recognises speech where no transcript lies beside a file; a folder or Hugging Face id.
-        language: What is spoken, such as en; if left out, the corpus's.
-        level: Of the intervals, 0.5, 0.8, 0.9 or 0.95.
-        settle: Seconds in which a file may not change before it is taken to be whole.
-        attempts: At a file that cannot be scored; afterwards only when it has changed.
-        workers: Processes that read videos; 0 for one a core.
-        timeout: Seconds that reading one video may take.
+        folder: Folder to watch, as the worker's machine sees it.
+        pattern: Pattern of file names, such as **/*.mp4.
+        model: Checkpoint folder; by default the best checkpoint of the first seed.
+        out: Parquet file for the predictions; by default predictions.parquet in the folder.
+        recogniser: Speech recogniser for files without a transcript beside them: folder or Hugging Face id.
+        language: Spoken language, such as en; by default the training corpus's.
+        level: Interval level: 0.5, 0.8, 0.9 or 0.95.
+        settle: Time without changes after which a file counts as complete, seconds.
+        attempts: Attempts at a file that cannot be scored; after them it is retried only if it changes.
+        workers: Processes that read videos; 0: one per core.
+        timeout: Time limit for reading one video, seconds.
     """
     from model.predict import Predictor
 
@@ -108,7 +108,12 @@ def watch(
 
     try:
         report = score_new(
-            chosen, predictor, each=lambda one: engine.log(format_result(one)), level=level, workers=workers, timeout=timeout
+            chosen,
+            predictor,
+            on_result=lambda result: engine.log(format_result(result)),
+            level=level,
+            workers=workers,
+            timeout=timeout,
         )
     except FolderBusyError as busy:
         engine.log(str(busy))
@@ -121,7 +126,7 @@ def watch(
 
 
 def publish(results: Sequence[Mapping[str, Any]], label_range: Sequence[float]) -> None:
-    """Artifacts of the flow run: a table of several results; of one, all that there is to say, with its time line."""
+    """Publish several results as a table artifact, a single one in full with its time line."""
     if len(results) > 1:
         engine.publish_table("predictions", table_rows(results), f"{len(results)} files")
     elif results and not results[0]["error"]:
@@ -129,7 +134,7 @@ def publish(results: Sequence[Mapping[str, Any]], label_range: Sequence[float]) 
 
 
 def table_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row a file, for a table artifact."""
+    """Return the rows of a table artifact, one per file."""
     return [
         {
             "file": row["file"],
@@ -143,12 +148,13 @@ def table_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def to_markdown(result: Mapping[str, Any], label_range: Sequence[float]) -> str:
-    """A scored video as markdown; the time line is a picture inside."""
+    """Format a scored video as markdown, with its time line as an embedded image."""
     low, high = label_range
     interval, shares = result["interval"], result["contributions"]
     lines = [
         f"## {format_number(result['score'])}, {result['sentiment']}",
-        f"on a scale from {format_number(low, 0)} (negative) to {format_number(high, 0)} (positive), class {result['class']}",
+        f"on a scale from {format_number(low, 0)} (negative) to {format_number(high, 0)} (positive), "
+        f"class {result['class']}",
         "",
         "| | |",
         "|---|---|",
@@ -173,18 +179,18 @@ def to_markdown(result: Mapping[str, Any], label_range: Sequence[float]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text as markdown that shows it as it is, in one line: what a file is called, or says, is no markup."""
+    """Escape text for markdown and put it in one line: file names and transcripts are not markup."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-.!|~" else c for c in " ".join(text.split()))
 
 
 def draw(windows: Sequence[Mapping[str, Any]], label_range: Sequence[float]) -> bytes:
-    """The windows' scores over seconds as a PNG, with their intervals; a gap where there is no score."""
+    """Draw the windows' scores and intervals over time, with a gap for a window without a score, as a PNG."""
     low, high = label_range
     middle = [(window["start"] + window["end"]) / 2 for window in windows]
 
     def values(name: str) -> list[float]:
-        known = (window["interval"] if name in ("low", "high") else window for window in windows)
-        return [float("nan") if one is None or one[name] is None else one[name] for one in known]
+        sources = (window["interval"] if name in ("low", "high") else window for window in windows)
+        return [float("nan") if source is None or source[name] is None else source[name] for source in sources]
 
     with plotting(7.0, 2.6) as (figure, axes):
         colour = PNG_COLOURS[ACCENT]

@@ -1,7 +1,7 @@
-"""Stage `train`: dataset -> a checkpoint a seed, with learning curves.
+"""Stage `train`: dataset -> one checkpoint per seed, with learning curves.
 
-Several GPUs: `torchrun --standalone --nproc-per-node <n> -m flows.train`, then `dvc commit train`. The processes share
-every batch; the first of them alone writes, shows and speaks to Prefect.
+On several GPUs: `torchrun --standalone --nproc-per-node <n> -m flows.train`, then `dvc commit train`. The processes
+share every batch; only the first one writes files, shows progress and reports to Prefect.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from prefect import flow, task
 from rich.progress import Progress, TaskID
 
-from corpora.files import atomic_file
-from extractors.execution.cache import tag_scratch
 from flows.config.params import Params, load_params
 from flows.display.console import console, progress
 from flows.orchestration import engine
-from flows.orchestration.settings import scratch_folder
-from flows.report.provenance import RECORD, RunRecord
+from flows.orchestration.settings import STATE, forced, open_scratch, scratch_folder
+from flows.report.provenance import PROVENANCE_FILE, RunProvenance
 
-from prefect import flow, task  # isort: skip  (flows.orchestration.engine sets Prefect's switches before it is imported)
-
-
-PUBLISH_EVERY = 2.0
-"""Least seconds between two updates of the progress artifact: a small corpus has several epochs in one."""
+MIN_PUBLISH_SECONDS = 2.0
+"""Minimum time between two updates of the progress artifact: a small corpus takes less than a second an epoch."""
 
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
-"""Of those that torchrun started; without it there is one."""
+"""Whether this is the first of the processes that torchrun has started, or the only one."""
 
 
 class CurveObserver:
-    """Hands the loop's numbers to DVCLive, TensorBoard (None: not asked for), the progress bar and Prefect.
+    """Passes the training loop's metrics on to DVCLive, TensorBoard, the progress bar and Prefect.
 
     Args:
-        publish: takes the percentage of the epochs that are done, and the numbers in words.
+        live: DVCLive logger.
+        board: TensorBoard writer; None: no curves for TensorBoard.
+        bar: Progress bar.
+        row: The training's row in it.
+        epochs: Epochs of the training.
+        publish: Callback that receives the percentage of epochs done, and the metrics as text.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class CurveObserver:
         self.publish, self.published = publish, 0.0
 
     def on_batch(self, epoch: int, done: int, total: int) -> None:
-        """Move the bar by one batch."""
+        """Update the bar after a batch."""
         self.bar.update(self.row, completed=(epoch - 1) * total + done, total=self.epochs * total)
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Log one epoch's numbers as a step of the curves."""
+        """Log the metrics of an epoch as one step of the curves."""
         for name, value in metrics.items():
             self.live.log_metric(name, value)
             if self.board:
@@ -61,7 +62,7 @@ class CurveObserver:
         self.live.next_step()
         note = f"epoch {epoch}  loss {metrics['train_loss']:.3f}  valid MAE {metrics['valid_mae']:.3f}"
         self.bar.update(self.row, note=note)
-        if time.monotonic() - self.published > PUBLISH_EVERY or epoch == self.epochs:
+        if time.monotonic() - self.published > MIN_PUBLISH_SECONDS or epoch == self.epochs:
             self.publish(100 * epoch / self.epochs, note)
             self.published = time.monotonic()
 
@@ -70,20 +71,21 @@ class CurveObserver:
 def train_seed(seed: int, params: Params) -> dict[str, Any]:
     """Train with one seed: checkpoints and history in `models/seed-<n>`, curves in `metrics/training/seed-<n>`.
 
-    A run that was killed goes on where it was.
+    An interrupted training resumes from its last state in scratch.
     """
-    from dvclive import Live
+    from dvclive.live import Live
 
     from model.device import resolve_device
+    from model.files import atomic_file
     from model.train import train as train_model
 
-    tag_scratch(scratch_folder())  # memory-mapped features, and what a killed run goes on from
+    scratch = open_scratch()  # holds memory-mapped features and the state for resumption
     out = params.paths.models / f"seed-{seed}"
     arguments = params.paths.dataset, out, params.model, params.train, seed
     if not FIRST_PROCESS:
-        train_model(*arguments, scratch=scratch_folder())
+        train_model(*arguments, scratch=scratch)
         return {}
-    record = RunRecord(params, {"dataset": params.paths.dataset}, seed=seed)
+    record = RunProvenance(params, {"dataset": params.paths.dataset}, seed=seed)
     curves = params.paths.training_curves / f"seed-{seed}"
     board = _tensorboard(seed) if params.train.tensorboard else None
     live = Live(dir=str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
@@ -92,16 +94,16 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     with engine.gpu_slot() if on_gpu else nullcontext(), live, progress("batches") as bar:
         row = bar.add_task(f"train seed {seed}", total=None, note="")
         observer = CurveObserver(live, board, bar, row, params.train.epochs, publish)
-        result = train_model(*arguments, observer, scratch_folder())
+        result = train_model(*arguments, observer, scratch)
     if board:
         board.close()
     with atomic_file(out / "history.json") as temporary:
         temporary.write_text(json.dumps(list(result.history), indent=1), encoding="utf-8")
-    record.write(out / RECORD, resumed=result.resumed)
+    record.write(out / PROVENANCE_FILE, resumed=result.resumed)
     publish(100.0, f"best epoch {result.best_epoch} of {len(result.history)}")
     best = result.history[result.best_epoch - 1]
     if result.resumed:
-        console.print(f"seed {seed}: taken up in epoch {result.resumed[0]} after {result.resumed[1]} batches of it")
+        console.print(f"seed {seed}: resumed in epoch {result.resumed[0]} after {result.resumed[1]} batches")
     console.print(
         f"seed {seed}: best validation MAE {best['valid_mae']:.3f} in epoch {result.best_epoch} of "
         f"{len(result.history)}, {result.seconds:.0f} s on {result.device} -> {result.best}"
@@ -110,14 +112,14 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
 
 
 def _tensorboard(seed: int) -> Any:
-    """A writer of curves in `.dashfusion/tensorboard/seed-<n>`; those of an earlier run are removed."""
+    """Create a writer of curves to `.dashfusion/tensorboard/seed-<n>`, and remove those of an earlier run."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
         raise ValueError(
             "train.tensorboard is true, but tensorboard is not installed: pip install -e '.[tensorboard]'"
         ) from error
-    folder = Path(".dashfusion/tensorboard") / f"seed-{seed}"
+    folder = STATE / "tensorboard" / f"seed-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     return SummaryWriter(str(folder))
 
@@ -126,18 +128,21 @@ def _tensorboard(seed: int) -> Any:
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE.
 
-    Seeds that an interrupted stage had finished are not trained again.
+    An interrupted stage resumes, without training finished seeds again, unless it is forced.
 
     Args:
-        params_file: The parameters; every stage reads its own block of them.
+        params_file: Parameters of all stages.
     """
     from model.train import forget_run
 
     params = load_params(params_file)
+    run = scratch_folder(), params.paths.dataset, params.model, params.train
+    if forced() and FIRST_PROCESS:
+        forget_run(*run)
     results = [engine.call(train_seed, seed, params) for seed in params.train.seeds]
     if FIRST_PROCESS:
-        forget_run(scratch_folder(), params.paths.dataset, params.model, params.train)
-        engine.publish_table("training", results, "One row a seed: its best epoch with that epoch's metrics")
+        forget_run(*run)
+        engine.publish_table("training", results, "The best epoch of every seed, with its metrics")
     return results
 
 

@@ -1,4 +1,4 @@
-"""The `dashfusion` command."""
+"""The `dashfusion` command, and the options that several of its commands share."""
 
 from __future__ import annotations
 
@@ -24,12 +24,27 @@ app = typer.Typer(
     """,
 )
 
-Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; if left out, the first seed's best.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; by default the first seed's best.")]
+Asr = Annotated[
+    str | None,
+    typer.Option(help="Speech recogniser where there is no transcript: folder or Hugging Face id; '': none."),
+]
+Language = Annotated[str | None, typer.Option(help="Spoken language, such as en; by default the training corpus's.")]
+Level = Annotated[float, typer.Option(help="Interval level: 0.5, 0.8, 0.9 or 0.95.")]
+Readers = Annotated[int, typer.Option(min=0, help="Processes that read videos; 0: one per core.")]
+ReadTimeout = Annotated[float, typer.Option(min=1, help="Time limit for reading one video, seconds.")]
+Device = Annotated[str, typer.Option(help="Device of the network: auto, cpu, cuda.")]
+QuantiseText = Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for another run in this folder.")]
 
 
 @contextmanager
 def plain_errors(stderr: bool = False) -> Iterator[None]:
-    """Print what a user can mend as a line and end with exit code 1; a traceback is for mistakes of ours."""
+    """Print errors that a user can correct as a line, with exit code 1; other errors show a traceback.
+
+    Args:
+        stderr: Print to standard error, because standard output is for results.
+    """
     from flows.display.console import console
 
     try:

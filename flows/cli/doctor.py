@@ -1,4 +1,4 @@
-"""`dashfusion doctor`: what a corpus holds, what is wrong with it, and how long its extraction will take."""
+"""`dashfusion doctor`: contents and problems of a corpus, and the estimated time of its extraction."""
 
 from __future__ import annotations
 
@@ -19,39 +19,42 @@ from flows.config.params import Params
 from flows.display.console import console
 from flows.display.metrics import format_duration
 
-SHOWN = 5  # of a long list: the rest is counted
-BAR = 24  # characters of a histogram's longest bar
+MAX_ITEMS = 5
+"""Items of a long list that are shown; the others are counted."""
+
+BAR = 24
+"""Characters of a histogram's longest bar."""
 
 
 def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
-    """Examine a corpus, print the findings; True where the pipeline would go through with it.
+    """Inspect a corpus, print the findings, and return whether the pipeline would accept it.
 
     Args:
-        root: a folder in MMSA's layout, or in the parameters' own.
-        params: layout, columns, language, label range, extractors and `max_failed_fraction` are of interest.
-        sample: clips to extract for the estimate; 0: none.
+        root: Folder in MMSA's layout, or in that of the parameters.
+        params: Parameters; used are layout, columns, language, label range, extractors and `max_failed_fraction`.
+        sample: Clips to extract for the estimate; 0: none.
 
     Raises:
-        FileNotFoundError: no folder, or no table in it.
-        ValueError: the table cannot be read, or an extractor not be built.
+        FileNotFoundError: No folder, or no table in it.
+        ValueError: The table cannot be read, or an extractor cannot be built.
     """
-    found = inspect_corpus(
+    corpus = inspect_corpus(
         root,
         language=params.prepare.language,
         label_range=params.prepare.label_range,
         layout=params.prepare.raw_layout,
         columns=params.prepare.raw_columns,
     )
-    for table in (_overview(found), _formats(found), _labels(found), _problems(found)):
+    for table in (_overview(corpus), _formats(corpus), _labels(corpus), _problems(corpus)):
         if table.row_count:
             console.print(table)
-    chosen = sample_clips(found, sample)
+    chosen = sample_clips(corpus, sample)
     if chosen:
-        console.print(_estimate(found, chosen, params))
+        console.print(_estimate(corpus, chosen, params))
     limit = params.extract.max_failed_fraction
-    fit = found.unusable <= limit * found.rows
+    fit = corpus.unusable <= limit * corpus.rows
     console.print(
-        f"{root}: {found.unusable} of {found.rows} rows cannot be used ({found.unusable / found.rows:.1%}; "
+        f"{root}: {corpus.unusable} of {corpus.rows} rows cannot be used ({corpus.unusable / corpus.rows:.1%}; "
         f"max_failed_fraction allows {limit:.1%})" + ("" if fit else ": repair or remove them, or raise it"),
         style=None if fit else "bold red",
         markup=False,
@@ -67,40 +70,40 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _row(table: Table, *cells: object) -> None:
-    """Cells as they are: what comes from a corpus is no markup."""
+    """Add a row of plain text: a corpus's strings are not markup."""
     from rich.text import Text
 
     table.add_row(*(Text(str(cell)) for cell in cells))
 
 
-def _overview(found: CorpusInspection) -> Table:
-    table = _table(str(found.manifest.root), "", "clips", "")
-    _row(table, "usable rows", found.rows - found.unusable, f"of {found.rows}")
-    for split, clips in found.splits().items():
+def _overview(corpus: CorpusInspection) -> Table:
+    table = _table(str(corpus.manifest.root), "", "clips", "")
+    _row(table, "usable rows", corpus.rows - corpus.unusable, f"of {corpus.rows}")
+    for split, clips in corpus.splits().items():
         _row(table, f"  {split}", len(clips), "")
-    for language, clips in found.languages().items():
-        _row(table, f"language {language}", clips, "")
-    seconds = found.durations()
+    for language, count in corpus.languages().items():
+        _row(table, f"language {language}", count, "")
+    seconds = corpus.durations()
     if len(seconds):
-        low, quarter, middle, most, high = np.quantile(seconds, (0, 0.25, 0.5, 0.75, 1))
-        shape = f"{low:.1f} least, {quarter:.1f} | {middle:.1f} | {most:.1f} quartiles, {high:.1f} s longest"
+        low, *quartiles, high = np.quantile(seconds, (0, 0.25, 0.5, 0.75, 1))
+        shape = f"{low:.1f} least, {' | '.join(f'{q:.1f}' for q in quartiles)} quartiles, {high:.1f} s longest"
         _row(table, f"{format_duration(seconds.sum())} in all", len(seconds), shape)
-    for modality, clips in found.missing_modalities().items():
-        _row(table, f"without {modality}", len(clips), _some(clips))
-    unlabelled = [clip.clip_id for clip in found.manifest.clips if clip.label is None]
+    for modality, clip_ids in corpus.missing_modalities().items():
+        _row(table, f"without {modality}", len(clip_ids), _some(clip_ids))
+    unlabelled = [clip.clip_id for clip in corpus.manifest.clips if clip.label is None]
     _row(table, "without label", len(unlabelled), _some(unlabelled))
     return table
 
 
 def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
+    more = f" and {len(items) - MAX_ITEMS} more" if len(items) > MAX_ITEMS else ""
+    return ", ".join(items[:MAX_ITEMS]) + more
 
 
-def _formats(found: CorpusInspection) -> Table:
+def _formats(corpus: CorpusInspection) -> Table:
     table = _table("Formats", "", "", "clips")
-    for name, counts in found.formats().items():
-        shown, rest = counts.most_common(SHOWN), counts.most_common()[SHOWN:]
+    for name, counts in corpus.formats().items():
+        shown, rest = counts.most_common(MAX_ITEMS), counts.most_common()[MAX_ITEMS:]
         for i, (value, clips) in enumerate(shown):
             _row(table, name if not i else "", value, clips)
         if rest:
@@ -108,43 +111,45 @@ def _formats(found: CorpusInspection) -> Table:
     return table
 
 
-def _labels(found: CorpusInspection) -> Table:
-    """One row a seventh of the label range, one column a split; bars in the proportion of the split."""
-    low, high = found.manifest.label_range
-    splits = {name: clips for name, clips in found.splits().items() if clips}
+def _labels(corpus: CorpusInspection) -> Table:
+    """Return the histogram of labels: one row per bin, one column per split, bars scaled by split."""
+    low, high = corpus.manifest.label_range
+    splits = {name: clips for name, clips in corpus.splits().items() if clips}
     table = _table("Labels", "", *splits)
-    counts = {name: label_histogram(clips, (low, high)) for name, clips in splits.items()}
-    for i in range(7):
-        part = (high - low) / 7
-        bars = (f"{'█' * round(BAR * of[i] / max(of.max(), 1))} {of[i]}" for of in counts.values())
-        _row(table, f"{low + i * part:+.2f} to {low + (i + 1) * part:+.2f}", *bars)
+    bins = 7
+    edges = np.linspace(low, high, bins + 1)
+    counts = {name: label_histogram(clips, (low, high), bins) for name, clips in splits.items()}
+    for i in range(bins):
+        bars = (f"{'█' * round(BAR * count[i] / max(count.max(), 1))} {count[i]}" for count in counts.values())
+        _row(table, f"{edges[i]:+.2f} to {edges[i + 1]:+.2f}", *bars)
     return table
 
 
-def _problems(found: CorpusInspection) -> Table:
+def _problems(corpus: CorpusInspection) -> Table:
     table = _table("Problems", "error", "clips", "message")
-    for error, clips in Counter(problem.error for problem in found.problems).most_common():
-        messages = [problem.message for problem in found.problems if problem.error == error]
-        for i, message in enumerate(messages[:SHOWN]):
+    for error, clips in Counter(problem.error for problem in corpus.problems).most_common():
+        messages = [problem.message for problem in corpus.problems if problem.error == error]
+        for i, message in enumerate(messages[:MAX_ITEMS]):
             _row(table, error if not i else "", clips if not i else "", message)
-        if clips > SHOWN:
-            _row(table, "", "", f"and {clips - SHOWN} more")
+        if clips > MAX_ITEMS:
+            _row(table, "", "", f"and {clips - MAX_ITEMS} more")
     return table
 
 
-def sample_clips(found: CorpusInspection, count: int) -> list[Clip]:
-    """So many clips that can be read, spread evenly from the shortest to the longest."""
-    readable = [clip for clip in found.manifest.clips if found.media[clip.clip_id] is not None and clip.duration]
-    readable.sort(key=lambda clip: clip.duration)
+def sample_clips(corpus: CorpusInspection, count: int) -> list[Clip]:
+    """Return up to `count` readable clips, spread evenly from the shortest to the longest."""
+    readable = [clip for clip in corpus.manifest.clips if corpus.media[clip.clip_id] is not None and clip.duration]
+    readable.sort(key=lambda clip: clip.duration or 0.0)
     places = np.linspace(0, len(readable) - 1, min(count, len(readable))).round().astype(int)
     return [readable[i] for i in places]
 
 
-def _estimate(found: CorpusInspection, chosen: Sequence[Clip], params: Params) -> Table:
-    """Seconds that extraction will take, by those that the chosen clips take here and now."""
+def _estimate(corpus: CorpusInspection, chosen: Sequence[Clip], params: Params) -> Table:
+    """Estimate the time of extraction from that of the chosen clips on this machine."""
     workers = params.extract.workers or os.cpu_count() or 1
     limit_threads(1)
-    root, of_clips = Path(found.manifest.root), sum(clip.duration for clip in chosen)
+    root, sample_seconds = Path(corpus.manifest.root), sum(clip.duration or 0.0 for clip in chosen)
+    corpus_seconds = corpus.durations().sum()
     title = f"Extraction by {workers} processes, going by {len(chosen)} clips"
     table = _table(title, "modality", "extractor", "seconds a second", "whole corpus")
     whole = 0.0
@@ -154,21 +159,16 @@ def _estimate(found: CorpusInspection, chosen: Sequence[Clip], params: Params) -
         if failed:
             _row(table, modality, extractor.extractor, f"failed: {failed}", "")
             continue
-        share = seconds / of_clips
-        whole += share * found.durations().sum() / workers
-        _row(
-            table,
-            modality,
-            extractor.extractor,
-            f"{share:.3f}",
-            format_duration(share * found.durations().sum() / workers),
-        )
+        rate = seconds / sample_seconds
+        estimate = rate * corpus_seconds / workers
+        whole += estimate
+        _row(table, modality, extractor.extractor, f"{rate:.3f}", format_duration(estimate))
     _row(table, "all", "", "", format_duration(whole))
     return table
 
 
 def _measure(clips: Sequence[Clip], root: Path, extractor: str, options: dict[str, object]) -> tuple[float, str]:
-    """Seconds that the clips take once models are loaded; and where one of them fails, why."""
+    """Return the seconds that the clips take once models are loaded, and the first failure's message, if any."""
     with tempfile.TemporaryDirectory() as scratch:
         extract_unit(clips[:1], root, extractor, options, Path(scratch) / "warm")
         start = time.perf_counter()

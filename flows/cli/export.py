@@ -8,17 +8,17 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import Checkpoint, plain_errors, app
+from flows.cli.app import Checkpoint, app, plain_errors
 
 export = typer.Typer(no_args_is_help=True, help="The dataset and the model for other tools.")
 app.add_typer(export, name="export")
 
 
 @export.command()
-def mmsa(path: Annotated[Path, typer.Argument(help="The .pkl file to write.")]) -> None:
+def mmsa(path: Annotated[Path, typer.Argument(help="Pickle file (.pkl) to write.")]) -> None:
     """Write [bold]data/dataset/[/bold] as a pickle in MMSA's format, which MMSA trains on.
 
-    Clips without a label are left out. What MMSA is to be told beside the path is in docs/mmsa.md.
+    Clips without a label are omitted. docs/mmsa.md lists the MMSA settings to use with it.
     """
     from extractors.dataset.export import export_mmsa
     from flows.config.params import load_params
@@ -33,7 +33,7 @@ def mmsa(path: Annotated[Path, typer.Argument(help="The .pkl file to write.")]) 
 
 
 @export.command()
-def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")]) -> None:
+def datasets(path: Annotated[Path, typer.Argument(help="Folder to write.")]) -> None:
     """Write [bold]data/dataset/[/bold] as a folder that Hugging Face [bold]datasets.load_dataset(path)[/bold] reads."""
     from extractors.dataset.export import export_datasets
     from flows.config.params import load_params
@@ -44,10 +44,8 @@ def datasets(path: Annotated[Path, typer.Argument(help="The folder to write.")])
 
 
 @export.command("model")
-def export_model(
-    folder: Annotated[Path, typer.Argument(help="The folder to write.")], model: Checkpoint = None
-) -> None:
-    """Copy a checkpoint, all that predicting needs, with the test metrics in its model card (README.md)."""
+def export_model(folder: Annotated[Path, typer.Argument(help="Folder to write.")], model: Checkpoint = None) -> None:
+    """Copy a checkpoint, which is all that prediction needs, with the test metrics in its model card (README.md)."""
     from flows.config.params import load_params
     from flows.prediction.inputs import default_model
     from model.checkpoint.model_card import export_checkpoint
@@ -58,16 +56,16 @@ def export_model(
         path = params.paths.metrics / f"{split}.json"
         metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         export_checkpoint(model or default_model(), folder, metrics, split)
-    told = f"metrics of {path}" if metrics else f"no {path} yet: its card has the validation metrics"
-    typer.echo(f"{folder}: {told}")
+    source = f"metrics of {path}" if metrics else f"no {path} yet: its card has the validation metrics"
+    typer.echo(f"{folder}: {source}")
 
 
 @export.command()
-def onnx(path: Annotated[Path, typer.Argument(help="The .onnx file to write.")], model: Checkpoint = None) -> None:
-    """Write the network as ONNX, from features to the score, for any number of clips and steps; masks are inputs.
+def onnx(path: Annotated[Path, typer.Argument(help="ONNX file (.onnx) to write.")], model: Checkpoint = None) -> None:
+    """Write the network as ONNX, from features and masks to the score, for any number of clips and steps.
 
-    Its predictions are compared with PyTorch's, alone and in padded batches, missing modalities included; a difference
-    over 1e-4 is refused. Needs pip install -e '.[onnx]'.
+    Its predictions are compared with PyTorch's, for single clips and padded batches, with and without missing
+    modalities; a difference over 1e-4 is an error. Needs pip install -e '.[onnx]'.
     """
     from flows.prediction.inputs import default_model
 

@@ -3,51 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import Checkpoint, app, plain_errors
+from flows.cli.app import (
+    Asr,
+    Checkpoint,
+    Device,
+    Language,
+    Level,
+    QuantiseText,
+    Readers,
+    ReadTimeout,
+    app,
+    plain_errors,
+)
 
 
 @app.command()
 def predict(
-    paths: Annotated[list[str], typer.Argument(help="Video or sound files, folders of them, or patterns.")],
-    text: Annotated[str | None, typer.Option(help="What is said, of a single file.")] = None,
+    paths: Annotated[list[str], typer.Argument(help="Video or audio files, folders of them, or patterns.")],
+    text: Annotated[str | None, typer.Option(help="Transcript of a single file.")] = None,
     transcript: Annotated[
-        Path | None,
-        typer.Option(help=".srt, .vtt or .txt of a single file; or a folder of them, named like the files."),
+        Path | None, typer.Option(help="Transcript file (.srt, .vtt, .txt) of a single file; or a folder of them.")
     ] = None,
-    asr: Annotated[
-        str | None, typer.Option(help="Recognise speech with this model: a folder or Hugging Face id; '': never.")
-    ] = None,
+    asr: Asr = None,
     model: Checkpoint = None,
-    language: Annotated[str | None, typer.Option(help="What is spoken, such as en; the corpus's if left out.")] = None,
-    level: Annotated[float, typer.Option(help="Of the intervals: 0.5, 0.8, 0.9 or 0.95.")] = 0.9,
+    language: Language = None,
+    level: Level = 0.9,
     window: Annotated[
-        float | None, typer.Option(help="Seconds of the time line's windows; if left out, as long as training clips.")
+        float | None, typer.Option(help="Window length of the time line, seconds; by default that of a training clip.")
     ] = None,
-    hop: Annotated[float | None, typer.Option(help="Seconds from window to window; half a window if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the results as Parquet.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the results as an HTML page.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read videos; 0: one a core.")] = 0,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that reading one video may take.")] = 300.0,
-    device: Annotated[str, typer.Option(help="Of the network: auto, cpu, cuda.")] = "auto",
-    quantise_text: Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if any file cannot be scored.")] = False,
+    hop: Annotated[
+        float | None, typer.Option(help="Distance between windows, seconds; by default half a window.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, and nothing else, on standard output.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for the results.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page for the results.")] = None,
+    workers: Readers = 0,
+    timeout: ReadTimeout = 300.0,
+    device: Device = "auto",
+    quantise_text: QuantiseText = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 if any file cannot be scored.")] = False,
 ) -> None:
-    """Score your own videos: sentiment, how sure it is, from which modalities, and over time.
+    """Score your own videos: sentiment, its uncertainty, the contribution of each modality, and the score over time.
 
-    Features are made as the checkpoint says that its training's were. A file that cannot be scored is a row with the
-    reason, and the others go on; the exit status is 1 if no file could be scored. See docs/predict.md.
+    Features are extracted as for the checkpoint's training. A file that cannot be scored becomes a row with the
+    reason, and does not stop the others; the exit status is 1 if no file could be scored. See docs/predict.md.
     """
     from flows.prediction import inputs
     from flows.prediction import score as scoring
 
-    with plain_errors(
-        stderr=as_json
-    ):  # it loads flows.orchestration.engine before torch is loaded, whose threads then spin less
+    with plain_errors(stderr=as_json):
         from model.predict import Predictor
 
         predictor = Predictor(
@@ -66,34 +74,32 @@ def predict(
 
 @app.command()
 def serve(
-    model: Annotated[Path | None, typer.Option(help="Checkpoint folder; if left out, the first seed's best.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; another than loopback needs a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")] = 8000,
+    model: Checkpoint = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     token: Annotated[
-        str, typer.Option(envvar="DASHFUSION_TOKEN", show_envvar=True, help="Ask for this token.", show_default=False)
+        str, typer.Option(envvar="DASHFUSION_TOKEN", show_default=False, help="Token that clients must send.")
     ] = "",
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Name by which a proxy knows the server; may be given again.")
+        list[str] | None, typer.Option(help="Host name under which a proxy forwards requests; may be repeated.")
     ] = None,
-    asr: Annotated[
-        str | None, typer.Option(help="Recognise speech with this model: a folder or Hugging Face id; '': never.")
-    ] = None,
-    language: Annotated[str | None, typer.Option(help="What is spoken, such as en; the corpus's if left out.")] = None,
+    asr: Asr = None,
+    language: Language = None,
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that score, each with all models; 0: one for two cores, up to 4.")
+        int, typer.Option(min=0, help="Scoring processes, each with all models; 0: one per two cores, up to 4.")
     ] = 0,
-    queue: Annotated[int, typer.Option(min=0, help="Uploads that may wait for one of them.")] = 8,
-    max_megabytes: Annotated[int, typer.Option(min=1, help="Of an upload.")] = 200,
-    max_seconds: Annotated[float, typer.Option(min=1, help="Of a clip.")] = 300.0,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that scoring one clip may take.")] = 120.0,
-    memory: Annotated[float, typer.Option(min=0.5, help="GiB that a worker may take.")] = 4.0,
-    device: Annotated[str, typer.Option(help="Of the network: auto, cpu, cuda.")] = "auto",
-    quantise_text: Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")] = False,
+    queue: Annotated[int, typer.Option(min=0, help="Maximum number of waiting uploads.")] = 8,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Maximum upload size, MiB.")] = 200,
+    max_seconds: Annotated[float, typer.Option(min=1, help="Maximum clip length, seconds.")] = 300.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Time limit for scoring one clip, seconds.")] = 120.0,
+    memory: Annotated[float, typer.Option(min=0.5, help="Memory limit of a scoring process, GiB.")] = 4.0,
+    device: Device = "auto",
+    quantise_text: QuantiseText = False,
 ) -> None:
-    """Score clips on a page and by HTTP: [bold]http://127.0.0.1:8000[/bold], for this machine alone.
+    """Score clips on a web page and by HTTP: [bold]http://127.0.0.1:8000[/bold], for this machine only.
 
-    Clips are dropped on the page or recorded there, or sent with POST /predict; the answer is that of
-    [bold]dashfusion predict --json[/bold]. Nothing is kept of them. See docs/serve.md.
+    Clips are dropped on the page, recorded there, or sent with POST /predict; the response is that of
+    [bold]dashfusion predict --json[/bold]. Clips are not stored. See docs/serve.md.
     """
     with plain_errors():
         from flows.prediction.inputs import default_model
@@ -117,29 +123,29 @@ def serve(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="Where files come to lie.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to watch.")],
     out: Annotated[
-        Path | None, typer.Option(help="Parquet of the predictions; if left out, predictions.parquet in the folder.")
+        Path | None, typer.Option(help="Parquet file for the results; by default predictions.parquet in the folder.")
     ] = None,
-    pattern: Annotated[str, typer.Option(help="Of the files that are meant.")] = "**/*",
-    model: Annotated[Path | None, typer.Option(help="Checkpoint folder; if left out, the first seed's best.")] = None,
-    asr: Annotated[
-        str | None, typer.Option(help="Recognise speech with this model: a folder or Hugging Face id; '': never.")
-    ] = None,
-    language: Annotated[str | None, typer.Option(help="What is spoken, such as en; the corpus's if left out.")] = None,
-    level: Annotated[float, typer.Option(help="Of the intervals: 0.5, 0.8, 0.9 or 0.95.")] = 0.9,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds from look to look.")] = 10.0,
-    settle: Annotated[float, typer.Option(min=0, help="Seconds in which a file must not change to be whole.")] = 10.0,
-    attempts: Annotated[int, typer.Option(min=1, help="At a file that cannot be scored, unless it changes.")] = 2,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read videos; 0: one a core.")] = 0,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that reading one video may take.")] = 300.0,
-    device: Annotated[str, typer.Option(help="Of the network: auto, cpu, cuda.")] = "auto",
-    once: Annotated[bool, typer.Option("--once", help="Look once, wait for what is new to settle, and end.")] = False,
+    pattern: Annotated[str, typer.Option(help="Pattern of file names.")] = "**/*",
+    model: Checkpoint = None,
+    asr: Asr = None,
+    language: Language = None,
+    level: Level = 0.9,
+    interval: Annotated[float, typer.Option(min=0.1, help="Polling interval, seconds.")] = 10.0,
+    settle: Annotated[
+        float, typer.Option(min=0, help="Time without changes after which a file is complete, seconds.")
+    ] = 10.0,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts at a failing file, until it changes.")] = 2,
+    workers: Readers = 0,
+    timeout: ReadTimeout = 300.0,
+    device: Device = "auto",
+    once: Annotated[bool, typer.Option("--once", help="Score the new files once they are complete, and end.")] = False,
 ) -> None:
-    """Score what comes into a folder, each file once, until Ctrl-C.
+    """Score new files in a folder, each once, until Ctrl-C.
 
-    A transcript that lies beside a file under its name (.srt, .vtt, .txt) is taken. A ledger beside the predictions
-    says what was done; it outlives this command. As a deployment of Prefect's, see docs/serve.md.
+    A transcript beside a file, with its name and .srt, .vtt or .txt, is used. A ledger beside the predictions records
+    what was scored, also for later runs. docs/serve.md describes the same as a Prefect deployment.
     """
     from flows.display.console import console
     from flows.prediction import watched_folder as watching
@@ -153,7 +159,7 @@ def watch(
 
         chosen = watching.Watch(folder, out or folder / watching.DEFAULT_OUT, pattern, settle, attempts)
         predictor = Predictor(model or default_model(), device=device, language=language, recogniser=asr)
-        options = {"level": level, "workers": workers, "timeout": timeout}
+        options: dict[str, Any] = {"level": level, "workers": workers, "timeout": timeout}
         try:
             if once:
                 report = watching.score_new(

@@ -19,7 +19,7 @@ from extractors.execution.units import TooManyFailuresError
 from extractors.store import FeatureReader
 from flows.align import align
 from flows.extract import extract
-from flows.orchestration.settings import scratch_folder
+from flows.orchestration.settings import FORCE, scratch_folder
 from flows.prepare import prepare
 from flows.transcribe import transcribe
 
@@ -30,7 +30,7 @@ BROKEN = ("truncated", "empty", "text")
 def write_corpus(root: Path, silent_clip: Path) -> None:
     """Six generated clips; then copies that are truncated, empty, a text file, without transcript, without sound."""
     generate(root, DemoConfig(clips=6, speakers=4, seed=5), workers=1)
-    with open(root / "label.csv", encoding="utf-8", newline="") as table:
+    with (root / "label.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
     good = (root / "Raw" / rows[0]["video_id"] / f"{rows[0]['clip_id']}.mp4").read_bytes()
     folder = root / "Raw" / "odd"
@@ -43,7 +43,7 @@ def write_corpus(root: Path, silent_clip: Path) -> None:
     for name in (*BROKEN, "wordless", "silent"):
         text = "" if name == "wordless" else "Fine words."
         rows.append({"video_id": "odd", "clip_id": name, "text": text, "label": "1.0", "mode": "train"})
-    with open(root / "label.csv", "w", encoding="utf-8", newline="") as table:
+    with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.DictWriter(table, rows[0], restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -119,6 +119,19 @@ def test_a_second_extraction_takes_what_is_done_and_tries_the_broken_again(here,
     extract.fn("audio")
     assert "8 from an earlier run" in " ".join(capfd.readouterr().out.split())
     assert {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()} == before
+
+
+def test_a_forced_extraction_reuses_nothing(here, capfd, monkeypatch):
+    before = {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()}
+    scratch = {path: path.stat().st_mtime_ns for path in scratch_folder().glob("audio.*/*/*.npz")}
+    monkeypatch.setenv(FORCE, "1")
+    extract.fn("audio")
+    capfd.readouterr()
+    assert all(path.stat().st_mtime_ns > time for path, time in scratch.items()) and len(scratch) == 7
+    assert {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()} == before
+    monkeypatch.delenv(FORCE)
+    extract.fn("audio")
+    assert "8 from an earlier run" in " ".join(capfd.readouterr().out.split())
 
 
 def test_too_many_failures_stop_the_stage_and_name_the_clips(here):

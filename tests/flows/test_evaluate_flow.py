@@ -1,4 +1,4 @@
-"""What `evaluate` shows: the change since the last run, and pictures for Prefect's pages."""
+"""What `evaluate` shows: the change since the last run, and plot_images for Prefect's pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from corpora.manifest import Clip, Manifest
 from flows import evaluate
 from flows.config.params import Params, load_params
-from flows.report import analysis, pictures
+from flows.report import analysis, plot_images
 from model.checkpoint import io as checkpoint_io
 from model.evaluation.predictions import ClipPredictions
 from model.evaluation.subgroups import split_into_subgroups
@@ -44,33 +44,33 @@ def test_a_change_says_whether_it_is_for_the_better():
 
 
 def test_the_first_evaluation_has_nothing_to_compare_with(params):
-    assert evaluate.metrics_before(params, OLD) is None
-    evaluate.remember(params, OLD)
-    assert evaluate.metrics_before(params, OLD) is None
+    assert evaluate.previous_metrics(params, OLD) is None
+    evaluate.append_to_history(params, OLD)
+    assert evaluate.previous_metrics(params, OLD) is None
 
 
 def test_an_evaluation_is_compared_with_the_last_one_of_its_corpus_and_split(params):
-    evaluate.remember(params, OLD)
-    evaluate.remember(replace(params, prepare=replace(params.prepare, corpus="other")), {"mae": 9.0})
-    evaluate.remember(params, NEW)
-    assert evaluate.metrics_before(params, NEW) == OLD
-    assert evaluate.metrics_before(params, {"mae": 7.0}) == NEW, "metrics that DVC brought back from its cache"
-    evaluate.remember(params, NEW)
-    assert evaluate.metrics_before(params, NEW) == NEW, "the same again"
+    evaluate.append_to_history(params, OLD)
+    evaluate.append_to_history(replace(params, prepare=replace(params.prepare, corpus="other")), {"mae": 9.0})
+    evaluate.append_to_history(params, NEW)
+    assert evaluate.previous_metrics(params, NEW) == OLD
+    assert evaluate.previous_metrics(params, {"mae": 7.0}) == NEW, "metrics that DVC brought back from its cache"
+    evaluate.append_to_history(params, NEW)
+    assert evaluate.previous_metrics(params, NEW) == NEW, "the same again"
 
 
 def test_the_last_evaluation_says_when_it_was(params):
-    evaluate.remember(params, OLD)
-    evaluate.remember(params, NEW)
-    before = evaluate.evaluation_before(params, NEW)
+    evaluate.append_to_history(params, OLD)
+    evaluate.append_to_history(params, NEW)
+    before = evaluate.previous_evaluation(params, NEW)
     assert before.metrics == OLD and before.time.endswith("+00:00") and before.day.endswith(" UTC")
 
 
 def test_a_line_that_was_cut_short_does_not_hide_the_others(params):
-    evaluate.remember(params, OLD)
-    with open(evaluate.HISTORY, "a", encoding="utf-8") as file:
+    evaluate.append_to_history(params, OLD)
+    with evaluate.HISTORY.open("a", encoding="utf-8") as file:
         file.write('{"time": "2026-01-0\n')
-    assert evaluate.metrics_before(params, NEW) == OLD
+    assert evaluate.previous_metrics(params, NEW) == OLD
 
 
 def test_the_table_has_columns_for_the_change_only_where_there_is_one(params):
@@ -89,7 +89,7 @@ def test_pictures_are_drawn_in_colours_that_can_be_seen(clips):
     label = np.linspace(-3, 3, clips)
     predictions = pa.table({"clip_id": [str(i) for i in range(clips)], "label": label, "prediction": label / 2})
     curves = [{"seed": 0, "epoch": i, "train_loss": 1 / i, "valid_mae": 1 / i} for i in (1, 2, 3)]
-    made = dict(pictures(predictions, (-3.0, 3.0), curves))
+    made = dict(plot_images(predictions, (-3.0, 3.0), curves))
     assert list(made)[:3] == ["Confusion matrix", "Predicted against true", "Training loss"]
     for title, png in made.items():
         assert len(png) < 60_000, f"{title}: too large for an artifact"
@@ -121,7 +121,7 @@ def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features()
     manifest, clips, steps = make_split()
     valid = {"audio": {clip_id: np.array([True, False]) for clip_id in clips.clip_ids}}
     valid["audio"]["a/00"] = np.zeros(0, bool)
-    facts = analysis.clip_facts(clips, steps, manifest, valid)
+    facts = analysis.clip_attributes(clips, steps, manifest, valid)
     assert np.isnan(facts.seconds_N[1]) and facts.seconds_N[2] == 3.0
     assert list(facts.video_N[:3]) == ["a", "b", "a"]
     assert np.isnan(facts.valid["audio"][0]) and facts.valid["audio"][1] == 0.5
@@ -130,10 +130,10 @@ def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features()
 
 def test_parts_and_videos_of_a_split_are_measured():
     manifest, clips, steps = make_split()
-    facts = analysis.clip_facts(clips, steps, manifest, {})
-    found = analysis.breakdown(clips, split_into_subgroups(facts), facts, manifest.label_range)
+    facts = analysis.clip_attributes(clips, steps, manifest, {})
+    found = analysis.subgroup_analysis(clips, split_into_subgroups(facts), facts, manifest.label_range)
     assert found.whole.clips == 11 and found.whole.mae == pytest.approx(0.3)
-    assert {part.group for part in found.parts} == {"Length", "Modalities", "Polarity", "Conflict"}
+    assert {part.group for part in found.subgroups} == {"Length", "Modalities", "Polarity", "Conflict"}
     assert {video.name: video.clips for video in found.videos} == {"a": 5, "b": 6} and found.videos_measured == 2
     low, high = analysis.metric_intervals(clips.labelled(), manifest.label_range)["acc2_np"]
     assert 0.5 < low < high <= 1

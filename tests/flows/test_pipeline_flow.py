@@ -146,6 +146,34 @@ def test_what_dvc_would_skip_is_asked_once_and_starts_no_process(repository, mon
     assert dvc.up_to_date() == set()
 
 
+def test_only_the_targets_are_forced_and_what_follows_them_is_checked_again(repository, monkeypatch):
+    """Of prepare -> extract -> align, extract is forced: prepare is cached, align is asked for again."""
+    folder = repository(MAKE)
+    stages = {
+        name: {"cmd": f"cp {source} {name}", "deps": [source], "outs": [name]}
+        for name, source in (("extract", "made.txt"), ("align", "extract"))
+    }
+    dvc_yaml = json.loads((folder / "dvc.yaml").read_text(encoding="utf-8"))
+    dvc_yaml["stages"] |= stages
+    (folder / "dvc.yaml").write_text(json.dumps(dvc_yaml), encoding="utf-8")
+    pipeline.pipeline.fn()
+    asked = {}
+
+    def forced(stage: str, force: bool, time_limit: float) -> dvc.Output:
+        asked[stage] = force
+        return dvc.dvc_repro(stage, force, time_limit)
+
+    monkeypatch.setattr(pipeline, "dvc_repro", forced)
+    assert [(r.stage, r.state) for r in pipeline.run_stages(["extract"], force=True)] == [
+        ("prepare", "cached"), ("extract", "run"),
+    ]  # fmt: skip
+    assert asked == {"extract": True}
+    monkeypatch.setattr(pipeline, "stage_order", lambda targets: ["prepare", "extract", "align"])
+    states = [(r.stage, r.state) for r in pipeline.run_stages(["extract"], force=True)]
+    assert states == [("prepare", "cached"), ("extract", "run"), ("align", "cached")]
+    assert asked == {"extract": True, "align": False}
+
+
 def test_a_failed_stage_speaks_first_and_dvc_not_at_all(repository):
     repository("print('reading')\nprint('prepare stopped: ValueError: row 7 [0, 1]: no such clip')\n"
                "print('  look there')\nprint('(DASHFUSION_TRACEBACK=1 shows where)')\nraise SystemExit(1)")  # fmt: skip

@@ -16,6 +16,6 @@ def test_prefect_hears_the_percentage_and_the_epochs_numbers_but_not_of_every_sh
     observer = train.CurveObserver(live, None, bar, 0, 4, lambda percent, words: heard.append((percent, words)))
     for epoch in (1, 2, 3, 4):
         observer.on_epoch(epoch, {"train_loss": 1 / epoch, "valid_mae": 0.5})
-        now += train.PUBLISH_EVERY if epoch == 2 else 0.1
+        now += train.MIN_PUBLISH_SECONDS if epoch == 2 else 0.1
     assert [percent for percent, _ in heard] == [25, 75, 100]
     assert heard[1][1] == "epoch 3  loss 0.333  valid MAE 0.500"

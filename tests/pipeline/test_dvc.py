@@ -51,11 +51,24 @@ def test_a_changed_parameter_makes_its_own_stages_stale(project, first_run, key,
         (project.folder / "params.yaml").write_text(before, encoding="utf-8")
 
 
+def test_going_back_to_earlier_settings_runs_nothing(reproduced):
+    """DVC's run cache holds all eight stages, for every setting that was run before."""
+    earlier = {
+        name: (reproduced.folder / name).read_bytes() for name in ("params.yaml", "metrics/test.json", "dvc.lock")
+    }
+    reproduced.set("prepare.demo.seed", 8)
+    assert len(reproduced.repro()) == 8
+    assert (reproduced.folder / "metrics/test.json").read_bytes() != earlier["metrics/test.json"]
+    (reproduced.folder / "params.yaml").write_bytes(earlier["params.yaml"])
+    assert reproduced.repro() == []
+    assert {name: (reproduced.folder / name).read_bytes() for name in earlier} == earlier
+
+
 @pytest.fixture(scope="module")
 def experiments(project, first_run) -> dict[str, dict[str, Any]]:
     """Two learning rates, queued and run: an experiment's name -> what `dvc exp show` says of it."""
     scratch = project.folder / ".dashfusion/scratch"
-    before = {path for path in scratch.rglob("*.npz")}
+    before = set(scratch.rglob("*.npz"))
     project.dvc("exp", "run", "--queue", "-S", f"train.learning_rate={RATES[0]},{RATES[1]}")
     try:
         project.dvc("queue", "start")
@@ -65,7 +78,7 @@ def experiments(project, first_run) -> dict[str, dict[str, Any]]:
             time.sleep(1)
     finally:
         project.dvc("queue", "stop", "--kill")  # nothing, where the queue's worker has ended
-    assert {path for path in scratch.rglob("*.npz")} == before, "what was extracted was extracted again"
+    assert set(scratch.rglob("*.npz")) == before, "what was extracted was extracted again"
     (baseline,) = (row for row in json.loads(project.dvc("exp", "show", "--json")) if row["rev"] != "workspace")
     return {row["revs"][0]["name"]: row["revs"][0] for row in baseline["experiments"] or []}
 

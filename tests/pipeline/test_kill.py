@@ -42,7 +42,7 @@ class Workplace:
         """Extraction in its own process group, without Prefect."""
         environment = os.environ | {"PYTHONPATH": str(ROOT), "DASHFUSION_SERVER": "off"}
         environment.pop("DASHFUSION_SCRATCH", None)
-        with open(self.folder / "log.txt", "w", encoding="utf-8") as log:
+        with (self.folder / "log.txt").open("w", encoding="utf-8") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "flows.extract", self.modality],
                 cwd=self.folder, env=environment, stdout=log, stderr=log, text=True, start_new_session=True,
@@ -111,7 +111,7 @@ def originals(tmp_path_factory) -> list[bytes]:
 def copies(root: Path, originals: list[bytes], count: int) -> Path:
     """A corpus of so many clips: the originals under many ids, each with words of its own."""
     root.mkdir()
-    with open(root / "label.csv", "w", encoding="utf-8", newline="") as table:
+    with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["video_id", "clip_id", "text", "label", "mode"])
         for i in range(count):

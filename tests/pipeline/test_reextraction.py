@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +53,27 @@ def test_a_replaced_video_alone_is_extracted_again_and_its_text_is_not(corpus_pr
     assert {"prepare", "extract@audio", "extract@vision"} <= set(ran)
     assert made_since(before, extracted) == {"text": 0, "audio": 1, "vision": 1}
     assert features(extracted, "text") == text
+
+
+def test_a_forced_extraction_extracts_every_clip_anew_and_forces_nothing_else(corpus_project, extracted):
+    project, _ = corpus_project
+    project.repro()
+    before, audio = results(extracted), features(extracted, "audio")
+    manifest = (extracted / "data/manifest.parquet").stat().st_mtime_ns
+    command = [sys.executable, "-m", "flows.cli", "extract", "audio", "--force"]
+    done = project.run(*command, DASHFUSION_SERVER="off")
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = results(extracted)
+    assert before.keys() == after.keys()
+    again = [path for path in before if after[path] != before[path]]
+    assert len(again) == 24 and all("audio." in str(path) for path in again)
+    assert features(extracted, "audio") == audio
+    assert (extracted / "data/manifest.parquet").stat().st_mtime_ns == manifest
+    assert [line.split()[:2] for line in done.stdout.splitlines()[-2:]] == [
+        ["prepare", "cached"],
+        ["extract@audio", "run"],
+    ]
+    assert project.repro() == [], "the same features need no new dataset"
 
 
 def test_a_changed_audio_option_runs_audio_and_what_hangs_on_it(corpus_project, extracted):

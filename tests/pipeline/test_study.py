@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -52,7 +53,7 @@ def ended(project):
 def test_a_study_goes_on_where_it_was_stopped_and_its_table_is_in_the_report(with_study):
     project = with_study
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    path = os.pathsep.join([str(os.path.dirname(sys.executable)), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     process = subprocess.Popen(
         COMMAND, cwd=project.folder, env=os.environ | {"DASHFUSION_SERVER": "off", "PATH": path},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -90,14 +90,15 @@ def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, co
 
 
 def test_cache_prune_keeps_what_the_parameters_name(project, monkeypatch):
-    from extractors.execution import cache, units
+    from corpora import files
+    from extractors.execution import units
 
     monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
     kept = units.describe("audio.librosa", {"hop_seconds": 0.064}).signature
     scratch = project / ".dashfusion/scratch"
     for name in (kept, "audio.librosa-v0-old", "mapped", "training-0123"):
         (scratch / name).mkdir(parents=True)
-    (scratch / cache.CACHE_TAG).write_text(cache.CACHE_TAG_TEXT)
+    (scratch / files.CACHE_TAG).write_text(files.CACHE_TAG_TEXT)
     for name, signature in (("corrupted-ours", kept), ("corrupted-others", "audio.librosa-v0-old")):
         (scratch / name).mkdir()
         modalities = {"modalities": {"audio": {"signature": signature}}}

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from corpora.problems import Problem
-from extractors.execution.units import Summary, UnitReport
-from extractors.store import FeatureMeta
+from extractors.execution.units import UnitReport
+from extractors.store import FeatureMeta, Summary
 from flows.orchestration import extraction_progress
 
 META = FeatureMeta("audio", "fake.audio", {}, ("a", "b"), "fake-v1")

@@ -55,7 +55,7 @@ class Workplace:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": self.api_url, "TEST_MARK": self.mark}
         for name in ("DASHFUSION_SCRATCH", "DASHFUSION_SERVER"):
             environment.pop(name, None)
-        with open(self.folder / "log.txt", "wb") as log:
+        with (self.folder / "log.txt").open("wb") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "flows.extract", "audio"],
                 cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
@@ -107,7 +107,7 @@ def corpus(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("corpus")
     generate(root / "originals", DemoConfig(clips=4, speakers=4, seed=3), workers=1)
     originals = sorted((root / "originals/Raw").rglob("*.mp4"))
-    with open(root / "label.csv", "w", encoding="utf-8", newline="") as table:
+    with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["video_id", "clip_id", "text", "label", "mode"])
         for i in range(CLIPS):
