@@ -221,9 +221,13 @@ def _read_values(entry: Any, where: str, width: int) -> tuple[np.ndarray, np.nda
 def open_sequence(path: Path) -> Iterator[Mapping[str, Any]]:
     """Open a file and yield the `data` group of its one computational sequence.
 
+    HDF5 can refer to other files in several ways, and so have any file of the user read. A file with a link other than
+    a hard link is refused here, a dataset whose values are stored elsewhere by `find_dataset`.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: h5py is not installed, or the file is damaged or holds no computational sequence.
+        ValueError: h5py is not installed, or the file is damaged, has soft or external links, or holds no computational
+            sequence.
     """
     if find_spec("h5py") is None:
         raise ValueError(f"{path}: a .csd needs the package h5py; pip install -e '.[words]'")
@@ -233,6 +237,12 @@ def open_sequence(path: Path) -> Iterator[Mapping[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:
+            link = _indirect_link(file)
+            if link is not None:
+                raise ValueError(
+                    f"{path}: refused: {link!r} is a link to another place or file, and a .csd holds its own data. "
+                    "Nothing of it was read; if you trust its source, write it again without links"
+                )
             names = [name for name in file if isinstance(file.get(name), h5py.Group) and "data" in file[name]]
             if len(names) != 1 or not isinstance(file[names[0]]["data"], h5py.Group):
                 raise ValueError(
@@ -241,6 +251,17 @@ def open_sequence(path: Path) -> Iterator[Mapping[str, Any]]:
             yield file[names[0]]["data"]
     except (OSError, KeyError, RuntimeError) as error:  # h5py raises these while a damaged file is read
         raise ValueError(f"{path}: not a whole .csd: {error}; get it again") from error
+
+
+def _indirect_link(file: Any) -> str | None:
+    """Return the name of the first soft, external or user-defined link of an HDF5 file, without following it."""
+    from h5py import h5l
+
+    def name_if_indirect(name: bytes) -> bytes | None:
+        return None if file.id.links.get_info(name).type == h5l.TYPE_HARD else name
+
+    name: bytes | None = file.id.links.visit(name_if_indirect)
+    return None if name is None else name.decode("utf-8", "backslashreplace")
 
 
 def sequence_keys(data: Mapping[str, Any], videos: set[str], path: Path) -> Iterator[tuple[str, str, int | None]]:
@@ -254,16 +275,22 @@ def sequence_keys(data: Mapping[str, Any], videos: set[str], path: Path) -> Iter
 
 
 def find_dataset(entry: Any, name: str, where: str, max_bytes: int = MAX_WORD_BYTES) -> Any:
-    """Return an entry's dataset, not yet read, after a check of its size.
+    """Return an entry's dataset, not yet read, after a check of its size and of where its values are stored.
 
     Raises:
-        ValueError: there is none, or it has more than `max_bytes`.
+        ValueError: there is none, its values are stored in other files, or it has more than `max_bytes`.
     """
     import h5py
 
     dataset = entry.get(name) if isinstance(entry, h5py.Group) else None
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{where}: no dataset {name!r}")
+    if dataset.is_virtual or dataset.external:
+        kind = "a virtual dataset" if dataset.is_virtual else "external storage"
+        raise ValueError(
+            f"{where}: refused: {name} is {kind}, whose values are in other files. None of them was read; if you trust "
+            "its source, write it again with the values in it"
+        )
     if dataset.size is None or dataset.size * dataset.dtype.itemsize > max_bytes:
         raise ValueError(f"{where}: {name} of shape {dataset.shape} and type {dataset.dtype} is too large for a video")
     return dataset

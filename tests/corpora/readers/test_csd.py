@@ -177,3 +177,60 @@ def test_a_damaged_file_is_refused(folder, read):
     (folder / "audio.csd").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"audio\.csd: not a whole \.csd"):
         read()
+
+
+def external_storage(file: Any, secret: Path) -> None:
+    file.create_dataset("sequence/data/v/features", (1, 1), "S16", external=[(str(secret), 0, 16)])
+
+
+def external_link(file: Any, secret: Path) -> None:
+    file["sequence/data/v/features"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "secret")
+
+
+def soft_link(file: Any, secret: Path) -> None:
+    external_link(file, secret)
+    file["sequence/data/w"] = h5py.SoftLink("/sequence/data/v")
+
+
+def link_of_a_group(file: Any, secret: Path) -> None:
+    del file["sequence/data"]
+    file["sequence/data"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "group")
+
+
+def link_of_the_sequence(file: Any, secret: Path) -> None:
+    del file["sequence"]
+    file["sequence"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/")
+
+
+def virtual(file: Any, secret: Path) -> None:
+    layout = h5py.VirtualLayout((1, 1), "S16")
+    layout[:] = h5py.VirtualSource(str(secret.with_suffix(".h5")), "secret", (1, 1))
+    file.create_virtual_dataset("sequence/data/v/features", layout)
+
+
+HOSTILE = [external_storage, external_link, soft_link, link_of_a_group, link_of_the_sequence, virtual]
+
+
+@pytest.mark.parametrize("name", ["words", "text", "audio", "labels"])
+@pytest.mark.parametrize("hide", HOSTILE)
+def test_a_file_that_would_have_other_files_read_is_refused(folder, read, tmp_path, hide, name):
+    secret = tmp_path / "secret"
+    secret.write_text("the user's token")
+    with h5py.File(secret.with_suffix(".h5"), "w") as other:
+        other["secret"] = np.array([[b"the user's token"]])
+        other["group/v/features"], other["group/v/intervals"] = other["secret"][:], [(1.0, 2.0)]
+        other["data"] = other["group"]
+    with h5py.File(folder / f"{name}.csd", "w") as file:
+        file["sequence/data/v/intervals"] = [(1.0, 2.0)]
+        hide(file, secret)
+    with pytest.raises(ValueError, match=rf"{name}\.csd.*refused: ") as refused:
+        steps(read(), name)
+    assert "token" not in str(refused.value)
+
+
+def test_an_intervals_dataset_in_another_file_is_refused(folder, read, tmp_path):
+    with h5py.File(folder / "words.csd", "w") as file:
+        file.create_dataset("sequence/data/v/intervals", (1, 2), "f8", external=[(str(folder / "splits.csv"), 0, 16)])
+        file["sequence/data/v/features"] = np.array([[b"word"]])
+    with pytest.raises(ValueError, match=r"words\.csd, key 'v': refused: intervals is external storage"):
+        read()

@@ -268,6 +268,15 @@ class TestCsd:
         path = write({"v": ([[b"one"], ["zwölf".encode()]], [(1.5, 2), (2, 3)])}, dtype=h5py.string_dtype("utf-8"))
         assert [word.text for word in read_word_files(path, self.CLIPS, video[1])["v/1"]] == ["one", "zwölf"]
 
+    def test_words_in_another_file_are_refused(self, video):
+        import h5py
+
+        with h5py.File(video[0], "a") as file:
+            del file["words/data/v/features"]
+            file["words/data/v/features"] = h5py.ExternalLink(str(video[1]), "labels/data/v/features")
+        with pytest.raises(ValueError, match=r"words\.csd: refused: 'words/data/v/features' is a link"):
+            read_word_files(video[0], self.CLIPS, video[1])
+
     def test_the_segments_must_be_given_and_only_here(self, video, tmp_path):
         with pytest.raises(ValueError, match=r"give also the \.csd with the clips' starts and ends as segments"):
             read_word_files(video[0], self.CLIPS)
