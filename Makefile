@@ -33,7 +33,7 @@ lint: $(VENV)/.dev
 
 # The site, in site/; a link to nothing, or a docstring that does not fit its function, is an error.
 docs: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 # Prefect's pages on loopback with deployments, a worker and the report. SCHEDULE=on switches the nightly run on.
 ui: $(VENV)/.run

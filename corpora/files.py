@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CACHE_TAG = "CACHEDIR.TAG"
+CACHE_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Features of clips; safe to delete.\n"
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -92,3 +95,10 @@ def sha256_of(path: Path) -> str:
     """Return the hex SHA-256 of a file's content, read in blocks."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def tag_scratch(scratch: Path) -> None:
+    """Mark a folder as scratch: backup tools skip it, and `prune` may clean it."""
+    if not (scratch / CACHE_TAG).exists():
+        with atomic_file(scratch / CACHE_TAG) as temporary:
+            temporary.write_text(CACHE_TAG_TEXT)

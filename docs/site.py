@@ -16,7 +16,7 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-ELSEWHERE = re.compile(r"\]\((?P<path>(?:\.\./)*[\w./-]+)(?P<anchor>#[\w-]+)?\)")
+LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>(?:\.\./)*[\w./-]+)(?P<anchor>#[\w-]+)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -32,11 +32,11 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     pages = {str(ROOT / path): name for name, path in PAGES.items()}
 
     def replace(match: re.Match[str]) -> str:
-        target = (source.parent / match["path"]).resolve()
+        text, target, anchor = match["text"], (source.parent / match["path"]).resolve(), match["anchor"] or ""
         if str(target) in pages:
-            return f"]({pages[str(target)]}{match['anchor'] or ''})"
+            return f"[{text}]({pages[str(target)]}{anchor})"
         if target.is_relative_to(ROOT / "docs"):
-            return f"]({target.relative_to(ROOT / 'docs')}{match['anchor'] or ''})"
-        return match[0]
+            return f"[{text}]({target.relative_to(ROOT / 'docs')}{anchor})"
+        return text if target.exists() else match[0]
 
-    return ELSEWHERE.sub(replace, markdown)
+    return LINK.sub(replace, markdown)

@@ -15,8 +15,7 @@ import numpy as np
 
 from corpora.files import atomic_folder
 from extractors.base import FeatureSequence, make_signature
-from extractors.execution.units import Summary
-from extractors.store import FeatureMeta, FeatureReader, FeatureWriter
+from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, Summary
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -195,6 +195,16 @@ def check_sequence(sequence: FeatureSequence, meta: FeatureMeta) -> None:
         raise ExtractionError(f"{meta.extractor} gave text features without token_ids and word_index")
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts of a feature store: rows, rows with T = 0 (`missing`), steps of all rows, and failed clips."""
+
+    rows: int
+    missing: int
+    steps: int
+    failed: int
+
+
 class FeatureWriter:
     """Context manager that writes a modality's store; the folder appears or is replaced when the block succeeds."""
 

@@ -7,9 +7,7 @@ inputs, so that an interrupted study resumes and studies share trainings. The re
 from __future__ import annotations
 
 import os
-import queue
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,18 @@ from typing import Any
 import numpy as np
 from prefect import flow, task
 
+from corpora.files import tag_scratch
 from corpora.manifest import MODALITIES
 from extractors.corruption.conditions import Condition as Corruption
 from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, unsupported_reason
-from extractors.execution.cache import tag_scratch
-from extractors.execution.workers import GRACE, Worker, WorkerPool
+from extractors.execution.workers import WorkerPool
 from flows.config.params import Params, load_params
 from flows.display.console import console, progress
 from flows.display.metrics import format_difference
 from flows.orchestration import engine
-from flows.orchestration.dvc import StageResult, up_to_date
+from flows.orchestration.dvc import up_to_date
 from flows.orchestration.settings import scratch_folder
+from flows.orchestration.training_pool import TrainingPool, training_pool
 from flows.orchestration.workspace import workspace
 from flows.pipeline import run_stages
 from flows.report.provenance import RunProvenance
@@ -50,75 +49,7 @@ class TrialFailedError(RuntimeError):
     """A training of a study failed; the message names it and the reason. Finished trainings are kept."""
 
 
-class _TrainingPool:
-    """Worker processes that run trainings; with GPUs, the n-th process sees the n-th GPU alone.
-
-    Args:
-        workers: Number of processes.
-        threads: Threads of each.
-        gpus: Whether to assign GPUs.
-    """
-
-    def __init__(self, workers: int, threads: int, gpus: bool) -> None:
-        self.workers = [Worker(threads=threads) for _ in range(workers)]
-        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._stopped = False
-        self._gpus = gpus
-        for number in range(workers):
-            self._idle.put(number)
-
-    def call(self, function: Any, *arguments: Any) -> Any:
-        """Return `function(*arguments)`, run in the next free process; callable from several threads at a time."""
-        number = self._idle.get()
-        worker = self.workers[number]
-        try:
-            if self._stopped:
-                raise RuntimeError("the study was stopped")
-            if self._gpus and not worker.running:
-                worker.call(None, _select_gpu, number)
-            return worker.call(None, function, *arguments)
-        except KeyboardInterrupt:  # Ctrl-C in the terminal reaches the workers first
-            self._stopped = True
-            raise
-        finally:
-            self._idle.put(number)
-
-    def close(self, grace: float) -> None:
-        """End the processes, by force after `grace` seconds."""
-        for worker in self.workers:
-            worker.close(grace)
-
-
-def _select_gpu(number: int) -> None:
-    """Make one GPU the only visible one; to be called in a worker before CUDA starts."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
-
-
-_pools: dict[str, _TrainingPool] = {}  # by study: processes cannot be passed as a task's parameter
-
-
-@contextmanager
-def _training_pool(name: str, params: Params, workers: int, trials: int) -> Iterator[int]:
-    """Run the study's worker processes for the duration of the block; yields their number."""
-    from model.device import resolve_device
-
-    gpus = 0
-    if resolve_device(params.train.device).type == "cuda":
-        import torch
-
-        gpus = torch.cuda.device_count()
-    cores = os.cpu_count() or 1
-    count = max(1, min(trials, workers or gpus or cores, gpus or trials))
-    pool = _pools[name] = _TrainingPool(count, 1 if not gpus and count > 1 else max(1, cores // count), bool(gpus))
-    grace = 0.0
-    try:
-        with engine.gpu_slot() if gpus else nullcontext():
-            yield count
-            grace = GRACE
-    finally:
-        pool.close(grace)
-        del _pools[name]
+_pools: dict[str, TrainingPool] = {}  # by study: processes cannot be passed as a task's parameter
 
 
 @task(task_run_name="{trial.variant}, seed {trial.seed}")
@@ -199,21 +130,22 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
     scratch = scratch_folder()
     tag_scratch(scratch)
     provenance = RunProvenance(params, {"dataset": params.paths.dataset}, study=spec.name)
-    split = params.evaluate.split
-    table = ClipTable.read(params.paths.dataset, split, params.model.max_positions, cache=None)
-    label_range = table.info.label_range
+    table = ClipTable.read(params.paths.dataset, params.evaluate.split, params.model.max_positions, cache=None)
     original = _original(params, spec)
     spec, notes = _drop_unsupported(spec, original)
     views = _views(params, spec, original, scratch)
-    with _training_pool(spec.name, params, workers, len(trials)) as count:
-        fixed = {"study": spec.name, "scratch": scratch}
-        costs = _with_bar("train", train_trial, trials, count, **fixed)
-        predictions = _with_bar("evaluate", predict_trial, trials, count, views=list(views.values()), **fixed)
+    with training_pool(params.train.device, workers, len(trials)) as _pools[spec.name]:
+        fixed = {"workers": _pools[spec.name].size, "study": spec.name, "scratch": scratch}
+        try:
+            costs = _with_bar("train", train_trial, trials, **fixed)
+            predictions = _with_bar("evaluate", predict_trial, trials, views=list(views.values()), **fixed)
+        finally:
+            del _pools[spec.name]
     measured = Measurements(
         spec=spec,
         label=table.labels,
-        label_range=label_range,
-        metrics=metric_keys(spec.metrics, label_range),
+        label_range=table.info.label_range,
+        metrics=metric_keys(spec.metrics, table.info.label_range),
         slices={name: slice_rows(table, name) for name in spec.slices},
         predictions={
             (variant, *view): np.stack([p[i] for t, p in zip(trials, predictions, strict=True) if t.variant == variant])
@@ -223,13 +155,19 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
         costs={v: [c for t, c in zip(trials, costs, strict=True) if t.variant == v] for v in spec.variants},
     )
     notes += [f"no clip is known to be one whose {name}" for name in spec.slices if name not in measured.groups]
-    pareto_metric = metric_keys([spec.pareto.metric], label_range) if spec.pareto else []
+    return _result(params, measured, notes, provenance)
+
+
+def _result(params: Params, measured: Measurements, notes: Sequence[str], provenance: RunProvenance) -> StudyResult:
+    """Return the study's result: its description, provenance and table of numbers."""
+    spec = measured.spec
+    pareto_metric = metric_keys([spec.pareto.metric], measured.label_range) if spec.pareto else []
     return StudyResult(
         study=spec.name,
         title=spec.title,
         question=spec.question,
         corpus=params.prepare.corpus,
-        split=split,
+        split=params.evaluate.split,
         clips=len(measured.groups[ALL_CLIPS]),
         reference=spec.reference,
         variants={name: {**spec.base, **changes} for name, changes in spec.variants.items()},
@@ -289,10 +227,10 @@ def _views(
         workers = params.extract.workers or os.cpu_count() or 1
         with WorkerPool(workers, params.extract.clip_timeout) as pool, progress("conditions") as bar:
             row = bar.add_task("study: corrupt", total=len(corruptions), note="")
-            for (name, level), corruption in corruptions.items():
-                bar.update(row, note=f"{name} {level:g}")
+            for (name, strength), corruption in corruptions.items():
+                bar.update(row, note=f"{name} {strength:g}")
                 split = engine.call(corrupt, corruption, original=original, params=params, scratch=scratch, pool=pool)
-                datasets[name, level] = split.dataset
+                datasets[name, strength] = split.dataset
                 bar.advance(row)
     views: dict[tuple[str, float | None], View] = {(CLEAN, None): View(params.paths.dataset)}
     for name, condition in spec.conditions.items():
@@ -303,7 +241,7 @@ def _views(
     return views
 
 
-def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], workers: int, **fixed: Any) -> list[Any]:
+def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], **options: Any) -> list[Any]:
     """Return `trial_task(trial)` for every trial, with a progress bar."""
     publish = engine.publish_progress(f"study-{step}-progress", f"Trainings of the study: {step}")
     done = 0
@@ -316,15 +254,14 @@ def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], workers: int,
             bar.advance(row)
             publish(100 * done / len(trials), f"{done} of {len(trials)}")
 
-        return engine.map_tasks(trial_task, trials, workers=workers, each=each, **fixed)
+        return engine.map_tasks(trial_task, trials, each=each, **options)
 
 
 def _update_report(wait: bool) -> bool:
     """Run the evaluate stage, unless a model would have to be trained for it; return whether it ran."""
     if "train" not in up_to_date():
         return False
-    results: list[StageResult] = run_stages(["evaluate"], wait=wait)
-    return bool(results)
+    return bool(run_stages(["evaluate"], wait=wait))
 
 
 def publish(result: StudyResult) -> None:

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from corpora.files import sha256_of
+from corpora.files import sha256_of, tag_scratch
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest, write_manifest
 from corpora.problems import Problem, read_problems, write_problems
 from extractors.corruption.conditions import CORRUPTIONS, Condition
 from extractors.corruption.text import Lexicon
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig, known_duration
-from extractors.execution.cache import TRACEBACKS, tag_scratch
+from extractors.execution.cache import TRACEBACKS
 from extractors.execution.units import CORRUPTED, assemble, check_failures, describe, work_units
 from extractors.registry import available
 from extractors.store import FeatureMeta, FeatureReader

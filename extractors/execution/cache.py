@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corpora.files import atomic_file, sha256_of
+from corpora.files import CACHE_TAG, atomic_file, sha256_of
 from extractors.base import ExtractionError, FeatureSequence, MediaCondition
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CACHE_TAG = "CACHEDIR.TAG"
-CACHE_TAG_TEXT = "Signature: 8a477f597d28d172789f06886806bc55\n# Features of clips; safe to delete.\n"
 """Marks a scratch folder: backup tools skip it (https://bford.info/cachedir/), `prune` cleans no other."""
 
 TRACEBACKS = "tracebacks"
@@ -114,13 +112,6 @@ def save_traceback(error: Exception, clip: Clip, signature: str, key: str, scrat
         head = f"{clip.clip_id}, {signature}\n"
         temporary.write_text(head + "".join(traceback.format_exception(error)), encoding="utf-8")
     return reference
-
-
-def tag_scratch(scratch: Path) -> None:
-    """Mark a folder as scratch: backup tools skip it, and `prune` may clean it."""
-    if not (scratch / CACHE_TAG).exists():
-        with atomic_file(scratch / CACHE_TAG) as temporary:
-            temporary.write_text(CACHE_TAG_TEXT)
 
 
 def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from corpora.files import sha256_of
+from corpora.files import sha256_of, tag_scratch
 from corpora.problems import Problem
 from extractors.base import ExtractionError, Extractor, FeatureSequence, MissingModalityError, Source
 from extractors.execution.cache import (
@@ -32,10 +32,9 @@ from extractors.execution.cache import (
     save_sequence,
     save_traceback,
     scratch_path,
-    tag_scratch,
 )
 from extractors.registry import create
-from extractors.store import FeatureMeta, FeatureWriter, StoreError, check_sequence
+from extractors.store import FeatureMeta, FeatureWriter, StoreError, Summary, check_sequence
 from media.container import MediaError
 
 if TYPE_CHECKING:
@@ -83,16 +82,6 @@ class UnitReport:
     missing: int
     problems: tuple[Problem, ...]
     seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Counts of a feature store: rows, rows with T = 0 (`missing`), steps of all rows, and failed clips."""
-
-    rows: int
-    missing: int
-    steps: int
-    failed: int
 
 
 def work_units(clips: Sequence[Clip], size: int) -> list[list[Clip]]:

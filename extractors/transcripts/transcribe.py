@@ -22,11 +22,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from corpora.files import atomic_file, sha256_of
+from corpora.files import atomic_file, sha256_of, tag_scratch
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import Problem
 from extractors.base import ExtractionError, make_signature
-from extractors.execution.cache import save_traceback, tag_scratch
+from extractors.execution.cache import save_traceback
 from extractors.execution.units import check_media
 from extractors.execution.workers import Worker, WorkerLostError
 from extractors.transcripts.asr import SAMPLE_RATE, Recogniser, Speech

@@ -13,7 +13,8 @@ from typing import Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from extractors.execution.units import Summary, UnitReport
+from extractors.execution.units import UnitReport
+from extractors.store import Summary
 from flows.display.console import console
 from flows.orchestration import engine
 

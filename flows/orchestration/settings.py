@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from corpora.files import tag_scratch
+
 STATE = Path(".dashfusion")
 """Folder of logs, locks and the scratch folder, in the project."""
 
@@ -51,3 +53,10 @@ def scratch_folder() -> Path:
     copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
     project = next((folder.parents[2] for folder in copies), here)
     return project / STATE / "scratch"
+
+
+def open_scratch() -> Path:
+    """Return the scratch folder, created and marked as such."""
+    scratch = scratch_folder()
+    tag_scratch(scratch)
+    return scratch

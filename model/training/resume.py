@@ -1,7 +1,7 @@
-"""What a killed run goes on from.
+"""Mid-epoch training state for resumption.
 
-DVC removes a stage's outputs before it runs the stage, so this lies elsewhere: `<scratch>/<signature>/seed-<n>`. The
-signature covers all that the run's numbers depend on, so that a run never goes on from another one's state.
+DVC removes a stage's outputs before it runs the stage, so the state is kept in `<scratch>/<signature>/seed-<n>`. The
+signature covers everything that the run's numbers depend on, so that a run never resumes from another run's state.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ if TYPE_CHECKING:
 STATE = "state.pt"
 
 _NOT_IN_SIGNATURE = ("seeds", "checkpoint_minutes", "tensorboard")
-"""Options of a run that do not change its numbers."""
+"""Training options that do not change the numbers."""
+
+TRAINING_CODE = (
+    "config.py", "data", "device.py", "evaluation/bootstrap.py", "evaluation/calibration.py", "evaluation/inference.py",
+    "evaluation/metrics.py", "network", "train.py", "training",
+)  # fmt: skip
+"""Modules and packages of `model` that training computes with."""
 
 
 def run_signature(dataset: Path, model: ModelConfig, train: TrainConfig) -> str:
-    """16 hex digits of the dataset's files, the settings, the code of `model/` and the version of torch."""
+    """Return 16 hex digits over the dataset, the settings, the training code and the version of torch."""
     files = [Path(dataset) / "dataset.json", *sorted(Path(dataset).glob("*/part-*.parquet"))]
     if model.text.encoder:  # a folder; nothing is found where it is a hub's id
         files += sorted(path for path in Path(model.text.encoder).expanduser().glob("*") if path.is_file())
@@ -39,44 +45,45 @@ def run_signature(dataset: Path, model: ModelConfig, train: TrainConfig) -> str:
         del settings["train"][name]
     content = hashlib.sha256(json.dumps([settings, fingerprint(files), torch.__version__]).encode())
     content.update(files[0].read_bytes())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        content.update(path.read_bytes())
+    package = Path(__file__).parents[1]
+    for name in TRAINING_CODE:
+        for path in sorted((package / name).glob("*.py")) if (package / name).is_dir() else [package / name]:
+            content.update(path.read_bytes())
     return content.hexdigest()[:16]
 
 
 class RunStore:
-    """The state of one run on disk, and beside it the best checkpoint so far. Without a folder it keeps nothing."""
+    """The state of one run on disk, with its best checkpoint so far. Without a folder nothing is stored."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     def load(self) -> dict[str, Any] | None:
-        """The last state saved, on the CPU; None where there is none."""
+        """Read the last state, with tensors on the CPU; None if there is none."""
         if self.folder is None or not (self.folder / STATE).is_file():
             return None
-        return torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
+        return state
 
     def save(self, state: Mapping[str, Any], best_epoch: int) -> None:
-        """Replace the state; afterwards checkpoints of other epochs than the best are no longer needed."""
+        """Replace the state, then remove the checkpoints of epochs other than the best."""
         if self.folder is None:
             return
         with atomic_file(self.folder / STATE) as temporary:
             torch.save(dict(state), temporary)
         for older in self.folder.glob("best-*"):
-            if older != self._best(best_epoch):
+            if older.name != f"best-{best_epoch}":
                 shutil.rmtree(older)
 
     def keep_best(self, checkpoint: Path, epoch: int) -> None:
-        """Copy the checkpoint of `epoch`, before a state is saved that calls it the best."""
+        """Store the checkpoint of `epoch`; call it before `save` names that epoch the best."""
         if self.folder is not None:
-            _copy(checkpoint, self._best(epoch))
+            _copy(checkpoint, self.folder / f"best-{epoch}")
 
     def restore_best(self, checkpoint: Path, epoch: int) -> None:
-        """Copy it back."""
-        _copy(self._best(epoch), checkpoint)
-
-    def _best(self, epoch: int) -> Path:
-        return self.folder / f"best-{epoch}"
+        """Copy the stored checkpoint of `epoch` to `checkpoint`."""
+        assert self.folder is not None, "there is a state to resume from"
+        _copy(self.folder / f"best-{epoch}", checkpoint)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from corpora.problems import Problem
 from extractors import base, registry
 from extractors.base import ExtractionError, FeatureSequence, MissingModalityError, Source
 from extractors.execution import cache, units
-from extractors.store import FeatureReader, StoreError
+from extractors.store import FeatureReader, StoreError, Summary
 from media.container import MediaError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def extract(clips: Sequence[Clip], tmp_path: Path, name: str = NAME, **options: 
     return units.extract_unit(clips, tmp_path / "raw", name, options, tmp_path / "scratch")
 
 
-def assembled(clips: Sequence[Clip], tmp_path: Path, report: units.UnitReport) -> tuple[units.Summary, FeatureReader]:
+def assembled(clips: Sequence[Clip], tmp_path: Path, report: units.UnitReport) -> tuple[Summary, FeatureReader]:
     out = tmp_path / "out"
     summary = units.assemble(clips, tmp_path / "raw", report.meta, tmp_path / "scratch", out, report.problems)
     return summary, FeatureReader(out, report.meta.modality)
@@ -118,7 +118,7 @@ def test_clips_are_extracted_and_assembled_in_manifest_order(tmp_path):
     report = extract(list(reversed(clips)), tmp_path)
     assert (report.extracted, report.reused, report.missing, report.problems) == (3, 0, 0, ())
     summary, reader = assembled(clips, tmp_path, report)
-    assert summary == units.Summary(rows=3, missing=0, steps=11, failed=0)
+    assert summary == Summary(rows=3, missing=0, steps=11, failed=0)
     assert reader.clip_ids == ("v/0", "v/1", "v/2")
     np.testing.assert_array_equal(reader["v/1"].values[:, 0], np.frombuffer(b"two", np.uint8))
     assert reader.meta == units.describe(NAME, {})
