@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from corpora.files import sha256_of
-from corpora.manifest import Clip, Manifest, unsafe_id, validate
+from corpora.manifest import SPLITS, Clip, Manifest, unsafe_id, validate
 from corpora.problems import Problem
 from media.container import MediaError, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 TABLES = ("label.csv", "meta.csv")
 REQUIRED = ("video_id", "clip_id", "text", "label", "mode")
@@ -32,6 +33,9 @@ COLUMNS = (MEDIA, *REQUIRED, *list(LABELS.values())[1:])
 """All columns that are read. Other column names can be mapped to these."""
 DEFAULT_SPLIT = "test"
 """Split of a folder's clips where the table has none, so that they can be predicted."""
+
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+"""Separators of columns that spreadsheets write in place of commas."""
 
 Layout = Literal["mmsa", "folder"]
 MEDIA_FOLDER = "Raw"
@@ -185,33 +189,85 @@ def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) 
         required: our names of the columns that the table must have. If empty, it needs those that locate the media.
 
     Raises:
-        ValueError: columns are missing, the file is not UTF-8, or there are no rows.
+        ValueError: columns are missing or occur twice, a quote takes in further rows, the file is not UTF-8, or there
+            are no rows.
     """
-    rows = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, restval="")
-            reader.fieldnames = _map_header(path, [name.strip() for name in reader.fieldnames or ()], columns, required)
-            for values in reader:
-                rows += 1
-                surplus = len(values.pop(None, ()))
-                yield Row(reader.line_num, values, surplus)
+            lines = list(handle)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the table as CSV UTF-8") from error
+    rows = read = 0
+    try:
+        reader = csv.DictReader(iter(lines), restval="")
+        names = _map_header(path, [name.strip() for name in reader.fieldnames or ()], columns, required)
+        reader.fieldnames = names
+        read = reader.line_num
+        for values in reader:
+            if _quote_takes_rows(lines[read : reader.line_num], names):
+                raise ValueError(
+                    f"{path}, line {read + 1}: a quote in this row is not closed where its text ends, and takes in the "
+                    f'lines up to {reader.line_num}; close it, and double the quotes inside a text ("")'
+                )
+            read = reader.line_num
+            rows += 1
+            surplus = len(values.pop(None, ()))
+            yield Row(read, values, surplus)
     except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV table: {error}; save it as CSV UTF-8 again") from error
+        raise ValueError(
+            f"{path}, line {read + 1}: not a CSV table: {error}; close a quote that opens there, or save it as CSV "
+            "UTF-8 again"
+        ) from error
     if not rows:
         raise ValueError(f"{path}: a header and no rows; fill it with one row a clip")
+
+
+def _quote_takes_rows(lines: Sequence[str], names: Sequence[str]) -> bool:
+    """Return whether the lines that were read as one row are several, of which a quote left open took the others.
+
+    Quotes may enclose a text of several lines. They must then be exactly as the format has them, and neither a line
+    inside the text nor two of the lines may be a complete row.
+    """
+    if len(lines) == 1:
+        return False
+    try:
+        list(csv.reader(lines, strict=True))
+    except csv.Error:
+        return True
+    complete = [_is_complete_row(line, names) for line in lines]
+    return any(complete[1:-1]) or sum(complete) > 1
+
+
+def _is_complete_row(line: str, names: Sequence[str]) -> bool:
+    """Return whether a line, whatever its quotes, has a value for each column, likely ones for the known."""
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != len(names):
+        return False
+    likely: dict[str, Callable[[str], bool]] = {
+        "mode": lambda value: value in SPLITS,
+        "label": lambda value: re.fullmatch(r"[-+]?[0-9.]+", value) is not None,
+        MEDIA: lambda value: value.lower().endswith(MEDIA_SUFFIXES),
+    }
+    found = [likely[name](value) for name, value in zip(names, fields, strict=True) if name in likely]
+    return bool(found) and all(found)
 
 
 def _map_header(path: Path, header: list[str], columns: Mapping[str, str], required: Sequence[str]) -> list[str]:
     """Return our names of the header's columns; empty for a column that another one is mapped to replace."""
     found = f"found {', '.join(header) or 'an empty file'}"
+    separator = next((name for mark, name in SEPARATORS.items() if len(header) == 1 and mark in header[0]), None)
+    if separator:
+        raise ValueError(
+            f"{path}: its columns are separated by {separator}, not by commas; save it as CSV again; {found}"
+        )
     for ours, theirs in columns.items():
         if theirs not in header:
             raise ValueError(f"{path}: no column {theirs!r}, which prepare.columns.{ours} names; {found}")
     ours_of = {theirs: ours for ours, theirs in columns.items()}
     names = [ours_of.get(name, "" if name in columns else name) for name in header]
+    repeated = [name for name in COLUMNS if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{path}: two columns are called {', '.join(repeated)}; {found}; rename one of them")
     missing = [name for name in required if name not in names]
     if missing:
         raise ValueError(

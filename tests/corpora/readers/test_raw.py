@@ -214,6 +214,81 @@ def test_table_that_is_not_utf8_says_so(corpus: MakeCorpus) -> None:
         read(corpus({"text": "很好"}, encoding="gb18030"))
 
 
+HEADER = "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode"
+
+
+def forty_rows(**changed: str) -> str:
+    """A table of forty rows, from line 2 on, with some lines replaced (`line_6`)."""
+    lines = [HEADER] + [f"v,{n},fine,1.0,,,,Positive,train" for n in range(1, 41)]
+    for name, line in changed.items():
+        lines[int(name.removeprefix("line_")) - 1] = line
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "last"),
+    [
+        (forty_rows(line_6='v,5,"He said,1.0,,,,Positive,train'), 41),  # nothing closes it
+        (forty_rows(line_6='v,5,"He said,1.0,,,,Positive,train', line_9='v,8,"well, yes",1.0,,,,Positive,train'), 9),
+        (forty_rows(line_6='v,5,"He said,1.0,,,,Positive,train', line_9='v,8,5" long,1.0,,,,Positive,train'), 9),
+        (forty_rows(line_6='v,5,"He said,1.0,,,,Positive,train', line_9='v,8,oh",1.0,,,,Positive,train'), 9),
+        (forty_rows(line_6='v,5,"He said,1.0,,,,Positive,train', line_7='v,6,oh",1.0,,,,Positive,train'), 7),
+        (forty_rows(line_6='v,5,"He, said,1.0,,,,Positive,train', line_8='v,7,oh",1.0,,,,Positive,train'), 8),
+        (forty_rows(line_6='v,5,He said,1.0,,,,"Positive,train'), 41),
+    ],
+)
+def test_rows_that_an_open_quote_swallows_are_not_lost_in_silence(tmp_path: Path, table: str, last: int) -> None:
+    (tmp_path / "label.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"label\.csv, line 6: a quote .* takes in the lines up to {last};"):
+        read(tmp_path)
+
+
+def test_a_quote_that_swallows_more_than_a_field_may_hold_is_named_with_its_line(tmp_path: Path) -> None:
+    lines = [f"v,{n},fine,1.0,,,,Positive,train\n" for n in range(9000)]
+    (tmp_path / "label.csv").write_text(f'{HEADER}\nv,x,"He said,1.0,,,,,train\n' + "".join(lines))
+    with pytest.raises(ValueError, match=r"label\.csv, line 2: not a CSV table.*close a quote"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "one, two\nthree, four\nfive",
+        'He said "no",\nand "yes",\n\nand left',
+        "\nonly, the, second, line, has, a, good, many, commas\n",
+        "1.0\n2.0\ntrain\n",
+        "line\r\nline\r\n",
+    ],
+)
+def test_texts_of_several_lines_are_read(corpus: MakeCorpus, text: str) -> None:
+    manifest, problems = read(corpus({"text": text}, {"clip_id": "2"}))
+    assert problems == []
+    assert [clip.text for clip in manifest.clips] == [text.strip(), "fine"]
+
+
+def test_a_stray_quote_within_one_line_is_read(tmp_path: Path, corpus: MakeCorpus) -> None:
+    root = corpus({}, {"clip_id": "2"})
+    (root / "label.csv").write_text(f'{HEADER}\nv,1,"No" he said,1.0,,,,,train\nv,2,so "good",1.0,,,,,train\n')
+    manifest, problems = read(root)
+    assert problems == []
+    assert [clip.text for clip in manifest.clips] == ["No he said", 'so "good"']
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "label.csv").write_text("video_id,clip_id,text,label,mode,text\nv,1,a,1.0,train,b\n")
+    with pytest.raises(ValueError, match=r"label\.csv: two columns are called text; found video_id"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_other_separators_are_named(tmp_path: Path, mark: str, name: str) -> None:
+    (tmp_path / "label.csv").write_text(HEADER.replace(",", mark) + "\n")
+    with pytest.raises(ValueError, match=rf"label\.csv: its columns are separated by {name}"):
+        read(tmp_path)
+    with pytest.raises(ValueError, match=rf"label\.csv: its columns are separated by {name}"):
+        read_own(tmp_path)
+
+
 def test_table_without_rows_is_an_error(corpus: MakeCorpus) -> None:
     with pytest.raises(ValueError, match="no rows"):
         read(corpus())
@@ -260,6 +335,27 @@ def test_own_table_is_read_by_the_names_that_its_columns_have(folder: Callable[.
         ("b/b", "b", "valid", "b.mp4", "", None),
     ]
     assert all(clip.sha256 and clip.duration for clip in manifest.clips)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'media,text\nb.mp4,"hello, you\nwell, yes\nso"\nc.mp4,fine\n',
+        'text,media\n"hello, you\nwell, yes\nso",b.mp4\nfine,c.mp4\n',
+        'media,text\nb.mp4,"hello\nthere"\nc.mp4,"so\nit is"\n',
+    ],
+)
+def test_own_tables_texts_may_have_several_lines(folder: Callable[..., Path], table: str) -> None:
+    manifest, problems = read_own(folder("b.mp4", "c.mp4", table=table))
+    assert problems == []
+    assert [clip.media for clip in manifest.clips] == ["b.mp4", "c.mp4"]
+    assert "\n" in manifest.clips[0].text
+
+
+def test_own_rows_that_an_open_quote_swallows_are_named(folder: Callable[..., Path]) -> None:
+    table = 'media,text\nb.mp4,"hello\nc.mp4,fine\nd.mp4,oh"\n'
+    with pytest.raises(ValueError, match=r"line 2: a quote .* up to 4"):
+        read_own(folder("b.mp4", "c.mp4", "d.mp4", table=table))
 
 
 def test_own_table_may_leave_out_endings_and_name_the_videos(folder: Callable[..., Path]) -> None:
