@@ -21,9 +21,10 @@ def _run_flow(flow: Any, *errors: type[Exception], **parameters: Any) -> Any:
     from flows.orchestration.dvc import StageFailedError
     from flows.orchestration.workspace import WorkspaceBusyError
 
+    expected: tuple[type[Exception], ...] = (StageFailedError, WorkspaceBusyError, *errors)
     try:
         return engine.run_flow(flow, **parameters)
-    except (StageFailedError, WorkspaceBusyError, *errors) as error:
+    except expected as error:
         message = str(error).splitlines()[0]  # the rest was printed when the stage failed
         console.print(message, style="bold red", markup=False)
         raise typer.Exit(1) from error

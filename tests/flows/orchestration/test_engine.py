@@ -117,7 +117,7 @@ def test_stages_share_the_server_and_task_runs_are_stored(tmp_path, monkeypatch,
         out = run_flow(PREFECT_API_URL=api_url)
         assert f"reporting to the Prefect server at {api_url}" in out and "result 61" in out
         assert count_task_runs(api_url, wanted=4) == 4
-    assert not prefect_server.healthy(api_url), "the server outlived its keeper"
+    assert not prefect_server.healthy(api_url), "the server outlived its supervisor"
 
 
 def count_task_runs(api_url: str, wanted: int) -> int:
