@@ -83,7 +83,7 @@ def draw_scale(result: Mapping[str, Any], low: float, high: float) -> Markup:
 
 def draw_time_line(windows: Sequence[Mapping[str, Any]], low: float, high: float) -> Markup:
     """Draw the windows' scores over time, each at its window's centre, with gaps for windows without a score."""
-    end = max(window["end"] for window in windows)
+    end: float = max(window["end"] for window in windows)
     top, bottom, left, right = 6, TIME_LINE_HEIGHT - 22, MARGIN + 18, WIDTH - MARGIN
 
     def x(window: Mapping[str, Any]) -> float:
