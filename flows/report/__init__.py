@@ -1,20 +1,20 @@
-"""The report: one HTML file that says how good the model is, where it fails, and what it was made from."""
+"""The report: one HTML file with the model's quality, its errors, and their provenance."""
 
 from flows.display.metrics import PreviousEvaluation, compared_rows, metrics_rows
-from flows.report.dvc_plots import pictures, write_plot_data
+from flows.report.dvc_plots import plot_images, write_plot_data
 from flows.report.explorer import ExplorerInput
 from flows.report.page import CalibrationInput, ReportInput, write_report
-from flows.report.subgroups import Breakdown
+from flows.report.subgroups import SubgroupAnalysis
 
 __all__ = [
-    "PreviousEvaluation",
-    "Breakdown",
     "CalibrationInput",
     "ExplorerInput",
+    "PreviousEvaluation",
     "ReportInput",
+    "SubgroupAnalysis",
     "compared_rows",
     "metrics_rows",
-    "pictures",
+    "plot_images",
     "write_plot_data",
     "write_report",
 ]

@@ -12,89 +12,88 @@ from corpora.manifest import MODALITIES, Manifest
 from extractors.store import FeatureReader
 from extractors.transcripts.table import Transcript
 from flows.config.params import Params
-from flows.report import Breakdown, CalibrationInput, ExplorerInput
+from flows.report import CalibrationInput, ExplorerInput, SubgroupAnalysis
 from flows.report.explorer import choose_clips
+from model.evaluation.bootstrap import percentile_interval, resampled_metrics
 from model.evaluation.predictions import ClipPredictions
-from model.evaluation.subgroups import ClipAttributes, Subgroup
+from model.evaluation.subgroups import (
+    ClipAttributes,
+    Subgroup,
+    accuracy_key,
+    measure_subgroups,
+    measure_videos,
+    split_into_subgroups,
+)
 
-MOST_VIDEOS = 12
-"""In the report's table; of more, the worst and the best."""
+MAX_VIDEOS = 12
+"""Rows of the table of videos; of more videos, the worst and the best are shown."""
 
 
 def checkpoints(params: Params) -> list[Path]:
-    """The best checkpoint of each seed."""
+    """Return the folder of the best checkpoint of each seed."""
     return [params.paths.models / f"seed-{seed}" / "best" for seed in params.train.seeds]
 
 
-def analysed(params: Params, result: Any, manifest: Manifest, transcripts: Mapping[str, Transcript]) -> dict[str, Any]:
-    """What is measured for the report alone: `ReportInput`'s explorer and, where there are labels, the other three."""
-    from model.evaluation.predictions import ClipPredictions
-    from model.evaluation.subgroups import split_into_subgroups
-
+def analyse(params: Params, result: Any, manifest: Manifest, transcripts: Mapping[str, Transcript]) -> dict[str, Any]:
+    """Return the parts of `ReportInput` that only the report needs: the explorer and, with labels, the other three."""
     clips = ClipPredictions.of(result.predictions)
     valid = {m: FeatureReader(params.paths.features / m, m).valid_steps() for m in ("audio", "vision")}
-    facts = clip_facts(clips, result.steps, manifest, valid)
-    parts = split_into_subgroups(facts)
+    attributes = clip_attributes(clips, result.steps, manifest, valid)
+    subgroups = split_into_subgroups(attributes)
     labelled = clips.labelled()
-    found = {"explorer": explorer_input(params, clips, result.steps, parts, transcripts, valid)}
+    explorer = {"explorer": explorer_input(params, clips, result.steps, subgroups, transcripts, valid)}
     if not labelled.clip_ids:
-        return found
-    return found | {
+        return explorer
+    return explorer | {
         "intervals": metric_intervals(labelled, manifest.label_range),
-        "breakdown": breakdown(clips, parts, facts, manifest.label_range),
+        "subgroups": subgroup_analysis(clips, subgroups, attributes, manifest.label_range),
         "calibration": calibration(params, clips, result.steps),
     }
 
 
-def clip_facts(
+def clip_attributes(
     clips: ClipPredictions,
     steps: Mapping[str, np.ndarray],
     manifest: Manifest,
     valid: Mapping[str, Mapping[str, np.ndarray]],
 ) -> ClipAttributes:
-    """What the predicted clips are told apart by, in their order."""
-    from model.evaluation.subgroups import ClipAttributes
-
+    """Return the attributes that define the subgroups, in the order of the predictions."""
     by_id = {clip.clip_id: clip for clip in manifest.clips}
     rows = [by_id[clip_id] for clip_id in clips.clip_ids]
     shares = {m: [of[c].mean() if len(of.get(c, ())) else np.nan for c in clips.clip_ids] for m, of in valid.items()}
     return ClipAttributes(
-        seconds_N=_numbers(clip.duration for clip in rows),
+        seconds_N=_to_array(clip.duration for clip in rows),
         video_N=np.array([clip.video_id for clip in rows], object),
         steps=steps,
         valid={m: np.array(share_N, np.float64) for m, share_N in shares.items()},
         label_N=clips.label_N,
-        own_label={m: _numbers(getattr(clip, f"label_{m}") for clip in rows) for m in MODALITIES},
+        own_label={m: _to_array(getattr(clip, f"label_{m}") for clip in rows) for m in MODALITIES},
     )
 
 
-def _numbers(values: Iterable[float | None]) -> np.ndarray:
-    """NaN for None."""
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+def _to_array(values: Iterable[float | None]) -> np.ndarray:
+    """Return an array with NaN for None."""
+    return np.array(list(values), np.float64)
 
 
 def metric_intervals(labelled: ClipPredictions, label_range: tuple[float, float]) -> dict[str, Any]:
-    """A 95 % interval of each metric of the split."""
-    from model.evaluation.bootstrap import percentile_interval, resampled_metrics
-
+    """Return a 95 % interval of each metric of the split."""
     draws = resampled_metrics(labelled.prediction_SN, labelled.label_N, label_range)
     return {key: percentile_interval(values_R) for key, values_R in draws.items()}
 
 
-def breakdown(
-    clips: ClipPredictions, parts: Sequence[Subgroup], facts: ClipAttributes, label_range: tuple[float, float]
-) -> Breakdown:
-    """Metrics of the whole split, its parts and its videos."""
-    from model.evaluation.subgroups import Subgroup, accuracy_key, measure_subgroups, measure_videos
-
+def subgroup_analysis(
+    clips: ClipPredictions, subgroups: Sequence[Subgroup], attributes: ClipAttributes, label_range: tuple[float, float]
+) -> SubgroupAnalysis:
+    """Measure the whole split, its subgroups and its videos."""
     whole = Subgroup("", "all clips", np.ones(len(clips.clip_ids), bool))
-    measured = measure_subgroups([whole, *parts], clips.prediction_SN, clips.label_N, label_range)
-    videos, count = measure_videos(facts, clips.prediction_SN, label_range, MOST_VIDEOS)
-    return Breakdown(measured[0], measured[1:], videos, count, accuracy_key(label_range))
+    measured = measure_subgroups([whole, *subgroups], clips.prediction_SN, clips.label_N, label_range)
+    videos, count = measure_videos(attributes, clips.prediction_SN, label_range, MAX_VIDEOS)
+    return SubgroupAnalysis(measured[0], measured[1:], videos, count, accuracy_key(label_range))
 
 
 def calibration(params: Params, clips: ClipPredictions, steps: Mapping[str, np.ndarray]) -> CalibrationInput:
-    """How far the predictions of the split, and the checkpoints' intervals, can be trusted there."""
+    """Measure the calibration of the predictions and the coverage of the checkpoints' intervals on the split."""
     from model.checkpoint.io import read_checkpoint_info
     from model.evaluation.calibration import coverage, mean_widths, reliability, subset_name
 
@@ -115,11 +114,11 @@ def explorer_input(
     params: Params,
     clips: ClipPredictions,
     steps: Mapping[str, np.ndarray],
-    parts: Sequence[Subgroup],
+    subgroups: Sequence[Subgroup],
     transcripts: Mapping[str, Transcript],
     valid: Mapping[str, Mapping[str, np.ndarray]],
 ) -> ExplorerInput:
-    """What can be looked at in the clips that the explorer holds; attention by the first seed's network."""
+    """Collect the data of the explorer's clips; the attention is that of the first seed's network."""
     from model.data.info import read_info
     from model.evaluation.explain import explain
 
@@ -128,13 +127,13 @@ def explorer_input(
     missing = {
         clip_id: lacks for n, clip_id in enumerate(clips.clip_ids) if (lacks := [m for m in steps if not steps[m][n]])
     }
-    whole_steps = read_info(params.paths.dataset).mode == "unaligned"  # else pooled: not the steps that were measured
+    unaligned = read_info(params.paths.dataset).mode == "unaligned"  # aligned steps are pooled: no valid steps known
     return ExplorerInput(
         explanation=explain(
             params.paths.dataset, checkpoints(params)[0], params.evaluate.split, words, params.train.device
         ),
         words=words,
-        valid=valid if whole_steps else {},
+        valid=valid if unaligned else {},
         missing=missing,
-        parts=parts,
+        subgroups=subgroups,
     )

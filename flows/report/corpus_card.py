@@ -1,7 +1,7 @@
-"""The corpus in figures: what each split holds, what is missing, and how the labels spread.
+"""The corpus card: contents of each split, missing data, and the distribution of the labels.
 
-Clips, labels and lengths come from the manifest, words from the transcripts, steps from the dataset's masks: no
-features are read. N clips of a group: a split, or all of them.
+Clips, labels and durations come from the manifest, words from the transcripts, steps from the dataset's masks: no
+features are read. A group is a split that has clips, or all clips.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, by_split
 from corpora.problems import Problem
 from extractors.transcripts.table import Transcript
-from flows.display.metrics import NOTHING
+from flows.display.metrics import MINUS, NOTHING
 from flows.display.plots import SERIES, Plot, plotting, to_svg
 from flows.report.figures import class_count
 
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ALL = "all"
-HOURS_FROM = 2 * 3600
-"""Seconds of sound in a corpus from which its lengths are told in hours."""
+MIN_HOURS_SECONDS = 2 * 3600
+"""Total duration from which it is shown in hours."""
 
 
 @dataclass(slots=True)
 class StoredClips:
-    """Clips of one group that are in the dataset.
+    """The dataset's clips of one group.
 
     Attributes:
-        clip_ids: theirs.
-        missing: by modality, clips without a step of it.
-        steps, valid: by modality, its steps of all clips together, and those that the mask shows.
+        clip_ids: Their ids.
+        missing: Modality -> clips without a step of it.
+        steps: Modality -> steps of all clips.
+        valid: Modality -> steps that are not masked.
     """
 
     clip_ids: set[str] = field(default_factory=set)
@@ -47,7 +48,7 @@ class StoredClips:
     valid: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: StoredClips) -> None:
-        """Count those of `other` too."""
+        """Add the clips of `other`."""
         self.clip_ids |= other.clip_ids
         for name in ("missing", "steps", "valid"):
             getattr(self, name).update(getattr(other, name))
@@ -55,17 +56,17 @@ class StoredClips:
 
 @dataclass(frozen=True, slots=True)
 class CorpusCard:
-    """What the report shows of a corpus. A group is a split that has clips, or all of them.
+    """Statistics of a corpus.
 
     Attributes:
-        groups: their names, in the order of every row's cells.
-        rows: (what, its value of each group).
-        absent: clips of the manifest that are not in the dataset.
-        reasons: (stage, modality, error) and how many of those clips it concerns; most first.
-        histogram: labels by class and split; None where no clip has a label.
-        classes: (class, its labelled clips of each group).
-        by_modality: (modality, clips with a label of their own for it, its correlation with the clip's label).
-        signatures: (modality, signature of the extractor that measured it).
+        groups: Names of the groups.
+        rows: (name, value of each group).
+        absent: Number of the manifest's clips that are not in the dataset.
+        reasons: (stage, modality, error) and the number of these clips that it concerns, most first.
+        histogram: Labels by class and split; None if no clip has a label.
+        classes: (class, labelled clips of each group).
+        by_modality: (modality, clips with a label of that modality, its correlation with the clip's label).
+        signatures: (modality, signature of its extractor).
     """
 
     groups: Sequence[str]
@@ -85,14 +86,14 @@ def corpus_card(
     problems: Sequence[Problem],
     mask_invalid: Sequence[str],
 ) -> CorpusCard:
-    """The card of a corpus.
+    """Return the card of a corpus.
 
     Args:
-        manifest: its clips; their `text` is not looked at.
-        transcripts: clip_id -> what is said in it.
-        dataset: folder that `align` made.
-        problems: rows of the problems tables of all stages.
-        mask_invalid: modalities whose mask tells valid steps from others (`align.mask_invalid`).
+        manifest: The clips; their `text` is not used.
+        transcripts: Clip id -> transcript.
+        dataset: Output folder of `align`.
+        problems: Rows of the problems tables of all stages.
+        mask_invalid: Modalities whose invalid steps are masked (`align.mask_invalid`).
 
     Raises:
         ValueError: a label range other than [-3, 3] and [-1, 1].
@@ -105,7 +106,7 @@ def corpus_card(
     stored[ALL] = StoredClips()
     for split in SPLITS:
         stored[ALL].add(stored[split])
-    # pooled onto the text's tokens, a step is visible wherever the clip has any valid one: no share to tell
+    # Steps pooled onto the text's tokens are visible wherever the clip has any valid step: there is no share
     shares = [m for m in ("audio", "vision") if m in mask_invalid and content["mode"] == "unaligned"]
     absent = {clip.clip_id for clip in manifest.clips} - stored[ALL].clip_ids
     names = class_names(manifest.label_range, class_count(manifest.label_range))
@@ -123,19 +124,19 @@ def corpus_card(
 
 
 def read_stored(parts: Sequence[Path]) -> StoredClips:
-    """Count the clips and steps of a split's files: ids and masks only, some clips in memory at a time."""
-    found = StoredClips()
+    """Count the clips and steps of a split's files, reading ids and masks of 1024 clips at a time."""
+    stored = StoredClips()
     for part in parts:
         with pq.ParquetFile(part) as file:
             for batch in file.iter_batches(columns=["clip_id", *(f"{m}_mask" for m in MODALITIES)], batch_size=1024):
-                found.clip_ids.update(batch["clip_id"].to_pylist())
+                stored.clip_ids.update(batch["clip_id"].to_pylist())
                 for m in MODALITIES:
                     masks = batch[f"{m}_mask"]
                     lengths, shown = np.diff(masks.offsets.to_numpy()), masks.flatten()
-                    found.missing[m] += int((lengths == 0).sum())
-                    found.steps[m] += len(shown)
-                    found.valid[m] += shown.true_count
-    return found
+                    stored.missing[m] += int((lengths == 0).sum())
+                    stored.steps[m] += len(shown)
+                    stored.valid[m] += shown.true_count
+    return stored
 
 
 def _rows(
@@ -146,26 +147,36 @@ def _rows(
 ) -> list[tuple[str, list[str]]]:
     seconds = {group: _seconds(clips) for group, clips in groups.items()}
     words = {group: _words(clips, transcripts) for group, clips in groups.items()}
-    hours = seconds[ALL].sum() >= HOURS_FROM
-    unit = 3600 if hours else 60
+    hours = seconds[ALL].sum() >= MIN_HOURS_SECONDS
 
-    def row(name: str, tell: Callable[[str], str]) -> tuple[str, list[str]]:
-        return name, [tell(group) for group in groups]
+    def row(name: str, cell: Callable[[str], str]) -> tuple[str, list[str]]:
+        return name, [cell(group) for group in groups]
+
+    def statistic(
+        name: str, values: Mapping[str, np.ndarray], function: Callable[[np.ndarray], float], form: str = ".1f"
+    ) -> tuple[str, list[str]]:
+        return row(name, lambda group: format(function(values[group]), form) if len(values[group]) else NOTHING)
 
     def count(name: str, number: Callable[[str], int]) -> tuple[str, list[str]]:
         return row(name, lambda group: f"{number(group):,}")
 
+    def missing(modality: str) -> tuple[str, list[str]]:
+        return count(f"Without {modality}", lambda group: stored[group].missing[modality])
+
+    def valid(modality: str) -> tuple[str, list[str]]:
+        return row(f"Valid {modality}", lambda group: _share(stored[group], modality))
+
     rows = [
         count("Clips", lambda group: len(groups[group])),
         count("Videos", lambda group: len({clip.video_id for clip in groups[group]})),
-        row("Hours" if hours else "Minutes", lambda group: _told(seconds[group], lambda s: f"{s.sum() / unit:,.1f}")),
-        row("Median (s)", lambda group: _told(seconds[group], lambda s: f"{np.median(s):.1f}")),
-        row("Shortest (s)", lambda group: _told(seconds[group], lambda s: f"{s.min():.1f}")),
-        row("Longest (s)", lambda group: _told(seconds[group], lambda s: f"{s.max():.1f}")),
-        row("Median words", lambda group: _told(words[group], lambda w: f"{np.median(w):g}")),
+        statistic("Hours" if hours else "Minutes", seconds, lambda s: s.sum() / (3600 if hours else 60), ",.1f"),
+        statistic("Median (s)", seconds, np.median),
+        statistic("Shortest (s)", seconds, np.min),
+        statistic("Longest (s)", seconds, np.max),
+        statistic("Median words", words, np.median, "g"),
         count("Without label", lambda group: sum(clip.label is None for clip in groups[group])),
-        *(count(f"Without {m}", lambda group, m=m: stored[group].missing[m]) for m in MODALITIES),
-        *(row(f"Valid {m}", lambda group, m=m: _share(stored[group], m)) for m in shares),
+        *map(missing, MODALITIES),
+        *map(valid, shares),
     ]
     optional = [
         count("Length unknown", lambda group: len(groups[group]) - len(seconds[group])),
@@ -178,18 +189,14 @@ def _rows(
 
 
 def _seconds(clips: Sequence[Clip]) -> np.ndarray:
-    """Lengths of the clips that have a known one."""
+    """Return the known durations."""
     return np.array([clip.duration for clip in clips if clip.duration is not None], np.float64)
 
 
 def _words(clips: Sequence[Clip], transcripts: Mapping[str, Transcript]) -> np.ndarray:
-    """Words of the clips in which any is said."""
+    """Return the numbers of words of the clips that have any."""
     counts = (len(transcripts[clip.clip_id].words) for clip in clips if clip.clip_id in transcripts)
     return np.array([count for count in counts if count], np.float64)
-
-
-def _told(values: np.ndarray, tell: Callable[[np.ndarray], str]) -> str:
-    return tell(values) if len(values) else NOTHING
 
 
 def _share(clips: StoredClips, modality: str) -> str:
@@ -198,20 +205,19 @@ def _share(clips: StoredClips, modality: str) -> str:
 
 
 def _reasons(absent: set[str], problems: Sequence[Problem]) -> list[tuple[tuple[str, str, str], int]]:
-    """What is known of clips that are not in the dataset; a clip that failed twice in a way counts once."""
-    found = {(p.stage, p.modality, p.error, p.clip_id) for p in problems if p.clip_id in absent}
-    counts = Counter(entry[:3] for entry in found)
+    """Count the problems of clips that are not in the dataset; the same problem of a clip counts once."""
+    distinct = {(p.stage, p.modality, p.error, p.clip_id) for p in problems if p.clip_id in absent}
+    counts = Counter(entry[:3] for entry in distinct)
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _labels(clips: Sequence[Clip], name: str = "label") -> np.ndarray:
-    """[N] labels, NaN where there is none."""
-    values = (getattr(clip, name) for clip in clips)
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+    """Return the labels [N], NaN where unlabelled."""
+    return np.array([getattr(clip, name) for clip in clips], np.float64)  # None becomes NaN
 
 
 def _by_class(clips: Sequence[Clip], label_range: tuple[float, float]) -> np.ndarray:
-    """Labelled clips of each class of the confusion matrix."""
+    """Count the labelled clips of each class of the confusion matrix."""
     from model.evaluation.metrics import to_classes
 
     labels, count = _labels(clips), class_count(label_range)
@@ -219,20 +225,20 @@ def _by_class(clips: Sequence[Clip], label_range: tuple[float, float]) -> np.nda
 
 
 def _by_modality(clips: Sequence[Clip]) -> list[tuple[str, int, float | None]]:
-    """Of each modality for which any clip has a label of its own; the correlation is None where undefined."""
+    """Compare each modality's labels, where there are any, with the clips'; an undefined correlation is None."""
     from model.evaluation.metrics import correlation
 
-    whole, found = _labels(clips), []
+    labels, rows = _labels(clips), []
     for m in MODALITIES:
         own = _labels(clips, f"label_{m}")
-        both = np.isfinite(own) & np.isfinite(whole)
+        both = np.isfinite(own) & np.isfinite(labels)
         if np.isfinite(own).any():
-            found.append((m, int(np.isfinite(own).sum()), correlation(own[both], whole[both])))
-    return found
+            rows.append((m, int(np.isfinite(own).sum()), correlation(own[both], labels[both])))
+    return rows
 
 
 def _histogram(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Plot | None:
-    """Share of each split's labelled clips by class."""
+    """Plot the share of each split's labelled clips by class."""
     if not any(count.any() for count in counts.values()):
         return None
     title = "Labels by split"
@@ -242,7 +248,7 @@ def _histogram(counts: Mapping[str, np.ndarray], names: Sequence[str]) -> Plot |
 
 
 def _draw_histogram(axes: Axes, counts: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
-    """Bars of all splits beside each other, in percent so that small splits compare with large ones."""
+    """Draw the bars of all splits side by side, in percent, so that splits of different size can be compared."""
     from matplotlib.ticker import PercentFormatter
 
     shown = {split: count for split, count in counts.items() if count.any()}
@@ -252,7 +258,7 @@ def _draw_histogram(axes: Axes, counts: Mapping[str, np.ndarray], names: Sequenc
         colour = SERIES[SPLITS.index(split)]
         axes.bar(places, 100 * count / count.sum(), 0.92 * width, color=colour, linewidth=0, label=split)
     long = max(map(len, names)) > 3
-    ticks = [name.replace("-", "\u2212") for name in names]
+    ticks = [name.replace("-", MINUS) for name in names]
     axes.set_xticks(range(len(names)), ticks, rotation=30 if long else 0, ha="right" if long else "center")
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     axes.set_xlabel("label")

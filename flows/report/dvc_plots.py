@@ -1,4 +1,4 @@
-"""The report's plots for other places: as data for DVC, as pictures for Prefect's pages."""
+"""The report's plots in other forms: as data for DVC, and as PNG for Prefect's artifacts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def write_plot_data(folder: Path, predictions: pa.Table, label_range: tuple[float, float]) -> None:
-    """Write the data of DVC's plots, one row a labelled clip, its prediction averaged over the seeds.
+    """Write the data of DVC's plots, one row for each labelled clip, with its mean prediction over the seeds.
 
-    `confusion.csv`: actual, predicted: names of the seven (five for [-1, 1]) classes, behind a letter because
+    `confusion.csv`: actual, predicted: names of the seven (five for [-1, 1]) classes, prefixed by a letter because
     DVC's confusion template sorts them as text. `scatter.csv`: label, prediction.
     """
     from model.evaluation.metrics import class_names, to_classes
@@ -29,11 +29,11 @@ def write_plot_data(folder: Path, predictions: pa.Table, label_range: tuple[floa
     label, prediction = clips.label_N, clips.mean_N
     count = class_count(label_range)
     names = [f"{chr(ord('a') + i)}: {name}" for i, name in enumerate(class_names(label_range, count))]
-    true, found = (to_classes(values, label_range, count) for values in (label, prediction))
+    actual, predicted = (to_classes(values, label_range, count) for values in (label, prediction))
     _write_csv(
         Path(folder) / "confusion.csv",
         ("actual", "predicted"),
-        [(names[a], names[b]) for a, b in zip(true, found, strict=True)],
+        [(names[a], names[b]) for a, b in zip(actual, predicted, strict=True)],
     )
     _write_csv(
         Path(folder) / "scatter.csv",
@@ -42,19 +42,19 @@ def write_plot_data(folder: Path, predictions: pa.Table, label_range: tuple[floa
     )
 
 
-def pictures(
+def plot_images(
     predictions: pa.Table, label_range: tuple[float, float], curves: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, bytes]]:
-    """The report's plots as (title, PNG), for places that take pictures only: errors first, then the curves."""
+    """Return the plots of errors and the training curves as (title, PNG)."""
     from model.evaluation.predictions import ClipPredictions
 
     clips = ClipPredictions.of(predictions).labelled()
-    drawn = chain(error_figures(clips.label_N, clips.mean_N, label_range), curve_figures(curves))
-    return [(title, to_png(figure)) for title, figure in drawn]
+    figures = chain(error_figures(clips.label_N, clips.mean_N, label_range), curve_figures(curves))
+    return [(title, to_png(figure)) for title, figure in figures]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

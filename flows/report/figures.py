@@ -1,4 +1,4 @@
-"""The drawings of the report: training curves, errors, calibration."""
+"""Figures of the report: training curves, errors, calibration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows.display.metrics import MINUS
+from flows.display.metrics import MINUS, Interval
 from flows.display.plots import ACCENT, INK, MUTED, SERIES, Plot, plotting, to_svg
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from model.evaluation.calibration import Bin, Coverage
 
-MOST_POINTS = 1500
-"""Of more clips the scatter shows how many there are in each hexagon."""
+MAX_POINTS = 1500
+"""Number of clips up to which the scatter plot shows points; with more it shows their density."""
 
 CURVES = (
     (
@@ -35,16 +35,17 @@ CURVES = (
 
 
 def class_count(label_range: tuple[float, float]) -> int:
-    """Classes of the confusion matrix: seven for [-3, 3], the five bins of CH-SIMS for [-1, 1]."""
+    """Return the number of classes of the confusion matrix: seven for [-3, 3], the five bins of CH-SIMS for [-1, 1]."""
     return 7 if tuple(label_range) == (-3.0, 3.0) else 5
 
 
 def curve_plots(curves: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Training curves, a plot for each entry of `CURVES` of which there is any value."""
+    """Return a plot for each entry of `CURVES` that has any value."""
     return [Plot(title, to_svg(figure, title)) for title, figure in curve_figures(curves)]
 
 
 def curve_figures(curves: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
+    """Yield (title, figure) for each entry of `CURVES` that has any value."""
     for title, series in CURVES:
         recorded = {key for row in curves for key, value in row.items() if value is not None}
         present = {key: name for key, name in series.items() if key in recorded}
@@ -55,7 +56,7 @@ def curve_figures(curves: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Fi
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mapping[str, str]) -> None:
-    """Each series by epoch: a line a seed, and with several seeds their mean as far as all of them went."""
+    """Draw each series by epoch: a line for each seed and, of several, their mean over the epochs that all have."""
     from matplotlib.ticker import MaxNLocator
 
     by_seed: dict[Any, dict[int, Mapping[str, Any]]] = {}
@@ -76,9 +77,9 @@ def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mappin
                 label="" if several else name,
             )
             if key.startswith("valid_"):
-                kept = min(rows.values(), key=lambda row: _or_infinite(row.get("valid_mae")))["epoch"]
-                if kept in line:
-                    axes.plot(kept, line[kept], "o", color=colour, markersize=5)
+                best = min(rows.values(), key=lambda row: _inf_if_none(row.get("valid_mae")))["epoch"]
+                if best in line:
+                    axes.plot(best, line[best], "o", color=colour, markersize=5)
         if several:
             common = sorted(set.intersection(*(set(line) for line in lines)))
             mean = [float(np.mean([line[epoch] for line in lines])) for epoch in common]
@@ -91,13 +92,14 @@ def _draw_curves(axes: Axes, curves: Sequence[Mapping[str, Any]], series: Mappin
 
 
 def error_plots(label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> list[Plot]:
-    """Confusion matrix, and predicted against true; none without a labelled clip."""
+    """Return the confusion matrix and the scatter plot of predictions; none without a labelled clip."""
     return [Plot(title, to_svg(figure, title)) for title, figure in error_figures(label, prediction, label_range)]
 
 
 def error_figures(
     label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]
 ) -> Iterator[tuple[str, Figure]]:
+    """Yield (title, figure) of `error_plots`."""
     from model.evaluation.metrics import class_names, confusion
 
     count = class_count(label_range)
@@ -113,16 +115,16 @@ def error_figures(
 
 
 def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
-    """Counts; a cell's colour is the stronger, the larger its share of the clips of its true class.
+    """Draw counts; the opacity of a cell is its share of the clips of its true class.
 
-    Half strength at most: the page's ink stays readable on it, light or dark.
+    It is about half at most, so that the counts stay readable in the light and the dark scheme.
     """
     from matplotlib.patches import Rectangle
 
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     for (row, column), count in np.ndenumerate(matrix):
-        part = float(share[row, column])
-        cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=0.04 + 0.51 * part)
+        opacity = 0.04 + 0.51 * float(share[row, column])
+        cell = Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, facecolor=ACCENT, alpha=opacity)
         axes.add_patch(cell)
         if count:
             axes.text(column, row, f"{count}", ha="center", va="center_baseline", color=INK)
@@ -138,12 +140,12 @@ def _draw_confusion(axes: Axes, matrix: np.ndarray, names: Sequence[str]) -> Non
 
 
 def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_range: tuple[float, float]) -> None:
-    """A point a clip, at most at twice the label range; the diagonal is a perfect prediction."""
+    """Draw a point for each clip, clipped at twice the label range; the diagonal is a perfect prediction."""
     low, high = label_range
-    shown = np.clip(prediction, 2 * low, 2 * high)  # a diverged model must not stretch the axis out of sight
+    shown = np.clip(prediction, 2 * low, 2 * high)  # a diverged model must not stretch the axis
     margin = 0.04 * (high - low)
     axes.plot(label_range, label_range, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    if len(label) > MOST_POINTS:
+    if len(label) > MAX_POINTS:
         _draw_density(axes, label, shown)
     else:
         alpha = float(np.clip(6 / np.sqrt(len(label)), 0.25, 0.7))
@@ -154,7 +156,7 @@ def _draw_scatter(axes: Axes, label: np.ndarray, prediction: np.ndarray, label_r
 
 
 def _tick_labels(axes: Axes, label_range: tuple[float, float]) -> None:
-    """Ticks as far apart as the labels' classes, on both axes."""
+    """Set the ticks of both axes to the classes' distance."""
     from matplotlib.ticker import MultipleLocator
 
     for axis in (axes.xaxis, axes.yaxis):
@@ -162,7 +164,7 @@ def _tick_labels(axes: Axes, label_range: tuple[float, float]) -> None:
 
 
 def _draw_density(axes: Axes, label: np.ndarray, prediction: np.ndarray) -> None:
-    """Hexagons, the stronger the more clips lie in them; by the root, so that few clips can be seen beside many."""
+    """Draw hexagons whose opacity is the square root of their share of clips, so that few clips are visible too."""
     from matplotlib.colors import to_rgba
 
     cells = axes.hexbin(label, prediction, gridsize=36, mincnt=1, linewidths=0)
@@ -174,7 +176,7 @@ def _draw_density(axes: Axes, label: np.ndarray, prediction: np.ndarray) -> None
 def calibration_plots(
     bins: Sequence[Bin], coverage: Sequence[Coverage], label_range: tuple[float, float]
 ) -> list[Plot]:
-    """Mean label against mean prediction, and the share of clips inside the intervals against their level."""
+    """Return the plots of mean label by prediction, and of the intervals' coverage by their level."""
     plots = []
     if bins:
         with plotting(4.0, 3.4) as (figure, axes):
@@ -189,7 +191,7 @@ def calibration_plots(
 
 
 def _draw_reliability(axes: Axes, bins: Sequence[Bin], label_range: tuple[float, float]) -> None:
-    """Bins as points with intervals; the diagonal is where the mean label is what was predicted."""
+    """Draw bins as points with intervals; on the diagonal, the mean label equals the mean prediction."""
     axes.plot(label_range, label_range, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     x = [entry.prediction for entry in bins]
     y = [entry.label for entry in bins]
@@ -201,28 +203,27 @@ def _draw_reliability(axes: Axes, bins: Sequence[Bin], label_range: tuple[float,
 
 
 def _draw_coverage(axes: Axes, coverage: Sequence[Coverage]) -> None:
-    """Levels as points with intervals; below the diagonal, intervals hold less often than they say."""
+    """Draw levels as points with intervals; below the diagonal, coverage is below the nominal level."""
     from matplotlib.ticker import PercentFormatter
 
     levels = [100 * entry.level for entry in coverage]
+    shares = [100 * entry.share for entry in coverage if entry.share is not None]
+    intervals = [entry.interval and (100 * entry.interval[0], 100 * entry.interval[1]) for entry in coverage]
     axes.plot((0, 100), (0, 100), color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    between = [entry.interval and (100 * entry.interval[0], 100 * entry.interval[1]) for entry in coverage]
-    _draw_intervals(axes, levels, [100 * entry.share for entry in coverage], between)
-    lowest = min(levels[0], *(low for low, _ in filter(None, between)), 100)
+    _draw_intervals(axes, levels, shares, intervals)
+    lowest = min(levels[0], *(low for low, _ in filter(None, intervals)), 100)
     axes.set(xlim=(levels[0] - 5, 102), ylim=(max(0, lowest - 5), 102), xlabel="level (%)", ylabel="clips inside")
-    axes.set_xticks(levels, [f"{level:g}" for level in levels])  # without the sign, as 90 and 95 stand close
+    axes.set_xticks(levels, [f"{level:g}" for level in levels])  # without a percent sign, as 90 and 95 are close
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
 
 
-def _draw_intervals(
-    axes: Axes, x: Sequence[float], y: Sequence[float], between: Sequence[tuple[float, float] | None]
-) -> None:
+def _draw_intervals(axes: Axes, x: Sequence[float], y: Sequence[float], intervals: Sequence[Interval]) -> None:
     axes.plot(x, y, color=ACCENT, linewidth=1.0, alpha=0.5)
-    for place, limits in zip(x, between, strict=True):
-        if limits:
-            axes.plot((place, place), limits, color=ACCENT, linewidth=1.4)
+    for at, interval in zip(x, intervals, strict=True):
+        if interval:
+            axes.plot((at, at), interval, color=ACCENT, linewidth=1.4)
     axes.plot(x, y, "o", color=ACCENT, markersize=5, markeredgewidth=0)
 
 
-def _or_infinite(value: float | None) -> float:
+def _inf_if_none(value: float | None) -> float:
     return float("inf") if value is None else value

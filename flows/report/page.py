@@ -1,8 +1,8 @@
-"""The page itself: what it is made from, and how it is put together.
+"""The report page: its input, and its rendering as one HTML file.
 
-Nothing in it is fetched: style, script and plots are inline. Its content policy allows this one script and this one
-style by their hashes and nothing else, so that no transcript, id or message can do anything, however it is spelled.
-The same input gives the same bytes.
+Nothing is fetched: style, script and plots are inline. The content security policy allows this script and this style by
+their hashes and nothing else, so that no transcript, id or message can do anything, whatever it contains. The same
+input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,27 @@ from typing import TYPE_CHECKING, Any
 
 from corpora.files import atomic_file
 from flows.display import COLOURS
-from flows.display import metrics as metric_texts
-from flows.display.metrics import NOTHING, Interval, PreviousEvaluation
+from flows.display.metrics import (
+    HEADLINE,
+    MAX_CARDS,
+    MINUS,
+    NOTHING,
+    Interval,
+    PreviousEvaluation,
+    counts,
+    format_number,
+    format_parameter,
+    metric_table,
+)
 from flows.report.explorer import ExplorerInput, explorer
 from flows.report.figures import calibration_plots, curve_plots, error_plots
 from flows.report.provenance import provenance_rows, version_rows
 from flows.report.studies import study_views
-from flows.report.subgroups import Breakdown, part_table, video_table
+from flows.report.subgroups import SubgroupAnalysis, subgroup_table, video_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from jinja2 import Environment
 
     from corpora.manifest import Clip
     from corpora.problems import Problem
@@ -35,18 +46,17 @@ if TYPE_CHECKING:
     from model.evaluation.calibration import Bin, Coverage
 
 TEMPLATES = Path(__file__).parent / "templates"
-"""Of all our pages."""
-LISTED_PROBLEMS = 200
+MAX_LISTED_PROBLEMS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationInput:
-    """How far the predictions can be trusted.
+    """Calibration of the predictions.
 
     Attributes:
-        bins: mean label by prediction.
-        coverage: of the checkpoints' intervals.
-        widths: subset of modalities -> n and half-width by level, see `model.evaluation.calibration`.
+        bins: Mean label by prediction.
+        coverage: Coverage of the checkpoints' intervals.
+        widths: Subset of modalities -> n and half-width by level, see `model.evaluation.calibration`.
     """
 
     bins: Sequence[Bin] = ()
@@ -56,26 +66,27 @@ class CalibrationInput:
 
 @dataclass(frozen=True, slots=True)
 class ReportInput:
-    """Everything that a report shows. Of one split: `metrics` and `predictions`. What is not given is left out.
+    """Everything that a report shows; sections without input are left out.
 
     Attributes:
-        corpus, split: named in the title.
+        corpus: Name of the corpus.
+        split: Evaluated split.
         label_range: (-3, 3) or (-1, 1).
-        metrics: as in metrics/<split>.json; several seeds bring `<key>_std` and `seeds`.
-        predictions: columns clip_id, label (null = unlabelled), prediction, and any `prediction_without_<modality>`;
-            one row a clip and seed.
-        clips: clip_id -> its row of the manifest, all splits.
-        intervals: of the metrics, 95 %.
-        before: the last evaluation before this one.
-        breakdown: metrics of parts of the split.
-        calibration: of the checkpoints, on this split.
-        explorer: what can be looked at in the clips.
-        studies: of `dashfusion study`.
-        curves: one row an epoch and seed: `seed`, `epoch` (from 1), keys of `drawings.CURVES`; others are ignored.
-        problems: rows of the problems tables of all stages.
-        word_times: as in dataset.json: by method, what it timed and, where true times are known, its `error`.
-        record: of this run, with those of its trainings under `train`, as in metrics/run.json.
-        card: of the corpus, all splits.
+        metrics: As in metrics/<split>.json; several seeds have `<key>_std` and `seeds`.
+        predictions: Columns clip_id, label (null = unlabelled), prediction, and any `prediction_without_<modality>`;
+            one row for each clip and seed.
+        clips: Clip id -> its row of the manifest, all splits.
+        intervals: 95 % intervals of the metrics.
+        previous: The previous evaluation.
+        subgroups: Metrics of subgroups of the split.
+        calibration: Calibration of the checkpoints on this split.
+        explorer: Data of single clips.
+        studies: Results of `dashfusion study`.
+        curves: One row for each epoch and seed: `seed`, `epoch` (from 1), keys of `figures.CURVES`; others are ignored.
+        problems: Rows of the problems tables of all stages.
+        word_times: As in dataset.json: by method, what it timed and, where true times are known, its `error`.
+        provenance: As in metrics/run.json: of this run, with that of its trainings under `train`.
+        card: Card of the corpus, all splits.
     """
 
     corpus: str
@@ -85,20 +96,20 @@ class ReportInput:
     predictions: pa.Table
     clips: Mapping[str, Clip]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    before: PreviousEvaluation | None = None
-    breakdown: Breakdown | None = None
+    previous: PreviousEvaluation | None = None
+    subgroups: SubgroupAnalysis | None = None
     calibration: CalibrationInput | None = None
     explorer: ExplorerInput = field(default_factory=ExplorerInput)
     studies: Sequence[StudyResult] = ()
     curves: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[Problem] = ()
     word_times: Mapping[str, Any] | None = None
-    record: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     card: CorpusCard | None = None
 
 
 def write_report(path: Path, report: ReportInput) -> None:
-    """Write the report as one self-contained HTML file; it appears whole or not at all.
+    """Write the report as one self-contained HTML file, atomically.
 
     Raises:
         ValueError: a label range other than [-3, 3] and [-1, 1].
@@ -126,7 +137,7 @@ def write_report(path: Path, report: ReportInput) -> None:
 
 
 def content_policy(style: str, script: str) -> str:
-    """What the page may do: be styled by this style and run this script. The icon is an empty one, not to be asked for.
+    """Return the content security policy: this style, this script, and `data:` images for the empty icon.
 
     Raises:
         ValueError: either could end its own element.
@@ -143,7 +154,7 @@ def _hash(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _environment() -> Any:
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -153,62 +164,57 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = metric_texts.format_number
-    environment.globals |= {"NOTHING": NOTHING, "MINUS": metric_texts.MINUS}
+    environment.filters["number"] = format_number
+    environment.globals |= {"NOTHING": NOTHING, "MINUS": MINUS}
     return environment
 
 
 def _metrics(report: ReportInput) -> dict[str, Any]:
-    """The headline and the table of metrics."""
-    before = report.before.metrics if report.before else None
-    rows = metric_texts.metric_table(report.metrics, report.intervals, before)
+    """Return the cards and the table of metrics."""
+    rows = metric_table(report.metrics, report.intervals, report.previous.metrics if report.previous else None)
     by_key = {row.key: row for row in rows}
     return {
         "measured": any(row.value != NOTHING for row in rows),
         "rows": rows,
-        "cards": [by_key[key] for key in metric_texts.HEADLINE if key in by_key][: metric_texts.MAX_CARDS],
-        "counts": metric_texts.counts(report.metrics),
+        "cards": [by_key[key] for key in HEADLINE if key in by_key][:MAX_CARDS],
+        "counts": counts(report.metrics),
         "languages": sorted({clip.language for clip in report.clips.values()}),
     }
 
 
 def _predictions(report: ReportInput) -> dict[str, Any]:
-    """What is told and drawn of single predictions, and of parts of the split."""
+    """Return the plots and tables of errors, calibration, subgroups and clips."""
     from model.evaluation.predictions import ClipPredictions
 
     clips = ClipPredictions.of(report.predictions)
     labelled = clips.labelled()
-    calibration, breakdown = report.calibration, report.breakdown
+    calibration, subgroups = report.calibration or CalibrationInput(), report.subgroups
     return {
         "errors": error_plots(labelled.label_N, labelled.mean_N, report.label_range),
-        "calibration_plots": calibration_plots(calibration.bins, calibration.coverage, report.label_range)
-        if calibration
-        else [],
-        "parts": part_table(breakdown) if breakdown else None,
-        "videos": video_table(breakdown) if breakdown and breakdown.videos else None,
+        "calibration_plots": calibration_plots(calibration.bins, calibration.coverage, report.label_range),
+        "subgroups": subgroup_table(subgroups) if subgroups else None,
+        "videos": video_table(subgroups) if subgroups and subgroups.videos else None,
         "explorer": explorer(clips.clip_ids, clips.label_N, clips.mean_N, clips.without, report.clips, report.explorer),
     }
 
 
 def _background(report: ReportInput) -> dict[str, Any]:
-    """Studies, training, problems, and what it all was made from."""
+    """Return studies, training curves, problems and provenance."""
     kinds = Counter((p.stage, p.modality, p.error) for p in report.problems)
     return {
-        "studies": study_views(report.studies, report.corpus, report.split, report.record.get("data", {})),
+        "studies": study_views(report.studies, report.corpus, report.split, report.provenance.get("data", {})),
         "curves": curve_plots(report.curves),
         "problem_kinds": sorted(kinds.items(), key=lambda item: (-item[1], item[0])),
-        "listed_problems": list(report.problems)[:LISTED_PROBLEMS],
-        "facts": provenance_rows(report.record),
-        "settings": _settings(report.record.get("params", {})),
-        "versions": version_rows(report.record),
+        "listed_problems": list(report.problems)[:MAX_LISTED_PROBLEMS],
+        "facts": provenance_rows(report.provenance),
+        "parameters": _parameters(report.provenance.get("params", {})),
+        "versions": version_rows(report.provenance),
     }
 
 
-def _settings(blocks: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """One (block, [(dotted key, value)]) a stage; values outside any block come first."""
-    loose = [
-        (key, metric_texts.format_parameter(value)) for key, value in blocks.items() if not isinstance(value, Mapping)
-    ]
+def _parameters(blocks: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (block, [(dotted key, value)]) for each stage; values outside any block come first."""
+    loose = [(key, format_parameter(value)) for key, value in blocks.items() if not isinstance(value, Mapping)]
     nested = [(name, list(_flatten(block))) for name, block in blocks.items() if isinstance(block, Mapping)]
     return [("general", loose)] * bool(loose) + [(name, rows) for name, rows in nested if rows]
 
@@ -218,4 +224,4 @@ def _flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", metric_texts.format_parameter(value)
+            yield f"{prefix}{key}", format_parameter(value)

@@ -91,7 +91,7 @@ def code_state(folder: Path, outputs: Sequence[Path]) -> dict[str, Any] | None:
         outputs: Outputs of the pipeline, relative to `folder`: not part of the code, committed or not.
     """
     folder = folder.resolve()
-    written = [(folder / path).resolve() for path in (*outputs, *WRITTEN_BY_DVC)]
+    written = [(folder / path).resolve() for path in [*outputs, *map(Path, WRITTEN_BY_DVC)]]
     excluded = [f":(exclude,literal){path.relative_to(folder)}" for path in written if folder in path.parents]
     revision = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
     status = _git(folder, "status", "--porcelain", "--no-renames", "-z", "--", ".", *excluded)

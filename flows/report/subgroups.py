@@ -1,4 +1,4 @@
-"""The table of parts of the split: a row a part, with the metrics as text and as marks on a common scale."""
+"""Tables of subgroups: a row each, with the metrics as text and as marks on a common scale."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flows.display.metrics import METRICS, Interval, MetricText, format_metric, format_interval
+from flows.display.metrics import METRICS, Interval, MetricText, format_interval, format_metric
 
 if TYPE_CHECKING:
     from model.evaluation.subgroups import SubgroupMetrics
 
-FEWEST = 10
-"""Clips of a part from which its metrics say something; of fewer they are grey."""
+MIN_CLIPS = 10
+"""Smaller subgroups are grey, and do not stretch the scale."""
 
 
 @dataclass(frozen=True, slots=True)
-class Breakdown:
-    """Metrics of the whole split, of its parts, and of the videos with enough clips, the greatest error first.
+class SubgroupAnalysis:
+    """Metrics of the whole split, its subgroups and its videos.
 
     Attributes:
-        videos: of many, those with the greatest and those with the least error.
-        videos_measured: how many have enough clips.
-        accuracy: key of the metric that `SubgroupMetrics.accuracy` is.
+        whole: The whole split.
+        subgroups: Subgroups of clips.
+        videos: Videos with enough clips, largest error first; of many, the worst and the best.
+        videos_measured: Number of videos with enough clips.
+        accuracy: Key of the metric `SubgroupMetrics.accuracy`.
     """
 
     whole: SubgroupMetrics
-    parts: Sequence[SubgroupMetrics]
+    subgroups: Sequence[SubgroupMetrics]
     videos: Sequence[SubgroupMetrics]
     videos_measured: int
     accuracy: str
@@ -35,31 +37,31 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """What a column of marks covers: from `low` to `high`, and where the whole split lies."""
+    """Range of a column of marks, and the value of the whole split."""
 
     low: float
     high: float
     whole: float | None
 
-    def place(self, value: float) -> float:
-        """From 0 to 100."""
+    def position(self, value: float) -> float:
+        """Return the position of a value, from 0 to 100; values beyond the range are clipped."""
         share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
         return round(100 * min(max(share, 0), 1), 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A value with its interval and, to compare, the whole split's; places from 0 to 100."""
+    """Positions, from 0 to 100, of a value, its interval and the whole split's value."""
 
-    at: float
+    value: float
     low: float | None
     high: float | None
     whole: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class PartRow:
-    """A line of a table; `small`: of too few clips to say much."""
+class SubgroupRow:
+    """A row of a table; a cell is (value, interval, mark), `small` tells that there are too few clips."""
 
     group: str
     name: str
@@ -69,66 +71,65 @@ class PartRow:
 
 
 @dataclass(frozen=True, slots=True)
-class PartTable:
-    """Lines, above each column of marks what its ends are, and what the accuracy is called."""
+class SubgroupTable:
+    """Rows, the ends of the scale of each column of marks, and the texts of the accuracy."""
 
-    rows: Sequence[PartRow]
+    rows: Sequence[SubgroupRow]
     scales: Sequence[tuple[str, str]]
     accuracy: MetricText
 
 
-def part_table(breakdown: Breakdown) -> PartTable:
-    """The whole split and its parts."""
-    return _table(breakdown, [breakdown.whole, *breakdown.parts], FEWEST)
+def subgroup_table(analysis: SubgroupAnalysis) -> SubgroupTable:
+    """Return the table of the whole split and its subgroups."""
+    return _table(analysis, [analysis.whole, *analysis.subgroups], MIN_CLIPS)
 
 
-def video_table(breakdown: Breakdown) -> PartTable:
-    """The videos, on scales of their own: their metrics are further apart."""
-    return _table(breakdown, breakdown.videos, 0)
+def video_table(analysis: SubgroupAnalysis) -> SubgroupTable:
+    """Return the table of the videos, which has scales of its own: their metrics vary more."""
+    return _table(analysis, analysis.videos, 0)
 
 
-def _table(breakdown: Breakdown, parts: Sequence[SubgroupMetrics], fewest: int) -> PartTable:
-    on_scale = [breakdown.whole, *(part for part in parts if part.clips >= fewest)]
+def _table(analysis: SubgroupAnalysis, measured: Sequence[SubgroupMetrics], min_clips: int) -> SubgroupTable:
+    on_scale = [analysis.whole, *(metrics for metrics in measured if metrics.clips >= min_clips)]
     columns = [
-        (breakdown.accuracy, "accuracy", _scale(on_scale, "accuracy", 1.0)),
+        (analysis.accuracy, "accuracy", _scale(on_scale, "accuracy", 1.0)),
         ("mae", "mae", _scale(on_scale, "mae", None)),
     ]
     rows = [
-        PartRow(
-            group=part.group,
-            name=part.name,
-            clips=f"{part.clips:,}",
-            small=part.clips < fewest,
+        SubgroupRow(
+            group=metrics.group,
+            name=metrics.name,
+            clips=f"{metrics.clips:,}",
+            small=metrics.clips < min_clips,
             cells=[
-                _cell(key, getattr(part, name), getattr(part, f"{name}_interval"), scale)
+                _cell(key, getattr(metrics, name), getattr(metrics, f"{name}_interval"), scale)
                 for key, name, scale in columns
             ],
         )
-        for part in parts
+        for metrics in measured
     ]
-    scales = [tuple(_told_end(key, end) for end in (scale.low, scale.high)) for key, _, scale in columns]
-    return PartTable(rows, scales, METRICS[breakdown.accuracy])
+    scales = [(_format_end(key, scale.low), _format_end(key, scale.high)) for key, _, scale in columns]
+    return SubgroupTable(rows, scales, METRICS[analysis.accuracy])
 
 
-def _told_end(key: str, end: float) -> str:
-    """An end of a scale, which is a round number."""
+def _format_end(key: str, end: float) -> str:
+    """Format an end of a scale, which is a round number."""
     return f"{end:.0%}" if METRICS[key].is_fraction else f"{end:.1f}"
 
 
-def _cell(key: str, value: float | None, between: Interval, scale: Scale) -> tuple[str, str, Mark | None]:
-    """Value and interval as text, and as a mark."""
+def _cell(key: str, value: float | None, interval: Interval, scale: Scale) -> tuple[str, str, Mark | None]:
     if value is None:
         return format_metric(key, None), "", None
-    low, high = (scale.place(edge) for edge in between) if between and between[0] < between[1] else (None, None)
-    whole = None if scale.whole is None else scale.place(scale.whole)
-    return format_metric(key, value), format_interval(key, between), Mark(scale.place(value), low, high, whole)
+    low, high = map(scale.position, interval) if interval and interval[0] < interval[1] else (None, None)
+    whole = None if scale.whole is None else scale.position(scale.whole)
+    return format_metric(key, value), format_interval(key, interval), Mark(scale.position(value), low, high, whole)
 
 
-def _scale(parts: Sequence[SubgroupMetrics], name: str, most: float | None) -> Scale:
-    """From the least end of an interval to the greatest, rounded to tenths; the first part is the whole split."""
-    ends = [end for part in parts for end in getattr(part, f"{name}_interval") or ()]
-    ends += [value for part in parts[:1] if (value := getattr(part, name)) is not None]
+def _scale(measured: Sequence[SubgroupMetrics], name: str, high: float | None) -> Scale:
+    """Return the range of all intervals, rounded to tenths; `measured` begins with the whole split."""
+    whole: float | None = getattr(measured[0], name)
+    ends = [end for metrics in measured for end in getattr(metrics, f"{name}_interval") or ()]
+    ends += [] if whole is None else [whole]
     if not ends:
-        return Scale(0.0, most or 1.0, None)
-    high = math.ceil(10 * max(ends)) / 10 if most is None else most
-    return Scale(math.floor(10 * min(ends)) / 10, high, getattr(parts[0], name))
+        return Scale(0.0, high or 1.0, None)
+    return Scale(math.floor(10 * min(ends)) / 10, math.ceil(10 * max(ends)) / 10 if high is None else high, whole)

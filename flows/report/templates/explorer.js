@@ -1,23 +1,23 @@
 "use strict";
-// The table of clips: find, filter, sort, and open a clip to look into it. The data are in #clip-data, one entry a row.
+// The table of clips: search, filter, sort, and open a clip. #clip-data has one entry for each row.
 (() => {
   const data = JSON.parse(document.getElementById("clip-data").textContent);
   const get = (id) => document.getElementById(id);
   const panel = get("clip-table"), body = panel.querySelector("tbody"), more = get("more");
   const rows = [...body.rows];
   const LEVELS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"; // as in explorer.py
-  const anchoredElsewhere = ["audio", "vision"].includes(data.anchor); // then these look at the words, not the words at them
+  const otherAnchor = ["audio", "vision"].includes(data.anchor); // then its steps attend to the words, not the reverse
   const PAGE = 20, COLUMNS = 64, MINUS = "\u2212";
   const state = { sort: "error", ascending: false, shown: PAGE, open: new Map() };
 
-  // --- small helpers ---------------------------------------------------------------------------------------------
-  const make = (tag, attributes = {}, ...content) => {
+  // --- helpers ---------------------------------------------------------------------------------------------
+  const element = (tag, attributes = {}, ...content) => {
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...content); // strings become text, never markup
+    node.append(...content); // strings become text nodes, never markup
     return node;
   };
-  const draw = (tag, attributes, ...content) => {
+  const shape = (tag, attributes, ...content) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     node.append(...content);
@@ -27,7 +27,7 @@
   const level = (character) => (character === " " ? null : LEVELS.indexOf(character) / (LEVELS.length - 1));
   const error = (clip) => (clip.label === null ? null : clip.prediction - clip.label);
 
-  // --- which clips, in which order -------------------------------------------------------------------------------
+  // --- filtering and sorting -------------------------------------------------------------------------------
   const ERRORS = {
     wrong: (clip) => clip.label * clip.prediction < 0 || (clip.label !== 0 && clip.prediction === 0),
     right: (clip) => clip.label * clip.prediction > 0,
@@ -42,22 +42,22 @@
   };
 
   function matches(clip) {
-    const wanted = get("find").value.trim().toLowerCase();
-    if (wanted && !`${clip.id} ${clip.text}`.toLowerCase().includes(wanted)) return false;
+    const query = get("find").value.trim().toLowerCase();
+    if (query && !`${clip.id} ${clip.text}`.toLowerCase().includes(query)) return false;
     const errors = get("errors-of").value;
     if (errors && (clip.label === null || !ERRORS[errors](clip))) return false;
     const lacking = get("lacking").value, missing = clip.missing || [];
     if (lacking && !(lacking === "none" ? !missing.length : missing.includes(lacking))) return false;
-    const part = get("part").value;
-    return !part || (clip.parts || []).includes(Number(part));
+    const subgroup = get("subgroup").value;
+    return !subgroup || (clip.subgroups || []).includes(Number(subgroup));
   }
 
-  function arrange() {
+  function update() {
     const key = KEYS[state.sort], sign = state.ascending ? 1 : -1;
     const order = data.clips.map((clip, index) => index).filter((index) => matches(data.clips[index]));
     order.sort((a, b) => {
       const [left, right] = [key(data.clips[a]), key(data.clips[b])];
-      if (left === null || right === null) return (left === null) - (right === null) || a - b; // unknown ones last
+      if (left === null || right === null) return (left === null) - (right === null) || a - b; // unknown values last
       return sign * (left - right) || a - b;
     });
     for (const row of rows) row.hidden = true;
@@ -73,7 +73,7 @@
     more.hidden = order.length <= state.shown;
   }
 
-  // --- a clip that is opened -------------------------------------------------------------------------------------
+  // --- an open clip -------------------------------------------------------------------------------------
   function toggle(index) {
     const button = rows[index].querySelector(".toggle");
     const opened = state.open.get(index);
@@ -81,7 +81,7 @@
       opened.remove();
       state.open.delete(index);
     } else {
-      const detail = make("tr", { class: "detail", id: `clip-${index}` }, make("td", { colspan: 6 }, look(data.clips[index])));
+      const detail = element("tr", { class: "detail", id: `clip-${index}` }, element("td", { colspan: 6 }, clipDetail(data.clips[index])));
       detail.addEventListener("keydown", (event) => {
         if (event.key !== "Escape") return;
         toggle(index);
@@ -94,23 +94,23 @@
     button.setAttribute("aria-expanded", String(!opened));
   }
 
-  function look(clip) {
-    const box = make("div");
+  function clipDetail(clip) {
+    const box = element("div");
     const view = { clip, lanes: [], listeners: [] };
     box.append(transcript(view));
     if (clip.tracks || (clip.words || []).some((word) => word[1] !== null)) box.append(lanes(view));
-    else box.append(make("p", { class: "caption" }, "No time lines: the clip’s steps are not known here."));
-    if (clip.moves || clip.own) box.append(contributions(clip));
+    else box.append(element("p", { class: "caption" }, "No time lines: the clip’s steps are unknown."));
+    if (clip.contributions || clip.own_labels) box.append(contributions(clip));
     select(view, null);
     return box;
   }
 
   const select = (view, word) => view.listeners.forEach((listen) => listen(word));
 
-  // The transcript with its words as buttons: one of them is in the tab order, arrow keys move between them.
+  // The transcript with its words as buttons: one is in the tab order, arrow keys move between them.
   function transcript(view) {
     const { clip } = view;
-    const line = make("p", { class: "said", lang: clip.lang, dir: "auto" });
+    const line = element("p", { class: "transcript", lang: clip.lang, dir: "auto" });
     if (!clip.words) {
       line.append(clip.text || "No transcript.");
       return line;
@@ -118,12 +118,12 @@
     const buttons = [];
     let at = 0;
     for (const [index, [word]] of clip.words.entries()) {
-      const found = clip.text.indexOf(word, at);
-      if (found >= 0) {
-        line.append(clip.text.slice(at, found));
-        at = found + word.length;
+      const start = clip.text.indexOf(word, at);
+      if (start >= 0) {
+        line.append(clip.text.slice(at, start));
+        at = start + word.length;
       }
-      const button = make("button", { class: "word", type: "button", tabindex: index ? -1 : 0 }, word);
+      const button = element("button", { class: "word", type: "button", tabindex: index ? -1 : 0 }, word);
       button.addEventListener("focus", () => select(view, index));
       button.addEventListener("blur", () => select(view, null));
       button.addEventListener("mouseenter", () => select(view, index));
@@ -144,13 +144,13 @@
     return line;
   }
 
-  // Lanes on one axis of time: words, then for each modality its sparklines and what is looked at in it.
+  // Lanes on a common time axis: words, then the sparklines and the attention of each modality.
   function lanes(view) {
     const { clip } = view;
-    const grid = make("div", { class: "lanes" });
+    const grid = element("div", { class: "lanes" });
     const add = (name, lane, first) => {
       lane.classList.add("lane");
-      grid.append(make("div", { class: `lane-name${first ? " first" : ""}` }, name), lane);
+      grid.append(element("div", { class: `lane-name${first ? " first" : ""}` }, name), lane);
       if (first) lane.classList.add("first");
     };
     if ((clip.words || []).some((word) => word[1] !== null)) add("words", wordLane(view), false);
@@ -164,21 +164,21 @@
       }
       const attention = (clip.attention || {})[modality];
       if (attention) {
-        const { lane, tell } = heat(view, attention);
+        const { lane, describe } = attentionStrip(view, attention);
         add("attention", lane, false);
-        captions.push([modality, tell]);
+        captions.push([modality, describe]);
       }
     }
     add("", axis(clip.seconds), false);
-    const here = make("i");
-    const overlay = make("div", { class: "overlay" }, here);
+    const here = element("i");
+    const overlay = element("div", { class: "overlay" }, here);
     overlay.style.gridRow = `1 / ${grid.children.length / 2}`;
     grid.append(overlay);
     for (const [place, cell] of [...grid.children].slice(0, -1).entries()) {
       cell.style.gridRow = Math.floor(place / 2) + 1;
       cell.style.gridColumn = (place % 2) + 1;
     }
-    const caption = make("p", { class: "caption" });
+    const caption = element("p", { class: "caption" });
     view.listeners.push((word) => {
       const times = word === null ? [] : clip.words[word].slice(1);
       here.hidden = !times.length || times[0] === null;
@@ -186,27 +186,26 @@
         here.style.left = `${(100 * times[0]) / clip.seconds}%`;
         here.style.width = `${(100 * (times[1] - times[0])) / clip.seconds}%`;
       }
-      caption.textContent = told(clip, word, captions);
+      caption.textContent = describeWord(clip, word, captions);
     });
-    return make("div", {}, grid, caption);
+    return element("div", {}, grid, caption);
   }
 
-  function told(clip, word, captions) {
-    const looks = anchoredElsewhere ? "what looks at" : "what is looked at by";
-    if (word === null)
-      return captions.length
-        ? `Attention: ${looks} the words, on average; point at a word for its own. ${legend(clip)}`
-        : legend(clip);
+  function describeWord(clip, word, captions) {
+    if (word === null) {
+      const direction = otherAnchor ? "attention to the words" : "attention of the words";
+      return captions.length ? `Mean ${direction}; point at a word for its own. ${legend(clip)}` : legend(clip);
+    }
     const [name, start, end] = clip.words[word];
     const when = start === null ? "" : `, ${start.toFixed(2)} to ${end.toFixed(2)} s`;
-    return [`“${name}”${when}`, ...captions.map(([modality, tell]) => `${modality}: ${tell(word)}`)].join("; ") + ".";
+    return [`“${name}”${when}`, ...captions.map(([modality, describe]) => `${modality}: ${describe(word)}`)].join("; ") + ".";
   }
 
   function legend(clip) {
     const states = Object.values(clip.tracks || {}).map((track) => track.states).join("");
     const shades = [];
-    if (states.includes("2")) shades.push("dark shade: hidden from the network");
-    if (states.includes("1")) shades.push("light shade: not valid, such as unvoiced");
+    if (states.includes("2")) shades.push("dark shade: masked");
+    if (states.includes("1")) shades.push("light shade: not valid, for example unvoiced");
     const shares = Object.entries(clip.anchors || {}).map(([name, share]) => `${name} ${Math.round(100 * share)} %`);
     if (shares.length) shades.push(`anchors: ${shares.join(", ")}`);
     return shades.length ? `${shades.join("; ")}.`.replace(/^./, (letter) => letter.toUpperCase()) : "";
@@ -214,10 +213,10 @@
 
   function wordLane(view) {
     const { clip } = view;
-    const lane = make("div", { class: "words", "aria-hidden": "true" });
+    const lane = element("div", { class: "words", "aria-hidden": "true" });
     for (const [index, [word, start, end]] of clip.words.entries()) {
       if (start === null) continue;
-      const block = make("span", {}, word);
+      const block = element("span", {}, word);
       block.style.left = `${(100 * start) / clip.seconds}%`;
       block.style.width = `${(100 * (end - start)) / clip.seconds}%`;
       block.addEventListener("mouseenter", () => select(view, index));
@@ -229,24 +228,24 @@
   }
 
   function sparkline(line, states) {
-    const svg = draw("svg", { viewBox: `0 0 ${COLUMNS} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    const svg = shape("svg", { viewBox: `0 0 ${COLUMNS} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
     for (const run of states.matchAll(/([1-3])\1*/g))
-      svg.append(draw("rect", { class: `state-${run[1]}`, x: run.index, y: 0, width: run[0].length, height: 1 }));
-    svg.append(draw("line", { class: "zero", x1: 0, x2: COLUMNS, y1: 0.5, y2: 0.5 }));
+      svg.append(shape("rect", { class: `state-${run[1]}`, x: run.index, y: 0, width: run[0].length, height: 1 }));
+    svg.append(shape("line", { class: "zero", x1: 0, x2: COLUMNS, y1: 0.5, y2: 0.5 }));
     let path = "", pen = "M";
     for (const [column, character] of [...line].entries()) {
       const value = level(character);
       if (value !== null) path += `${pen}${column + 0.5} ${(0.95 - 0.9 * value).toFixed(3)}`;
       pen = value === null ? "M" : "L";
     }
-    svg.append(draw("path", { class: "line", d: path }));
-    return make("div", {}, svg);
+    svg.append(shape("path", { class: "line", d: path }));
+    return element("div", {}, svg);
   }
 
-  // A strip of how much is looked at each moment: of one word, or the mean over all of them.
-  function heat(view, attention) {
-    const svg = draw("svg", { viewBox: `0 0 ${COLUMNS} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    const cells = Array.from({ length: COLUMNS }, (_, column) => draw("rect", { x: column, y: 0, width: 1, height: 1 }));
+  // A strip of the attention over time, of one word or the mean over all.
+  function attentionStrip(view, attention) {
+    const svg = shape("svg", { viewBox: `0 0 ${COLUMNS} 1`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    const cells = Array.from({ length: COLUMNS }, (_, column) => shape("rect", { x: column, y: 0, width: 1, height: 1 }));
     svg.append(...cells);
     const strips = attention.rows.map((row) => [...row].map(level));
     const used = strips.filter((strip) => strip.length);
@@ -258,62 +257,62 @@
       const strip = word === null ? mean : strips[word] || [];
       for (const [column, cell] of cells.entries()) cell.setAttribute("fill-opacity", strip[column] ?? 0);
     });
-    const tell = (word) => {
+    const describe = (word) => {
       const strip = strips[word] || [];
-      if (!strip.length) return "nothing kept of this word";
-      const times = (attention.most * Math.max(...strip)).toFixed(1);
-      const aside = anchoredElsewhere ? "" : `, ${Math.round(100 * attention.aside[word])} % on no moment`;
-      return `at most ${times} times an even spread${aside}`;
+      if (!strip.length) return "no attention stored for this word";
+      const multiple = (attention.max * Math.max(...strip)).toFixed(1);
+      const cls = otherAnchor ? "" : `, ${Math.round(100 * attention.cls[word])} % on [CLS]`;
+      return `at most ${multiple} times uniform attention${cls}`;
     };
-    return { lane: make("div", { class: "heat" }, svg), tell };
+    return { lane: element("div", { class: "heat" }, svg), describe };
   }
 
   function axis(seconds) {
-    const lane = make("div", { class: "axis", "aria-hidden": "true" });
+    const lane = element("div", { class: "axis", "aria-hidden": "true" });
     const step = [0.5, 1, 2, 5, 10, 20, 60, 120, 300].find((size) => seconds / size <= 6) || seconds;
     const ticks = [];
     for (let time = 0; time < seconds - step / 2; time += step) ticks.push(time);
     for (const time of [...ticks, seconds]) {
-      const tick = make("span", {}, time === seconds ? `${seconds.toFixed(1)} s` : String(time));
+      const tick = element("span", {}, time === seconds ? `${seconds.toFixed(1)} s` : String(time));
       tick.style.left = `${(100 * time) / seconds}%`;
       lane.append(tick);
     }
     return lane;
   }
 
-  // What each modality moves the prediction by, beside the label that it has alone.
+  // The effect of each modality on the prediction, beside its own label.
   function contributions(clip) {
-    const names = ["text", "audio", "vision"].filter((name) => name in (clip.moves || {}) || name in (clip.own || {}));
-    const most = Math.max(0.25, ...Object.values(clip.moves || {}).map(Math.abs));
-    const head = make("tr", {}, make("th", { scope: "col" }, "Modality"));
-    if (clip.moves) head.append(make("th", { scope: "col", colspan: 2 }, "Moves the prediction by"));
-    if (clip.own) head.append(make("th", { scope: "col", class: "number" }, "Its own label"));
-    const table = make("table", { class: "moves" }, make("thead", {}, head));
-    const lines = make("tbody");
+    const names = ["text", "audio", "vision"].filter((name) => name in (clip.contributions || {}) || name in (clip.own_labels || {}));
+    const max = Math.max(0.25, ...Object.values(clip.contributions || {}).map(Math.abs));
+    const head = element("tr", {}, element("th", { scope: "col" }, "Modality"));
+    if (clip.contributions) head.append(element("th", { scope: "col", colspan: 2 }, "Effect on the prediction"));
+    if (clip.own_labels) head.append(element("th", { scope: "col", class: "number" }, "Its own label"));
+    const table = element("table", { class: "contributions" }, element("thead", {}, head));
+    const lines = element("tbody");
     for (const name of names) {
-      const line = make("tr", {}, make("th", { scope: "row" }, name));
-      if (clip.moves) {
-        const value = (clip.moves || {})[name];
-        const bar = make("div", { class: "bar" });
+      const line = element("tr", {}, element("th", { scope: "row" }, name));
+      if (clip.contributions) {
+        const value = (clip.contributions || {})[name];
+        const bar = element("div", { class: "bar" });
         if (value !== undefined) {
-          const part = make("i", { class: value < 0 ? "less" : "" });
-          part.style.left = `${50 + Math.min(0, (50 * value) / most)}%`;
-          part.style.width = `${(50 * Math.abs(value)) / most}%`;
+          const part = element("i", { class: value < 0 ? "less" : "" });
+          part.style.left = `${50 + Math.min(0, (50 * value) / max)}%`;
+          part.style.width = `${(50 * Math.abs(value)) / max}%`;
           bar.append(part);
         }
-        line.append(make("td", {}, bar), make("td", { class: "number" }, value === undefined ? "\u2013" : signed(value)));
+        line.append(element("td", {}, bar), element("td", { class: "number" }, value === undefined ? "\u2013" : signed(value)));
       }
-      if (clip.own) line.append(make("td", { class: "number" }, name in clip.own ? signed(clip.own[name], 1) : "\u2013"));
+      if (clip.own_labels) line.append(element("td", { class: "number" }, name in clip.own_labels ? signed(clip.own_labels[name], 1) : "\u2013"));
       lines.append(line);
     }
     table.append(lines);
     return table;
   }
 
-  // --- make the plain table live ---------------------------------------------------------------------------------
+  // --- activate the table ---------------------------------------------------------------------------------
   for (const [index, row] of rows.entries()) {
     const code = row.querySelector("code");
-    const button = make("button", { class: "toggle", type: "button", "aria-expanded": "false", "aria-controls": `clip-${index}` });
+    const button = element("button", { class: "toggle", type: "button", "aria-expanded": "false", "aria-controls": `clip-${index}` });
     code.before(button);
     button.append(code);
     row.addEventListener("click", (event) => {
@@ -321,7 +320,7 @@
     });
   }
   for (const head of panel.querySelectorAll("th[data-sort]")) {
-    const button = make("button", { class: "sort", type: "button" }, head.textContent);
+    const button = element("button", { class: "sort", type: "button" }, head.textContent);
     head.replaceChildren(button);
     if (head.dataset.sort === state.sort) head.setAttribute("aria-sort", "descending");
     button.addEventListener("click", () => {
@@ -330,21 +329,21 @@
       state.sort = head.dataset.sort;
       for (const other of panel.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", state.ascending ? "ascending" : "descending");
-      arrange();
+      update();
     });
   }
-  for (const id of ["find", "errors-of", "lacking", "part"])
+  for (const id of ["find", "errors-of", "lacking", "subgroup"])
     get(id).addEventListener("input", () => {
       state.shown = PAGE;
-      arrange();
+      update();
     });
   more.addEventListener("click", () => {
     state.shown += PAGE;
-    arrange();
+    update();
   });
   panel.classList.add("live");
   panel.removeAttribute("tabindex");
   get("controls").hidden = false;
   get("without-script").remove();
-  arrange();
+  update();
 })();

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from flows.display.metrics import METRICS, metrics_rows, format_number, format_metric, format_difference, format_interval
+from flows.display.metrics import (
+    METRICS,
+    format_difference,
+    format_interval,
+    format_metric,
+    format_number,
+    metrics_rows,
+)
 
 WIDE_METRICS = {"n": 12, "mae": 0.5074, "corr": 0.9104, "acc2_np": 0.9168, "f1_nn": 0.89}
 

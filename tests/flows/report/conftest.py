@@ -13,7 +13,7 @@ import pytest
 
 from corpora.manifest import Clip
 from corpora.problems import Problem
-from flows.report import Breakdown, CalibrationInput, ExplorerInput, ReportInput, write_report
+from flows.report import CalibrationInput, ExplorerInput, ReportInput, SubgroupAnalysis, write_report
 from flows.report.corpus_card import CorpusCard, _histogram
 from flows.studies.results import ALL_CLIPS, CLEAN, Row, StudyResult
 from model.evaluation.calibration import Bin, Coverage
@@ -176,7 +176,7 @@ def make_report(**changes: object) -> ReportInput:
                 },
             }
         },
-        record=make_record(train=[make_record(seed=0), make_record(seed=1)]),
+        provenance=make_record(train=[make_record(seed=0), make_record(seed=1)]),
     )
     return replace(whole, **changes)
 
@@ -232,7 +232,7 @@ def make_explorer(clips: Mapping[str, Clip], words: int = 4, steps: int = 20, **
             words={clip_id: clip.text.split() for clip_id, clip in clips.items()},
             valid={"audio": {clip_id: np.arange(steps) >= 5 for clip_id in clips}},
             missing={clip_id: ["vision"] for clip_id in list(clips)[:2]},
-            parts=[
+            subgroups=[
                 Subgroup("Polarity", "positive", np.array([(clip.label or 0) > 0 for clip in clips.values()])),
                 Subgroup("Conflict", "text misleads", np.arange(len(clips)) % 4 == 0),
             ],
@@ -241,21 +241,21 @@ def make_explorer(clips: Mapping[str, Clip], words: int = 4, steps: int = 20, **
     )
 
 
-def make_part(group: str, name: str, clips: int, accuracy: float | None, mae: float | None) -> SubgroupMetrics:
-    between = None if accuracy is None else (accuracy - 0.08, min(accuracy + 0.06, 1.0))
-    return SubgroupMetrics(group, name, clips, accuracy, between, mae, None if mae is None else (mae - 0.1, mae + 0.1))
+def make_subgroup(group: str, name: str, clips: int, accuracy: float | None, mae: float | None) -> SubgroupMetrics:
+    interval = None if accuracy is None else (accuracy - 0.08, min(accuracy + 0.06, 1.0))
+    return SubgroupMetrics(group, name, clips, accuracy, interval, mae, None if mae is None else (mae - 0.1, mae + 0.1))
 
 
-def make_breakdown(**changes: Any) -> Breakdown:
+def make_subgroups(**changes: Any) -> SubgroupAnalysis:
     return replace(
-        Breakdown(
-            whole=make_part("", "all clips", 80, 0.9, 0.5),
-            parts=[
-                make_part("Length", "up to 3.2 s", 27, 0.85, 0.6),
-                make_part("Length", "more than 3.2 s", 53, 0.93, 0.45),
-                make_part("Polarity", "neutral (0)", 4, None, 0.84),
+        SubgroupAnalysis(
+            whole=make_subgroup("", "all clips", 80, 0.9, 0.5),
+            subgroups=[
+                make_subgroup("Length", "up to 3.2 s", 27, 0.85, 0.6),
+                make_subgroup("Length", "more than 3.2 s", 53, 0.93, 0.45),
+                make_subgroup("Polarity", "neutral (0)", 4, None, 0.84),
             ],
-            videos=[make_part("Video", "v3", 8, 0.75, 0.9), make_part("Video", "v1", 8, 1.0, 0.2)],
+            videos=[make_subgroup("Video", "v3", 8, 0.75, 0.9), make_subgroup("Video", "v1", 8, 1.0, 0.2)],
             videos_measured=2,
             accuracy="acc2_np",
         ),

@@ -53,7 +53,7 @@ def everything(make, clips, **changes: Any) -> dict[str, Any]:
         "predictions": labelled,
         "curves": make.curves({0: 5}),
         "card": make.card(),
-        "breakdown": make.breakdown(),
+        "subgroups": make.subgroups(),
         "calibration": make.calibration(),
         "studies": [make.study()],
         "explorer": make.explorer(clips),
@@ -96,7 +96,7 @@ def test_without_scripts_every_clip_stands_in_the_table(opened, make):
     page = opened(script=False, **everything(make, make.clips(30)))
     assert len(page.locator("tr.clip").all()) == 30 and page.locator("tr.clip").last.is_visible()
     assert not page.locator("#controls").is_visible() and not page.locator(".toggle").all()
-    assert page.get_by_text("With scripts allowed").is_visible()
+    assert page.get_by_text("Enable JavaScript").is_visible()
 
 
 def test_clips_are_found_by_id_and_transcript(opened, make):
@@ -122,7 +122,7 @@ def test_clips_are_filtered_by_error_by_what_they_lack_and_by_part(opened, make)
     page.select_option("#errors-of", "")
     page.select_option("#lacking", "vision")
     assert set(shown(page)) == {"v0/0001", "v1/0001"}
-    page.select_option("#part", label="text misleads")
+    page.select_option("#subgroup", label="text misleads")
     assert set(shown(page)) == {"v0/0001"}, "both at once"
     page.select_option("#lacking", "none")
     assert set(shown(page)) == {"v4/0001", "v8/0001"}
@@ -170,7 +170,7 @@ def test_a_clip_opens_to_its_words_its_time_lines_and_what_each_modality_moves(o
     lane = detail.locator(".lane svg").first
     widths = [lane.locator(f".state-{state}").evaluate("rect => rect.width.baseVal.value") for state in (1, 2)]
     assert widths == pytest.approx([16, 16], abs=2), "of 64: a quarter not valid, a quarter hidden from the network"
-    rows = [line.inner_text().split() for line in detail.locator(".moves tbody tr").all()]
+    rows = [line.inner_text().split() for line in detail.locator(".contributions tbody tr").all()]
     assert rows == [["text", "\u22120.75", "–"], ["audio", "+0.00", "–"], ["vision", "+0.00", "\u22121.5"]]  # noqa: RUF001
     page.locator("tr.clip").first.click(position={"x": 500, "y": 10})
     assert detail.count() == 0
@@ -191,7 +191,7 @@ def test_attention_follows_the_word_that_is_pointed_at(opened, make):
         word.hover()
         assert hottest() == pytest.approx(number / 4, abs=0.03)
     caption = page.locator(".caption").inner_text()
-    assert caption.startswith("“three”, 1.50 to 2.25 s; audio: at most") and "10 % on no moment" in caption
+    assert caption.startswith("“three”, 1.50 to 2.25 s; audio: at most") and "10 % on [CLS]" in caption
     assert page.locator(".words .at").inner_text() == "three"
 
 
@@ -201,9 +201,9 @@ def test_with_another_anchor_the_strip_is_what_looks_at_a_word(opened, make):
     known = replace(known, explanation=replace(known.explanation, anchor="audio"))
     page = opened(**everything(make, clips, explorer=known))
     page.locator(".toggle").first.click()
-    assert "what looks at the words" in page.locator(".caption").inner_text()
+    assert "attention to the words" in page.locator(".caption").inner_text()
     page.locator(".word").first.hover()
-    assert "on no moment" not in page.locator(".caption").inner_text()
+    assert "[CLS]" not in page.locator(".caption").inner_text()
 
 
 def test_everything_can_be_reached_and_done_by_key(opened, make):

@@ -17,7 +17,7 @@ WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as handle:
+    with path.open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
 
 

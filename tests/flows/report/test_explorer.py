@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from corpora.manifest import Clip
-from flows.report.explorer import COLUMNS, LEVELS, MOST_CLIPS, choose_clips, explorer, to_levels, to_script
+from flows.report.explorer import COLUMNS, LEVELS, MAX_CLIPS, choose_clips, explorer, to_levels, to_script
 from model.evaluation.explain import Attention, ClipView, Explanation, Track
 
 
@@ -42,7 +42,7 @@ def test_of_a_large_split_half_are_the_worst_and_the_others_are_drawn():
     rng = np.random.default_rng(0)
     label, prediction = np.zeros(5000), rng.normal(size=5000)
     chosen = choose_clips(label, prediction)
-    assert len(chosen) == len(set(chosen.tolist())) == MOST_CLIPS
+    assert len(chosen) == len(set(chosen.tolist())) == MAX_CLIPS
     error = np.abs(prediction)
     worst = np.sort(error)[::-1]
     np.testing.assert_array_equal(error[chosen[:150]], worst[:150])
@@ -52,7 +52,7 @@ def test_of_a_large_split_half_are_the_worst_and_the_others_are_drawn():
 
 def test_a_large_split_without_labels_is_drawn_from():
     chosen = choose_clips(np.full(1000, np.nan), np.zeros(1000))
-    assert len(set(chosen.tolist())) == MOST_CLIPS and chosen.max() > 900
+    assert len(set(chosen.tolist())) == MAX_CLIPS and chosen.max() > 900
 
 
 def test_rows_say_what_a_clip_is_and_what_it_lacks(make):
@@ -62,20 +62,20 @@ def test_rows_say_what_a_clip_is_and_what_it_lacks(make):
     assert set(rows) == set(clips) and found.total == 4
     assert rows["v0/0001"].missing == ["vision"] and rows["v3/0001"].missing == ()
     assert rows["v0/0001"].error == pytest.approx(0.3) and rows["v0/0001"].seconds == 3.0
-    assert found.parts == [("Polarity", "positive"), ("Conflict", "text misleads")]
-    parts = {entry["id"]: entry.get("parts") for entry in entries(found)}
+    assert found.subgroups == [("Polarity", "positive"), ("Conflict", "text misleads")]
+    parts = {entry["id"]: entry.get("subgroups") for entry in entries(found)}
     assert parts == {"v0/0001": [1], "v1/0001": None, "v2/0001": [0], "v3/0001": [0]}
 
 
 def test_what_a_modality_moves_is_what_is_predicted_less_what_is_without_it(make):
     clips = make.clips(3)
     found = make_explorer(make, clips, text=0.5, audio=np.nan, vision=-0.25)
-    assert [entry["moves"] for entry in entries(found)] == [{"text": 0.5, "vision": -0.25}] * 3
+    assert [entry["contributions"] for entry in entries(found)] == [{"text": 0.5, "vision": -0.25}] * 3
 
 
 def test_labels_of_single_modalities_are_kept_where_there_are_any(make):
     clip = Clip("v/1", "v", "test", "zh", "", "很 好", 0.6, label_text=-0.2, label_audio=0.4, duration=2.0)
-    assert entries(make_explorer(make, {"v/1": clip}))[0]["own"] == {"text": -0.2, "audio": 0.4}
+    assert entries(make_explorer(make, {"v/1": clip}))[0]["own_labels"] == {"text": -0.2, "audio": 0.4}
 
 
 def test_a_clip_that_the_manifest_does_not_know_has_a_row_all_the_same(make):
@@ -117,7 +117,7 @@ def test_attention_is_told_as_multiples_of_an_even_spread(make):
     known = replace(known, explanation=Explanation({"a/1": view}, known.explanation.features, "text"))
     entry = entries(make_explorer(make, clips, known))[0]
     found = entry["attention"]["audio"]
-    assert found["most"] == 4.0 and found["aside"] == [0.2, 0.2, 0.0]
+    assert found["max"] == 4.0 and found["cls"] == [0.2, 0.2, 0.0]
     even, peaked, cut = found["rows"]
     assert set(even) == {LEVELS[round(63 / 4)]} and cut == ""
     assert set(peaked[: 3 * COLUMNS // 4]) == {LEVELS[0]} and peaked[-1] == LEVELS[63]
@@ -143,7 +143,7 @@ def test_attention_of_a_very_long_transcript_is_cut(make):
 def test_thousands_of_clips_make_a_page_of_a_few_megabytes(make):
     clips = make.clips(4659, text=" ".join(["word"] * 25))
     found = make_explorer(make, clips, make.explorer(clips, words=25, steps=400))
-    assert len(found.rows) == MOST_CLIPS and found.total == 4659
+    assert len(found.rows) == MAX_CLIPS and found.total == 4659
     assert len(found.data) < 2_000_000
 
 
@@ -158,13 +158,14 @@ def test_the_page_says_why_there_is_no_attention_and_whose_it_is_where_there_are
     assert "first seed" not in render(explorer=known)[1].words
     assert "Attention is that of the first seed" in render(explorer=known, metrics={"mae": 0.5, "seeds": 2})[1].words
     none = replace(known, explanation=replace(known.explanation, no_attention_reason="the model has no alignment"))
-    assert "no attention to be shown: the model has no alignment." in render(explorer=none)[1].words
+    assert "Attention is not shown: the model has no alignment." in render(explorer=none)[1].words
 
 
 def test_the_page_says_how_many_clips_of_a_large_split_it_holds(render, make):
     clips = make.clips(400)
     _, page = render(clips=clips, predictions=make.predictions(clips, {0: 0.1}))
-    assert "Of 400 clips these are 300: the 150 with the largest error, and as many drawn from the others" in page.words
+    shown = "Of 400 clips, 300 are shown: the 150 with the largest error, and a random sample of as many others"
+    assert shown in page.words
     assert len(page.clips()) == 300
 
 
@@ -185,7 +186,7 @@ def test_unlabelled_clips_are_shown_without_errors(render, make):
     clips = {name: replace(clip, label=None, text="") for name, clip in make.clips(3).items()}
     _, page = render(clips=clips, predictions=make.predictions(clips, {0: 0.1}))
     assert page.clips()[0][2:] == ["–", "+0.100", "–", "no transcript"]  # noqa: RUF001
-    assert "What was predicted for each clip." in page.words
+    assert "The prediction for each clip." in page.words
 
 
 def test_transcripts_say_their_language(render, make):

@@ -22,7 +22,7 @@ UNIT = (-1.0, 1.0)
 def test_page_loads_nothing(render, make):
     html, page = render(
         curves=make.curves({0: 5}),
-        breakdown=make.breakdown(),
+        subgroups=make.subgroups(),
         calibration=make.calibration(),
         studies=[make.study()],
         explorer=make.explorer(make.clips()),
@@ -79,9 +79,9 @@ def test_transcripts_ids_and_messages_are_escaped(render, make):
         clips=clips,
         predictions=make.predictions(clips, {0: 1.0}),
         problems=[make.problem(HOSTILE)],
-        record=make.record(params={"prepare": {"root": HOSTILE}}),
+        provenance=make.record(params={"prepare": {"root": HOSTILE}}),
         explorer=make.explorer(clips),
-        breakdown=make.breakdown(videos=[make.part("Video", HOSTILE, 8, 0.5, 0.5)]),
+        subgroups=make.subgroups(videos=[make.subgroup("Video", HOSTILE, 8, 0.5, 0.5)]),
         studies=[study],
     )
     assert "<script>alert" not in html and "]]>" not in html.replace("]]&gt;", "") and "49" not in page.words
@@ -97,12 +97,12 @@ def whole(make, **changes):
     return make.report(
         curves=make.curves({0: 5, 1: 3}),
         card=make.card(),
-        breakdown=make.breakdown(),
+        subgroups=make.subgroups(),
         calibration=make.calibration(),
         studies=[make.study()],
         explorer=make.explorer(make.clips()),
         intervals={"mae": (0.4, 0.6)},
-        before=PreviousEvaluation("2026-11-24T02:57:14+00:00", {"mae": 0.6}),
+        previous=PreviousEvaluation("2026-11-24T02:57:14+00:00", {"mae": 0.6}),
         **changes,
     )
 
@@ -122,8 +122,8 @@ def test_links_to_sections_find_them(tmp_path, make):
 
 
 def test_sections_without_content_are_left_out_with_their_links(render):
-    _, page = render(record={})
-    for name in ("Calibration", "Parts of the split", "Studies", "Corpus", "How this was made"):
+    _, page = render(provenance={})
+    for name in ("Calibration", "Subgroups", "Studies", "Corpus", "Provenance"):
         assert name not in page.words
     assert "Clips" in page.words
 
@@ -170,7 +170,7 @@ def test_a_long_list_of_problems_is_cut_and_says_so(render):
 def test_metrics_stand_with_their_intervals_and_the_change_since_the_last_run(render):
     before = PreviousEvaluation("2026-11-24T02:57:14+00:00", {"mae": 0.6, "acc2_np": 0.95, "corr": 0.9104})
     intervals = {"mae": (0.4, 0.61), "acc2_np": (0.85, 0.97), "acc7": None, "acc5": (1.0, 1.0)}
-    _, page = render(intervals=intervals, before=before)
+    _, page = render(intervals=intervals, previous=before)
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 6}
     meaning = "in units of the label, less is better"
     assert rows["Mean absolute error"] == [meaning, "0.507", "0.400 to 0.610", "0.600", "\u22120.093, better"]
@@ -203,7 +203,7 @@ def test_an_undefined_metric_is_an_en_dash(render):
     assert dict(metrics_rows(metrics))["Pearson correlation"] == "–"  # noqa: RUF001
     html, page = render(metrics=metrics)
     assert any(row[0] == "Pearson correlation" and row[2] == "–" for row in page.rows)  # noqa: RUF001
-    assert "None" not in html and "nan" not in page.words
+    assert "None" not in html and not re.search(r"\bnan\b", page.words)
 
 
 def test_confusion_matrix_has_seven_classes_or_five_bins(render, make):
@@ -261,7 +261,8 @@ def test_a_split_without_labels_has_no_error_plots(render, make):
     _, page = render(clips=clips, predictions=make.predictions(clips, {0: 0.1}), metrics=metrics)
     assert page.svgs() == []
     assert "No clip of this split has a label, so nothing is measured" in page.words
-    assert "Right and wrong" not in page.words and len(page.clips()) == 12
+    assert not any("errors" in (a.get("id"), (a.get("href") or "")[1:]) for _, a in page.elements)
+    assert len(page.clips()) == 12
 
 
 def test_a_diverged_model_still_gets_a_report(render, make):
@@ -288,7 +289,7 @@ def test_what_training_and_evaluation_do_not_share_stands_side_by_side(render, m
     dirty = {"revision": "fedcba9876543210", "dirty": True, "changed": ["model/train.py", "params.yaml"]}
     trained = make.record(seed=0, code=dirty, versions={"python": "3.12.1", "torch": "2.12.0"})
     trained["machine"] = trained["machine"] | {"device": "cuda", "gpu": "NVIDIA H200", "processes": 4}
-    _, page = render(record=make.record(train=[trained], code=None))
+    _, page = render(provenance=make.record(train=[trained], code=None))
     changes = "fedcba987654, with uncommitted changes in model/train.py, params.yaml"
     assert ["Code", changes, "not under version control"] in page.rows
     assert ["Device", "NVIDIA H200, 4 processes", "cpu"] in page.rows
@@ -296,13 +297,13 @@ def test_what_training_and_evaluation_do_not_share_stands_side_by_side(render, m
 
 
 def test_a_model_whose_training_left_no_record_still_gets_a_report(render, make):
-    assert ["Code", "–", "0123456789ab"] in render(record=make.record(train=[]))[1].rows  # noqa: RUF001
-    assert "How this was made" not in render(record={})[1].words
+    assert ["Code", "–", "0123456789ab"] in render(provenance=make.record(train=[]))[1].rows  # noqa: RUF001
+    assert "Provenance" not in render(provenance={})[1].words
 
 
 def test_a_long_list_of_changed_files_is_cut_and_says_so(render, make):
     changed = [f"model/{i}.py" for i in range(9)]
-    _, page = render(record=make.record(code={"revision": "0" * 40, "dirty": True, "changed": changed}))
+    _, page = render(provenance=make.record(code={"revision": "0" * 40, "dirty": True, "changed": changed}))
     assert "model/4.py and 4 more" in page.words and "model/5.py" not in page.words
 
 

@@ -1,48 +1,48 @@
-"""The table of parts of the split, and of videos."""
+"""The tables of subgroups and of videos."""
 
 from __future__ import annotations
 
 import pytest
 
-from flows.report.subgroups import part_table, video_table
+from flows.report.subgroups import subgroup_table, video_table
+from model.evaluation.subgroups import SubgroupMetrics
 
 
-def test_parts_stand_below_the_whole_split_on_one_scale(make):
-    table = part_table(make.breakdown())
+def test_subgroups_stand_below_the_whole_split_on_one_scale(make):
+    table = subgroup_table(make.subgroups())
     assert [row.name for row in table.rows] == ["all clips", "up to 3.2 s", "more than 3.2 s", "neutral (0)"]
     assert table.accuracy.label == "Acc-2 (negative / positive)"
-    value, between, mark = table.rows[1].cells[0]
-    assert (value, between) == ("85.0%", "77.0 to 91.0%")
-    assert table.scales[0] == ("70%", "100%") and mark.at == 50.0 and mark.whole == pytest.approx(66.7)
-    assert mark.low < mark.at < mark.high
+    value, interval, mark = table.rows[1].cells[0]
+    assert (value, interval) == ("85.0%", "77.0 to 91.0%")
+    assert table.scales[0] == ("70%", "100%") and mark.value == 50.0 and mark.whole == pytest.approx(66.7)
+    assert mark.low < mark.value < mark.high
 
 
-def test_a_part_of_few_clips_is_small_and_does_not_stretch_the_scale(make):
-    rows = {row.name: row for row in part_table(make.breakdown()).rows}
+def test_a_subgroup_of_few_clips_is_small_and_does_not_stretch_the_scale(make):
+    rows = {row.name: row for row in subgroup_table(make.subgroups()).rows}
     assert rows["neutral (0)"].small and not rows["up to 3.2 s"].small
     assert rows["neutral (0)"].cells[0] == ("–", "", None)  # noqa: RUF001
     assert rows["neutral (0)"].cells[1][2].high == 100.0, "cut at the end of the scale"
 
 
 def test_videos_have_scales_of_their_own(make):
-    breakdown = make.breakdown()
-    assert part_table(breakdown).scales[1] == ("0.3", "0.7")
-    assert video_table(breakdown).scales[1] == ("0.1", "1.0")
+    analysis = make.subgroups()
+    assert subgroup_table(analysis).scales[1] == ("0.3", "0.7")
+    assert video_table(analysis).scales[1] == ("0.1", "1.0")
 
 
-def test_a_video_is_measured_from_fewer_clips_than_a_part(make):
-    assert not any(row.small for row in video_table(make.breakdown()).rows)
+def test_a_video_is_measured_from_fewer_clips_than_a_subgroup(make):
+    assert not any(row.small for row in video_table(make.subgroups()).rows)
 
 
 def test_an_interval_without_width_is_not_drawn(make):
-    part = make.part("Polarity", "positive", 20, 1.0, 0.3)
-    sure = part.__class__("Polarity", "positive", 20, 1.0, (1.0, 1.0), 0.3, (0.2, 0.4))
-    value, between, mark = part_table(make.breakdown(parts=[sure])).rows[1].cells[0]
-    assert (value, between, mark.low) == ("100.0%", "", None)
+    sure = SubgroupMetrics("Polarity", "positive", 20, 1.0, (1.0, 1.0), 0.3, (0.2, 0.4))
+    value, interval, mark = subgroup_table(make.subgroups(subgroups=[sure])).rows[1].cells[0]
+    assert (value, interval, mark.low) == ("100.0%", "", None)
 
 
 def test_the_page_has_a_group_a_heading_and_greys_what_is_small(render, make):
-    _, page = render(breakdown=make.breakdown())
+    _, page = render(subgroups=make.subgroups())
     assert ["Length"] in page.rows and ["Polarity"] in page.rows
     assert ["up to 3.2 s", "27", "85.0% 77.0 to 91.0%", "", "0.600 0.500 to 0.700", ""] in page.rows
     assert sum(attrs.get("class") == "small" for tag, attrs in page.elements if tag == "tr") == 1
@@ -51,9 +51,9 @@ def test_the_page_has_a_group_a_heading_and_greys_what_is_small(render, make):
 
 
 def test_the_page_says_of_how_many_videos_it_shows_the_ends(render, make):
-    _, page = render(breakdown=make.breakdown(videos_measured=1234))
+    _, page = render(subgroups=make.subgroups(videos_measured=1234))
     assert "Of 1,234 videos with 5 labelled clips or more" in page.words
-    _, page = render(breakdown=make.breakdown(videos=[], videos_measured=0))
+    _, page = render(subgroups=make.subgroups(videos=[], videos_measured=0))
     assert "No video has 5 labelled clips or more" in page.words
 
 
