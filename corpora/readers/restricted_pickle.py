@@ -36,6 +36,13 @@ PLAIN = (str, int, float, bool, type(None))
 that take years to hash or print (messages therefore use `reprlib`)."""
 
 
+MAX_NUMERIC_KEYS = 1000
+"""Limit of the entries of a dict, a set or the memo with keys other than strings. The hash of a number is known, so that a
+file can choose numbers that collide, and filling a dict with them takes quadratic time. Hashes of strings are secret."""
+
+MAX_CODE_POINT = 0x10FFFF
+
+
 class RefusedPickleError(ValueError):
     """The file is not a pickle that may or can be read. The message names the file and what was found."""
 
@@ -170,6 +177,9 @@ class _Machine:
         return values
 
     def memoize(self, index: int) -> None:
+        # Picklers count from 0 or 1; gaps are left only where the file was edited
+        if index not in (len(self._memo), len(self._memo) + 1) and index not in self._memo:
+            _check_keys([index], len(self._memo))
         self._memo[index] = self._stack[-1]
         if isinstance(self._stack[-1], _Pending):
             self._stack[-1].memo.append(index)
@@ -246,7 +256,17 @@ def _old_text(line: bytes) -> str:
 
 
 def _pairs(values: list[Any]) -> dict[Any, Any]:
-    return dict(zip(_plain(values[::2]), values[1::2], strict=True))
+    return dict(zip(_check_keys(values[::2]), values[1::2], strict=True))
+
+
+def _check_keys(keys: Any, held: int = 0) -> Any:
+    """Return the keys after a check that they may be added to a dict or set that holds `held` others."""
+    if held + len(keys) > MAX_NUMERIC_KEYS and any(type(key) is not str for key in _plain(keys)):
+        raise _RefusalError(
+            f"has a dict or set of more than {MAX_NUMERIC_KEYS:,} entries whose keys are not all strings; such keys can "
+            "take very long to read, so save them as strings or as an array"
+        )
+    return _plain(keys)
 
 
 def _plain(values: Any) -> Any:
@@ -276,6 +296,8 @@ def _make_array(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
             f"declares an array of shape {shape} of {dtype}, {declared:,} bytes, but holds {len(raw):,} for it; "
             "it is damaged or malicious"
         )
+    if dtype.kind == "U" and declared and np.frombuffer(raw, f"{dtype.str[0]}u4").max(initial=0) > MAX_CODE_POINT:
+        raise _RefusalError("holds an array of strings with numbers that are no characters; it is damaged or malicious")
     return np.frombuffer(raw, dtype).reshape(shape, order=order) if declared else np.empty(shape, dtype)
 
 
@@ -352,7 +374,7 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
 def _set(values: Any = ()) -> set[Any]:
     if type(values) not in (list, tuple):
         raise ValueError(f"a set of a {type(values).__name__}")
-    return set(_plain(values))
+    return set(_check_keys(values))
 
 
 ALLOWED: dict[str, Callable[..., Any] | None] = {
@@ -405,7 +427,14 @@ def _append(machine: _Machine, values: list[Any]) -> None:
 
 
 def _update(machine: _Machine, pairs: dict[Any, Any]) -> None:
-    machine.top(dict).update(pairs)
+    held = machine.top(dict)
+    _check_keys(pairs.keys(), len(held))
+    held.update(pairs)
+
+
+def _add(machine: _Machine, values: list[Any]) -> None:
+    held = machine.top(set)
+    held.update(_check_keys(values, len(held)))
 
 
 def _set_item(machine: _Machine, _: Any) -> None:
@@ -445,8 +474,8 @@ _STEPS: dict[str, _Step] = {
     "SETITEM": _set_item,
     "SETITEMS": lambda machine, _: _update(machine, _pairs(machine.marked())),
     "EMPTY_SET": _value(lambda _: set()),
-    "ADDITEMS": lambda machine, _: (lambda values: machine.top(set).update(values))(_plain(machine.marked())),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(_plain(machine.marked()))),
+    "ADDITEMS": lambda machine, _: _add(machine, machine.marked()),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(_check_keys(machine.marked()))),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), lambda machine, index: machine.memoize(index)),
     "PUT": lambda machine, line: machine.memoize(_integer_line(line)),
     "MEMOIZE": lambda machine, _: machine.memoize_next(),

@@ -347,6 +347,63 @@ def test_numbers_that_take_long_to_read_are_refused(path):
     assert "integer" in refusal(path, b"\x80\x02\x8b" + struct.pack("<i", 5000) + b"\x01" * 5000 + b".")
 
 
+PRIME = (1 << 61) - 1
+"""Multiples of it have the hash 0."""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_as_keys_are_limited_since_they_can_be_chosen_to_collide(path, protocol, kind):
+    many = [kind(n * PRIME) for n in range(1, 1101)]
+    for content in (dict.fromkeys(many), collections.OrderedDict((n, None) for n in many), set(many)):
+        assert "more than 1,000 entries" in refusal(path, pickle.dumps({"train": content}, protocol=protocol))
+    mixed = {f"key {n}": n for n in range(2000)} | {many[0]: None}
+    assert "more than 1,000 entries" in refusal(path, pickle.dumps(mixed, protocol=protocol))
+    given = {"strings": {f"key {n}": n for n in range(5000)}, "numbers": dict.fromkeys(many[:900])}
+    path.write_bytes(pickle.dumps(given, protocol=protocol))
+    assert same(load(path), given)
+
+
+def long(number: int) -> bytes:
+    return b"\x8a\x0a" + number.to_bytes(10, "little")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + b"".join(long(n * PRIME) + b"Ns" for n in range(1, 1101)),
+        b"\x8f" + b"".join(b"(" + long(n * PRIME) + b"\x90" for n in range(1, 1101)),
+        b"(" + b"".join(long(n * PRIME) for n in range(1, 1101)) + b"\x91",
+        b"(" + b"".join(long(n * PRIME) + b"N" for n in range(1, 1101)) + b"d",
+        b"N" + b"".join(b"p%d\n" % (n * PRIME) for n in range(1, 1101)),  # indices of the memo
+    ],
+)
+def test_colliding_keys_one_by_one_are_limited_as_well(path, content):
+    assert "more than 1,000 entries" in refusal(path, b"\x80\x04" + content + b".")
+
+
+def test_a_memo_that_is_counted_from_1_may_be_long(path):
+    path.write_bytes(b"\x80\x02]" + b"".join(b"]r" + struct.pack("<I", n) + b"a" for n in range(1, 3000)) + b".")
+    assert len(load(path)) == 2999
+
+
+STRINGS = b"cnumpy\ndtype\n(U\x02U1K\x00K\x01tR(K\x03U\x01%sNNNK\x04K\x04K\x08tb"
+
+
+@pytest.mark.parametrize(("order", "pack"), [(b"<", "<I"), (b">", ">I")])
+@pytest.mark.parametrize("code", [0x110000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_numbers_that_are_no_characters_are_refused_in_strings(path, order, pack, code):
+    dtype, raw = STRINGS % order, b"C\x04" + struct.pack(pack, code)
+    assert "no characters" in refusal(path, b"\x80\x03cnumpy.core.multiarray\nscalar\n(" + dtype + raw + b"tR.")
+    assert "no characters" in refusal(path, array(b"K\x01\x85", dtype, raw))
+
+
+@pytest.mark.parametrize(("order", "pack"), [(b"<", "<I"), (b">", ">I")])
+def test_the_highest_character_is_read(path, order, pack):
+    path.write_bytes(array(b"K\x01\x85", STRINGS % order, b"C\x04" + struct.pack(pack, 0x10FFFF)))
+    assert load(path).tolist() == ["\U0010ffff"]
+
+
 def test_a_cut_or_changed_byte_never_ends_in_another_error(path):
     """Whatever a byte is changed into, the file is read or refused."""
     whole = pickle.dumps({"a": np.arange(4.0), "b": ["x", 1], "o": np.array(["s", None], object)}, protocol=4)
