@@ -29,8 +29,10 @@ from model.evaluation.calibration import calibrate
 from model.evaluation.inference import predict
 from model.evaluation.metrics import evaluate_metrics
 from model.network.dashfusion import DashFusion
+from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner, RankBatch
 from model.training.mining import Partners, label_classes, mine
-from model.training.objective import CHUNK_OVERHEAD, LOSS_TERMS, BatchPlanner, Objective, RankBatch, mining_embeddings
+from model.training.objective import LOSS_TERMS, Objective, mining_embeddings
+from model.training.optimizer import learning_rate_factor, parameter_groups
 from model.training.resume import RunStore, run_signature
 
 if TYPE_CHECKING:
@@ -56,10 +58,7 @@ class Observer(Protocol):
         """Report that `done` of `total` batches of `epoch` (from 1) are trained."""
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Report a validated and saved epoch; the keys are those of `TrainResult.history`.
-
-        A resumed run reports its earlier epochs first.
-        """
+        """Report a saved epoch, with the keys of `TrainResult.history`. A resumed run reports its earlier ones first."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class _Run:
     def __init__(self, fabric: Fabric, network: DashFusion, config: TrainConfig, planner: BatchPlanner) -> None:
         self.fabric, self.network, self.config, self.planner = fabric, network, config, planner
         self.objective = fabric.setup_module(Objective(network, config, fabric.world_size))
-        groups = _parameter_groups(network, config)
+        groups = parameter_groups(network, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.epoch, self.batch, self.steps = 1, 0, 0
@@ -213,16 +212,12 @@ def train(
         text = prepare_text(model, dataset)
         clips, unlabelled = _read_labelled(dataset, "train", model, cache, text)
         valid, _ = _read_labelled(dataset, "valid", model, cache, text)
-    if model.unimodal_heads:
-        _require_unimodal_labels(clips)
-    classes = label_classes(clips.labels, clips.info.label_range)
+    _check_unimodal_labels(clips, model)
 
-    # Build the network
+    # Build the network and its optimizer
     torch.manual_seed(seed)
     network = DashFusion(model, clips.info, text).to(device)
-    overhead = CHUNK_OVERHEAD.get(device.type, CHUNK_OVERHEAD["cuda"])
-    planner = BatchPlanner(clips, classes, config, seed, fabric.global_rank, fabric.world_size, overhead)
-    run = _Run(fabric, network, config, planner)
+    run = _Run(fabric, network, config, _planner(clips, config, seed, fabric))
 
     # Resume an interrupted run
     store = RunStore(scratch and runs_folder(scratch, dataset, model, config) / f"seed-{seed}")
@@ -244,34 +239,12 @@ def train(
 
         # Save
         if fabric.is_global_zero:
-            save_checkpoint(out / "last", network, config, seed, epoch, metrics)
-            if improved:
-                save_checkpoint(out / "best", network, config, seed, epoch, metrics)
-                store.keep_best(out / "best", epoch)
-            store.save(run.state(), run.best_epoch)
+            _save_epoch(run, store, out, improved)
             if observer:
                 observer.on_epoch(epoch, metrics)
-    if len(run.history) < config.epochs:
-        log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
 
-    # Calibrate prediction intervals
-    if fabric.is_global_zero:
-        best, _ = load_checkpoint(out / "best", device)
-        add_calibration(out / "best", calibrate(best, valid, config.modalities))
-        write_card(out / "best")
-    fabric.barrier()
-
-    return TrainResult(
-        best=out / "best",
-        last=out / "last",
-        best_epoch=run.best_epoch,
-        history=run.history,
-        unlabelled=unlabelled,
-        truncated=clips.truncated,
-        device=str(device),
-        seconds=time.perf_counter() - run.began,
-        resumed=resumed,
-    )
+    # Calibrate
+    return _finish(run, out, valid, unlabelled, resumed)
 
 
 def forget_run(
@@ -300,6 +273,46 @@ def runs_folder(scratch: Path, dataset: Path, model: ModelConfig, config: TrainC
         FileNotFoundError: No dataset there.
     """
     return Path(scratch) / f"training-{run_signature(dataset, model, config)}"
+
+
+def _planner(clips: ClipTable, config: TrainConfig, seed: int, fabric: Fabric) -> BatchPlanner:
+    classes = label_classes(clips.labels, clips.info.label_range)
+    overhead = CHUNK_OVERHEAD.get(fabric.device.type, CHUNK_OVERHEAD["cuda"])
+    return BatchPlanner(clips, classes, config, seed, fabric.global_rank, fabric.world_size, overhead)
+
+
+def _save_epoch(run: _Run, store: RunStore, out: Path, improved: bool) -> None:
+    """Write the checkpoints and the training state after the last epoch of the history."""
+    epoch, metrics = len(run.history), run.history[-1]
+    arguments = run.network, run.config, run.planner.seed, epoch, metrics
+    save_checkpoint(out / "last", *arguments)
+    if improved:
+        save_checkpoint(out / "best", *arguments)
+        store.keep_best(out / "best", epoch)
+    store.save(run.state(), run.best_epoch)
+
+
+def _finish(run: _Run, out: Path, valid: ClipTable, unlabelled: int, resumed: tuple[int, int] | None) -> TrainResult:
+    """Calibrate the best checkpoint's prediction intervals, write its model card, and return the run's result."""
+    fabric, config, best = run.fabric, run.config, out / "best"
+    if len(run.history) < config.epochs:
+        log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
+    if fabric.is_global_zero:
+        network, _ = load_checkpoint(best, fabric.device)
+        add_calibration(best, calibrate(network, valid, config.modalities))
+        write_card(best)
+    fabric.barrier()
+    return TrainResult(
+        best=best,
+        last=out / "last",
+        best_epoch=run.best_epoch,
+        history=run.history,
+        unlabelled=unlabelled,
+        truncated=run.planner.clips.truncated,
+        device=str(fabric.device),
+        seconds=time.perf_counter() - run.began,
+        resumed=resumed,
+    )
 
 
 def _resume(run: _Run, store: RunStore, out: Path, observer: Observer | None) -> tuple[int, int] | None:
@@ -395,10 +408,7 @@ def _mines(config: TrainConfig) -> bool:
 
 @torch.inference_mode()
 def _mine(run: _Run) -> Partners:
-    """Encode the training clips with the current network, in eval mode, and rank each one's partners.
-
-    The processes share the encoding; the first one ranks.
-    """
+    """Rank each training clip's partners by the current network. The processes share the encoding, the first ranks."""
     fabric, network, clips, config = run.fabric, run.network, run.planner.clips, run.config
     network.eval()
     device = fabric.device
@@ -476,44 +486,12 @@ def _read_labelled(
     return table.select(labelled), int((~labelled).sum())
 
 
-def _require_unimodal_labels(clips: ClipTable) -> None:
-    if not np.isfinite(clips.unimodal_labels).any():
+def _check_unimodal_labels(clips: ClipTable, model: ModelConfig) -> None:
+    if model.unimodal_heads and not np.isfinite(clips.unimodal_labels).any():
         raise ValueError(
             "model.unimodal_heads is true: the training clips have no labels of text, audio or vision alone; set it to "
             "false, or give the corpus's label.csv the columns label_T, label_A and label_V"
         )
-
-
-def _parameter_groups(network: DashFusion, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: no decay on biases, LayerNorms and learned vectors, all of one dimension.
-
-    A trained text encoder has two further groups with its own learning rate; frozen parameters are in none.
-    """
-    text_encoder: Any = network.encoders["text"]
-    text: list[nn.Parameter] = list(text_encoder.encoder.parameters()) if network.text else []
-    of_text = {id(p) for p in text}
-    others = [p for p in network.parameters() if id(p) not in of_text]
-    groups = []
-    for parameters, rate in ((others, config.learning_rate), (text, config.text_learning_rate or config.learning_rate)):
-        trained = [p for p in parameters if p.requires_grad]
-        groups += [
-            {"params": [p for p in trained if p.ndim > 1], "lr": rate, "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        ]
-    return [group for group in groups if group["params"]]
-
-
-def learning_rate_factor(done: float, update: float, config: TrainConfig) -> float:
-    """Return the factor of the peak learning rate: linear warm-up to 1, then linear decay to 0 at the end.
-
-    Args:
-        done: Epochs before this update, including fractions.
-        update: Fraction of an epoch that one update takes.
-        config: Configuration of the training.
-    """
-    if done < config.warmup_epochs:
-        return min(1.0, (done + update) / config.warmup_epochs)
-    return (config.epochs - done) / max(update, config.epochs - config.warmup_epochs)
 
 
 def _dropout_seed(seed: int, epoch: int, number: int, rank: int) -> int:

@@ -14,10 +14,12 @@ from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConf
 from model.data.clips import ClipTable
 from model.evaluation.inference import predict
 from model.network.dashfusion import DashFusion
-from model.train import _parameter_groups, learning_rate_factor, train
+from model.train import train
+from model.training.batch_planner import BatchPlanner
 from model.training.losses import supervised_loss
 from model.training.mining import label_classes, mine
-from model.training.objective import LOSS_TERMS, Objective, BatchPlanner
+from model.training.objective import LOSS_TERMS, Objective
+from model.training.optimizer import learning_rate_factor, parameter_groups
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))
@@ -65,7 +67,7 @@ def test_the_learning_rate_rises_over_the_warm_up_epochs_and_falls_to_zero():
 
 def test_biases_norms_and_learned_vectors_do_not_decay(dataset):
     network = DashFusion(SMALL, ClipTable.read(dataset, "train", 32).info)
-    decayed, spared = _parameter_groups(network, SHORT)
+    decayed, spared = parameter_groups(network, SHORT)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-3, 0)
     names = {id(p): name for name, p in network.named_parameters()}
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
@@ -107,8 +109,8 @@ def test_partners_are_compared_as_the_clips_that_were_drawn(dataset):
     classes = label_classes(clips.labels, (-3, 3))
     partners = mine(together, classes, SHORT.mining)
     rows = np.array([9, 2, 17, 4])
-    share = BatchPlanner(clips, classes, SHORT, seed=1).plan(rows, partners, epoch=5, number=3)
-    found = Objective(network, SHORT)(share)[LOSS_TERMS.index("supervised")]
+    rank_batch = BatchPlanner(clips, classes, SHORT, seed=1).plan(rows, partners, epoch=5, number=3)
+    found = Objective(network, SHORT)(rank_batch)[LOSS_TERMS.index("supervised")]
 
     drawn, valid = partners.draw(np.random.default_rng((1, 5, 1, 3)), rows)
     order = np.concatenate([rows, np.setdiff1d(np.arange(len(clips)), rows)])
@@ -121,7 +123,7 @@ def test_partners_are_compared_as_the_clips_that_were_drawn(dataset):
         temperature=0.5,
     )
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
-    encoded = len(rows) + sum(len(chunk) for chunk in share.others)
+    encoded = len(rows) + sum(len(chunk) for chunk in rank_batch.partner_chunks)
     assert encoded == len(np.union1d(rows, drawn[valid])) < drawn.size  # each distinct clip once
 
 

@@ -24,8 +24,9 @@ from model.evaluate import evaluate
 from model.evaluation.inference import predict
 from model.network.dashfusion import DashFusion
 from model.train import train
+from model.training.batch_planner import BatchPlanner
 from model.training.mining import label_classes, mine
-from model.training.objective import BatchPlanner, Objective
+from model.training.objective import Objective
 from model.training.optimizer import parameter_groups
 
 ROOT = Path(__file__).parents[3]
@@ -187,20 +188,20 @@ def test_text_in_chunks_of_its_own_changes_neither_loss_nor_gradient(english, tm
     classes = label_classes(clips.labels, (-3, 3))
     partners = mine(torch.randn(len(clips), 8), classes, SHORT.mining)
     planner = BatchPlanner(clips, classes, SHORT, seed=1, overhead=1)
-    share = planner.plan(np.array([10, 2, 17, 4]), partners, epoch=1, number=0)  # 10 is silent
-    assert len(share.texts) > 2 and len(share.others) > 1
+    rank_batch = planner.plan(np.array([10, 2, 17, 4]), partners, epoch=1, number=0)  # 10 is silent
+    assert len(rank_batch.text_chunks) > 2 and len(rank_batch.partner_chunks) > 1
 
     def outcome(texts):
-        share.texts = texts
-        for batch in (share.anchors, *share.others):
+        rank_batch.text_chunks = texts
+        for batch in (rank_batch.anchors, *rank_batch.partner_chunks):
             for m in ("audio", "vision"):
                 batch.values[m] = batch.values[m].double()
         network.zero_grad()
-        loss = Objective(network, SHORT)(share)[0]
+        loss = Objective(network, SHORT)(rank_batch)[0]
         loss.backward()
         return loss.detach(), {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
-    chunked, together = outcome(share.texts), outcome([])
+    chunked, together = outcome(rank_batch.text_chunks), outcome([])
     assert torch.allclose(chunked[0], together[0], atol=1e-12, rtol=0)
     assert chunked[1].keys() == together[1].keys()
     assert all(torch.allclose(chunked[1][name], together[1][name], atol=1e-10, rtol=0) for name in chunked[1])
