@@ -44,9 +44,10 @@ from model.data.batching import training_batches
 from model.data.tokens import MINILM, TextBackbone, encoder_name, prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device
 from model.network.dashfusion import DashFusion
+from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner
 from model.training.losses import semantic_loss, supervised_loss
 from model.training.mining import Partners, label_classes, mine
-from model.training.objective import CHUNK_OVERHEAD, BatchPlanner, Objective, _concatenate
+from model.training.objective import Objective, _concatenate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +90,8 @@ def ours(scope: str) -> Callable[[Setting], Callable[[list[np.ndarray]], list[Te
 
         def losses(batches: list[np.ndarray]):
             numbers = range(len(batches))
-            for share in prefetch(lambda n: planner.plan(batches[n], partners, 1, n), numbers):
-                yield objective(share.to(setting.device))[0]
+            for rank_batch in prefetch(lambda n: planner.plan(batches[n], partners, 1, n), numbers):
+                yield objective(rank_batch.to(setting.device))[0]
 
         return losses
 

@@ -98,9 +98,7 @@ class TextBackbone:
         else:
             encoder = _load_weights(self.pretrained, self.config)
         if getattr(encoder, "pooler", None) is not None:
-            encoder.register_module(
-                "pooler", None
-            )  # unused, since the network reads the hidden states: it would get no gradient
+            encoder.register_module("pooler", None)  # would get no gradient: the network reads the hidden states
         encoder.train()
         return encoder
 

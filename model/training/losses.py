@@ -1,6 +1,6 @@
-"""Contrastive losses: one masked NT-Xent, and the two sets of pairs that DashFusion gives it.
+"""Contrastive losses: one masked NT-Xent, applied to DashFusion's semantic and supervised pairs.
 
-Losses are computed in float32 at least, whatever autocast makes of the network around them.
+Losses are computed in at least float32, also under autocast.
 
 Shapes: B anchors, N candidates, C distinct clips of a step, P partners of an anchor, d width.
 """
@@ -19,20 +19,24 @@ from model.network.layers import at_least_float32
 def nt_xent(
     anchors_Bd: Tensor, candidates_Nd: Tensor, positive_BN: Tensor, negative_BN: Tensor, temperature: float
 ) -> Tensor:
-    """Masked NT-Xent with cosine similarity.
+    """Compute the masked NT-Xent with cosine similarity.
 
-    With s = cos(anchor, candidate) / temperature, each positive p of an anchor stands against all the
-    anchor's negatives n, and against no other positive:
+    With s = cos(anchor, candidate) / temperature, each positive p of an anchor is contrasted with all the anchor's
+    negatives n, and with no other positive:
 
         loss(anchor) = mean over p of  -log( exp(s_p) / (exp(s_p) + sum over n of exp(s_n)) )
                      = mean over p of  softplus( logsumexp over n of s_n  -  s_p )
 
     Args:
-        positive_BN, negative_BN: [B, N] bool, which candidates are an anchor's positives and negatives.
+        anchors_Bd: embeddings of the anchors.
+        candidates_Nd: embeddings of the candidates.
+        positive_BN: bool, True where the candidate is a positive of the anchor.
+        negative_BN: bool, True where the candidate is a negative of the anchor.
+        temperature: tau.
 
     Returns:
-        One loss for each anchor that has both a positive and a negative, [0 to B]; the others contribute
-        nothing. Concatenate and average, so that an empty result weighs nothing.
+        One loss for each anchor that has both a positive and a negative, [0 to B]. Average over concatenated results,
+        so that an empty result has no weight.
     """
     rows = positive_BN.any(dim=1) & negative_BN.any(dim=1)
     positive, negative = positive_BN[rows], negative_BN[rows]
@@ -45,17 +49,19 @@ def nt_xent(
 
 
 def semantic_loss(embedding: Embedding, temperature: float, anchor: str = "text") -> Tensor:
-    """The anchor's modality against each other modality of the same clip (DashFusion, semantic alignment).
+    """Contrast the anchor modality with each other modality of the same clip.
 
-    With text as the anchor: a clip's text vector, its own audio (vision) vector as the positive, the other clips'
-    audio (vision) vectors as the negatives. A clip that lacks one of the two takes no part in that pair of
-    modalities, neither as an anchor nor as a negative.
+    DashFusion, section "Dual-stream alignment", semantic part. With text as the anchor: a clip's text vector, with its
+    own audio (vision) vector as the positive and the other clips' audio (vision) vectors as negatives. A clip that
+    lacks one of the two modalities is left out of the pair, as an anchor and as a negative.
 
     Args:
-        anchor: text, audio, vision, or else (symmetric, adaptive) each of the three is the anchor once.
+        embedding: of B clips.
+        temperature: tau.
+        anchor: text, audio or vision; for symmetric and adaptive, each of the three is the anchor once.
 
     Returns:
-        The mean over clips and pairs of modalities; 0 where nothing can be compared.
+        The mean over clips and pairs of modalities; 0 without any pair.
     """
     anchors = (anchor,) if anchor in MODALITIES else MODALITIES
     losses = []
@@ -83,18 +89,21 @@ def supervised_loss(
     positives: int,
     temperature: float,
 ) -> Tensor:
-    """Each stream's anchors against their mined partners (DashFusion, supervised contrastive learning).
+    """Contrast the anchors with their mined partners, in each of the four streams.
+
+    DashFusion, section "Supervised contrastive learning". In the stream of a modality, clips that lack it are neither
+    anchors nor partners.
 
     Args:
         embedding: of the step's C distinct clips, the anchors first.
         anchors: B.
-        partners_BP: [B, P] position of each partner among the C clips; positives first, then negatives.
-        valid_BP: [B, P] bool, False where an anchor has fewer partners.
-        positives: how many of the P are positives.
+        partners_BP: position of each partner among the C clips; positives first, then negatives.
+        valid_BP: bool, False where an anchor has fewer partners.
+        positives: number of positives among the P.
+        temperature: tau.
 
     Returns:
-        The mean over anchors and the four streams; 0 where nothing can be compared. In the stream of a
-        modality, clips that lack it are neither anchors nor partners.
+        The mean over anchors and streams; 0 without any pair.
     """
     clips = len(embedding.present["aligned"])
     positive_BC = _scatter(partners_BP[:, :positives], valid_BP[:, :positives], clips)
@@ -116,11 +125,11 @@ def supervised_loss(
 
 
 def _scatter(positions_BP: Tensor, valid_BP: Tensor, clips: int) -> Tensor:
-    """[B, clips] bool, True at the valid positions."""
+    """Return [B, clips] bool, True at the valid positions."""
     counts = torch.zeros(len(positions_BP), clips, dtype=torch.int32, device=positions_BP.device)
     return counts.scatter_add_(1, positions_BP, valid_BP.int()) > 0
 
 
 def _mean(losses: list[Tensor]) -> Tensor:
-    together = torch.cat(losses)
-    return together.mean() if len(together) else together.sum()
+    all_losses = torch.cat(losses)
+    return all_losses.mean() if len(all_losses) else all_losses.sum()

@@ -1,6 +1,7 @@
-"""Hard-negative mining: which training clips each anchor is compared with.
+"""Hard-negative mining for supervised contrastive learning (DashFusion, section "Supervised contrastive learning").
 
-Shapes: N training clips, P of a pool, R rows of a block, K candidates kept; B anchors of a step, P partners of each.
+Shapes: N training clips, R anchors of a block, K candidates kept; B anchors of a step. P is the clips of the pool in
+`mine` and the partners of an anchor elsewhere.
 """
 
 from __future__ import annotations
@@ -17,35 +18,37 @@ if TYPE_CHECKING:
     from model.config import MiningConfig
 
 BLOCKS = {"cpu": 256, "cuda": 4096}
-"""Anchors that are ranked at a time: a block of similarities that the caches hold, or that keeps a GPU busy."""
+"""Anchors ranked at a time: a block of similarities fits the CPU's caches, or keeps a GPU busy."""
 
 
 def label_classes(labels_N: np.ndarray, label_range: tuple[float, float]) -> np.ndarray:
-    """Sentiment classes for supervised contrastive learning, [N] int64.
+    """Return the sentiment classes for supervised contrastive learning, [N] int64.
 
-    [-3, 3]: the nearest integer (7 classes). [-1, 1]: the nearest step of 0.2, on which CH-SIMS's labels lie
-    (11 classes). Halves go away from zero, so that the classes are symmetric.
+    [-3, 3]: the nearest integer (7 classes). [-1, 1]: the nearest multiple of 0.2, the grid of CH-SIMS's labels (11
+    classes). Halves are rounded away from zero, so that the classes are symmetric.
 
     Raises:
         ValueError: another label range.
     """
-    steps = {(-3.0, 3.0): 1.0, (-1.0, 1.0): 0.2}
-    if tuple(label_range) not in steps:
-        raise ValueError(f"label range {tuple(label_range)}: classes are defined for [-3, 3] and [-1, 1] only")
-    # Five decimals absorb float32, in which 0.2 * 0.5 is not exactly a half step.
-    scaled = np.round(labels_N.astype(np.float64) / steps[tuple(label_range)], 5)
-    return (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)
+    low, high = label_range
+    step = {(-3.0, 3.0): 1.0, (-1.0, 1.0): 0.2}.get((low, high))
+    if step is None:
+        raise ValueError(f"label range {(low, high)}: classes are defined for [-3, 3] and [-1, 1] only")
+    # Rounding to five decimals absorbs the float32 error of labels on a half step
+    scaled = np.round(labels_N.astype(np.float64) / step, 5)
+    classes_N: np.ndarray = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)
+    return classes_N
 
 
 @dataclass(frozen=True)
 class Partners:
-    """Candidates of every training clip, best first, and how many of each kind an anchor draws.
+    """Candidate partners of every training clip, best first, padded with -1.
 
     Attributes:
         positives: [N, K] most similar clips of the same class.
-        hard: [N, K] most similar clips of another class; with `negatives: random` any of another class.
-        easy: [N, K] least similar clips of another class; likewise. An index of -1 means that there are no more.
-        config: the counts to draw.
+        hard: [N, K] most similar clips of another class; with `negatives: random`, random ones.
+        easy: [N, K] least similar clips of another class; with `negatives: random`, random ones.
+        config: how many of each kind an anchor draws.
     """
 
     positives: np.ndarray
@@ -55,25 +58,25 @@ class Partners:
 
     @property
     def short_count(self) -> int:
-        """Clips that cannot draw as many partners as the configuration asks for, in one kind or more."""
-        lacking = np.zeros(len(self.positives), bool)
-        for candidates, wanted in self._kinds():
-            lacking |= (candidates >= 0).sum(axis=1) < wanted
-        return int(lacking.sum())
+        """Number of clips with fewer candidates than partners to draw, in at least one kind."""
+        short_N = np.zeros(len(self.positives), bool)
+        for candidates_NK, count in self._kinds():
+            short_N |= (candidates_NK >= 0).sum(axis=1) < count
+        return int(short_N.sum())
 
     def draw(self, generator: np.random.Generator, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Partners of `anchors`, without repetition within a kind: positives, then hard, then easy negatives.
+        """Draw partners of `anchors`, without repetition within a kind.
 
         Returns:
-            Clip indices [B, P] int64 and their validity [B, P] bool; an invalid one has index 0.
+            Clip indices [B, P] int64: positives, then hard, then easy negatives; and their validity [B, P] bool. The
+            index of an invalid partner is 0.
         """
         drawn = []
-        for candidates, wanted in self._kinds():
-            of_anchor = candidates[anchors]
-            keys = np.where(of_anchor >= 0, generator.random(of_anchor.shape), 2.0)
-            chosen = np.take_along_axis(of_anchor, np.argsort(keys, axis=1)[:, :wanted], axis=1)
-            missing = wanted - chosen.shape[1]
-            drawn.append(np.pad(chosen, ((0, 0), (0, missing)), constant_values=-1))
+        for candidates_NK, count in self._kinds():
+            candidates_BK = candidates_NK[anchors]
+            keys_BK = np.where(candidates_BK >= 0, generator.random(candidates_BK.shape), 2.0)
+            chosen = np.take_along_axis(candidates_BK, np.argsort(keys_BK, axis=1)[:, :count], axis=1)
+            drawn.append(np.pad(chosen, ((0, 0), (0, count - chosen.shape[1])), constant_values=-1))
         partners_BP = np.concatenate(drawn, axis=1)
         return np.maximum(partners_BP, 0), partners_BP >= 0
 
@@ -91,12 +94,15 @@ def mine(
 ) -> Partners:
     """Rank the other clips by cosine similarity and keep each anchor's candidates of the three kinds.
 
-    Above `config.pool_size` clips, candidates come from a random pool of that size, whatever the anchor.
+    With more than `config.pool_size` clips, all candidates come from one random pool of that size.
 
     Args:
-        generator: of the pool and of random negatives; None = one of a fixed seed.
-        block: anchors that are ranked at a time. Memory grows with `block` x min(N, pool_size), and with nothing
-            squared. None = as suits the device.
+        embeddings_Nd: vectors to compare, see `mining_embeddings`.
+        classes_N: see `label_classes`.
+        config: of the mining.
+        generator: draws the pool and random negatives; None: seeded with 0.
+        block: anchors ranked at a time; memory is proportional to `block` x min(N, pool_size). None: the device's
+            default.
     """
     rng = generator or np.random.default_rng(0)
     device, count = embeddings_Nd.device, len(embeddings_Nd)
@@ -106,65 +112,66 @@ def mine(
     unit_Nd = F.normalize(embeddings_Nd.float(), dim=1)
     unit_Pd = unit_Nd[pool_P]
     classes = torch.as_tensor(classes_N, device=device)
-    kept, rows = min(config.candidates, len(pool)), block or BLOCKS.get(device.type, BLOCKS["cpu"])
-    kinds: tuple[list[Tensor], ...] = ([], [], [])
-    for first in range(0, count, rows):
-        anchors_R = torch.arange(first, min(first + rows, count), device=device)
+    kept, block_size = min(config.candidates, len(pool)), block or BLOCKS.get(device.type, BLOCKS["cpu"])
+    positives: list[Tensor] = []
+    hard: list[Tensor] = []
+    easy: list[Tensor] = []
+    for first in range(0, count, block_size):
+        anchors_R = torch.arange(first, min(first + block_size, count), device=device)
         similarity_RP = unit_Nd[anchors_R] @ unit_Pd.T
         same_RP = classes[anchors_R, None] == classes[None, pool_P]
         ranked_by = similarity_RP
         if config.negatives == "random":
             ranked_by = torch.rand(similarity_RP.shape, generator=noise, device=device)
-        kinds[1].append(_top(ranked_by.masked_fill(same_RP, float("-inf")), kept, pool_P))
-        kinds[2].append(_top((-ranked_by).masked_fill_(same_RP, float("-inf")), kept, pool_P))
+        hard.append(_top(ranked_by.masked_fill(same_RP, float("-inf")), kept, pool_P))
+        easy.append(_top((-ranked_by).masked_fill_(same_RP, float("-inf")), kept, pool_P))
         itself_RP = anchors_R[:, None] == pool_P[None, :]
         alike_RP = similarity_RP.masked_fill_(~same_RP | itself_RP, float("-inf"))
-        kinds[0].append(_top(alike_RP, kept, pool_P))
-    positives, hard, easy = (
-        torch.cat(found).cpu().numpy() if found else np.zeros((0, kept), np.int64) for found in kinds
-    )
-    return Partners(positives, hard, easy, config)
+        positives.append(_top(alike_RP, kept, pool_P))
+    none_0K = torch.zeros((0, kept), dtype=torch.int64, device=device)
+    candidates = [torch.cat([none_0K, *kind]).cpu().numpy() for kind in (positives, hard, easy)]
+    return Partners(candidates[0], candidates[1], candidates[2], config)
 
 
 def in_batch_partners(embeddings_Bd: Tensor, classes_B: Tensor, config: MiningConfig) -> tuple[Tensor, Tensor]:
-    """Partners of every clip of a batch among the batch's own clips, by the network as it is at this step.
+    """Find the partners of every clip of a batch within the batch.
 
-    The similarity is that of `mine`, and so are the kinds and how many there are of each. As a batch is small, the
-    very nearest (farthest) are taken, where `mine` leaves a choice among `config.candidates`. A clip that has
-    fewer than it should has the rest invalid; where other classes are few, one clip may be hard and easy at once.
-    Random negatives follow from the places in the batch alone, which is shuffled: every process draws the same.
+    Similarity and kinds are those of `mine`. As a batch is small, the very nearest (farthest) clips are taken instead
+    of a random choice among `config.candidates`, and one clip may be both a hard and an easy negative. Random
+    negatives depend on the positions in the batch only, which is shuffled: every process draws the same.
 
     Args:
-        embeddings_Bd: the three modalities' vectors of each clip, side by side; nothing flows back into them.
-        classes_B: [B] int64, see `label_classes`.
+        embeddings_Bd: see `mining_embeddings`; detached.
+        classes_B: int64, see `label_classes`.
+        config: of the mining.
 
     Returns:
-        Positions in the batch [B, P] int64, positives first, then hard, then easy negatives, and their validity
-        [B, P] bool; an invalid one has position 0.
+        Positions in the batch [B, P] int64: positives, then hard, then easy negatives; and their validity [B, P] bool.
+        The position of an invalid partner is 0.
     """
     unit_Bd = F.normalize(embeddings_Bd.detach().float(), dim=1)
     with torch.autocast(unit_Bd.device.type, enabled=False):
         similarity_BB = unit_Bd @ unit_Bd.T
     same_BB = classes_B[:, None] == classes_B[None, :]
     itself_BB = torch.eye(len(classes_B), dtype=torch.bool, device=classes_B.device)
-    among_BB = similarity_BB
+    ranked_by = similarity_BB
     if config.negatives == "random":
-        fixed = torch.Generator(unit_Bd.device).manual_seed(0)
-        among_BB = torch.rand(similarity_BB.shape, generator=fixed, device=unit_Bd.device)
-    everywhere_B = torch.arange(len(classes_B), device=classes_B.device)
-    found = []
-    for scores_BB, excluded_BB, wanted in (
+        noise = torch.Generator(unit_Bd.device).manual_seed(0)
+        ranked_by = torch.rand(similarity_BB.shape, generator=noise, device=unit_Bd.device)
+    positions_B = torch.arange(len(classes_B), device=classes_B.device)
+    kinds = []
+    for scores_BB, excluded_BB, count in (
         (similarity_BB, ~same_BB | itself_BB, config.positives),
-        (among_BB, same_BB, config.hard_negatives),
-        (-among_BB, same_BB, config.easy_negatives),
+        (ranked_by, same_BB, config.hard_negatives),
+        (-ranked_by, same_BB, config.easy_negatives),
     ):
-        top = _top(scores_BB.masked_fill(excluded_BB, float("-inf")), min(wanted, len(classes_B)), everywhere_B)
-        found.append(F.pad(top, (0, wanted - top.shape[1]), value=-1))
-    partners_BP = torch.cat(found, dim=1)
+        top = _top(scores_BB.masked_fill(excluded_BB, float("-inf")), min(count, len(classes_B)), positions_B)
+        kinds.append(F.pad(top, (0, count - top.shape[1]), value=-1))
+    partners_BP = torch.cat(kinds, dim=1)
     return partners_BP.clamp(min=0), partners_BP >= 0
 
 
 def _top(scores_RP: Tensor, count: int, pool_P: Tensor) -> Tensor:
-    """Clips [R, count] of the greatest scores, -1 where the score is -inf."""
+    """Return the clips of the greatest scores [R, count], -1 where the score is -inf."""
     scores, indices = scores_RP.topk(count, dim=1)
     return pool_P[indices].masked_fill(scores == float("-inf"), -1)

@@ -13,8 +13,8 @@ from model.config import MODALITIES, AugmentConfig, ContrastiveConfig, ModelConf
 from model.data.augmentation import augment_batch
 from model.data.clips import ClipTable
 from model.train import train
+from model.training.batch_planner import BatchPlanner
 from model.training.mining import label_classes
-from model.training.objective import BatchPlanner
 
 PLAIN = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, learning_rate=2e-3, device="cpu")
 DROPS = replace(PLAIN, modality_dropout=0.5)

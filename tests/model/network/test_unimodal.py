@@ -16,8 +16,9 @@ from model.evaluate import evaluate
 from model.evaluation.metrics import evaluate_metrics
 from model.network.dashfusion import DashFusion
 from model.train import train
+from model.training.batch_planner import BatchPlanner
 from model.training.mining import label_classes
-from model.training.objective import LOSS_TERMS, BatchPlanner, Objective
+from model.training.objective import LOSS_TERMS, Objective
 
 WITH_HEADS = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32, unimodal_heads=True)
 SHORT = TrainConfig(epochs=6, warmup_epochs=1, batch_size=8, learning_rate=2e-3, patience=6, device="cpu")

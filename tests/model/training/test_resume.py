@@ -21,8 +21,9 @@ from model.config import ContrastiveConfig, MiningConfig, ModelConfig, TrainConf
 from model.data.clips import ClipTable
 from model.network.dashfusion import DashFusion
 from model.train import forget_run, train
+from model.training.batch_planner import BatchPlanner
 from model.training.mining import label_classes, mine
-from model.training.objective import LOSS_TERMS, Objective, BatchPlanner
+from model.training.objective import LOSS_TERMS, Objective
 from model.training.resume import run_signature
 
 ROOT = Path(__file__).parents[3]
