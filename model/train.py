@@ -58,7 +58,7 @@ class Observer(Protocol):
         """Report that `done` of `total` batches of `epoch` (from 1) are trained."""
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        """Report a saved epoch, with the keys of `TrainResult.history`. A resumed run reports its earlier ones first."""
+        """Report a saved epoch, with the keys of `TrainResult.history`; a resumed run reports earlier ones first."""
 
 
 @dataclass(frozen=True)
