@@ -131,6 +131,8 @@ def unsafe_id(value: str) -> str | None:
         return "is a path, not a name"
     if any(ord(character) < 32 for character in value):
         return "holds a control character"
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        return "is not in UTF-8"
     if len(value.encode()) > MAX_ID_BYTES:
         return f"is longer than {MAX_ID_BYTES} bytes"
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -26,9 +26,14 @@ PROBLEMS_SCHEMA = pa.schema(
 )
 
 
+def printable(text: str) -> str:
+    """Return a text with escapes for surrogates, which stand for bytes of file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem of one clip.
+    """One problem of one clip. All its texts are `printable`.
 
     Attributes:
         stage: prepare, transcribe, extract or align.
@@ -44,6 +49,10 @@ class Problem:
     error: str
     message: str
     traceback: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, printable(getattr(self, field.name)))
 
 
 def write_problems(problems: Iterable[Problem], path: Path) -> None:

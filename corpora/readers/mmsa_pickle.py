@@ -217,10 +217,10 @@ def _keys(split: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _string(value: Any) -> str:
-    """Return a string or decoded bytes; an empty string for anything else (None, NaN)."""
+    """Return a string that UTF-8 can encode, or decoded bytes; an empty string for anything else (None, NaN)."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return str(value) if isinstance(value, str) else ""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _array(value: Any, where: str) -> np.ndarray:

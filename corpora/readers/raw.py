@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from corpora.files import sha256_of
 from corpora.manifest import SPLITS, Clip, Manifest, unsafe_id, validate
-from corpora.problems import Problem
+from corpora.problems import Problem, printable
 from media.container import MediaError, probe
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def read_raw(
     Also listed, but kept: rows whose media cannot be read (`UnreadableMedia`, duration None), and videos in more than
     one split (`StraddlingVideo`).
 
+    Media may be links to files elsewhere, such as on another disk: of a media file, only pictures and sound are used.
+
     Args:
         root: folder with the table and the media.
         corpus: name of the corpus in reports.
@@ -101,7 +104,7 @@ def read_raw(
     table = find_table(root, layout)
     problems: list[Problem] = []
     located: list[tuple[str, Clip]] = []
-    for where, row in _list_media(root) if table is None else _rows(table, layout, columns or {}):
+    for where, row in _list_media(root, problems) if table is None else _rows(table, layout, columns or {}):
         try:
             located.append((where, _clip_of(row, language)))
         except _InvalidRowError as error:
@@ -135,7 +138,7 @@ def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
         if len(others) > 1:
             raise ValueError(f"{root}: which table? {', '.join(p.name for p in others)}; call it {TABLES[0]}")
         return others[0] if others else None
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+    found = printable(", ".join(sorted(path.name for path in root.iterdir())[:8])) or "nothing"
     raise FileNotFoundError(
         f"{root / TABLES[0]}: no such file, nor {TABLES[1]}; the folder holds {found}. "
         f"Its columns must be {', '.join(REQUIRED)}, and optionally {', '.join(list(LABELS.values())[1:])}; "
@@ -166,17 +169,35 @@ def _ids_of(media: str) -> tuple[str, str]:
     return "_".join(folders) or stem, stem
 
 
-def _list_media(root: Path) -> Iterator[tuple[str, Row]]:
+def _list_media(root: Path, problems: list[Problem]) -> Iterator[tuple[str, Row]]:
     """Yield (path, row) for each media file of a folder without a table, sorted by path.
 
+    Files may be links. Folders that are links are not entered, hidden files and folders are skipped.
+
+    Args:
+        root: the folder.
+        problems: list that folders are added to which cannot be read.
+
     Raises:
+        OSError: the folder itself cannot be read.
         ValueError: the folder has no media.
     """
-    files = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.suffix.lower() in MEDIA_SUFFIXES]
-    visible = [path.as_posix() for path in files if not any(part.startswith(".") for part in path.parts)]
+
+    def add_problem(error: OSError) -> None:
+        if Path(error.filename) == root:
+            raise error
+        folder = Path(error.filename).relative_to(root).as_posix()
+        message = f"{folder}: {error.strerror}; check the folder and its permissions"
+        problems.append(Problem(folder, "prepare", "", "UnreadableFolder", message))
+
+    visible: list[Path] = []
+    for folder, folders, files in os.walk(root, onerror=add_problem):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(folder, name).relative_to(root) for name in files if not name.startswith(".")]
+        visible += [path for path in paths if path.suffix.lower() in MEDIA_SUFFIXES]
     if not visible:
         raise ValueError(f"{root}: neither a table nor a media file; it can hold {', '.join(MEDIA_SUFFIXES)}")
-    for media in visible:
+    for media in map(Path.as_posix, sorted(visible)):
         yield media, Row(0, _with_defaults({MEDIA: media}), 0)
 
 
@@ -293,7 +314,7 @@ def _clip_of(row: Row, language: str) -> Clip:
     """Convert a row to a clip without duration and hash.
 
     Raises:
-        _InvalidRowError: values beyond the last column, a path that leaves the corpus, or a label that is no number.
+        _InvalidRowError: values beyond the last column, a path that is absolute or has `..`, or a label that is no number.
     """
     if row.surplus:
         raise _InvalidRowError(
@@ -319,13 +340,14 @@ def _media_of(values: Mapping[str, str]) -> str:
     """Return the table's path of the clip's media; empty where it has none.
 
     Raises:
-        _InvalidRowError: the path leaves the corpus.
+        _InvalidRowError: the path has `..`, is absolute, or is not in UTF-8.
     """
     media = _posix(values.get(MEDIA, ""))
     for name in media.split("/") if media else ():
         if reason := unsafe_id(name):
             raise _InvalidRowError(
-                "UnsafeMedia", f"media {media!r}: {name!r} {reason}; write the file's path in the folder"
+                "UnsafeMedia",
+                f"media {media!r}: {name!r} {reason}; write the file's path in the folder, or rename the file",
             )
     return media
 
@@ -348,12 +370,7 @@ def _label(column: str, value: str) -> float | None:
     return label
 
 
-def find_media(root: Path, video_id: str, clip_id: str) -> Path | None:
-    """Return the path of a clip's media file, or None. The ids must have passed `unsafe_id`."""
-    return _with_suffix(root / MEDIA_FOLDER / video_id / clip_id, exact=False)
-
-
-def _with_suffix(path: Path, exact: bool = True) -> Path | None:
+def _with_suffix(path: Path, exact: bool) -> Path | None:
     """Return the file at the path itself (if `exact`), or with the first suffix of `MEDIA_SUFFIXES` that exists."""
     if exact and path.is_file():
         return path
@@ -370,24 +387,20 @@ def _add_media(clip: Clip, root: Path, where: str) -> tuple[Clip | None, Problem
     def problem(error: str, message: str) -> Problem:
         return Problem(clip.clip_id, "prepare", "", error, f"{where}: {message}")
 
-    if clip.media:
-        media, expected = _with_suffix(root / clip.media), clip.media
-    else:
-        media = find_media(root, clip.video_id, clip.clip_id.removeprefix(f"{clip.video_id}/"))
-        expected = f"{MEDIA_FOLDER}/{clip.clip_id}.mp4"
-    if media is None:
-        return None, problem("MissingMedia", f"no file {expected}, nor with another ending; copy it there")
-    relative = media.relative_to(root).as_posix()
-    if not media.resolve().is_relative_to(root.resolve()):
-        return None, problem(
-            "EscapingMedia",
-            f"{relative} links to {media.resolve()}, outside the corpus; copy the file into it",
-        )
-    clip = replace(clip, media=relative)
+    path = root / (clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}")
+    expected = clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}.mp4"
+    found = replace(clip, media=expected)
     try:
-        clip = replace(clip, sha256=sha256_of(media))
-        return replace(clip, duration=probe(media).duration), None
+        media = _with_suffix(path, exact=bool(clip.media))
+        if media is None and (root / expected).is_symlink():
+            return None, problem("MissingMedia", f"{expected} is a link that leads to no file; correct it")
+        if media is None:
+            return None, problem("MissingMedia", f"no file {expected}, nor with another ending; copy it there")
+        found = replace(clip, media=media.relative_to(root).as_posix())
+        found = replace(found, sha256=sha256_of(media))
+        return replace(found, duration=probe(media).duration), None
     except OSError as error:
-        return clip, problem("UnreadableMedia", f"{relative}: {error.strerror}; check the file and its permissions")
+        message = f"{found.media}: {error.strerror}; check the file and its permissions"
+        return found, problem("UnreadableMedia", message)
     except MediaError as error:
-        return clip, problem("UnreadableMedia", str(error))
+        return found, problem("UnreadableMedia", str(error))

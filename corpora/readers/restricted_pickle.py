@@ -37,8 +37,9 @@ that take years to hash or print (messages therefore use `reprlib`)."""
 
 
 MAX_NUMERIC_KEYS = 1000
-"""Limit of the entries of a dict, a set or the memo with keys other than strings. The hash of a number is known, so that a
-file can choose numbers that collide, and filling a dict with them takes quadratic time. Hashes of strings are secret."""
+"""Limit of the entries of a dict, a set or the memo with keys other than strings. Hashes of numbers are known: a file
+can choose numbers that collide, and filling a dict with these takes quadratic time. Hashes of strings are secret.
+"""
 
 MAX_CODE_POINT = 0x10FFFF
 
@@ -263,8 +264,8 @@ def _check_keys(keys: Any, held: int = 0) -> Any:
     """Return the keys after a check that they may be added to a dict or set that holds `held` others."""
     if held + len(keys) > MAX_NUMERIC_KEYS and any(type(key) is not str for key in _plain(keys)):
         raise _RefusalError(
-            f"has a dict or set of more than {MAX_NUMERIC_KEYS:,} entries whose keys are not all strings; such keys can "
-            "take very long to read, so save them as strings or as an array"
+            f"has a dict or set of more than {MAX_NUMERIC_KEYS:,} entries whose keys are not all strings; such keys "
+            "can take very long to read, so save them as strings or as an array"
         )
     return _plain(keys)
 

@@ -74,10 +74,14 @@ def read_transcript(path: Path, clip_id: str, language: str) -> Transcript:
 
 
 def find_transcript(folder: Path, media: Path) -> Path | None:
-    """Return the transcript in the folder for a media file, such as `talk.srt` for `talk.mp4`, or None."""
+    """Return the transcript in the folder for a media file, such as `talk.srt` for `talk.mp4`, or None.
+
+    A link out of the folder is not followed: it could show any text file of the user as the transcript.
+    """
+    inside = Path(folder).resolve()
     for suffix in SUFFIXES:
         for name in (f"{media.stem}{suffix}", f"{media.stem}{suffix.upper()}", f"{media.name}{suffix}"):
-            if (path := Path(folder) / name).is_file():
+            if (path := Path(folder) / name).is_file() and path.resolve().is_relative_to(inside):
                 return path
     return None
 

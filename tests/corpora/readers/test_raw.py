@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from corpora.manifest import Manifest, read_manifest, write_manifest
+from corpora.problems import read_problems, write_problems
+from corpora.readers import raw
 from corpora.readers.raw import read_raw
 
 if TYPE_CHECKING:
@@ -161,11 +164,45 @@ def test_row_with_a_shifted_text_is_listed(corpus: MakeCorpus) -> None:
     assert "row 3" in problem.message
 
 
-def test_link_out_of_the_corpus_is_refused(corpus: MakeCorpus, tmp_path: Path, demo: Path) -> None:
-    root = corpus({}, {"clip_id": "2", "media": False})
+def test_link_to_another_disk_is_followed(corpus: MakeCorpus, demo: Path) -> None:
+    root = corpus({}, {"clip_id": "2", "media": False}, {"video_id": "elsewhere", "clip_id": "0001", "media": False})
     (root / "Raw" / "v" / "2.mp4").symlink_to(demo / "Raw" / "speaker_000" / "0001.mp4")
+    (root / "Raw" / "elsewhere").symlink_to(demo / "Raw" / "speaker_000")
+    manifest, problems = read(root)
+    assert problems == []
+    assert [clip.media for clip in manifest.clips] == ["Raw/v/1.mp4", "Raw/v/2.mp4", "Raw/elsewhere/0001.mp4"]
+    assert len({clip.sha256 for clip in manifest.clips}) == 1
+
+
+@pytest.mark.parametrize("target", ["2.mp4", "nothing.mp4"])
+def test_link_in_a_loop_or_to_nothing_is_listed(corpus: MakeCorpus, target: str) -> None:
+    root = corpus({}, {"clip_id": "2", "media": False})
+    (root / "Raw" / "v" / "2.mp4").symlink_to(target)
     problem = only_problem(root)
-    assert problem.error == "EscapingMedia"
+    assert problem.error == "MissingMedia"
+    assert "Raw/v/2.mp4 is a link that leads to no file" in problem.message
+
+
+@pytest.mark.parametrize("failing", ["sha256_of", "probe", "_with_suffix"])
+def test_file_without_permission_is_listed_and_the_others_go_on(
+    corpus: MakeCorpus, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    root = corpus({}, {"clip_id": "2"})
+    function = getattr(raw, failing)
+
+    def refuse(path: Path, **options: bool) -> object:
+        if path.stem == "2":
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path, **options)
+
+    monkeypatch.setattr(raw, failing, refuse)
+    manifest, problems = read(root)
+    assert [(c.clip_id, c.media, c.duration is None) for c in manifest.clips] == [
+        ("v/1", "Raw/v/1.mp4", False),
+        ("v/2", "Raw/v/2.mp4", True),
+    ]
+    assert [(p.clip_id, p.error) for p in problems] == [("v/2", "UnreadableMedia")]
+    assert "label.csv row 3: Raw/v/2.mp4: Permission denied" in problems[0].message
 
 
 def test_link_within_the_corpus_is_followed(corpus: MakeCorpus) -> None:
@@ -386,6 +423,42 @@ def test_folder_without_a_table_is_its_media_without_labels(folder: Callable[...
         ("v1/0001", "test", None, ""),
         ("day 1_noon/c", "test", None, ""),
     }
+
+
+def test_odd_files_are_listed_and_the_others_go_on(
+    folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = folder("b.mp4", "good/c.mp4", "closed/d.mp4")
+    clip = (root / "b.mp4").read_bytes()
+    (root / "loop.mp4").symlink_to("loop.mp4")
+    (root / "round").symlink_to(".")
+    (root / "folder.mp4").mkdir()
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff.mp4")).write_bytes(clip)
+    Path(os.fsdecode(os.fsencode(root) + b"/n\xf6")).mkdir()
+    Path(os.fsdecode(os.fsencode(root) + b"/n\xf6/e.mp4")).write_bytes(clip)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    manifest, problems = read_own(root)
+    assert [clip.clip_id for clip in manifest.clips] == ["b/b", "good/c"]
+    write_manifest(manifest, tmp_path / "manifest.parquet")
+    write_problems(problems, tmp_path / "problems.parquet")
+    listed = {problem.error: problem.message for problem in read_problems([tmp_path / "problems.parquet"])}
+    assert [p.clip_id for p in problems] == ["closed", "n\\udcf6/e", "\\udcff/\\udcff", "loop/loop"]
+    assert "closed: Permission denied" in listed["UnreadableFolder"]
+    assert "is not in UTF-8" in listed["UnsafeMedia"]
+    assert "leads to no file" in listed["MissingMedia"]
+
+
+def test_table_without_media_names_odd_files_of_the_folder(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("")
+    with pytest.raises(FileNotFoundError, match=r"holds \\udcff\.txt"):
+        read(tmp_path)
 
 
 def test_two_files_of_one_name_are_one_clip_and_a_problem(folder: Callable[..., Path]) -> None:

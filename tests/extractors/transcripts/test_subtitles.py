@@ -139,3 +139,19 @@ def test_a_transcript_is_found_by_its_videos_name(tmp_path):
     assert find_transcript(tmp_path, Path("third.mp4")) is None
     with pytest.raises(FileNotFoundError):
         read_transcript(tmp_path / "third.srt", "clip", "en")
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "secret.txt").write_text("a token")
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "talk.srt").symlink_to(tmp_path / "secret.txt")
+    assert find_transcript(folder, Path("talk.mp4")) is None
+    (folder / "talk.srt").unlink()
+    (folder / "talk.srt").symlink_to("talk.srt")
+    assert find_transcript(folder, Path("talk.mp4")) is None
+    (folder / "inner" / "talk.txt").write_text("hello")
+    (folder / "talk.txt").symlink_to("inner/talk.txt")
+    assert find_transcript(folder, Path("talk.mp4")) == folder / "talk.txt"
+    (tmp_path / "link").symlink_to(folder)  # the folder itself may be reached by a link
+    assert find_transcript(tmp_path / "link", Path("talk.mp4")) == tmp_path / "link" / "talk.txt"
