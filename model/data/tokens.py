@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from model.data.info import DatasetInfo, read_info
 from model.data.sequences import Sequences, read_column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tokenizers import Tokenizer
     from tokenizers.trainers import Trainer
@@ -43,8 +43,6 @@ MIN_FREQUENCY = 2
 train the embedding of [UNK]."""
 
 _TEXTS_PER_CHUNK = 4096
-
-Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,9 @@ class TextBackbone:
         from transformers import AutoModel
 
         if self.pretrained is None:
-            encoder: PreTrainedModel = AutoModel.from_config(self.config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers
+            encoder: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]  # transformers
+                self.config, dtype=torch.float32, trust_remote_code=False
+            )
         else:
             encoder = _load_weights(self.pretrained, self.config)
         if getattr(encoder, "pooler", None) is not None:
@@ -114,7 +114,7 @@ class TextBackbone:
         from tokenizers import Tokenizer
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config)
 
 
@@ -166,13 +166,13 @@ def _pretrained_backbone(config: TextConfig, info: DatasetInfo) -> TextBackbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     name = encoder_name(config, info)
-    shape = _load(AutoConfig.from_pretrained, name)
+    shape = _load(AutoConfig, name)
     if shape.is_encoder_decoder:
         raise ValueError(
             f"model.text.encoder is {name!r}: a {shape.model_type} is an encoder with a decoder; choose an encoder "
             "alone, such as a BERT or a RoBERTa"
         )
-    wrapper = _load(AutoTokenizer.from_pretrained, name)
+    wrapper = _load(AutoTokenizer, name)
     if not wrapper.is_fast:
         raise ValueError(
             f"model.text.encoder is {name!r}: it has no fast tokenizer; give a folder with a tokenizer.json"
@@ -187,7 +187,7 @@ def _pretrained_backbone(config: TextConfig, info: DatasetInfo) -> TextBackbone:
             "give a folder with the tokenizer.json that belongs to the encoder"
         )
     with torch.device("meta"):
-        meta_model = AutoModel.from_config(shape)  # type: ignore[no-untyped-call]  # transformers
+        meta_model = AutoModel.from_config(shape, trust_remote_code=False)  # type: ignore[no-untyped-call]  # transformers
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(config.max_tokens, wrapper.model_max_length, _count_positions(meta_model)))
     return TextBackbone(tokenizer, shape, name)
@@ -201,17 +201,26 @@ def _count_positions(encoder: PreTrainedModel) -> int:
     return getattr(encoder.config, "max_position_embeddings", None) or 2**30
 
 
-def _load(load: Callable[..., Loaded], name: str, **options: Any) -> Loaded:
-    """Call `load` with a folder or hub id; a hub id is read from the local cache if possible, else downloaded."""
+def _load(auto_class: Any, name: str, **options: Any) -> Any:
+    """Load a folder or hub id with a class of transformers; Python code in it is never run.
+
+    A hub id is read from the local cache if possible, else downloaded.
+    """
     reason: Exception | None = None
     for offline in (True,) if Path(name).is_dir() else (True, False):
         try:
-            return load(name, local_files_only=offline, **options)
+            return auto_class.from_pretrained(name, local_files_only=offline, trust_remote_code=False, **options)
         except (OSError, ValueError) as error:
             reason = error
-    found = "the folder holds no encoder" if Path(name).is_dir() else "not a folder, and not available from the hub"
+    cause = str(reason).splitlines()[0]
+    if "trust_remote_code" in str(reason):
+        found = "it needs its own Python code to load, which is never run here"
+    elif Path(name).is_dir():
+        found = f"the folder holds no encoder ({cause})"
+    else:
+        found = f"not a folder, and not available from the hub ({cause})"
     raise ValueError(
-        f"model.text.encoder is {name!r}: {found} ({str(reason).splitlines()[0]}); give a folder with config.json, "
+        f"model.text.encoder is {name!r}: {found}; give a folder with config.json, "
         "tokenizer.json and model.safetensors, as `save_pretrained` writes it, a Hugging Face id, or minilm"
     ) from reason
 
@@ -222,7 +231,7 @@ def _load_weights(name: str, config: PretrainedConfig) -> PreTrainedModel:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers; the bar counts copied weights
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    encoder, report = _load(AutoModel.from_pretrained, name, **options)
+    encoder, report = _load(AutoModel, name, **options)
     assert isinstance(encoder, PreTrainedModel)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:

@@ -1,11 +1,11 @@
-"""How far a metric could be off for the choice of clips: the bootstrap over clips, and its percentile intervals.
+"""Bootstrap over clips, and percentile intervals of metrics.
 
-Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13. The clips are drawn anew, with replacement,
-R times, and the metric is computed of each draw. A draw is how often it holds each clip, so that every sum over its
-clips is a product of matrices. The draws depend on the number of clips, of draws, and the seed alone: two models that
-are measured on the same clips are measured on the same draws, and their differences can be taken draw by draw.
+Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13: N clips are drawn with replacement R times,
+and each metric is computed of every resample. A resample is stored as the count of each clip, so that sums over its
+clips are matrix products. Resamples depend only on N, R and the seed: models measured on the same clips share them, and
+their metrics can be compared resample by resample.
 
-Shapes: R draws, N clips, S seeds of a model.
+Shapes: R resamples, r resamples of a chunk, N clips, S seeds of a model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 LEVEL = 0.95
 
-MOST_UNDEFINED = 0.1
-"""Part of the draws that may leave a metric undefined; of more, there is no interval."""
+MAX_UNDEFINED = 0.1
+"""Fraction of the resamples that may leave a metric undefined; above it there is no interval."""
 
-_AT_ONCE = 2**18
-"""Draws times clips that are computed together: what a processor's cache holds."""
+_CHUNK_SIZE = 2**18
+"""Resamples times clips of a chunk, which fits a CPU's cache."""
 
 
 def resampled_metrics(
@@ -36,17 +36,20 @@ def resampled_metrics(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Each metric of `evaluate_metrics` but n, [R]: its mean over the seeds on each draw of the clips.
+    """Compute every metric of `evaluate_metrics` except n on each resample, averaged over the seeds.
 
     Args:
-        prediction_SN: of each seed's network; [N] is one seed's.
-        label_N: none of them NaN.
+        prediction_SN: predictions of each seed's network, or [N] of one.
+        label_N: without NaN.
+        label_range: (-3, 3) or (-1, 1).
+        resamples: R.
+        seed: of the resampling.
 
     Returns:
-        NaN where the metric is undefined for any of the seeds.
+        Metric -> [R], NaN where it is undefined for any of the networks.
 
     Raises:
-        ValueError: as `evaluate_metrics` does.
+        ValueError: as `evaluate_metrics`.
     """
     prediction_SN, label_N = np.atleast_2d(prediction_SN), np.asarray(label_N)
     for prediction_N in prediction_SN:
@@ -62,41 +65,42 @@ def resampled_metrics(
 
 
 def resampled_mean(value_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """The mean [R] of a clip's value, such as whether it lies within an interval, on each draw; NaN without clips."""
-    ones_N = np.ones(len(value_N))
-    return np.concatenate([_share(count @ value_N, count @ ones_N) for count in bootstrap_counts(len(value_N), resamples, seed)])
+    """Compute the mean [R] of the clips' values on each resample; NaN without clips."""
+    counts = bootstrap_counts(len(value_N), resamples, seed)
+    return np.concatenate([_ratio(count_rN @ value_N, count_rN.sum(axis=1)) for count_rN in counts])
 
 
 def bootstrap_counts(clips: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """[r, N] float64 how often each of N draws holds each clip, r of R draws at a time; each row sums to N."""
+    """Yield the count of each clip in each resample, [r, N] float64, a chunk at a time; each row sums to N."""
     rng = np.random.default_rng((seed, clips))
-    rows = max(1, _AT_ONCE // max(clips, 1))
+    rows = max(1, _CHUNK_SIZE // max(clips, 1))
     for first in range(0, resamples, rows):
         r = min(rows, resamples - first)
         drawn_rN = rng.integers(clips, size=(r, clips)) if clips else np.zeros((r, 0), np.int64)
-        of_draw_rN = drawn_rN + clips * np.arange(r)[:, None]
-        yield np.bincount(of_draw_rN.ravel(), minlength=r * clips).reshape(r, clips).astype(np.float64)
+        cell_rN = drawn_rN + clips * np.arange(r)[:, None]
+        yield np.bincount(cell_rN.ravel(), minlength=r * clips).reshape(r, clips).astype(np.float64)
 
 
 def percentile_interval(values_R: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """The percentile interval of a metric; None where too many draws leave it undefined."""
+    """Return the percentile interval of a metric; None if too many resamples leave it undefined."""
     defined = values_R[np.isfinite(values_R)]
-    if not len(defined) or len(defined) < (1 - MOST_UNDEFINED) * len(values_R):
+    if not len(defined) or len(defined) < (1 - MAX_UNDEFINED) * len(values_R):
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def difference_interval(values_R: np.ndarray, other_R: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """The interval of `values - other`, both of the same draws: paired, so that what makes clips hard for both models
-    falls out.
+    """Return the percentile interval of the paired difference `values - other`.
+
+    Both are of the same resamples, so that the difficulty of clips which is common to both models cancels.
 
     Raises:
-        ValueError: of different numbers of draws.
+        ValueError: different numbers of resamples.
     """
     if values_R.shape != other_R.shape:
         raise ValueError(
-            f"{len(values_R)} draws against {len(other_R)}: differences are taken draw by draw; resample both alike"
+            f"{len(values_R)} resamples against {len(other_R)}: paired differences need the same resamples of both"
         )
     return percentile_interval(values_R - other_R, level)
 
@@ -104,58 +108,59 @@ def difference_interval(values_R: np.ndarray, other_R: np.ndarray, level: float 
 def _metrics(
     count_RN: np.ndarray, prediction_N: np.ndarray, label_N: np.ndarray, label_range: tuple[float, float]
 ) -> dict[str, np.ndarray]:
-    """`evaluate_metrics` [R] of draws that hold each clip so many times."""
+    """Compute `evaluate_metrics` [R] of the resamples that contain each clip `count_RN` times."""
     prediction_N, label_N = within(prediction_N, label_range), within(label_N, label_range)
     error_N = np.abs(prediction_N.astype(np.float64) - label_N.astype(np.float64))
-    everything_N = np.ones(len(label_N), bool)
+    all_N = np.ones(len(label_N), bool)
     metrics = {
-        "mae": _share(count_RN @ error_N, count_RN @ everything_N),
+        "mae": _ratio(count_RN @ error_N, count_RN @ all_N),
         "corr": _correlation(count_RN, prediction_N, label_N),
     }
 
-    def binary(suffix: str, found_N: np.ndarray, true_N: np.ndarray, of_N: np.ndarray = everything_N) -> None:
-        metrics[f"acc2{suffix}"] = _share(count_RN @ (of_N & (found_N == true_N)), count_RN @ of_N)
-        metrics[f"f1{suffix}"] = _weighted_f1(lambda chosen_N: count_RN @ (of_N & chosen_N), found_N, true_N)
+    def add_binary(suffix: str, predicted_N: np.ndarray, true_N: np.ndarray, used_N: np.ndarray = all_N) -> None:
+        metrics[f"acc2{suffix}"] = _ratio(count_RN @ (used_N & (predicted_N == true_N)), count_RN @ used_N)
+        metrics[f"f1{suffix}"] = _weighted_f1(lambda clips_N: count_RN @ (used_N & clips_N), predicted_N, true_N)
 
     wide = tuple(label_range) == WIDE
     if wide:
-        binary("_nn", prediction_N >= 0, label_N >= 0)
-        binary("_np", prediction_N > 0, label_N > 0, label_N != 0)
+        add_binary("_nn", prediction_N >= 0, label_N >= 0)
+        add_binary("_np", prediction_N > 0, label_N > 0, label_N != 0)
     else:
-        binary("", prediction_N > 0, label_N > 0)
+        add_binary("", prediction_N > 0, label_N > 0)
     for classes in (3, 5, 7) if wide else (3, 5):
-        found_N, true_N = (to_classes(values, label_range, classes) for values in (prediction_N, label_N))
-        metrics[f"acc{classes}"] = _share(count_RN @ (found_N == true_N), count_RN @ everything_N)
+        predicted_N, true_N = (to_classes(values, label_range, classes) for values in (prediction_N, label_N))
+        metrics[f"acc{classes}"] = _ratio(count_RN @ (predicted_N == true_N), count_RN @ all_N)
     return metrics
 
 
-def _share(part_R: np.ndarray, whole_R: np.ndarray) -> np.ndarray:
-    """NaN where the whole is nothing."""
+def _ratio(part_R: np.ndarray, whole_R: np.ndarray) -> np.ndarray:
+    """Divide; NaN where the whole is 0."""
     return np.divide(part_R, whole_R, out=np.full(len(whole_R), np.nan), where=whole_R > 0)
 
 
-def _weighted_f1(count: Callable[[np.ndarray], np.ndarray], found_N: np.ndarray, true_N: np.ndarray) -> np.ndarray:
-    """`weighted_f1` of two classes; `count` gives how many [R] of some chosen clips there are."""
-    total_R, of_R = 0.0, 0.0
-    for found_C, true_C in ((found_N, true_N), (~found_N, ~true_N)):
-        support_R, right_R = count(true_C), count(true_C & found_C)
-        f1_R = _share(2 * right_R, count(found_C) + support_R)
-        total_R = total_R + np.where(support_R > 0, support_R * f1_R, 0.0)
-        of_R = of_R + support_R
-    return _share(total_R, of_R)
+def _weighted_f1(count: Callable[[np.ndarray], np.ndarray], predicted_N: np.ndarray, true_N: np.ndarray) -> np.ndarray:
+    """Compute `weighted_f1` of two classes; `count` returns how often [R] each resample contains the given clips."""
+    weighted, supports = [], []
+    for predicted_class_N, true_class_N in ((predicted_N, true_N), (~predicted_N, ~true_N)):
+        support_R, correct_R = count(true_class_N), count(true_class_N & predicted_class_N)
+        f1_R = _ratio(2 * correct_R, count(predicted_class_N) + support_R)
+        weighted.append(np.where(support_R > 0, support_R * f1_R, 0.0))
+        supports.append(support_R)
+    return _ratio(weighted[0] + weighted[1], supports[0] + supports[1])
 
 
 def _correlation(count_RN: np.ndarray, prediction_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """Pearson's correlation from sums of centred values, so that nothing is lost to rounding."""
+    """Compute Pearson's correlation from sums of centred values, which keeps rounding errors small."""
     x_N, y_N = (values.astype(np.float64) - (values.mean() if len(values) else 0) for values in (prediction_N, label_N))
     n_R = count_RN.sum(axis=1)
-    mean_x_R, mean_y_R = _share(count_RN @ x_N, n_R), _share(count_RN @ y_N, n_R)
-    std_x_R = np.sqrt(np.maximum(_share(count_RN @ x_N**2, n_R) - mean_x_R**2, 0))
-    std_y_R = np.sqrt(np.maximum(_share(count_RN @ y_N**2, n_R) - mean_y_R**2, 0))
-    covariance_R = _share(count_RN @ (x_N * y_N), n_R) - mean_x_R * mean_y_R
-    found_R = _share(covariance_R, std_x_R * std_y_R)
-    for row in np.flatnonzero(~(np.minimum(std_x_R, std_y_R) > ROUNDING)):  # all that can be constant, and few others
+    mean_x_R, mean_y_R = _ratio(count_RN @ x_N, n_R), _ratio(count_RN @ y_N, n_R)
+    std_x_R = np.sqrt(np.maximum(_ratio(count_RN @ x_N**2, n_R) - mean_x_R**2, 0))
+    std_y_R = np.sqrt(np.maximum(_ratio(count_RN @ y_N**2, n_R) - mean_y_R**2, 0))
+    covariance_R = _ratio(count_RN @ (x_N * y_N), n_R) - mean_x_R * mean_y_R
+    correlation_R = _ratio(covariance_R, std_x_R * std_y_R)
+    # Recompute the few resamples in which a side may be constant
+    for row in np.flatnonzero(~(np.minimum(std_x_R, std_y_R) > ROUNDING)):
         drawn = np.repeat(np.arange(len(x_N)), count_RN[row].astype(np.int64))
         exact = correlation(prediction_N[drawn], label_N[drawn])
-        found_R[row] = np.nan if exact is None else exact
-    return np.clip(found_R, -1, 1)
+        correlation_R[row] = np.nan if exact is None else exact
+    return np.clip(correlation_R, -1, 1)

@@ -1,13 +1,11 @@
-"""How far predictions are off: intervals from the errors on clips that the network was not trained on.
+"""Split-conformal prediction intervals per modality subset, their coverage, and the reliability of predictions.
 
-Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World", 2005; Lei et al., "Distribution-Free
-Predictive Inference for Regression", JASA 113(523), 2018, section 2.2): of n such clips, the k-th smallest absolute
-error, k = ceil((n + 1) level), covers the error of a further clip of the same kind with at least that probability.
+Vovk et al., "Algorithmic Learning in a Random World", 2005; Lei et al., "Distribution-Free Predictive Inference for
+Regression", JASA 113(523), 2018, section 2.2: the k-th smallest absolute error of n clips that the network was not
+trained on, k = ceil((n + 1) level), covers the error of a further exchangeable clip with at least that probability.
+Errors depend on the modalities that a clip has, so every subset of modalities has its own intervals.
 
-A network knows less of a clip that lacks a modality, so each subset of modalities has intervals of its own.
-
-Whether they hold on a further split is measured there: `coverage`. Whether a prediction can be taken at its word is
-another question: `reliability`. Shapes: N clips, S seeds.
+Shapes: N clips, S seeds.
 """
 
 from __future__ import annotations
@@ -30,23 +28,25 @@ if TYPE_CHECKING:
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 Calibration = Mapping[str, Mapping[str, float | None]]
-"""Subset of modalities, as `subset_name` has it -> "n", the clips measured, and each level -> the interval's half-width
-in label units, None where n is too small for that level."""
+"""`subset_name` of the modalities -> "n", the number of calibration clips, and each level -> the interval's half-width
+in label units, None if n is too small for the level."""
 
+MAX_BINS = 10
+"""Maximum number of bins of `reliability`."""
 
-BINS, FEWEST_IN_BIN = 10, 8
-"""Of `reliability`: as many bins as hold so many clips each, but no more."""
+MIN_BIN_CLIPS = 8
+"""Minimum clips of such a bin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How many clips lie within the intervals of one level.
+    """Empirical coverage of the intervals of one level.
 
     Attributes:
-        level: nominal, such as 0.9.
-        clips: that the checkpoints have an interval for.
-        share: of them that lie inside, mean over the seeds; None without clips.
-        interval: 95 % interval of the share.
+        level: nominal coverage, such as 0.9.
+        clips: number of clips that the checkpoints have an interval for.
+        share: fraction of them whose label lies inside, averaged over the seeds; None without clips.
+        interval: 95 % bootstrap interval of the share.
     """
 
     level: float
@@ -57,7 +57,14 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Clips with neighbouring predictions: how many, their mean prediction, their mean label and its 95 % interval."""
+    """Clips with neighbouring predictions.
+
+    Attributes:
+        clips: number of clips.
+        prediction: their mean prediction.
+        label: their mean label.
+        interval: 95 % bootstrap interval of the mean label.
+    """
 
     clips: int
     prediction: float
@@ -66,28 +73,31 @@ class Bin:
 
 
 def subset_name(modalities: Sequence[str]) -> str:
-    """`text+audio`: the modalities in their usual order."""
+    """Join the modalities in the order of `MODALITIES`, such as `text+audio`."""
     return "+".join(m for m in MODALITIES if m in modalities)
 
 
 def calibrate(network: DashFusion, clips: ClipTable, modalities: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Intervals for every subset of `modalities`, those that the network was trained with.
+    """Calibrate the intervals of every subset of `modalities`.
 
     Args:
-        clips: labelled, and none of them trained on. For a subset, those count that have all of its modalities.
+        network: shown each subset in turn.
+        clips: labelled clips that it was not trained on; a subset uses those that have all of its modalities.
+        modalities: those that it was trained with.
     """
     has = {m: clips.lengths((m,))[:, 0] > 0 for m in MODALITIES}
-    found = {}
+    calibration: dict[str, dict[str, float | None]] = {}
     for shown in subsets(modalities):
         rows = np.flatnonzero(np.logical_and.reduce([has[m] for m in shown]))
-        some = clips.select(rows)
-        error = np.abs(predict(network, some, shown) - some.labels)
-        found[subset_name(shown)] = {"n": len(rows), **{f"{level:g}": half_width(error, level) for level in LEVELS}}
-    return found
+        complete = clips.select(rows)
+        error_N = np.abs(predict(network, complete, shown) - complete.labels)
+        widths = {f"{level:g}": half_width(error_N, level) for level in LEVELS}
+        calibration[subset_name(shown)] = {"n": len(rows), **widths}
+    return calibration
 
 
 def half_width(error_N: np.ndarray, level: float) -> float | None:
-    """The conformal quantile of N absolute errors; None where N is less than level / (1 - level)."""
+    """Return the conformal quantile of N absolute errors; None if N is less than level / (1 - level)."""
     rank = math.ceil((len(error_N) + 1) * level - 1e-9)
     return float(np.sort(error_N)[rank - 1]) if rank <= len(error_N) else None
 
@@ -95,22 +105,23 @@ def half_width(error_N: np.ndarray, level: float) -> float | None:
 def coverage(
     calibrations: Sequence[Calibration], subset_N: Sequence[str], prediction_SN: np.ndarray, label_N: np.ndarray
 ) -> list[Coverage]:
-    """Each of `LEVELS` against the share of clips whose label lies within the interval around their prediction.
+    """Measure the fraction of clips whose label lies within the interval around the prediction, for each of `LEVELS`.
 
     Args:
-        calibrations: one a seed.
-        subset_N: `subset_name` of what the network was shown of each clip.
-        label_N: none of them NaN.
+        calibrations: one per seed.
+        subset_N: `subset_name` of the modalities that the network was shown of each clip.
+        prediction_SN: predictions of each seed's network.
+        label_N: without NaN.
     """
-    found = []
+    results = []
     for level in LEVELS:
         width_SN = np.array([[_width(seed, subset, level) for subset in subset_N] for seed in calibrations])
         width_SN = width_SN.reshape(prediction_SN.shape)
         known_N = np.isfinite(width_SN).all(axis=0)
         inside_N = (np.abs(prediction_SN - label_N) <= width_SN).mean(axis=0)[known_N]
         share = float(inside_N.mean()) if len(inside_N) else None
-        found.append(Coverage(level, len(inside_N), share, percentile_interval(resampled_mean(inside_N))))
-    return found
+        results.append(Coverage(level, len(inside_N), share, percentile_interval(resampled_mean(inside_N))))
+    return results
 
 
 def _width(calibration: Calibration, subset: str, level: float) -> float:
@@ -119,7 +130,7 @@ def _width(calibration: Calibration, subset: str, level: float) -> float:
 
 
 def mean_widths(calibrations: Sequence[Calibration]) -> dict[str, dict[str, float | None]]:
-    """One calibration of several seeds: the mean of each half-width, None where any has none; n as the first has it."""
+    """Average the half-widths over the seeds, None if any seed has none; n is that of the first seed."""
     first = calibrations[0] if calibrations else {}
     return {
         subset: {"n": widths["n"]}
@@ -133,11 +144,12 @@ def mean_widths(calibrations: Sequence[Calibration]) -> dict[str, dict[str, floa
 
 
 def reliability(prediction_N: np.ndarray, label_N: np.ndarray) -> list[Bin]:
-    """Clips in the order of their predictions, in bins of equal numbers: on a calibrated network each bin's mean label
-    is its mean prediction (Murphy and Winkler, "Reliability of Subjective Probability Forecasts", 1977, for a mean in
-    place of a frequency). No bins of fewer than `FEWEST_IN_BIN` clips.
+    """Bin the clips by prediction, with equal numbers of clips in each bin.
+
+    The mean label of each bin equals its mean prediction for a calibrated network (Murphy and Winkler, "Reliability of
+    Subjective Probability Forecasts", 1977, with a mean in place of a frequency).
     """
-    count = min(BINS, len(label_N) // FEWEST_IN_BIN)
+    count = min(MAX_BINS, len(label_N) // MIN_BIN_CLIPS)
     order = np.argsort(prediction_N, kind="stable")
     return [
         Bin(

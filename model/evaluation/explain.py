@@ -1,9 +1,10 @@
-"""A clip on its time axis, and what the network looks at in it: for pages and notebooks.
+"""Clips on their time axis with the network's attention, for reports and notebooks.
 
-The attention of the temporal alignment says where the network looks, not what moves its prediction: how much a modality
-moves it is what the prediction changes by without it (`model.evaluate`, `prediction_without_<modality>`).
+The attention of the temporal alignment shows where the network looks, not what moves its prediction. The effect of a
+modality is the change of the prediction without it (`prediction_without_<modality>` of `model.evaluate`).
 
-Shapes: N clips of a split, T steps of a clip in a modality, D features, F features that are shown, W words, K tokens.
+Shapes: N clips of a split, B clips of a batch, T steps of a clip in a modality, D features, F selected features, W
+words, K tokens, M modalities.
 """
 
 from __future__ import annotations
@@ -35,26 +36,32 @@ if TYPE_CHECKING:
     from model.network.dashfusion import DashFusion
     from model.network.layers import MaskedSequence
 
-FEATURES = 3
-"""Features of a modality that are shown."""
+MAX_FEATURES = 3
+"""Selected features of a modality."""
 
-ALIKE = 0.8
-"""Features whose clip means correlate by more than so much say the same: one of them is shown."""
+MAX_CORRELATION = 0.8
+"""Correlation of clip means above which two features are redundant, so that only one is selected."""
 
 NUMBERED = re.compile(r"_\d+(_|$)")
-"""Names such as landmark_50_y, which tell a reader less than mouth_width: their correlation counts half."""
+"""Names such as landmark_50_y, which tell a reader less than mouth_width; their correlation counts half."""
 
-BATCH = 32
+BATCH_SIZE = 32
 
 NO_ALIGNMENT = "the network has no temporal alignment (model.alignment: false)"
 NO_TEXT = "the network was trained without text (train.modalities)"
 NO_WORDS = "the text features came without the words that they are of"
-"""Why there is no attention."""
+"""Reasons why there is no attention to show."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A feature of audio or vision: its column, its name, and how its clip means correlate with the labels."""
+    """A feature of audio or vision.
+
+    Attributes:
+        column: of the feature values.
+        name: of the feature.
+        correlation: of its clip means with the labels; None if undefined.
+    """
 
     column: int
     name: str
@@ -66,9 +73,10 @@ class Track:
     """One modality of a clip in time.
 
     Attributes:
-        start_T, end_T: seconds from the clip's start.
-        visible_T: the steps that the network sees.
-        values_TF: of the features that are shown, in standard deviations from the mean over the training split.
+        start_T: start of each step, seconds from the clip's start.
+        end_T: end of each step, seconds from the clip's start.
+        visible_T: bool, True where the step is visible to the network.
+        values_TF: the selected features, in standard deviations from the mean of the training split.
     """
 
     start_T: np.ndarray
@@ -79,11 +87,14 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What the words of a clip look at in another modality; or, where that is the anchor, what of it looks at them.
+    """Attention weights between the words of a clip and the steps of another modality.
+
+    With text as the anchor, the words attend to the steps, and each row with its `cls_W` sums to 1. With the other
+    modality as the anchor, its steps attend to the words.
 
     Attributes:
-        steps_WT: weight of each step. Of a word as the anchor, a share: with `cls_W` they add up to 1.
-        cls_W: weight of the modality's summary, [CLS], which stands for no moment.
+        steps_WT: weight of each step.
+        cls_W: weight of the modality's [CLS], which has no time.
     """
 
     steps_WT: np.ndarray
@@ -92,13 +103,13 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class ClipView:
-    """One clip as it can be drawn.
+    """One clip, ready to be drawn.
 
     Attributes:
-        word_times_W2: start and end of each word of its transcript, NaN where unknown.
-        tracks: modality -> its steps; without those that it lacks.
-        attention: modality -> what the words look at in it; empty where there is none to be had.
-        anchors: modality -> its share as the anchor of the alignment; of several anchors only.
+        word_times_W2: start and end of each word of the transcript, NaN where unknown.
+        tracks: modality -> its steps; modalities that the clip lacks are left out.
+        attention: modality -> attention between the words and its steps; empty if there is none.
+        anchors: modality -> its weight as the anchor; only for an adaptive alignment.
     """
 
     word_times_W2: np.ndarray
@@ -109,11 +120,13 @@ class ClipView:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Some clips of a split, by id, and the features that their tracks have.
+    """Clips of a split as seen by one checkpoint.
 
     Attributes:
-        anchor: of the alignment, as in the checkpoint.
-        no_attention_reason: why there is no attention at all; empty where there is.
+        views: clip id -> the clip.
+        features: modality -> the features in the tracks.
+        anchor: of the alignment, `model.anchor`.
+        no_attention_reason: why no clip has attention; empty if clips have it.
     """
 
     views: Mapping[str, ClipView]
@@ -125,11 +138,14 @@ class Explanation:
 def explain(
     dataset: Path, folder: Path, split: str, words: Mapping[str, Sequence[str]], device: str = "auto"
 ) -> Explanation:
-    """Views of some clips of a split by one checkpoint.
+    """Explain clips of a split by one checkpoint.
 
     Args:
+        dataset: folder of the dataset.
         folder: the checkpoint.
-        words: clip id -> the words of its transcript, in whose number the dataset's `text_word_index` counts.
+        split: of the dataset.
+        words: clip id -> the words of its transcript, which the dataset's `text_word_index` refers to.
+        device: of the network, see `TrainConfig`.
 
     Raises:
         FileNotFoundError: no dataset or no checkpoint there.
@@ -142,40 +158,43 @@ def explain(
     unknown = [clip_id for clip_id in words if clip_id not in row_of]
     if unknown:
         raise ValueError(f"{dataset}: the {split} split has no clip {unknown[0]}; name clips of that split")
-    rows = np.array([row_of[clip_id] for clip_id in words], np.int64)
-    features = {m: informative_features(table, m) for m in NORMALISED if m in info.train.modalities}
-    clips = _StoredTimes(dataset, split, table)
-    attention, anchors = {}, {}
-    reason = _no_attention(network, info.train.modalities)
+    rows = [row_of[clip_id] for clip_id in words]
+    features: dict[str, list[Feature]] = {
+        m: informative_features(table, m) for m in NORMALISED if m in info.train.modalities
+    }
+    times = _StoredTimes(dataset, split, table)
+    attention: dict[int, dict[str, Attention]] = {}
+    anchors: dict[int, dict[str, float]] = {}
+    reason = _no_attention_reason(network, info.train.modalities)
     if not reason:
-        tokens = {row: clips.word_of_token(row, words[table.clip_ids[row]], network.text) for row in rows.tolist()}
+        tokens = {row: times.word_of_token(row, words[table.clip_ids[row]], network.text) for row in rows}
         reason = "" if any((index_K >= 0).any() for index_K in tokens.values()) else NO_WORDS
-        counts = {row: len(words[table.clip_ids[row]]) for row in rows.tolist()}
-        attention, anchors = _attention(network, table, info.train.modalities, rows, tokens, counts)
+        counts = {row: len(words[table.clip_ids[row]]) for row in rows}
+        attention, anchors = _attention(network, table, info.train.modalities, tokens, counts)
     views = {
         table.clip_ids[row]: ClipView(
-            word_times_W2=clips.word_times(row, len(words[table.clip_ids[row]])),
-            tracks={m: clips.track(row, m, features[m]) for m in features if table.sequences[m].lengths[row]},
+            word_times_W2=times.word_times(row, len(words[table.clip_ids[row]])),
+            tracks={m: times.track(row, m, features[m]) for m in features if table.sequences[m].lengths[row]},
             attention=attention.get(row, {}) if not reason else {},
             anchors=anchors.get(row, {}),
         )
-        for row in rows.tolist()
+        for row in rows
     }
     return Explanation(views, features, info.model.anchor, reason)
 
 
-def _no_attention(network: DashFusion, modalities: Sequence[str]) -> str:
-    """Why a network has no attention of words; empty where it may have."""
+def _no_attention_reason(network: DashFusion, modalities: Sequence[str]) -> str:
+    """Return why a network cannot have attention between words and steps; empty if it can."""
     if isinstance(network.alignment, NoAlignment):
         return NO_ALIGNMENT
     return "" if "text" in modalities else NO_TEXT
 
 
-def informative_features(table: ClipTable, modality: str, most: int = FEATURES) -> list[Feature]:
-    """The features whose clip means correlate most with the label, and do not say the same as one before.
+def informative_features(table: ClipTable, modality: str, count: int = MAX_FEATURES) -> list[Feature]:
+    """Select up to `count` features whose clip means correlate most with the label, without redundant ones.
 
-    Of those with a number in place of a name the correlation counts half. Without labels, or where none correlates,
-    those whose clip means vary most, by the training statistics.
+    The correlation of features with `NUMBERED` names counts half. Without labels, or if nothing correlates, features
+    are ranked by the variation of their clip means, in units of the training statistics.
     """
     info, statistics = table.info.modalities[modality], table.info.statistics[modality]
     mean_ND = (_clip_means(table, modality) - np.array(statistics.mean)) / np.array(statistics.std)
@@ -183,23 +202,23 @@ def informative_features(table: ClipTable, modality: str, most: int = FEATURES) 
     if not has_N.any():
         return []
     labelled_N = has_N & table.labelled
-    found_D = [correlation(column[labelled_N], table.labels[labelled_N]) for column in mean_ND.T]
-    strength_D = np.array([0.0 if value is None else abs(value) for value in found_D])
+    correlation_D = [correlation(column[labelled_N], table.labels[labelled_N]) for column in mean_ND.T]
+    strength_D = np.array([0.0 if value is None else abs(value) for value in correlation_D])
     if not strength_D.any():
         strength_D = mean_ND[has_N].std(axis=0)
     strength_D *= [0.5 if NUMBERED.search(name) else 1.0 for name in info.feature_names]
     chosen: list[int] = []
     for column in np.argsort(-strength_D, kind="stable").tolist():
-        alike = (correlation(mean_ND[has_N, column], mean_ND[has_N, other]) for other in chosen)
-        if all(value is None or abs(value) <= ALIKE for value in alike):
+        with_chosen = (correlation(mean_ND[has_N, column], mean_ND[has_N, other]) for other in chosen)
+        if all(value is None or abs(value) <= MAX_CORRELATION for value in with_chosen):
             chosen.append(column)
-        if len(chosen) == most:
+        if len(chosen) == count:
             break
-    return [Feature(column, info.feature_names[column], found_D[column]) for column in chosen]
+    return [Feature(column, info.feature_names[column], correlation_D[column]) for column in chosen]
 
 
 def _clip_means(table: ClipTable, modality: str) -> np.ndarray:
-    """[N, D] mean over a clip's visible steps, NaN where it has none."""
+    """Average each clip over its visible steps, [N, D]; NaN for a clip without any."""
     sequences = table.sequences[modality]
     mean_ND = np.full((len(table), sequences.values.shape[1]), np.nan)
     for row, (start, length) in enumerate(zip(sequences.starts, sequences.lengths, strict=True)):
@@ -211,23 +230,24 @@ def _clip_means(table: ClipTable, modality: str) -> np.ndarray:
 
 
 class _StoredTimes:
-    """What the dataset says of clips beside their features: times of steps, and which token is of which word."""
+    """The dataset's columns beside the features: times of the steps, and the word of each token."""
 
     def __init__(self, dataset: Path, split: str, table: ClipTable) -> None:
         self.table = table
         self._parts = sorted((Path(dataset) / split).glob("part-*.parquet"))
         self._columns: dict[str, Any] = {}
 
-    def _of(self, row: int, column: str) -> Any:
+    def _value(self, row: int, column: str) -> Any:
         if column not in self._columns:
             self._columns[column] = read_column(self._parts, column)
         return self._columns[column][row]
 
     def _list(self, row: int, column: str) -> np.ndarray:
-        return self._of(row, column).values.to_numpy(zero_copy_only=False)
+        values: np.ndarray = self._value(row, column).values.to_numpy(zero_copy_only=False)
+        return values
 
     def word_times(self, row: int, words: int) -> np.ndarray:
-        """[W, 2] the times of each word's first token."""
+        """Return start and end of each word's first token, [W, 2]."""
         index_K = self._list(row, "text_word_index")
         times_W2 = np.full((words, 2), np.nan)
         for token in np.flatnonzero((index_K >= 0) & (index_K < words))[::-1]:
@@ -235,13 +255,14 @@ class _StoredTimes:
         return times_W2
 
     def word_of_token(self, row: int, words: Sequence[str], text: TextBackbone | None) -> np.ndarray:
-        """[K] the word of each token that the network reads, -1 for special ones."""
+        """Return the word of each token that the network reads, [K], -1 for special tokens."""
         length = self.table.sequences["text"].lengths[row]
         if text is None:
             return self._list(row, "text_word_index")[:length]
-        return words_of_tokens(text, self._of(row, "text").as_py(), words) if length else np.zeros(0, np.int64)
+        return words_of_tokens(text, self._value(row, "text").as_py(), words) if length else np.zeros(0, np.int64)
 
     def track(self, row: int, modality: str, features: Sequence[Feature]) -> Track:
+        """Return the steps of a clip with the given features."""
         sequences, statistics = self.table.sequences[modality], self.table.info.statistics[modality]
         length = int(sequences.lengths[row])
         steps = slice(sequences.starts[row], sequences.starts[row] + length)
@@ -250,38 +271,37 @@ class _StoredTimes:
         return Track(
             start_T=self._list(row, f"{modality}_start")[:length],
             end_T=self._list(row, f"{modality}_end")[:length],
-            visible_T=sequences.visible[steps] & self._has_a_time(row, length),
+            visible_T=sequences.visible[steps] & self._has_time(row, length),
             values_TF=(sequences.values[steps][:, columns] - mean_F) / std_F,
         )
 
-    def _has_a_time(self, row: int, length: int) -> np.ndarray:
-        """[T] False for steps that are pooled onto a special token, which stands for the whole clip."""
+    def _has_time(self, row: int, length: int) -> np.ndarray:
+        """Return [T] bool, False for steps pooled onto a special token, which represents the whole clip."""
         index_K = self._list(row, "text_word_index")
         pooled = self.table.info.mode == "aligned" and len(index_K) >= length and (index_K >= 0).any()
         return index_K[:length] >= 0 if pooled else np.ones(length, bool)
 
 
 def words_of_tokens(text: TextBackbone, transcript: str, words: Sequence[str]) -> np.ndarray:
-    """[K] the word in which each token of a transcript begins, -1 for special tokens and what is between words.
+    """Return the word in which each token of a transcript begins, [K], -1 for special tokens and text between words.
 
     Args:
-        words: in their order in the transcript; one that is not found there has no tokens.
+        text: with the tokenizer.
+        transcript: to tokenise.
+        words: in the order of the transcript; a word that is not found there has no tokens.
     """
-    word_of = np.full(len(transcript) + 1, -1)
-    at = 0
+    # Match words to characters
+    word_of_character = np.full(len(transcript) + 1, -1)
+    end = 0
     for number, word in enumerate(words):
-        found = transcript.find(word, at)
-        if found >= 0:
-            at = found + len(word)
-            word_of[found:at] = number
+        start = transcript.find(word, end)
+        if start >= 0:
+            end = start + len(word)
+            word_of_character[start:end] = number
+
+    # Match tokens to words; a token may begin with the space before its word
     offsets = text.tokenizer.encode(transcript).offsets
-    return np.array([_first_word(word_of[start:end]) for start, end in offsets], np.int64)
-
-
-def _first_word(word_of: np.ndarray) -> int:
-    """Of the characters of a token, which may begin with the space before a word."""
-    inside = word_of[word_of >= 0]
-    return int(inside[0]) if len(inside) else -1
+    return np.array([next((w for w in word_of_character[a:b] if w >= 0), -1) for a, b in offsets], np.int64)
 
 
 @torch.inference_mode()
@@ -289,59 +309,82 @@ def _attention(
     network: DashFusion,
     table: ClipTable,
     modalities: Sequence[str],
-    rows: np.ndarray,
     tokens: Mapping[int, np.ndarray],
     words: Mapping[int, int],
 ) -> tuple[dict[int, dict[str, Attention]], dict[int, dict[str, float]]]:
-    """Of each row: modality -> its attention; and the anchors' shares, where there are several."""
-    device = next(network.parameters()).device
+    """Compute the attention and the adaptive anchor weights of some rows of the table.
+
+    Args:
+        network: in eval mode.
+        table: of the split.
+        modalities: those that the network is shown.
+        tokens: row -> the word of each token [K].
+        words: row -> W.
+
+    Returns:
+        Row -> modality -> attention; row -> modality -> anchor weight, empty unless the alignment is adaptive.
+    """
+    device, rows = next(network.parameters()).device, np.array(list(tokens), np.int64)
     attention: dict[int, dict[str, Attention]] = {}
     anchors: dict[int, dict[str, float]] = {}
-    for chosen in sorted_batches(table.lengths(modalities)[rows], BATCH):
+    for chosen in sorted_batches(table.lengths(modalities)[rows], BATCH_SIZE):
         batch = table.batch(rows[chosen], modalities).to(device)
-        weights, shares_BM = _weights(network.alignment, network.encode(batch), batch)
+        weights, anchor_weights_BM = _weights(network.alignment, network.encode(batch), batch)
         for i, row in enumerate(rows[chosen].tolist()):
             lengths = {m: int(table.sequences[m].lengths[row]) if m in modalities else 0 for m in MODALITIES}
-            found = {m: weight_BKT[i].cpu().numpy() for m, weight_BKT in weights.items()}
             attention[row] = {
-                m: _by_word(weight_KT, tokens[row], words[row], lengths[m], shared=network.config.anchor != m)
-                for m, weight_KT in found.items()
+                m: _merge_tokens(
+                    weight_BKT[i].cpu().numpy(),
+                    tokens[row],
+                    words[row],
+                    lengths[m],
+                    average=network.config.anchor != m,
+                )
+                for m, weight_BKT in weights.items()
                 if lengths[m] and (tokens[row] >= 0).any()
             }
-            if shares_BM is not None:
-                anchors[row] = {m: float(shares_BM[i, k]) for k, m in enumerate(MODALITIES) if m in modalities}
+            if anchor_weights_BM is not None:
+                anchors[row] = {m: float(anchor_weights_BM[i, k]) for k, m in enumerate(MODALITIES) if m in modalities}
     return attention, anchors
 
 
 def _weights(
     alignment: nn.Module, sequences: Mapping[str, MaskedSequence], batch: Batch
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Modality -> [B, K, T] between text's positions and its own, [CLS] first; of several anchors their shares [B, M].
+    """Return the attention between text and each other modality, and the adaptive anchor weights.
 
-    With text as the anchor, or one of several, what text looks at. With another anchor what of it looks at text: clips
-    that lack that anchor have none.
+    With text as the anchor, or as one of several, text attends to the modality. With another anchor, that modality
+    attends to text; clips that lack it have no attention.
+
+    Returns:
+        Modality -> [B, K, T], its [CLS] first; and [B, M], None unless the alignment is adaptive.
     """
     if isinstance(alignment, SymmetricAlignment):
         adaptive = isinstance(alignment, AdaptiveAlignment)
-        shares_BM = alignment.anchor_weights(sequences, batch.missing()) if adaptive else None
-        of_text: TemporalAlignment = alignment.anchors[MODALITIES.index("text")]
-        return of_text.weights(sequences, {}), shares_BM
+        anchor_weights_BM = alignment.anchor_weights(sequences, batch.missing()) if adaptive else None
+        text_alignment = alignment.anchors[MODALITIES.index("text")]
+        assert isinstance(text_alignment, TemporalAlignment)
+        return text_alignment.weights(sequences, {}), anchor_weights_BM
+    assert isinstance(alignment, TemporalAlignment)
     weights = alignment.weights(sequences, batch.missing())
     if alignment.anchor == "text":
         return weights, None
-    anchor_T = sequences[alignment.anchor].values.shape[1]
-    return {alignment.anchor: weights["text"][:, :anchor_T].mT}, None
+    steps = sequences[alignment.anchor].values.shape[1]
+    return {alignment.anchor: weights["text"][:, :steps].mT}, None
 
 
-def _by_word(weight_KT: np.ndarray, word_K: np.ndarray, words: int, steps: int, shared: bool) -> Attention:
-    """Tokens merged into words: the mean of what they look at, the sum of what looks at them.
+def _merge_tokens(weight_KT: np.ndarray, word_K: np.ndarray, words: int, steps: int, average: bool) -> Attention:
+    """Merge the weights of the tokens of each word.
 
     Args:
-        weight_KT: T counts [CLS], which comes first, and may be padded behind the clip's steps; so may K.
-        shared: each token's weights add up to 1.
+        weight_KT: T includes [CLS], which is first; K and T may be padded.
+        word_K: word of each token, -1 for special tokens.
+        words: W.
+        steps: of the clip, without [CLS].
+        average: average the tokens' weights, for words that attend; False sums them, for words that are attended to.
     """
     member_WK = (np.arange(words)[:, None] == word_K).astype(np.float64)
-    if shared:
+    if average:
         member_WK /= np.maximum(member_WK.sum(axis=1, keepdims=True), 1)
     weight_WT = member_WK @ weight_KT[: len(word_K), : steps + 1]
     return Attention(weight_WT[:, 1:], weight_WT[:, 0])

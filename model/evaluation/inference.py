@@ -1,4 +1,4 @@
-"""Inference over a split, with every subset of modalities that is asked for."""
+"""Inference over a split, with any subset of the modalities."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ def predict(
     batch_size: int = 64,
     part: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
-    """Sentiment [N] float32 of the table's clips, in its order, by the network in eval mode.
+    """Predict the sentiment of the table's clips, [N] float32, in eval mode.
 
     Args:
-        modalities: what the network is shown; the others are fed as missing.
-        part: (k, n) = every n-th batch from the k-th on; clips of the others are 0, so that the n parts add up.
+        network: restored to its training mode afterwards.
+        table: the clips.
+        modalities: those that the network is shown; the others are fed as missing.
+        batch_size: maximum clips of a batch.
+        part: (k, n) predicts every n-th batch from the k-th on. Clips of other batches are 0, so that the n parts add
+            up to the whole.
     """
     return predict_with_unimodal(network, table, modalities, batch_size, part)[0]
 
@@ -38,7 +42,7 @@ def predict(
 def predict_with_unimodal(
     network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int, part: tuple[int, int] = (0, 1)
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """`predict`, and of unimodal heads [N, 3], NaN where the clip lacks the modality."""
+    """Return the result of `predict`, and that of unimodal heads [N, 3], NaN where the clip lacks the modality."""
     device = next(network.parameters()).device
     training = network.training
     network.eval()

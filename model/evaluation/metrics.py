@@ -1,8 +1,9 @@
-"""The field's metrics of sentiment regression, as MMSA defines them.
+"""Metrics of sentiment regression, as MMSA 2.2.1 defines them.
 
-Rounding is numpy's half-to-even, as in MMSA's own code: a label of 0.5 counts as class 0 and 1.5 as class 2,
-so that figures stand beside published ones. F1 is weighted by the true classes, as the field defines it; MMSA's
-code swaps the two sides and so weights by the predicted ones.
+Rounding is half to even, as in MMSA's code: a label of 0.5 is class 0 and 1.5 is class 2, so that results are
+comparable with published ones. F1 is weighted by the support of the true classes.
+
+Shapes: N clips.
 """
 
 from __future__ import annotations
@@ -12,28 +13,29 @@ import numpy as np
 WIDE = (-3.0, 3.0)
 UNIT = (-1.0, 1.0)
 INNER_EDGES = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
-"""CH-SIMS's bins, open on the left and closed on the right: their edges inside [-1, 1]."""
+"""Edges inside [-1, 1] of CH-SIMS's bins, which are open on the left and closed on the right."""
 
 ROUNDING = 1e-5
-"""Predictions this close may differ by nothing but what their clips were padded with."""
+"""Predictions closer than this may differ by rounding only, such as that of differently padded batches."""
 
 Metric = float | int | None
 
 
 def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> dict[str, Metric]:
-    """All metrics of one set of clips.
+    """Compute all metrics of a set of clips.
 
     Args:
-        prediction, label: [N].
-        label_range: (-3, 3) gives n, mae, corr, acc2_nn, f1_nn, acc2_np, f1_np, acc3, acc5, acc7. (-1, 1)
-            gives n, mae, corr, acc2, f1, acc3, acc5, of values clipped to the range.
+        prediction: [N].
+        label: [N].
+        label_range: (-3, 3) gives n, mae, corr, acc2_nn, f1_nn, acc2_np, f1_np, acc3, acc5 and acc7. (-1, 1) gives n,
+            mae, corr, acc2, f1, acc3 and acc5, of values clipped to the range.
 
     Returns:
-        Fractions between 0 and 1 (mae in label units, corr in [-1, 1]); None where undefined: no clip at all,
-        no clip with a label other than 0, a constant prediction or label.
+        Fractions between 0 and 1 (mae in label units, corr in [-1, 1]); None where undefined: without clips, without
+        labels other than 0 (acc2_np, f1_np), or for a constant prediction or label (corr).
 
     Raises:
-        ValueError: another label range, shapes that differ, a prediction or label that is NaN or infinite.
+        ValueError: another label range, different shapes, or a prediction or label that is NaN or infinite.
     """
     prediction, label = np.asarray(prediction), np.asarray(label)
     check_comparable(prediction, label, label_range)
@@ -52,13 +54,13 @@ def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tup
     else:
         metrics |= dict(zip(("acc2", "f1"), _binary(prediction > 0, label > 0), strict=True))
     for count in (3, 5, 7) if wide else (3, 5):
-        found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
-        metrics[f"acc{count}"] = _accuracy(found, true)
+        predicted, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
+        metrics[f"acc{count}"] = _accuracy(predicted, true)
     return metrics
 
 
 def check_comparable(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> None:
-    """Raise ValueError where `evaluate_metrics` does."""
+    """Raise the ValueErrors of `evaluate_metrics`."""
     _check_range(label_range)
     if prediction.shape != label.shape or prediction.ndim != 1:
         raise ValueError(f"predictions {prediction.shape} and labels {label.shape} must be [N] both")
@@ -72,21 +74,21 @@ def check_comparable(prediction: np.ndarray, label: np.ndarray, label_range: tup
 
 
 def within(values: np.ndarray, label_range: tuple[float, float]) -> np.ndarray:
-    """Values as the metrics see them: clipped to [-1, 1] for labels in it, as they are for [-3, 3]."""
+    """Clip values to [-1, 1] for labels in that range; leave those for [-3, 3] unchanged."""
     return values if tuple(label_range) == WIDE else np.clip(values, *UNIT)
 
 
 def correlation(prediction: np.ndarray, label: np.ndarray) -> float | None:
-    """Pearson's correlation; None for fewer than two clips or where either side is constant up to rounding."""
+    """Compute Pearson's correlation; None for fewer than two clips, or if either side is constant up to rounding."""
     if len(label) < 2 or np.ptp(prediction) < ROUNDING or np.ptp(label) < ROUNDING:
         return None
     return float(np.corrcoef(prediction.astype(np.float64), label.astype(np.float64))[0, 1])
 
 
 def weighted_f1(prediction: np.ndarray, label: np.ndarray) -> float | None:
-    """F1 of each class weighted by its share of the labels (scikit-learn's `average="weighted"`).
+    """Average the F1 of each class, weighted by its support (scikit-learn's `average="weighted"`); None without clips.
 
-    A class that is never predicted has F1 0. None for no clips.
+    A class that is never predicted has an F1 of 0.
     """
     if not len(label):
         return None
@@ -99,22 +101,23 @@ def weighted_f1(prediction: np.ndarray, label: np.ndarray) -> float | None:
 
 
 def to_classes(values: np.ndarray, label_range: tuple[float, float], count: int) -> np.ndarray:
-    """Class 0 to `count` - 1 of each value.
+    """Return the class of each value, 0 to `count` - 1.
 
-    [-3, 3], count 3, 5 or 7: clip to [-1, 1], [-2, 2] or [-3, 3] and round half to even. [-1, 1], count 2, 3
-    or 5: CH-SIMS's bins.
+    [-3, 3], count 3, 5 or 7: clip to [-1, 1], [-2, 2] or [-3, 3] and round half to even. [-1, 1], count 2, 3 or 5:
+    CH-SIMS's bins.
     """
     _check_range(label_range)
     if tuple(label_range) == WIDE:
         limit = count // 2
-        return np.round(np.clip(values, -limit, limit)).astype(np.int64) + limit
-    # In float32, the type of the labels: a label of 0.1 must not exceed the edge 0.1.
+        rounded: np.ndarray = np.round(np.clip(values, -limit, limit)).astype(np.int64)
+        return rounded + limit
+    # float32, like the labels: a label of 0.1 must not exceed the edge 0.1
     edges = np.asarray(INNER_EDGES[count], np.float32)
     return np.searchsorted(edges, np.clip(values, *UNIT).astype(np.float32), side="left")
 
 
 def class_names(label_range: tuple[float, float], count: int) -> list[str]:
-    """Names of the classes of `to_classes`, for a plot: `-3` to `3`, or bins such as `(-0.1, 0.1]`."""
+    """Return the names of the classes of `to_classes`: `-3` to `3`, or bins such as `(-0.1, 0.1]`."""
     _check_range(label_range)
     if tuple(label_range) == WIDE:
         return [str(value) for value in range(-(count // 2), count // 2 + 1)]
@@ -123,9 +126,9 @@ def class_names(label_range: tuple[float, float], count: int) -> list[str]:
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float], count: int) -> np.ndarray:
-    """Clips by true (rows) and predicted (columns) class of `to_classes`, [count, count] int64."""
-    found, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
-    return np.bincount(true * count + found, minlength=count * count).reshape(count, count)
+    """Count clips by true (rows) and predicted (columns) class of `to_classes`, [count, count] int64."""
+    predicted, true = to_classes(prediction, label_range, count), to_classes(label, label_range, count)
+    return np.bincount(true * count + predicted, minlength=count * count).reshape(count, count)
 
 
 def _binary(prediction: np.ndarray, label: np.ndarray) -> tuple[float | None, float | None]:

@@ -1,4 +1,7 @@
-"""Predictions of a split as a table."""
+"""Predictions of a split as a table.
+
+Shapes: N clips, S seeds.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,18 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 WITHOUT = "prediction_without_"
-"""Columns of the predictions with one modality left out: this and its name."""
+"""Prefix of the columns with the predictions without one modality, followed by its name."""
 
 
 @dataclass(frozen=True)
 class ClipPredictions:
-    """A table of predictions as arrays of N clips, in the order of their first rows, and S seeds.
+    """A table of predictions as arrays, clips in the order of their first rows.
 
     Attributes:
         clip_ids: N ids.
         label_N: NaN where unlabelled.
-        prediction_SN: by each seed's network.
-        without: modality -> [N] the mean over the seeds of what is predicted without it, NaN where that is undefined.
+        prediction_SN: predictions of each seed's network.
+        without: modality -> [N] mean prediction over the seeds without that modality, NaN where undefined.
     """
 
     clip_ids: tuple[str, ...]
@@ -43,14 +46,15 @@ class ClipPredictions:
 
     @classmethod
     def of(cls, predictions: pa.Table) -> ClipPredictions:
-        """From a table as `Evaluation` has it, each seed with the same clips."""
+        """Convert `Evaluation.predictions`, in which every seed has the same clips."""
         without = {name.removeprefix(WITHOUT): name for name in predictions.column_names if name.startswith(WITHOUT)}
         groups = predictions.group_by("clip_id", use_threads=False)
         table = groups.aggregate([(name, "list") for name in ("label", "prediction", *without.values())])
 
         def by_seed(name: str) -> np.ndarray:
-            values = table[f"{name}_list"].combine_chunks().flatten()
-            return values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(table), -1).T
+            values = table[f"{name}_list"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            by_clip: np.ndarray = values.astype(np.float64).reshape(len(table), -1)
+            return by_clip.T
 
         return cls(
             clip_ids=tuple(table["clip_id"].to_pylist()),
@@ -61,11 +65,12 @@ class ClipPredictions:
 
     @property
     def mean_N(self) -> np.ndarray:
-        """The mean prediction over the seeds."""
-        return self.prediction_SN.mean(axis=0)
+        """Mean prediction over the seeds."""
+        mean_N: np.ndarray = self.prediction_SN.mean(axis=0)
+        return mean_N
 
     def labelled(self) -> ClipPredictions:
-        """The clips that have a label."""
+        """Return the labelled clips."""
         rows = np.flatnonzero(np.isfinite(self.label_N))
         return ClipPredictions(
             clip_ids=tuple(self.clip_ids[row] for row in rows),

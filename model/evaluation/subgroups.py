@@ -1,6 +1,6 @@
-"""Metrics of parts of a split: for which clips is a network good, and for which is it not?
+"""Metrics of subgroups of a split, by length, modalities, voicing, faces, polarity, conflict and video.
 
-Shapes: N clips, S seeds.
+Shapes: N clips, n labelled clips of a subgroup, S seeds, V videos.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from model.data.clips import ClipTable
 
 SLICES = tuple(f"{m} misleads" for m in MODALITIES)
-"""The modality's own label (label_text and so on) and the clip's are of opposite sign."""
+"""Clips in which the modality's own label (label_text, ...) and the clip's label have opposite signs."""
 
 MIN_VIDEO_CLIPS = 5
-"""Labelled clips from which a video is measured."""
+"""Minimum labelled clips of a video that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipAttributes:
-    """What clips are told apart by.
+    """Attributes that define subgroups.
 
     Attributes:
-        seconds_N: lengths, NaN where unknown.
-        video_N: of which recording each is.
-        steps: modality -> [N] its steps, 0 where the clip lacks it.
-        valid: modality -> [N] the share of them that can be used (voiced, with a face); NaN where that is not known.
+        seconds_N: durations, NaN where unknown.
+        video_N: id of the recording that each clip is from.
+        steps: modality -> [N] steps, 0 where the clip lacks the modality.
+        valid: modality -> [N] fraction of valid steps (voiced, with a face), NaN where unknown.
         label_N: NaN where unlabelled.
-        own_label: modality -> [N] what it says alone, NaN where unlabelled.
+        own_label: modality -> [N] label of the modality alone, NaN where unlabelled.
     """
 
     seconds_N: np.ndarray
@@ -49,7 +49,13 @@ class ClipAttributes:
 
 @dataclass(frozen=True, slots=True)
 class Subgroup:
-    """Some of the clips: `rows_N` bool; `group` is what they are told apart by, such as Length."""
+    """A subgroup of the clips.
+
+    Attributes:
+        group: the attribute that defines it, such as Length.
+        name: of the subgroup within the group.
+        rows_N: bool, True for its clips.
+    """
 
     group: str
     name: str
@@ -58,10 +64,16 @@ class Subgroup:
 
 @dataclass(frozen=True, slots=True)
 class SubgroupMetrics:
-    """Metrics of a part's labelled clips, mean over the seeds, with 95 % intervals; None where undefined.
+    """Metrics of a subgroup's labelled clips, averaged over the seeds; None where undefined.
 
     Attributes:
+        group: see `Subgroup`.
+        name: see `Subgroup`.
+        clips: number of labelled clips.
         accuracy: acc2_np for labels in [-3, 3], acc2 for [-1, 1].
+        accuracy_interval: its 95 % bootstrap interval.
+        mae: mean absolute error.
+        mae_interval: its 95 % bootstrap interval.
     """
 
     group: str
@@ -74,84 +86,87 @@ class SubgroupMetrics:
 
 
 def accuracy_key(label_range: tuple[float, float]) -> str:
-    """The metric that `SubgroupMetrics.accuracy` is."""
+    """Return the name of the metric in `SubgroupMetrics.accuracy`."""
     return "acc2_np" if tuple(label_range) == WIDE else "acc2"
 
 
-def split_into_subgroups(facts: ClipAttributes) -> list[Subgroup]:
-    """All parts that tell clips apart, in groups; those without a clip are left out, and so are groups of one part."""
+def split_into_subgroups(attributes: ClipAttributes) -> list[Subgroup]:
+    """Return all subgroups without the empty ones, and without groups of a single subgroup."""
+    unknown_N = np.full(len(attributes.label_N), np.nan)
     groups = {
-        "Length": _thirds(facts.seconds_N, ".1f", " s"),
-        "Modalities": _by_modalities(facts.steps),
-        "Voiced steps of audio": _thirds(100 * facts.valid.get("audio", _nothing(facts)), ".0f", "%"),
-        "Frames with a face": _by_face(facts.valid.get("vision", _nothing(facts))),
-        "Polarity": _by_sign(facts.label_N),
-        "Conflict": _by_conflict(facts.label_N, facts.own_label),
+        "Length": _thirds(attributes.seconds_N, ".1f", " s"),
+        "Modalities": _by_modalities(attributes.steps),
+        "Voiced steps of audio": _thirds(100 * attributes.valid.get("audio", unknown_N), ".0f", "%"),
+        "Frames with a face": _by_face(attributes.valid.get("vision", unknown_N)),
+        "Polarity": _by_sign(attributes.label_N),
+        "Conflict": _by_conflict(attributes.label_N, attributes.own_label),
     }
-    parts = {
-        group: [Subgroup(group, name, rows_N) for name, rows_N in rows if rows_N.any()] for group, rows in groups.items()
-    }
-    return [part for found in parts.values() if len(found) > 1 for part in found]
+    nonempty = [
+        [Subgroup(group, name, rows_N) for name, rows_N in members if rows_N.any()] for group, members in groups.items()
+    ]
+    return [subgroup for subgroups in nonempty if len(subgroups) > 1 for subgroup in subgroups]
 
 
 def slice_rows(clips: ClipTable, name: str) -> np.ndarray:
-    """Which clips [N] belong to one of `SLICES`, bool; none where the corpus has no labels to tell by."""
+    """Return which clips belong to one of `SLICES`, [N] bool; none in a corpus without labels of the modalities."""
     return _misleads(clips.unimodal_labels[:, SLICES.index(name)], clips.labels)
 
 
 def measure_subgroups(
-    parts: Sequence[Subgroup], prediction_SN: np.ndarray, label_N: np.ndarray, label_range: tuple[float, float]
+    subgroups: Sequence[Subgroup], prediction_SN: np.ndarray, label_N: np.ndarray, label_range: tuple[float, float]
 ) -> list[SubgroupMetrics]:
-    """Metrics of the labelled clips of each part."""
+    """Measure the labelled clips of each subgroup."""
     labelled_N = np.isfinite(label_N)
-    found = []
-    for part in parts:
-        rows = np.flatnonzero(part.rows_N & labelled_N)
+    accuracy = accuracy_key(label_range)
+    results = []
+    for subgroup in subgroups:
+        rows = np.flatnonzero(subgroup.rows_N & labelled_N)
         prediction_Sn, label_n = prediction_SN[:, rows], label_N[rows]
         runs = [evaluate_metrics(prediction_n, label_n, label_range) for prediction_n in prediction_Sn]
-        draws = resampled_metrics(prediction_Sn, label_n, label_range)
-        accuracy = accuracy_key(label_range)
-        found.append(
+        resampled = resampled_metrics(prediction_Sn, label_n, label_range)
+        results.append(
             SubgroupMetrics(
-                group=part.group,
-                name=part.name,
+                group=subgroup.group,
+                name=subgroup.name,
                 clips=len(rows),
                 accuracy=_mean([run[accuracy] for run in runs]),
-                accuracy_interval=percentile_interval(draws[accuracy]),
+                accuracy_interval=percentile_interval(resampled[accuracy]),
                 mae=_mean([run["mae"] for run in runs]),
-                mae_interval=percentile_interval(draws["mae"]),
+                mae_interval=percentile_interval(resampled["mae"]),
             )
         )
-    return found
+    return results
 
 
 def measure_videos(
-    facts: ClipAttributes, prediction_SN: np.ndarray, label_range: tuple[float, float], most: int
+    attributes: ClipAttributes, prediction_SN: np.ndarray, label_range: tuple[float, float], max_videos: int
 ) -> tuple[list[SubgroupMetrics], int]:
-    """Metrics of the videos with enough labelled clips, the greatest error first, and how many such videos there are.
+    """Measure the videos with at least `MIN_VIDEO_CLIPS` labelled clips.
 
     Args:
-        most: of more than so many, half are those with the greatest error and half those with the least.
+        attributes: of the clips.
+        prediction_SN: predictions of each seed's network.
+        label_range: (-3, 3) or (-1, 1).
+        max_videos: maximum videos to return: of more, the half with the greatest error and the half with the least.
+
+    Returns:
+        Metrics of the videos, the greatest error first, and the number of videos with enough clips.
     """
-    labelled_N = np.isfinite(facts.label_N)
-    videos, index_N = np.unique(facts.video_N, return_inverse=True)
+    labelled_N = np.isfinite(attributes.label_N)
+    videos, index_N = np.unique(attributes.video_N, return_inverse=True)
     clips_V = np.bincount(index_N, weights=labelled_N, minlength=len(videos))
-    error_N = np.abs(within(prediction_SN, label_range) - facts.label_N).mean(axis=0)
+    error_N = np.abs(within(prediction_SN, label_range) - attributes.label_N).mean(axis=0)
     error_N = np.where(labelled_N, error_N, 0)
     error_V = np.bincount(index_N, weights=error_N, minlength=len(videos)) / np.maximum(clips_V, 1)
     enough = np.flatnonzero(clips_V >= MIN_VIDEO_CLIPS)
     ordered = enough[np.argsort(-error_V[enough], kind="stable")]
-    shown = ordered if len(ordered) <= most else np.r_[ordered[: most // 2], ordered[-(most // 2) :]]
-    parts = [Subgroup("Video", str(videos[video]), index_N == video) for video in shown]
-    return measure_subgroups(parts, prediction_SN, facts.label_N, label_range), len(ordered)
-
-
-def _nothing(facts: ClipAttributes) -> np.ndarray:
-    return np.full(len(facts.label_N), np.nan)
+    shown = ordered if len(ordered) <= max_videos else np.r_[ordered[: max_videos // 2], ordered[-(max_videos // 2) :]]
+    subgroups = [Subgroup("Video", str(videos[video]), index_N == video) for video in shown]
+    return measure_subgroups(subgroups, prediction_SN, attributes.label_N, label_range), len(ordered)
 
 
 def _thirds(value_N: np.ndarray, form: str, unit: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Terciles of a value, named by their edges; fewer parts where edges fall together."""
+    """Yield the terciles of a value, named by their edges; empty ones where edges coincide."""
     known = value_N[np.isfinite(value_N)]
     if not len(known):
         return
@@ -190,8 +205,10 @@ def _by_conflict(label_N: np.ndarray, own_label: Mapping[str, np.ndarray]) -> It
 
 
 def _misleads(own_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(own_N) * np.nan_to_num(label_N) < 0
+    misleads_N: np.ndarray = np.nan_to_num(own_N) * np.nan_to_num(label_N) < 0
+    return misleads_N
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values else float(np.mean(values))
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if len(defined) == len(values) else None

@@ -32,7 +32,9 @@ CHUNK_OVERHEAD = {"cpu": 150, "cuda": 100_000}
 
 
 class RankBatch:
-    """The part of a training batch that one rank computes. (Not a dataclass, which Fabric would take apart.)
+    """The part of a training batch that one rank computes.
+
+    Not a dataclass, because Fabric would take one apart.
 
     Attributes:
         clip_ids: of the whole batch.

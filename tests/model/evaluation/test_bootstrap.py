@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from model.evaluation import bootstrap
-from model.evaluation.bootstrap import bootstrap_counts, difference_interval, percentile_interval, resampled_mean, resampled_metrics
+from model.evaluation.bootstrap import (
+    bootstrap_counts,
+    difference_interval,
+    percentile_interval,
+    resampled_mean,
+    resampled_metrics,
+)
 from model.evaluation.metrics import evaluate_metrics
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
@@ -72,7 +78,7 @@ def test_a_draw_holds_as_many_clips_as_there_are_each_clip_any_number_of_times()
 
 def test_draws_are_the_same_however_many_are_computed_at_once(monkeypatch):
     whole = np.concatenate(list(bootstrap_counts(7, 100, 3)))
-    monkeypatch.setattr(bootstrap, "_AT_ONCE", 50)
+    monkeypatch.setattr(bootstrap, "_CHUNK_SIZE", 50)
     parts = list(bootstrap_counts(7, 100, 3))
     assert len(parts) == 15
     np.testing.assert_array_equal(np.concatenate(parts), whole)
@@ -118,7 +124,7 @@ def test_a_paired_difference_is_known_far_better_than_either_value():
     assert high < 0, "10 % less error is plain, draw by draw"
     assert percentile_interval(mae)[1] > percentile_interval(other)[0], "and could not be told from the two intervals"
     assert high - low < 0.3 * (percentile_interval(mae)[1] - percentile_interval(mae)[0])
-    with pytest.raises(ValueError, match="10 draws against 2000"):
+    with pytest.raises(ValueError, match="10 resamples against 2000"):
         difference_interval(mae[:10], other)
 
 

@@ -15,7 +15,7 @@ from model.data.clips import ClipTable
 from model.data.info import read_info
 from model.data.tokens import prepare_text
 from model.evaluation.explain import (
-    ALIKE,
+    MAX_CORRELATION,
     NO_ALIGNMENT,
     NO_TEXT,
     NO_WORDS,
@@ -202,21 +202,21 @@ def test_features_are_chosen_by_their_correlation_and_none_twice_over(dataset_wr
 
     dataset = dataset_writer(tmp_path, clips={"train": 8, "valid": 0, "test": 60}, missing=False, change=change)
     table = ClipTable.read(dataset, "test", 32)
-    chosen = informative_features(table, "audio", most=2)
+    chosen = informative_features(table, "audio", count=2)
     assert [feature.name for feature in chosen] == ["audio3", "audio1"]
-    assert chosen[0].correlation == pytest.approx(1) and ALIKE < 1
+    assert chosen[0].correlation == pytest.approx(1) and MAX_CORRELATION < 1
     unlabelled = replace(table, labels=np.full(len(table), np.nan, np.float32))
-    assert len(informative_features(unlabelled, "audio", most=2)) == 2
-    assert informative_features(unlabelled, "audio", most=2)[0].correlation is None
+    assert len(informative_features(unlabelled, "audio", count=2)) == 2
+    assert informative_features(unlabelled, "audio", count=2)[0].correlation is None
 
 
 def test_a_feature_with_a_name_goes_before_a_numbered_one_that_tells_little_more(dataset):
     table = ClipTable.read(dataset, "train", 32)
-    plain = informative_features(table, "vision", most=1)[0]
+    plain = informative_features(table, "vision", count=1)[0]
     info = table.info.modalities["vision"]
     names = tuple(f"part_{i}" if i == plain.column else name for i, name in enumerate(info.feature_names))
     renamed = replace(table.info, modalities={**table.info.modalities, "vision": replace(info, feature_names=names)})
-    found = informative_features(replace(table, info=renamed), "vision", most=1)[0]
+    found = informative_features(replace(table, info=renamed), "vision", count=1)[0]
     assert found.column != plain.column and abs(found.correlation) > abs(plain.correlation) / 2
 
 

@@ -112,7 +112,7 @@ def test_videos_come_with_the_greatest_error_first_and_only_those_with_enough_cl
     error = np.repeat([0.1, 2.0, 1.0, 3.0], [6, 4, 5, 8])
     label = np.where(videos == "unlabelled", np.nan, 1.0)
     facts = make_facts(len(videos), video_N=videos, label_N=label)
-    found, measured = measure_videos(facts, (np.nan_to_num(label) + error)[None], WIDE, most=10)
+    found, measured = measure_videos(facts, (np.nan_to_num(label) + error)[None], WIDE, max_videos=10)
     assert [(video.name, video.clips, round(video.mae, 3)) for video in found] == [("bad", 5, 1.0), ("good", 6, 0.1)]
     assert measured == 2
 
@@ -121,7 +121,7 @@ def test_a_prediction_beyond_the_labels_counts_as_the_metrics_count_it():
     videos = np.repeat(["far", "off"], 5).astype(object)
     facts = make_facts(10, video_N=videos, label_N=np.ones(10))
     prediction = np.where(videos == "far", 4.0, 0.5)
-    found, _ = measure_videos(facts, prediction[None], UNIT, most=4)
+    found, _ = measure_videos(facts, prediction[None], UNIT, max_videos=4)
     assert [(video.name, video.mae) for video in found] == [("off", 0.5), ("far", 0.0)]
 
 
@@ -129,7 +129,7 @@ def test_of_many_videos_both_ends_are_measured():
     videos = np.repeat([f"v{i:02d}" for i in range(20)], 5).astype(object)
     facts = make_facts(100, video_N=videos, label_N=np.zeros(100))
     error = np.repeat(np.arange(20) / 10, 5)
-    found, measured = measure_videos(facts, error[None], WIDE, most=4)
+    found, measured = measure_videos(facts, error[None], WIDE, max_videos=4)
     assert [video.name for video in found] == ["v19", "v18", "v01", "v00"] and measured == 20
 
 

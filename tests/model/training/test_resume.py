@@ -60,7 +60,7 @@ if os.environ.get("RANK", "0") == "0":  # every process of a run has the history
 """
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -73,7 +73,7 @@ class KillAt:
     def on_batch(self, epoch, done, total):
         self.batches.append((epoch, done))
         if (epoch, done) == self.at:
-            raise Killed
+            raise KilledError
 
     def on_epoch(self, epoch, metrics):
         self.epochs.append(epoch)
@@ -105,7 +105,7 @@ def test_a_killed_run_goes_on_with_the_next_batch_and_ends_with_the_same_metrics
     config = replace(EXACT, **change)
     whole = train(dataset, tmp_path / "whole", SMALL, config, 0)
     killer = KillAt(*at)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(dataset, tmp_path / "out", SMALL, config, 0, killer, tmp_path / "scratch")
     watcher = KillAt(0, 0)
     taken_up = train(dataset, tmp_path / "out", SMALL, config, 0, watcher, tmp_path / "scratch")
@@ -138,7 +138,7 @@ def test_what_the_stage_removed_is_there_again_and_an_ended_run_is_not_repeated(
 def test_a_run_that_ends_forgets_its_own_seeds_and_no_others(dataset, tmp_path):
     scratch = tmp_path / "scratch"
     for seed in (0, 1):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(dataset, tmp_path / str(seed), SMALL, EXACT, seed, KillAt(2, 2), scratch)
     forget_run(scratch, dataset, SMALL, replace(EXACT, seeds=(0,)))
     assert train(dataset, tmp_path / "1", SMALL, EXACT, 1, None, scratch).resumed is not None
@@ -151,7 +151,7 @@ def test_a_run_that_ends_forgets_its_own_seeds_and_no_others(dataset, tmp_path):
 def test_another_dataset_or_setting_never_goes_on_from_this_state(dataset_writer, tmp_path, what):
     root = dataset_writer(tmp_path / "data")
     before = run_signature(root, SMALL, EXACT)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(root, tmp_path / "out", SMALL, EXACT, 0, KillAt(2, 2), tmp_path / "scratch")
     assert run_signature(root, SMALL, replace(EXACT, seeds=(0, 1), checkpoint_minutes=9)) == before
     model, config = SMALL, EXACT
