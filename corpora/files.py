@@ -47,12 +47,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`. On success it replaces `path`, on an exception it is removed.
 
     As with `atomic_file`, all content is on disk before the new name appears. A killed run leaves its temporary folder
-    behind, which the next one removes: a folder may only have one writer at a time.
+    behind, which the next one removes, or completes if only its last rename was missing: a folder may only have one
+    writer at a time.
     """
     path = Path(path)
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _finish_replacing(path, temporary, old)
+    for leftover in (old, temporary):
+        if leftover.exists():
+            shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -63,8 +66,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     finally:
+        _finish_replacing(path, temporary, old)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _finish_replacing(path: Path, temporary: Path, old: Path) -> None:
+    """Complete the replacement of a folder by a complete one that was interrupted between its two renames.
+
+    Only there do both folders exist, and `path` does not: a writer removes `old` before it creates `temporary`.
+    """
+    if temporary.exists() and old.exists() and not path.exists():
+        temporary.replace(path)
 
 
 def _sync(path: Path) -> None:

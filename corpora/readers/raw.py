@@ -314,7 +314,7 @@ def _clip_of(row: Row, language: str) -> Clip:
     """Convert a row to a clip without duration and hash.
 
     Raises:
-        _InvalidRowError: values beyond the last column, a path that is absolute or has `..`, or a label that is no number.
+        _InvalidRowError: surplus values, a path that is absolute or has `..`, or a label that is not a number.
     """
     if row.surplus:
         raise _InvalidRowError(

@@ -78,6 +78,66 @@ def test_another_writers_file_is_left_alone(tmp_path):
     assert theirs.exists() and other.exists()
 
 
+def folder_of(path: Path, content: str) -> None:
+    path.mkdir()
+    (path / "file").write_text(content)
+
+
+KILLED_BETWEEN_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from corpora.files import atomic_folder
+
+replace = Path.replace
+def killed(source, target):
+    if source.name.endswith(".tmp"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target)
+
+Path.replace = killed
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "file").write_text("new")
+"""
+
+
+def test_a_run_killed_between_the_two_renames_loses_nothing(tmp_path):
+    path = tmp_path / "folder"
+    folder_of(path, "old")
+    done = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES, str(path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL and not path.exists()
+    with pytest.raises(ZeroDivisionError), atomic_folder(path):
+        assert (path / "file").read_text() == "new"
+        raise ZeroDivisionError
+    assert (path / "file").read_text() == "new" and names(tmp_path) == ["folder"]
+
+
+def test_a_second_rename_that_fails_loses_nothing(tmp_path, monkeypatch):
+    path, replace = tmp_path / "folder", Path.replace
+    folder_of(path, "old")
+
+    def refuse(source, target):
+        if source.name.endswith(".tmp"):
+            monkeypatch.undo()
+            raise OSError("busy")
+        return replace(source, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="busy"), atomic_folder(path) as temporary:
+        (temporary / "file").write_text("new")
+    assert (path / "file").read_text() == "new" and names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("left", [(".tmp",), (".old",), ("", ".old"), ("", ".tmp"), ("", ".tmp", ".old")])
+def test_what_is_not_whole_is_never_taken_for_the_folder(tmp_path, left):
+    path = tmp_path / "folder"
+    for ending in left:
+        folder_of(tmp_path / f".folder{ending}" if ending else path, f"left{ending}")
+    with pytest.raises(ZeroDivisionError), atomic_folder(path):
+        raise ZeroDivisionError
+    assert names(tmp_path) == (["folder"] if "" in left else [])
+    assert "" not in left or (path / "file").read_text() == "left"
+
+
 def test_content_is_on_disk_before_its_name_appears(tmp_path, monkeypatch):
     events = []
     target = tmp_path / "file"
