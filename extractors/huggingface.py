@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from corpora.files import sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LAST_FOUR = "last_four"
 """Value of `layer` that selects the mean of the last four hidden states."""
@@ -19,7 +21,18 @@ LAST_FOUR = "last_four"
 _CONFIG_PATTERNS = ("*.json", "*.txt", "*.model")
 _WEIGHT_PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _WIDTH_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
+_may_download = ContextVar("_may_download", default=True)
 _LAYER_COUNT_KEYS = ("encoder_layers", "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+
+
+@contextmanager
+def downloads(allowed: bool) -> Iterator[None]:
+    """Set whether `find_model` may download, as models that a checkpoint names are not the user's own choice."""
+    token = _may_download.set(allowed)
+    try:
+        yield
+    finally:
+        _may_download.reset(token)
 
 
 def find_model(model: str, installed: Mapping[str, Callable[[], Path]] | None = None) -> Path:
@@ -27,7 +40,7 @@ def find_model(model: str, installed: Mapping[str, Callable[[], Path]] | None = 
 
     Args:
         model: key of `installed`, path of a local folder, or id on the Hugging Face hub (looked up in the local cache,
-            then downloaded).
+            then downloaded, unless `downloads` forbids it).
         installed: models that packages ship: name -> function that returns the folder.
 
     Raises:
@@ -55,7 +68,7 @@ def _find_snapshot(model: str, alternative: str) -> Path:
     from huggingface_hub import snapshot_download
 
     cause: Exception | None = None
-    for offline in (True, False):
+    for offline in (True, False) if _may_download.get() else (True,):
         for weights in _WEIGHT_PATTERNS:
             patterns = [*_CONFIG_PATTERNS, weights]
             try:
@@ -65,9 +78,15 @@ def _find_snapshot(model: str, alternative: str) -> Path:
                 continue
             if (folder / "config.json").is_file() and _weight_files(folder):
                 return folder
+    if _may_download.get():
+        reason = "the Hugging Face hub could not be reached or does not have it; give the path of a local folder"
+    else:
+        reason = (
+            "prediction downloads nothing unless told to; allow it with --allow-download (Predictor: "
+            "allow_download=True), or give the path of a local folder"
+        )
     raise ValueError(
-        f"model {model!r} is neither a folder nor in the local cache, and the Hugging Face hub could not be "
-        f"reached or does not have it; give the path of a local folder{alternative}"
+        f"model {model!r} is neither a folder nor in the local cache, and {reason}{alternative}"
     ) from cause
 
 
@@ -124,16 +143,46 @@ def choose_layers(layer: int | str, config: Mapping[str, Any]) -> tuple[int, ...
     )
 
 
-def load_model(folder: Path) -> Any:
-    """Load the model's encoder in float32 and evaluation mode, onto a GPU if there is one."""
+def load_model(folder: Path, auto_class: str = "AutoModel") -> Any:
+    """Load a model in float32 and evaluation mode, onto a GPU if there is one.
+
+    Args:
+        folder: from `find_model`.
+        auto_class: name of the class in transformers; `AutoModel` gives only the encoder of an encoder-decoder.
+
+    Raises:
+        ValueError: the model needs its own Python code.
+    """
     import torch
-    from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers
-    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-    return encoder.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    disable_progress_bar()  # of the weights being loaded
+    model = load_part(folder, auto_class, dtype=torch.float32)
+    if auto_class == "AutoModel" and model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_part(folder: Path, auto_class: str, **options: Any) -> Any:
+    """Load a model, tokenizer or feature extractor with a class of transformers, without the network.
+
+    Python code in the folder is never run.
+
+    Raises:
+        ValueError: the part needs Python code of its own.
+    """
+    import transformers
+
+    load = getattr(transformers, auto_class)
+    try:
+        return load.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{folder}: needs its own Python code to load, which is never run here; choose a model of a type that "
+            "transformers itself supports"
+        ) from error
 
 
 def hidden_states(model: Any, layers: Sequence[int], **inputs: Any) -> Any:

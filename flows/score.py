@@ -31,6 +31,7 @@ def predict(
     out: Path | None = None,
     workers: int = 0,
     timeout: float = 300.0,
+    allow_download: bool = False,
 ) -> list[dict[str, Any]]:
     """Score video or audio files. The run's artifacts hold the scores.
 
@@ -47,11 +48,14 @@ def predict(
         out: Parquet file for the results.
         workers: Processes that read videos; 0: one per core.
         timeout: Time limit for reading one video, seconds.
+        allow_download: Download missing models from the Hugging Face hub.
     """
     from model.predict import Predictor
 
     videos = to_videos(find_media([path]), text, transcript)
-    predictor = Predictor(model or default_model(), language=language, recogniser=recogniser)
+    predictor = Predictor(
+        model or default_model(), language=language, recogniser=recogniser, allow_download=allow_download
+    )
     count = min(workers or os.cpu_count() or 1, len(videos))
     results = []
     for result in predictor.predict(videos, level=level, window=window, hop=hop, workers=count, timeout=timeout):
@@ -83,6 +87,7 @@ def watch(
     attempts: int = 2,
     workers: int = 0,
     timeout: float = 300.0,
+    allow_download: bool = False,
 ) -> int:
     """Score the new files in a folder, each once.
 
@@ -98,13 +103,16 @@ def watch(
         attempts: Attempts at a file that cannot be scored; after them it is retried only if it changes.
         workers: Processes that read videos; 0: one per core.
         timeout: Time limit for reading one video, seconds.
+        allow_download: Download missing models from the Hugging Face hub.
     """
     from model.predict import Predictor
 
     chosen = Watch(folder, out or folder / DEFAULT_OUT, pattern, settle, attempts)
 
     def predictor() -> Predictor:
-        return Predictor(model or default_model(), language=language, recogniser=recogniser)
+        return Predictor(
+            model or default_model(), language=language, recogniser=recogniser, allow_download=allow_download
+        )
 
     try:
         report = score_new(

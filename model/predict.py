@@ -68,6 +68,8 @@ class Predictor:
         recogniser: Folder or id of a speech recogniser for videos without a transcript. None: the one that the
             checkpoint names, if any and if available; empty: none.
         quantise_text: Compute the text encoder's Linear layers in int8, see `model.prediction.quantisation`.
+        allow_download: Whether pre-trained models that the checkpoint or `recogniser` names may be downloaded from the
+            Hugging Face hub. By default no request leaves this machine.
 
     Attributes:
         folder: Checkpoint folder.
@@ -87,12 +89,13 @@ class Predictor:
         language: str | None = None,
         recogniser: str | None = None,
         quantise_text: bool = False,
+        allow_download: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.description = read_description(self.folder)
         if quantise_text and "text" not in self.description["train"]["modalities"]:
             raise ValueError(f"{folder}: trained without text, so there is no text encoder to quantise")
-        self._device, self._quantise = device, quantise_text
+        self._device, self._quantise, self._allow_download = device, quantise_text, allow_download
         self._language, self._recogniser = language, recogniser
         self.recogniser: str | None = None
         self._notes: list[Note] = []
@@ -254,6 +257,7 @@ class Predictor:
             tokens=reads_tokens,
             language=self._language,
             change_text=_quantise if self._quantise and not reads_tokens else None,
+            allow_download=self._allow_download,
         )
         trained_with = dataset.get("recogniser")
         if self._recogniser is not None or not trained_with:

@@ -30,6 +30,7 @@ from extractors.huggingface import (
     hidden_names,
     hidden_states,
     load_model,
+    load_part,
     make_batches,
     read_config,
 )
@@ -166,11 +167,7 @@ class TransformerAudio:
 
     @cached_property
     def _preprocessor(self) -> Any:
-        from transformers import AutoFeatureExtractor
-
-        return AutoFeatureExtractor.from_pretrained(  # type: ignore[no-untyped-call]  # transformers
-            self.folder, local_files_only=True
-        )
+        return load_part(self.folder, "AutoFeatureExtractor")
 
     @cached_property
     def _model(self) -> Any:

@@ -24,6 +24,7 @@ from extractors.dataset.align import SEVERAL_LANGUAGES
 from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence
 from extractors.execution.units import checked, extract_all, feature_meta, shared_extractor, source_of
 from extractors.execution.workers import Worker, WorkerLostError
+from extractors.huggingface import downloads
 from extractors.inference.media_features import MEDIA_MODALITIES, MediaFeatures, extract_media
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
 from extractors.registry import create
@@ -58,6 +59,7 @@ class FeatureMaker:
         language: ISO 639-1 code of the spoken language; None: the dataset's.
         recogniser: Folder or id of a speech recogniser for videos without a transcript; None: they stay without text.
         change_text: Replaces the model of the text extractor once it is loaded, for example by a quantised one.
+        allow_download: Whether models that are not on this machine may be downloaded from the Hugging Face hub.
 
     Raises:
         ValueError: An extractor that is not available or would extract other features than the dataset's, or a
@@ -73,6 +75,7 @@ class FeatureMaker:
         language: str | None = None,
         recogniser: str | None = None,
         change_text: Callable[[Any], Any] | None = None,
+        allow_download: bool = False,
     ) -> None:
         self.config = AlignConfig(dataset["mode"], tuple(dataset["mask_invalid"]))
         self._trained_on = dataset["language"] if dataset["language"] != SEVERAL_LANGUAGES else ""
@@ -83,7 +86,8 @@ class FeatureMaker:
         extracted = MODALITIES if self.config.mode == "aligned" else needed
         self._dims = {m: int(dataset["modalities"][m]["dim"]) for m in MODALITIES}
         self._methods = tuple(dataset.get("word_times", {}).get("methods", {}))
-        extractors = {m: load_extractor(m, dataset["modalities"][m]) for m in extracted}
+        with downloads(allow_download):
+            extractors = {m: load_extractor(m, dataset["modalities"][m]) for m in extracted}
         self._media = {m: (meta.extractor, meta.options) for m, (_, meta) in extractors.items() if m != "text"}
         self._text = extractors.get("text")
         self._in_use = threading.Lock()
@@ -91,7 +95,8 @@ class FeatureMaker:
             self._change_text(change_text)
         if recogniser and not self.language:
             raise ValueError("the corpus is in several languages: say which one is spoken, for the recogniser to know")
-        self._recogniser = Recogniser(recogniser) if recogniser and self._reads_text else None
+        with downloads(allow_download):
+            self._recogniser = Recogniser(recogniser) if recogniser and self._reads_text else None
 
     def _change_text(self, change: Callable[[Any], Any]) -> None:
         extractor: Any = self._text[0] if self._text else None

@@ -31,6 +31,7 @@ from extractors.huggingface import (
     hidden_names,
     hidden_states,
     load_model,
+    load_part,
     make_batches,
     read_config,
 )
@@ -111,9 +112,7 @@ class TransformerText:
         Raises:
             ValueError: the tokenizer cannot map tokens to characters.
         """
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        tokenizer = load_part(self.folder, "AutoTokenizer")
         if not tokenizer.is_fast:
             raise ValueError(f"{self.folder}: its tokenizer gives no offsets; a tokenizer.json is needed")
         return tokenizer

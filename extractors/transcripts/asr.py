@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from extractors.audio.transformer import check_preprocessor
 from extractors.base import make_signature
-from extractors.huggingface import find_model, fingerprint, read_config
+from extractors.huggingface import find_model, fingerprint, load_model, load_part, read_config
 from extractors.transcripts.words import Word
 
 if TYPE_CHECKING:
@@ -73,18 +73,18 @@ class Recogniser:
 
     @cached_property
     def _pipeline(self) -> Any:
-        import torch
-        import transformers as hf
+        from transformers import pipeline
+        from transformers.utils.logging import set_verbosity_error
 
-        hf.utils.logging.disable_progress_bar()
-        hf.utils.logging.set_verbosity_error()  # it warns of the pipeline's own options
-        kind = hf.AutoModelForSpeechSeq2Seq if self._whisper else hf.AutoModelForCTC
-        return hf.pipeline(
+        set_verbosity_error()  # it warns of the pipeline's own options
+        model = load_model(self.folder, "AutoModelForSpeechSeq2Seq" if self._whisper else "AutoModelForCTC")
+        return pipeline(
             "automatic-speech-recognition",
-            model=kind.from_pretrained(self.folder, local_files_only=True, dtype=torch.float32).eval(),
-            tokenizer=hf.AutoTokenizer.from_pretrained(self.folder, local_files_only=True),
-            feature_extractor=hf.AutoFeatureExtractor.from_pretrained(self.folder, local_files_only=True),
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            model=model,
+            tokenizer=load_part(self.folder, "AutoTokenizer"),
+            feature_extractor=load_part(self.folder, "AutoFeatureExtractor"),
+            device=model.device,
+            trust_remote_code=False,
         )
 
     def recognise(self, waveforms: Sequence[np.ndarray], language: str) -> list[Speech]:

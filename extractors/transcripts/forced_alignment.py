@@ -24,7 +24,7 @@ from extractors.audio.transformer import (
     receptive_field,
 )
 from extractors.base import ExtractionError
-from extractors.huggingface import find_model, fingerprint, read_config
+from extractors.huggingface import find_model, fingerprint, load_model, load_part, read_config
 from extractors.transcripts.words import Word, split_words
 
 if TYPE_CHECKING:
@@ -121,14 +121,7 @@ class CtcAligner:
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """The feature extractor and the model."""
-        import torch
-        from transformers import AutoFeatureExtractor, AutoModelForCTC
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # of the weights being loaded
-        prepare = AutoFeatureExtractor.from_pretrained(self.folder, local_files_only=True)
-        model = AutoModelForCTC.from_pretrained(self.folder, local_files_only=True, dtype=torch.float32)
-        return prepare, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        return load_part(self.folder, "AutoFeatureExtractor"), load_model(self.folder, "AutoModelForCTC")
 
     def _log_probs(self, samples: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return [T, 1 + C] log probabilities of the blank and of the C symbols `columns` (ascending, -1 the wildcard).

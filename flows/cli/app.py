@@ -34,6 +34,9 @@ Level = Annotated[float, typer.Option(help="Interval level: 0.5, 0.8, 0.9 or 0.9
 Readers = Annotated[int, typer.Option(min=0, help="Processes that read videos; 0: one per core.")]
 ReadTimeout = Annotated[float, typer.Option(min=1, help="Time limit for reading one video, seconds.")]
 Device = Annotated[str, typer.Option(help="Device of the network: auto, cpu, cuda.")]
+AllowDownload = Annotated[
+    bool, typer.Option("--allow-download", help="Download missing models from the Hugging Face hub.")
+]
 QuantiseText = Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for another run in this folder.")]
 
@@ -45,13 +48,10 @@ def plain_errors(stderr: bool = False) -> Iterator[None]:
     Args:
         stderr: Print to standard error, because standard output is for results.
     """
-    from flows.display.console import console
+    from flows.display.console import console, error_console
 
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        if stderr:
-            typer.secho(str(error), err=True, fg="red", bold=True)
-        else:
-            console.print(str(error), style="bold red", markup=False)
+        (error_console if stderr else console).print(str(error), style="bold red", markup=False)
         raise typer.Exit(1) from error

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.app import (
+    AllowDownload,
     Asr,
     Checkpoint,
     Device,
@@ -44,6 +45,7 @@ def predict(
     workers: Readers = 0,
     timeout: ReadTimeout = 300.0,
     device: Device = "auto",
+    allow_download: AllowDownload = False,
     quantise_text: QuantiseText = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 if any file cannot be scored.")] = False,
 ) -> None:
@@ -64,6 +66,7 @@ def predict(
             language=language,
             recogniser=asr,
             quantise_text=quantise_text,
+            allow_download=allow_download,
         )
         videos = inputs.to_videos(inputs.find_media(paths), text, transcript)
         output = scoring.OutputOptions(as_json, out, report, strict)
@@ -94,6 +97,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=1, help="Time limit for scoring one clip, seconds.")] = 120.0,
     memory: Annotated[float, typer.Option(min=0.5, help="Memory limit of a scoring process, GiB.")] = 4.0,
     device: Device = "auto",
+    allow_download: AllowDownload = False,
     quantise_text: QuantiseText = False,
 ) -> None:
     """Score clips on a web page and by HTTP: [bold]http://127.0.0.1:8000[/bold], for this machine only.
@@ -107,7 +111,7 @@ def serve(
         from flows.serving.worker import Model
         from flows.serving.worker_pool import Limits
 
-        chosen = Model(model or default_model(), device, language, asr, quantise_text)
+        chosen = Model(model or default_model(), device, language, asr, quantise_text, allow_download)
         limits = Limits(
             size=max_megabytes << 20,
             length=max_seconds,
@@ -140,6 +144,7 @@ def watch(
     workers: Readers = 0,
     timeout: ReadTimeout = 300.0,
     device: Device = "auto",
+    allow_download: AllowDownload = False,
     once: Annotated[bool, typer.Option("--once", help="Score the new files once they are complete, and end.")] = False,
 ) -> None:
     """Score new files in a folder, each once, until Ctrl-C.
@@ -158,7 +163,13 @@ def watch(
         from model.predict import Predictor
 
         chosen = watching.Watch(folder, out or folder / watching.DEFAULT_OUT, pattern, settle, attempts)
-        predictor = Predictor(model or default_model(), device=device, language=language, recogniser=asr)
+        predictor = Predictor(
+            model or default_model(),
+            device=device,
+            language=language,
+            recogniser=asr,
+            allow_download=allow_download,
+        )
         options: dict[str, Any] = {"level": level, "workers": workers, "timeout": timeout}
         try:
             if once:

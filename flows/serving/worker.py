@@ -24,6 +24,7 @@ class Model:
     language: str | None = None
     recogniser: str | None = None
     quantise_text: bool = False
+    allow_download: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,8 @@ def find_maker() -> Callable[..., FeatureMaker]:
     """Return the registered constructor of a `FeatureMaker`.
 
     It is called with the content of dataset.json and the modalities that the network uses, and with the keywords
-    `tokens`, `language`, `recogniser` and `change_text`; see `extractors.inference.feature_maker.FeatureMaker`.
+    `tokens`, `language`, `recogniser`, `change_text` and `allow_download`; see
+    `extractors.inference.feature_maker.FeatureMaker`.
 
     Raises:
         ValueError: None is registered; the message says what to do.

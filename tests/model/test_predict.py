@@ -325,6 +325,14 @@ def test_a_checkpoint_without_text_has_no_encoder_to_quantise(data, tmp_path):
     assert result.score.used == ("audio",)
 
 
+@pytest.mark.parametrize("options", [{}, {"allow_download": True}])
+def test_models_are_downloaded_only_if_the_user_allows_it(trained, monkeypatch, options):
+    asked = {}
+    monkeypatch.setattr("model.predict.find_maker", lambda: lambda *args, **given: asked.update(given))
+    Predictor(trained, device="cpu", **options).maker()
+    assert asked["allow_download"] is bool(options)
+
+
 def test_the_recogniser_that_a_checkpoint_names_is_used_if_it_can_be_had(data, trained, tmp_path, monkeypatch):
     description = json.loads((trained / "checkpoint.json").read_text())
     description["dataset"]["recogniser"] = "whisper-here"
