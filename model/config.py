@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 Modality = Literal["text", "audio", "vision"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
+Reduction = Literal["paper", "published"]
 Scope = Literal["retrieved", "in_batch"]
 Negatives = Literal["hard", "random"]
 TextMode = Literal["frozen", "finetune", "scratch"]
@@ -175,13 +176,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """Contrastive losses: `L = MSE + weight * (semantic + supervised)`.
+    """Contrastive losses: `L = MSE + weight * contrastive`.
 
     Attributes:
         weight: lambda, at least 0; 0 switches both losses and the mining off.
         temperature: tau of both losses, positive.
         semantic: Whether to align the modalities' embeddings of the same clip.
         supervised: Whether to contrast clips of one class with clips of others; only this loss needs partners.
+        reduction: How the two losses become one. paper: the sum of their means over pairs; published: the mean over all
+            pairs of the authors' code, which has about a fifth of that gradient (`losses.combine_contrastive`).
         scope: Source of an anchor's partners. retrieved: mined from all training clips and encoded with the batch;
             in_batch: mined from the batch itself, so that nothing more is encoded.
     """
@@ -192,6 +195,7 @@ class ContrastiveConfig:
     temperature: float = 0.5
     semantic: bool = True
     supervised: bool = True
+    reduction: Reduction = "paper"
     scope: Scope = "retrieved"
 
     def __post_init__(self) -> None:
@@ -203,6 +207,7 @@ class ContrastiveConfig:
             "similarities are divided by it, so it must be positive",
             "0.5 is the paper's",
         )
+        _require_choice("train.contrastive.reduction", self.reduction, Reduction)
         _require_choice("train.contrastive.scope", self.scope, Scope)
         _require(
             self.weight == 0 or self.semantic or self.supervised,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import MODALITIES
+from model.config import MODALITIES, MiningConfig, Reduction
 from model.network.dashfusion import STREAMS, Embedding
 from model.network.layers import at_least_float32
 
@@ -122,6 +122,21 @@ def supervised_loss(
             )
         )
     return _mean(losses)
+
+
+def combine_contrastive(semantic: Tensor, supervised: Tensor, reduction: Reduction, mining: MiningConfig) -> Tensor:
+    """Combine the two contrastive losses, each a mean over its pairs.
+
+    `paper` adds the means, `L_semantic + L_supervised`. `published` is the authors' code: one mean over all pairs of an
+    anchor and its P partners, which are 2 semantic pairs, 4 supervised pairs for each positive (one per stream), and
+    each partner's own 2 semantic pairs, which are 0 because they have no negatives. With the paper's 2 positives and
+    4 negatives that is `(2 semantic + 8 supervised) / 22`.
+    """
+    if reduction == "paper":
+        return semantic + supervised
+    partners = mining.positives + mining.hard_negatives + mining.easy_negatives
+    supervised_pairs = len(STREAMS) * mining.positives
+    return (2 * semantic + supervised_pairs * supervised) / (2 + supervised_pairs + 2 * partners)
 
 
 def _scatter(positions_BP: Tensor, valid_BP: Tensor, clips: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 
 from model.config import MODALITIES, TrainConfig
 from model.network.dashfusion import DashFusion, Embedding, Output
-from model.training.losses import semantic_loss, supervised_loss
+from model.training.losses import combine_contrastive, semantic_loss, supervised_loss
 from model.training.mining import in_batch_partners
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Objective(nn.Module):
         self.network, self.config, self.processes = network, config, processes
 
     def forward(self, rank_batch: RankBatch) -> Tensor:
-        """Compute `L = MSE + weight * (semantic + supervised)` and its terms, [5] float32, see `LOSS_TERMS`.
+        """Compute `L = MSE + weight * contrastive` and its terms, [5] float32, see `LOSS_TERMS`.
 
         With unimodal heads, their weighted mean squared error is added. With several ranks, the mean of `L` over the
         ranks is the loss of the batch, and the mean of the gradients is its gradient.
@@ -58,7 +58,8 @@ class Objective(nn.Module):
             return torch.stack([total, regression, zero, zero, unimodal])
         embedding = _exchange(_concatenate(embeddings), rank_batch.exchange)
         semantic, supervised = self._semantic(embedding, rank_batch), self._supervised(embedding, rank_batch)
-        total = total + weight * (semantic + supervised)
+        contrastive = combine_contrastive(semantic, supervised, self.config.contrastive.reduction, self.config.mining)
+        total = total + weight * contrastive
         return torch.stack([total, regression, semantic, supervised, unimodal])
 
     def _with_hidden_text(self, rank_batch: RankBatch) -> list[Batch]:

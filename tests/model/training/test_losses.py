@@ -9,7 +9,7 @@ import torch
 
 from model.config import MODALITIES, MiningConfig
 from model.network.dashfusion import STREAMS, Embedding
-from model.training.losses import nt_xent, semantic_loss, supervised_loss
+from model.training.losses import combine_contrastive, nt_xent, semantic_loss, supervised_loss
 from model.training.mining import in_batch_partners
 
 
@@ -172,3 +172,33 @@ def test_partners_within_a_batch_follow_their_clips_and_give_the_supervised_loss
     again, also = in_batch_partners(joint[order], classes[order], config)
     assert supervised_loss(moved, 12, again, also, config.positives, 0.5).item() == pytest.approx(loss.item())
     assert not partners.requires_grad and loss.item() > 0
+
+
+def slow_pair(anchor: torch.Tensor, positive: torch.Tensor, negatives: list[torch.Tensor]) -> float:
+    """NT-Xent of one pair; without negatives it is 0."""
+    own = math.exp(cosine(anchor, positive) / 0.5)
+    return -math.log(own / (own + sum(math.exp(cosine(anchor, n) / 0.5) for n in negatives)))
+
+
+@pytest.mark.parametrize(("positives", "hard", "easy"), [(2, 2, 2), (1, 3, 0)])
+def test_the_published_reduction_is_one_mean_over_all_pairs_of_an_anchor_and_its_partners(positives, hard, easy):
+    torch.manual_seed(0)
+    anchors, partners = 5, positives + hard + easy
+    e = embedding(12)
+    places = torch.stack([torch.randperm(12)[:partners] for _ in range(anchors)])
+    of = {s: v.detach() for s, v in e.streams.items()}
+    pairs: list[float] = []
+    for i in range(anchors):
+        mine, others = [], [j for j in range(anchors) if j != i]
+        mine += [slow_pair(of["text"][i], of[m][i], [of[m][j] for j in others]) for m in ("audio", "vision")]
+        for stream in of.values():
+            negatives = [stream[k] for k in places[i, positives:]]
+            mine += [slow_pair(stream[i], stream[k], negatives) for k in places[i, :positives]]
+        mine += [slow_pair(of["text"][k], of[m][k], []) for k in places[i] for m in ("audio", "vision")]
+        assert len(mine) == (22 if positives == 2 else 14)
+        pairs += mine
+    first = Embedding({s: v[:anchors] for s, v in e.streams.items()}, {s: p[:anchors] for s, p in e.present.items()})
+    means = semantic_loss(first, 0.5), supervised_loss(e, anchors, places, places >= 0, positives, 0.5)
+    mining = MiningConfig(positives=positives, hard_negatives=hard, easy_negatives=easy)
+    assert combine_contrastive(*means, "published", mining).item() == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    assert combine_contrastive(*means, "paper", mining).item() == sum(means).item()
