@@ -13,11 +13,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
-from flows.orchestration.settings import QUIET, STATE
+from flows.orchestration.settings import QUIET, STATE, project_folder
 from flows.orchestration.supervisor import start_service
 
 HOST = "127.0.0.1"
@@ -81,10 +82,26 @@ def find_or_start() -> tuple[str | None, str]:
 
 
 def start(owner: psutil.Process, port: int) -> subprocess.Popen[bytes]:
-    """Start a Prefect server on loopback and return its supervisor, which stops it once `owner` is gone."""
-    command = ["-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    environment = QUIET | {"PREFECT_SERVER_UI_API_URL": loopback(port)}
+    """Start a guarded Prefect server on loopback and return its supervisor, which stops it once `owner` is gone.
+
+    Its database is in the project, in a folder per version of Prefect: a newer version migrates a database so that an
+    older one cannot use it. A `PREFECT_HOME` or database that the environment names is used instead.
+    """
+    command = ["-m", "flows.orchestration.guarded_server", str(port)]
+    environment = QUIET | {
+        "PREFECT_SERVER_UI_API_URL": loopback(port),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}" for host in sorted(own_hosts(port))),
+    }
+    if "PREFECT_HOME" not in os.environ:
+        home = project_folder() / STATE / "prefect" / version("prefect")
+        home.mkdir(parents=True, exist_ok=True)
+        environment["PREFECT_HOME"] = str(home)
     return start_service(command, owner, STATE / "server.log", environment, grace=GRACE)
+
+
+def own_hosts(port: int) -> frozenset[str]:
+    """Return the values of a request's `Host` header for a server on this port of loopback."""
+    return frozenset(f"{name}:{port}" for name in (HOST, "localhost", "[::1]"))
 
 
 def wait_until_healthy(api_url: str, supervisor: subprocess.Popen[bytes], timeout: float = START_TIMEOUT) -> bool:

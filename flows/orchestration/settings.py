@@ -41,18 +41,21 @@ def python_path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
+def project_folder() -> Path:
+    """Return the project's folder: the current one, or for a copy that DVC makes for an experiment the original."""
+    here = Path.cwd()
+    copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
+    return next((folder.parents[2] for folder in copies), here)
+
+
 def scratch_folder() -> Path:
     """Return the folder of per-clip results: `$DASHFUSION_SCRATCH`, or `.dashfusion/scratch` of the project.
 
-    A copy of the project that DVC makes for an experiment (in `.dvc/tmp/exps`) uses the project's own scratch folder,
-    so that experiments share the results of extraction.
+    Experiments share the results of extraction, since `project_folder` is the same for all of them.
     """
     if named := os.environ.get("DASHFUSION_SCRATCH"):
         return Path(named).absolute()
-    here = Path.cwd()
-    copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
-    project = next((folder.parents[2] for folder in copies), here)
-    return project / STATE / "scratch"
+    return project_folder() / STATE / "scratch"
 
 
 def open_scratch() -> Path:

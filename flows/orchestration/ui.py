@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 from uuid import UUID
 
 import psutil
@@ -26,6 +28,14 @@ from flows.orchestration.supervisor import start_service
 
 class _ReportHandler(http.server.SimpleHTTPRequestHandler):
     """Handler for the files of the report's folder, without directory listings or log lines."""
+
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        """Refuse other host names: by DNS rebinding, pages of other sites could read the report."""
+        port = self.server.server_address[1]
+        if not prefect_server.own_hosts(int(port)).issuperset(self.headers.get_all("Host", [""])):
+            self.send_error(403, "this server is not known under that name")
+            return None
+        return super().send_head()
 
     def list_directory(self, path: str | os.PathLike[str]) -> None:
         self.send_error(404, "no report here (yet)")

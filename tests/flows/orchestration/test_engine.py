@@ -45,6 +45,28 @@ def test_the_server_of_another_run_is_not_used_since_it_stops_with_that(tmp_path
         assert prefect_server._recorded() == found
 
 
+def test_the_database_is_the_projects_also_for_experiments_and_its_folder_names_prefects_version(tmp_path, monkeypatch):
+    import prefect
+
+    environments = []
+    monkeypatch.setattr(
+        prefect_server,
+        "start_service",
+        lambda command, owner, log, environment, grace: environments.append(environment),
+    )
+    monkeypatch.delenv("PREFECT_HOME", raising=False)
+    copy = tmp_path / ".dvc/tmp/exps/tmp1"
+    copy.mkdir(parents=True)
+    for folder in (tmp_path, copy):
+        monkeypatch.chdir(folder)
+        prefect_server.start(psutil.Process(), 4200)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "chosen"))
+    prefect_server.start(psutil.Process(), 4200)
+    home = str(tmp_path / ".dashfusion/prefect" / prefect.__version__)
+    assert [environment.get("PREFECT_HOME") for environment in environments] == [home, home, None]
+    assert Path(home).is_dir()
+
+
 FLOW = """
 from flows.orchestration import engine
 from prefect import flow, task

@@ -54,6 +54,15 @@ def test_the_reports_files_are_served_and_nothing_else(tmp_path):
                 read(address + path)
 
 
+def test_the_report_is_not_served_under_another_name(tmp_path):
+    (tmp_path / "index.html").write_text("the report")
+    with ui._report(tmp_path, prefect_server.free_port()) as address:
+        request = urllib.request.Request(address, headers={"Host": "rebound.test"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=10)
+        assert read(address.replace("127.0.0.1", "localhost")) == "the report"
+
+
 def test_a_port_that_is_taken_is_no_obstacle_to_the_report(tmp_path):
     (tmp_path / "index.html").write_text("mine")
     port = prefect_server.free_port()
