@@ -6,8 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+from model.data.info import DatasetInfo
+
 SCHEMA_VERSION = 2
 DESCRIPTION = "checkpoint.json"
+GENERATED_NOTICE = (
+    "This model was trained on generated videos (animated faces, synthetic voices): "
+    "its scores of real people mean nothing."
+)
+"""First statement of everything that shows scores of such a model."""
+
+REMEDY = "copy the checkpoint again, or run the train stage again"
+
+_REQUIRED = {
+    "model": dict,
+    "train": dict,
+    "dataset": dict,
+    "seed": int,
+    "epoch": int,
+    "metrics": dict,
+    "versions": dict,
+}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -15,18 +34,26 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: No checkpoint there; the message says which stage makes it.
-        ValueError: Not JSON, or another schema version.
+        ValueError: Not JSON, another schema version, or an entry that is missing or damaged.
     """
     path = Path(folder) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint here; `dashfusion train` (or `dvc repro train`) makes it")
     try:
         raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); copy the checkpoint again") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); {REMEDY}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: holds no JSON object; {REMEDY}")
     if raw.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path}: checkpoint schema {raw.get('schema_version')}, this version reads {SCHEMA_VERSION}; "
             "run the train stage again"
         )
+    for key, kind in _REQUIRED.items():
+        if not isinstance(raw.get(key), kind):
+            raise ValueError(f"{path}: {key!r} is missing or damaged; {REMEDY}")
+    if not isinstance(raw["train"].get("modalities"), list):
+        raise ValueError(f"{path}: 'train.modalities' is missing or damaged; {REMEDY}")
+    DatasetInfo.from_dict(raw["dataset"], str(path), REMEDY)
     return raw

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors.numpy
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint.description import DESCRIPTION, SCHEMA_VERSION, read_description
+from model.checkpoint.description import DESCRIPTION, REMEDY, SCHEMA_VERSION, read_description
 from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
 from model.data.info import DatasetInfo
 from model.data.tokens import TextBackbone
-from model.files import atomic_file, atomic_folder
+from model.files import atomic_file, atomic_folder, sha256_of
 from model.network.dashfusion import DashFusion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     import torch
 
 WEIGHTS = "model.safetensors"
+DENSITY = "density.safetensors"
 TEXT = "text"
 """Folder with the trained text encoder's tokenizer and configuration; its weights are among the network's."""
 
@@ -44,6 +48,8 @@ class CheckpointInfo:
         versions: Versions of Python and of the packages used.
         calibration: Half-widths of the prediction intervals, see `model.evaluation.calibration`; empty until training
             has ended.
+        density: Distribution of the training clips, see `model.evaluation.outliers`; empty until training has ended,
+            for older checkpoints, and if read without the weights.
     """
 
     model: ModelConfig
@@ -54,6 +60,7 @@ class CheckpointInfo:
     metrics: Mapping[str, float]
     versions: Mapping[str, str]
     calibration: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    density: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def check_compatible(self, dataset: DatasetInfo) -> None:
         """Check that the network can be evaluated on a dataset.
@@ -93,7 +100,7 @@ def save_checkpoint(
 ) -> None:
     """Write `folder`/model.safetensors, checkpoint.json and, for a network that reads transcripts, text/.
 
-    The folder is replaced atomically and is self-contained.
+    The folder is replaced atomically and is self-contained. checkpoint.json holds the SHA-256 of the other files.
     """
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -110,14 +117,22 @@ def save_checkpoint(
         save_file(weights, temporary / WEIGHTS)
         if network.text:
             network.text.save(temporary / TEXT)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        description["sha256"] = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
         (temporary / DESCRIPTION).write_text(_as_json(description), encoding="utf-8")
 
 
-def add_calibration(folder: Path, calibration: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Add the half-widths of the prediction intervals to a checkpoint's description."""
-    path = Path(folder) / DESCRIPTION
+def add_calibration(
+    folder: Path, calibration: Mapping[str, Mapping[str, float | None]], density: Mapping[str, np.ndarray]
+) -> None:
+    """Add the half-widths of the prediction intervals and the distribution of the training clips to a checkpoint."""
+    folder = Path(folder)
     description = read_description(folder) | {"calibration": calibration}
-    with atomic_file(path) as temporary:
+    if density:
+        with atomic_file(folder / DENSITY) as temporary:
+            safetensors.numpy.save_file(dict(density), temporary)
+        description["sha256"] = description.get("sha256", {}) | {DENSITY: sha256_of(folder / DENSITY)}
+    with atomic_file(folder / DESCRIPTION) as temporary:
         temporary.write_text(_as_json(description), encoding="utf-8")
 
 
@@ -135,16 +150,68 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[D
 
     Raises:
         FileNotFoundError: No checkpoint there; the message says which stage makes it.
-        ValueError: Another schema version.
+        ValueError: Another schema version, or a file that is missing or damaged; the message names it.
     """
-    info = read_checkpoint_info(folder)
-    text = None if info.model.text.mode == "frozen" else TextBackbone.load(Path(folder) / TEXT)
+    folder = Path(folder)
+    raw = read_description(folder)
+    info = _parse(raw, folder / DESCRIPTION)
+    _check_files(folder, raw.get("sha256", {}))
+    text = None if info.model.text.mode == "frozen" else TextBackbone.load(folder / TEXT)
     network = DashFusion(info.model, info.dataset, text)
-    network.load_state_dict(load_file(Path(folder) / WEIGHTS))
-    return network.to(device).eval(), info
+    network.load_state_dict(_read_weights(folder / WEIGHTS, network.state_dict()))
+    return network.to(device).eval(), replace(info, density=_read_density(folder / DENSITY))
+
+
+def _check_files(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Compare the files with their hashes in checkpoint.json; older checkpoints have none."""
+    for name, expected in sha256.items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the checkpoint is incomplete without this file; {REMEDY}")
+        found = sha256_of(path)
+        if found != expected:
+            raise ValueError(
+                f"{path}: damaged or replaced (SHA-256 {found[:12]}..., {DESCRIPTION} says {expected[:12]}...); "
+                f"{REMEDY}"
+            )
+
+
+def _read_density(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path) if path.is_file() else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); {REMEDY}") from error
+
+
+def _read_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read the weights, which must have the names and shapes of `expected`."""
+    try:
+        weights = load_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: the checkpoint is incomplete without its weights; {REMEDY}") from error
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); {REMEDY}") from error
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise ValueError(f"{path}: lacks the network's tensor {name}; {REMEDY}")
+        if weights[name].shape != tensor.shape:
+            found, needed = list(weights[name].shape), list(tensor.shape)
+            raise ValueError(f"{path}: {name} is {found}, {DESCRIPTION} describes {needed}; {REMEDY}")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{path}: {unknown[0]} is no tensor of the network in {DESCRIPTION}; {REMEDY}")
+    return weights
 
 
 def _parse(raw: dict[str, Any], path: Path) -> CheckpointInfo:
+    try:
+        return _to_info(raw, path)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not the settings of a network ({type(error).__name__}: {error}); {REMEDY}"
+        ) from error
+
+
+def _to_info(raw: dict[str, Any], path: Path) -> CheckpointInfo:
     train = raw["train"]
     config = TrainConfig(
         **train

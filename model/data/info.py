@@ -16,6 +16,7 @@ SCHEMA_VERSION = 2
 NORMALISED = ("audio", "vision")
 """Modalities that are normalised by training-split statistics; text features are hidden states, used unchanged."""
 
+REMEDY = "run the align stage again"
 CREATE_HINT = "create it with `dashfusion align` (or `dvc repro align`)"
 
 
@@ -53,6 +54,7 @@ class DatasetInfo:
 
     Attributes:
         corpus: name in the manifest.
+        generated: whether its clips are generated rather than recorded; None if unknown.
         language: ISO 639-1 code in the manifest.
         label_range: minimum and maximum label, (-3, 3) or (-1, 1).
         mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
@@ -61,8 +63,8 @@ class DatasetInfo:
         statistics: audio and vision -> normalisation statistics.
         clips: split -> number of clips.
         word_times: sources of the word timings, as recorded by the align stage.
-        training: `seconds` (median and longest) of the training clips and `missing`, the number of training clips
-            without each modality; empty if unknown.
+        training: `seconds` (median and longest) of the training clips, `missing`, the number of training clips
+            without each modality, and `videos`, the number of their videos; empty if unknown.
         recogniser: speech recogniser used for clips without a transcript; empty if none was.
     """
 
@@ -77,28 +79,37 @@ class DatasetInfo:
     word_times: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     recogniser: str = ""
+    generated: bool | None = None
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json") -> DatasetInfo:
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json", remedy: str = REMEDY) -> DatasetInfo:
         """Build from the parsed JSON.
 
         Args:
             raw: the JSON object.
             where: prefix of error messages.
+            remedy: what the user should do, for error messages.
 
         Raises:
-            ValueError: unknown schema version, a modality without an entry, or statistics of the wrong width or with a
-                standard deviation that is not positive.
+            ValueError: unknown schema version, an entry that is missing or of another type, or statistics of the wrong
+                width or with a standard deviation that is not positive.
         """
+        try:
+            return cls._from_dict(raw, where, remedy)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where}: an entry is missing or of another type ({type(error).__name__}: {error}); {remedy}"
+            ) from error
+
+    @classmethod
+    def _from_dict(cls, raw: Mapping[str, Any], where: str, remedy: str) -> DatasetInfo:
         version = raw.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ValueError(
-                f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; run the align stage again"
-            )
+            raise ValueError(f"{where}: dataset schema {version}, this version reads {SCHEMA_VERSION}; {remedy}")
         missing = [m for m in MODALITIES if m not in raw["modalities"]]
         missing += [f"statistics of {m}" for m in NORMALISED if m not in raw["statistics"]]
         if missing:
-            raise ValueError(f"{where}: no entry for {', '.join(missing)}; run the align stage again")
+            raise ValueError(f"{where}: no entry for {', '.join(missing)}; {remedy}")
         modalities = {
             m: ModalityInfo(
                 dim=int(entry["dim"]),
@@ -120,8 +131,7 @@ class DatasetInfo:
                 raise ValueError(
                     f"{where}: the statistics of {m} must be {dim} means and {dim} positive standard "
                     f"deviations, found {len(entry.mean)} and {len(entry.std)}, "
-                    f"the least {min(entry.std, default=0.0)}; "
-                    "run the align stage again"
+                    f"the least {min(entry.std, default=0.0)}; {remedy}"
                 )
         low, high = raw["label_range"]
         return cls(
@@ -136,6 +146,7 @@ class DatasetInfo:
             word_times=dict(raw.get("word_times", {})),
             training=dict(raw.get("training", {})),
             recogniser=raw.get("recogniser", ""),
+            generated=is_generated(raw),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +154,7 @@ class DatasetInfo:
         return {
             "schema_version": SCHEMA_VERSION,
             "corpus": self.corpus,
+            "generated": self.generated,
             "language": self.language,
             "label_range": list(self.label_range),
             "mode": self.mode,
@@ -168,6 +180,15 @@ class DatasetInfo:
         }
 
 
+def is_generated(dataset: Mapping[str, Any]) -> bool | None:
+    """Return whether the clips of a dataset, as in dataset.json, are generated; None if it does not say.
+
+    Datasets of earlier versions do not say; the demo's are known by their names.
+    """
+    generated: bool | None = dataset.get("generated")
+    return True if generated is None and dataset["corpus"].startswith("demo_") else generated
+
+
 def read_info(dataset: Path) -> DatasetInfo:
     """Read `dataset`/dataset.json.
 
@@ -178,4 +199,8 @@ def read_info(dataset: Path) -> DatasetInfo:
     path = Path(dataset) / "dataset.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no dataset here; {CREATE_HINT}")
-    return DatasetInfo.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); {REMEDY}") from error
+    return DatasetInfo.from_dict(raw, str(path))

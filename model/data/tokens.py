@@ -110,12 +110,22 @@ class TextBackbone:
 
     @classmethod
     def load(cls, folder: Path) -> TextBackbone:
-        """Read what `save` wrote; the weights come from the checkpoint."""
+        """Read what `save` wrote; the weights come from the checkpoint.
+
+        Raises:
+            ValueError: a file is missing or damaged, or of a type that needs its own Python code.
+        """
         from tokenizers import Tokenizer
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config)
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config)
+        except Exception as error:  # tokenizers raises no other type
+            raise ValueError(
+                f"{folder}: no usable config.json and {TOKENIZER} ({str(error).splitlines()[0]}); copy the checkpoint "
+                "again, or run the train stage again"
+            ) from error
 
 
 def prepare_text(config: ModelConfig, dataset: Path) -> TextBackbone | None:
