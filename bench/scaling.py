@@ -316,12 +316,12 @@ def _extrapolate(
 def page_tables(figures: dict[str, float], sizes: Sequence[int]) -> str:
     """Format the two tables of docs/scaling.md."""
     columns = ("extract_seconds", "align_seconds", "clips_per_second", "peak_megabytes", "scratch_megabytes")
-    lines = ["| clips | extract, s | align, s | clips a second | peak MB | scratch MB | features and dataset MB |"]
+    lines = ["| clips | extract, s | align, s | clips per second | peak MB | scratch MB | features and dataset MB |"]
     lines.append("|---|" + "---|" * (len(columns) + 1))
     for size in sizes:
         row = [figures[f"clips_{size}_{column}"] for column in (*columns, "output_megabytes")]
         lines.append(f"| {size} | " + " | ".join(f"{value:.1f}" for value in row) + " |")
-    lines += ["", "| workers | hours | times faster |", "|---|---|---|"]
+    lines += ["", "| workers | hours | speed-up |", "|---|---|---|"]
     for workers in WORKERS:
         seconds, faster = (figures[f"simulated_{workers}_workers_{name}"] for name in ("seconds", "times_faster"))
         lines.append(f"| {workers} | {seconds / 3600:.2f} | {faster:.1f} |")
