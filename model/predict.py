@@ -143,6 +143,7 @@ class Predictor:
         hop: float | None = None,
         workers: int = 0,
         timeout: float = 300.0,
+        memory: int | None = None,
     ) -> Iterator[Result]:
         """Score videos: yield one result each, in order, a batch at a time. A bad video never stops the others.
 
@@ -158,6 +159,7 @@ class Predictor:
             workers: Worker processes that read the videos; 0: read in this process, which a damaged file may hang or
                 crash.
             timeout: Seconds that a worker may take for one video.
+            memory: Bytes that a worker may use; None: no limit.
 
         Raises:
             ValueError: Features cannot be extracted here as they were in training, or an option is out of range.
@@ -173,6 +175,7 @@ class Predictor:
             longer_than=length if window else 2 * length,
             workers=workers,
             timeout=timeout,
+            memory=memory,
         )
         self.network()  # while the workers read
         self.maker().prepare()

@@ -13,12 +13,15 @@ import os
 import platform
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import psutil
 
 from corpora.problems import Problem
 from corpora.processes import exit_with_parent
@@ -48,12 +51,18 @@ Job = tuple[Path, str, Mapping[str, Any], Path, "MediaCondition | None"]
 GRACE = 10.0
 """Seconds in which an idle worker may exit by itself before it is killed."""
 
+MEMORY_LIMIT = 4 << 30
+"""Default limit on the bytes of a process that reads files of other people."""
+
+MEMORY_POLL_SECONDS = 0.2
+"""Seconds between two checks of a worker's memory."""
+
 
 class WorkerLostError(RuntimeError):
     """A worker process died, or was killed, before it returned a result.
 
     Attributes:
-        error: Error class for the problems table: `WorkerDied` or `Timeout`.
+        error: Error class for the problems table: `WorkerDied`, `Timeout` or `OutOfMemory`.
     """
 
     def __init__(self, error: str, message: str) -> None:
@@ -65,6 +74,8 @@ class WorkerLostError(RuntimeError):
 
     def explain(self, file: str, on_timeout: str) -> str:
         """Return a message that names the file and what to do; `on_timeout`: what to do after a timeout."""
+        if self.error == "OutOfMemory":
+            return f"{file}: {self}; reduce its resolution or length, or allow more memory"
         advice = on_timeout if self.error == "Timeout" else "try it again"
         return f"{file}: {self}; convert the file with a current ffmpeg, or {advice}"
 
@@ -115,9 +126,11 @@ class Worker:
         folder: Working directory, for relative paths in the calls; None: this process's.
         threads: Threads of its numeric libraries. The order of summation depends on their number, so features, which
             must not depend on the number of workers, need 1.
+        memory: Bytes of resident memory beyond which the process is killed during a call; None: no limit.
     """
 
-    def __init__(self, folder: Path | None = None, threads: int = 1) -> None:
+    def __init__(self, folder: Path | None = None, threads: int = 1, memory: int | None = None) -> None:
+        self.memory = memory
         self._folder = folder
         self._threads = threads
         self._process: multiprocessing.process.BaseProcess | None = None
@@ -152,15 +165,14 @@ class Worker:
             *arguments: Its picklable arguments.
 
         Raises:
-            WorkerLostError: The process died (`WorkerDied`), or was killed at the time limit (`Timeout`).
+            WorkerLostError: The process died (`WorkerDied`), or was killed at the time limit (`Timeout`) or the memory
+                limit (`OutOfMemory`).
             Exception: Whatever the function raises.
         """
         calls = self._calls or self._start()
         try:
             calls.send((function, arguments))
-            if not calls.poll(timeout):
-                self.close(grace=0)
-                raise WorkerLostError("Timeout", f"no result after {timeout:g} s, and the worker was killed")
+            self._await_result(calls, timeout)
             result, error = calls.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as gone:
             code = self.close()
@@ -168,6 +180,23 @@ class Worker:
         if error is not None:
             raise error
         return result
+
+    def _await_result(self, calls: Connection, timeout: float | None) -> None:
+        """Wait until there is a result, or the process has died; kill the process if it exceeds a limit."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            waits = [] if self.memory is None else [MEMORY_POLL_SECONDS]
+            if deadline is not None:
+                waits.append(max(deadline - time.monotonic(), 0.0))
+            if calls.poll(min(waits, default=None)):
+                return
+            if self.memory is not None and resident_memory(self.pid) > self.memory:
+                self.close(grace=0)
+                limit = f"{self.memory / 2**30:.1f} GiB"
+                raise WorkerLostError("OutOfMemory", f"more than {limit} of memory used, and the worker was killed")
+            if deadline is not None and time.monotonic() >= deadline:
+                self.close(grace=0)
+                raise WorkerLostError("Timeout", f"no result after {timeout:g} s, and the worker was killed")
 
     def close(self, grace: float = GRACE) -> int | None:
         """Stop the process, by force after `grace` seconds, and return its exit code."""
@@ -182,6 +211,14 @@ class Worker:
         process.join()
         calls.close()
         return process.exitcode
+
+
+def resident_memory(pid: int | None) -> int:
+    """Return a process's resident memory in bytes, or 0 if it has ended."""
+    try:
+        return psutil.Process(pid).memory_info().rss if pid else 0
+    except psutil.Error:
+        return 0
 
 
 def _exit_reason(code: int | None) -> str:

@@ -122,6 +122,7 @@ class FeatureMaker:
         longer_than: float = 0.0,
         workers: int = 0,
         timeout: float = 300.0,
+        memory: int | None = None,
     ) -> Iterator[VideoFeatures | FeatureFailure]:
         """Yield one result a video, in order. Reading starts with the call, not with the first `next`.
 
@@ -133,8 +134,9 @@ class FeatureMaker:
             workers: Worker processes that read the media; 0: read in this process, which a damaged file may hang or
                 crash.
             timeout: Seconds that a worker may take for one file before it is killed and the file fails.
+            memory: Bytes that a worker may use before it is killed and the file fails; None: no limit.
         """
-        pairs = _Prefetcher(self, workers, timeout).run(videos)
+        pairs = _Prefetcher(self, workers, timeout, memory).run(videos)
 
         def windows_of(duration: float) -> list[tuple[float, float]]:
             return window_times(duration, window, hop) if duration > longer_than else []
@@ -297,10 +299,10 @@ class FeatureMaker:
 class _Prefetcher:
     """Read media ahead of the consumer, in worker processes or in a thread of this process."""
 
-    def __init__(self, maker: FeatureMaker, workers: int, timeout: float) -> None:
+    def __init__(self, maker: FeatureMaker, workers: int, timeout: float, memory: int | None) -> None:
         self._maker, self._timeout = maker, timeout
         self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="media")
-        self._workers = [Worker() for _ in range(workers)]
+        self._workers = [Worker(memory=memory) for _ in range(workers)]
         self._idle: deque[Worker] = deque(self._workers)
 
     def _read(self, video: Video) -> MediaFeatures | FeatureFailure:

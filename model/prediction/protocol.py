@@ -128,6 +128,7 @@ class FeatureMaker(Protocol):
         longer_than: float,
         workers: int,
         timeout: float,
+        memory: int | None,
     ) -> Iterator[VideoFeatures | FeatureFailure]:
         """Yield one result a video, in order. Reading starts with the call, not with the first `next`.
 
@@ -138,6 +139,7 @@ class FeatureMaker(Protocol):
             longer_than: Seconds; only longer videos get windows.
             workers: Worker processes that read the media; 0: read in this process.
             timeout: Seconds that a worker may take for one file.
+            memory: Bytes that a worker may use; None: no limit.
         """
 
 

@@ -207,6 +207,21 @@ def test_a_lost_worker_is_replaced():
     assert not psutil.pid_exists(first)
 
 
+def test_a_worker_that_needs_too_much_memory_is_killed_and_replaced():
+    worker = Worker(memory=1)
+    try:
+        with pytest.raises(WorkerLostError, match=r"more than 0\.0 GiB of memory") as lost:
+            worker.call(60, time.sleep, 3600)
+        assert lost.value.error == "OutOfMemory" and not worker.running
+        assert lost.value.explain("a.mp4", "x").startswith("a.mp4: more than")
+        worker.memory = 1 << 40
+        assert worker.call(60, os.getpid) != os.getpid()
+        with pytest.raises(WorkerLostError, match=r"no result after 0\.3 s"):
+            worker.call(0.3, time.sleep, 3600)
+    finally:
+        worker.close()
+
+
 ORPHAN = """
 import os, sys, threading, time
 from extractors.execution.workers import Worker
