@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
@@ -14,7 +13,13 @@ from flows.display.metrics import format_clock, format_number
 from flows.display.plots import ACCENT, PNG_COLOURS, plotting, to_png
 from flows.orchestration import engine
 from flows.prediction.inputs import default_model, find_media, to_videos
+from flows.prediction.score import MEMORY, score_all
 from flows.prediction.watched_folder import DEFAULT_OUT, FolderBusyError, Watch, format_result, score_new
+from model.checkpoint.description import first_notice
+from model.prediction.results import Result, generated_notice, write_results
+
+if TYPE_CHECKING:
+    from model.predict import Predictor
 
 
 @flow(name="predict", flow_run_name="predict {path}")
@@ -31,6 +36,7 @@ def predict(
     out: Path | None = None,
     workers: int = 0,
     timeout: float = 300.0,
+    memory: float = MEMORY,
     allow_download: bool = False,
 ) -> list[dict[str, Any]]:
     """Score video or audio files. The run's artifacts hold the scores.
@@ -48,6 +54,7 @@ def predict(
         out: Parquet file for the results.
         workers: Processes that read videos; 0: one per core.
         timeout: Time limit for reading one video, seconds.
+        memory: Memory limit of each of these processes, GiB.
         allow_download: Download missing models from the Hugging Face hub.
     """
     from model.predict import Predictor
@@ -56,15 +63,18 @@ def predict(
     predictor = Predictor(
         model or default_model(), language=language, recogniser=recogniser, allow_download=allow_download
     )
-    count = min(workers or os.cpu_count() or 1, len(videos))
-    results = []
-    for result in predictor.predict(videos, level=level, window=window, hop=hop, workers=count, timeout=timeout):
-        engine.log(format_result(result))
-        results.append(result)
-    if out:
-        from model.prediction.results import write_results
-
-        write_results(results, out)
+    _log_notice(predictor)
+    scored = score_all(
+        predictor, videos, workers=workers, memory=memory, level=level, window=window, hop=hop, timeout=timeout
+    )
+    results: list[Result] = []
+    try:
+        for result in scored:
+            engine.log(format_result(result))
+            results.append(result)
+    finally:
+        if out and results:
+            write_results(results, out)
     plain = [result.to_dict() for result in results]
     publish(plain, predictor.description["dataset"]["label_range"])
     failed = [row["error"]["message"] for row in plain if row["error"]]
@@ -87,6 +97,7 @@ def watch(
     attempts: int = 2,
     workers: int = 0,
     timeout: float = 300.0,
+    memory: float = MEMORY,
     allow_download: bool = False,
 ) -> int:
     """Score the new files in a folder, each once.
@@ -103,6 +114,7 @@ def watch(
         attempts: Attempts at a file that cannot be scored; after them it is retried only if it changes.
         workers: Processes that read videos; 0: one per core.
         timeout: Time limit for reading one video, seconds.
+        memory: Memory limit of each of these processes, GiB.
         allow_download: Download missing models from the Hugging Face hub.
     """
     from model.predict import Predictor
@@ -110,9 +122,11 @@ def watch(
     chosen = Watch(folder, out or folder / DEFAULT_OUT, pattern, settle, attempts)
 
     def predictor() -> Predictor:
-        return Predictor(
+        made = Predictor(
             model or default_model(), language=language, recogniser=recogniser, allow_download=allow_download
         )
+        _log_notice(made)
+        return made
 
     try:
         report = score_new(
@@ -122,21 +136,29 @@ def watch(
             level=level,
             workers=workers,
             timeout=timeout,
+            memory=memory,
         )
     except FolderBusyError as busy:
         engine.log(str(busy))
         return 0
     engine.log(f"{len(report.results)} new, {len(report.failed)} of them failed; {report.pending} may be incomplete")
     if report.results:
-        rows = table_rows([result.to_dict() for result in report.results])
-        engine.publish_table("watched", rows, f"New in {folder}; all are in {chosen.out}")
+        plain = [result.to_dict() for result in report.results]
+        title = f"{generated_notice(plain)} New in {folder}; all are in {chosen.out}".strip()
+        engine.publish_table("watched", table_rows(plain), title)
     return len(report.results)
+
+
+def _log_notice(predictor: Predictor) -> None:
+    if notice := first_notice(predictor.description):
+        engine.log(notice)
 
 
 def publish(results: Sequence[Mapping[str, Any]], label_range: Sequence[float]) -> None:
     """Publish several results as a table artifact, a single one in full with its time line."""
     if len(results) > 1:
-        engine.publish_table("predictions", table_rows(results), f"{len(results)} files")
+        notice = generated_notice(results)
+        engine.publish_table("predictions", table_rows(results), f"{notice} {len(results)} files".strip())
     elif results and not results[0]["error"]:
         engine.publish_markdown("prediction", to_markdown(results[0], label_range), results[0]["file"])
 
@@ -159,7 +181,9 @@ def to_markdown(result: Mapping[str, Any], label_range: Sequence[float]) -> str:
     """Format a scored video as markdown, with its time line as an embedded image."""
     low, high = label_range
     interval, shares = result["interval"], result["contributions"]
+    notice = generated_notice([result])
     lines = [
+        *([f"**{notice}**", ""] if notice else []),
         f"## {format_number(result['score'])}, {result['sentiment']}",
         f"on a scale from {format_number(low, 0)} (negative) to {format_number(high, 0)} (positive), "
         f"class {result['class']}",
@@ -178,7 +202,7 @@ def to_markdown(result: Mapping[str, Any], label_range: Sequence[float]) -> str:
     if result["text"]:
         lines.append(f"| said | {_plain(result['text'])} |")
     if result["warnings"]:
-        lines += ["", "To know before trusting it:", ""]
+        lines += ["", "Warnings:", ""]
         lines += [f"- {_plain(warning['message'])}" for warning in result["warnings"]]
     if any(window["score"] is not None for window in result["windows"]):
         picture = base64.b64encode(draw(result["windows"], label_range)).decode()

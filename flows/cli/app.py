@@ -32,6 +32,7 @@ Asr = Annotated[
 Language = Annotated[str | None, typer.Option(help="Spoken language, such as en; by default the training corpus's.")]
 Level = Annotated[float, typer.Option(help="Interval level: 0.5, 0.8, 0.9 or 0.95.")]
 Readers = Annotated[int, typer.Option(min=0, help="Processes that read videos; 0: one per core.")]
+ReadMemory = Annotated[float, typer.Option(min=0.5, help="Memory limit of each of these processes, GiB.")]
 ReadTimeout = Annotated[float, typer.Option(min=1, help="Time limit for reading one video, seconds.")]
 Device = Annotated[str, typer.Option(help="Device of the network: auto, cpu, cuda.")]
 AllowDownload = Annotated[

@@ -16,6 +16,7 @@ from flows.cli.app import (
     Level,
     QuantiseText,
     Readers,
+    ReadMemory,
     ReadTimeout,
     app,
     plain_errors,
@@ -44,6 +45,7 @@ def predict(
     report: Annotated[Path | None, typer.Option(help="HTML page for the results.")] = None,
     workers: Readers = 0,
     timeout: ReadTimeout = 300.0,
+    memory: ReadMemory = 4.0,
     device: Device = "auto",
     allow_download: AllowDownload = False,
     quantise_text: QuantiseText = False,
@@ -70,7 +72,8 @@ def predict(
         )
         videos = inputs.to_videos(inputs.find_media(paths), text, transcript)
         output = scoring.OutputOptions(as_json, out, report, strict)
-        fit = scoring.predict(predictor, videos, level, workers, output, window=window, hop=hop, timeout=timeout)
+        options = {"workers": workers, "timeout": timeout, "memory": memory, "window": window, "hop": hop}
+        fit = scoring.predict(predictor, videos, level, output, **options)
     if not fit:
         raise typer.Exit(1)
 
@@ -86,6 +89,9 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host name under which a proxy forwards requests; may be repeated.")
     ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let --allow-host's clients in without a token: the proxy checks them.")
+    ] = False,
     asr: Asr = None,
     language: Language = None,
     workers: Annotated[
@@ -107,7 +113,7 @@ def serve(
     """
     with plain_errors():
         from flows.prediction.inputs import default_model
-        from flows.serving import server as server
+        from flows.serving import server
         from flows.serving.worker import Model
         from flows.serving.worker_pool import Limits
 
@@ -120,7 +126,8 @@ def serve(
             waiting=queue,
         )
         try:
-            server.serve(server.Settings(chosen, host, port, token, tuple(allow_host or ()), workers, limits))
+            names = tuple(allow_host or ())
+            server.serve(server.Settings(chosen, host, port, token, names, workers, limits, no_token))
         except KeyboardInterrupt:
             typer.echo("stopped")
 
@@ -143,6 +150,7 @@ def watch(
     attempts: Annotated[int, typer.Option(min=1, help="Attempts at a failing file, until it changes.")] = 2,
     workers: Readers = 0,
     timeout: ReadTimeout = 300.0,
+    memory: ReadMemory = 4.0,
     device: Device = "auto",
     allow_download: AllowDownload = False,
     once: Annotated[bool, typer.Option("--once", help="Score the new files once they are complete, and end.")] = False,
@@ -160,6 +168,7 @@ def watch(
 
     with plain_errors():
         from flows.prediction.inputs import default_model
+        from model.checkpoint.description import first_notice
         from model.predict import Predictor
 
         chosen = watching.Watch(folder, out or folder / watching.DEFAULT_OUT, pattern, settle, attempts)
@@ -170,7 +179,9 @@ def watch(
             recogniser=asr,
             allow_download=allow_download,
         )
-        options: dict[str, Any] = {"level": level, "workers": workers, "timeout": timeout}
+        if notice := first_notice(predictor.description):
+            say(notice)
+        options: dict[str, Any] = {"level": level, "workers": workers, "timeout": timeout, "memory": memory}
         try:
             if once:
                 report = watching.score_new(

@@ -12,8 +12,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from flows.display.console import error_console, printable
 from flows.display.metrics import format_clock, format_number
-from model.prediction.results import Result
+from model.prediction.results import GENERATED_TRAINING, Result, generated_notice
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MAX_SPARKLINE_WIDTH = 60
@@ -21,16 +22,22 @@ MAX_SPARKLINE_WIDTH = 60
 
 def with_progress(results: Iterator[Result], total: int) -> Iterator[Result]:
     """Yield the results, with a progress bar on standard error if that is a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=total < 2 or not console.is_terminal) as progress:
+    disable = total < 2 or not error_console.is_terminal
+    with Progress(console=error_console, transient=True, disable=disable) as progress:
         yield from progress.track(results, total=total, description="scoring")
 
 
 def show(console: Console, results: Sequence[dict[str, Any]], label_range: Sequence[float]) -> None:
-    """Print the results as a table, followed by errors and warnings, and the time lines of long videos."""
+    """Print the results as a table, followed by errors and warnings, and the time lines of long videos.
+
+    The warning that the model was trained on generated videos comes first, and once.
+    """
+    if notice := generated_notice(results):
+        console.print(Text(notice, "bold"))
     console.print(results_table(results, label_range))
     for result in results:
-        notices = [result["error"]] if result["error"] else result["warnings"]
+        warnings = [warning for warning in result["warnings"] if warning["code"] != GENERATED_TRAINING]
+        notices = [result["error"]] if result["error"] else warnings
         if notices:
             messages = "; ".join(notice["message"] for notice in notices)
             console.print(Text.assemble((Path(result["file"]).name, "bold"), ": ", messages))
@@ -55,7 +62,7 @@ def results_table(results: Sequence[dict[str, Any]], label_range: Sequence[float
     names = [Path(result["file"]).name for result in results]
     unique = len({*names}) == len(names)
     for result, name in zip(results, names, strict=True):
-        file = Text(name if unique else result["file"])  # not a string, whose brackets would be markup
+        file = Text(printable(name if unique else result["file"]))  # not a string, whose brackets would be markup
         if result["error"]:
             table.add_row(file, "", Text(result["error"]["class"], "red"), "", "", "", "")
             continue
@@ -65,13 +72,20 @@ def results_table(results: Sequence[dict[str, Any]], label_range: Sequence[float
             format_number(result["score"]),
             result["sentiment"],
             result["class"],
-            f"{format_number(interval['low'])} to {format_number(interval['high'])}" if interval else "not known",
+            f"{format_number(interval['low'])} to {format_number(interval['high'])}"
+            if interval
+            else _no_interval(result),
             ", ".join(
                 f"{m} {format_number(contributions[m], sign=True)}" if contributions else m for m in result["used"]
             ),
             f"{sum(result['seconds'].values()):.1f}",
         )
     return table
+
+
+def _no_interval(result: dict[str, Any]) -> str:
+    test = result["outlier_test"]
+    return "unlike training" if test and test["modalities"] else "not known"
 
 
 def sparkline(windows: Sequence[dict[str, Any]], label_range: Sequence[float]) -> str:

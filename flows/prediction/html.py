@@ -17,6 +17,8 @@ from markupsafe import Markup
 from corpora.files import atomic_file
 from flows.display import COLOURS
 from flows.display.metrics import format_clock, format_number
+from model.checkpoint.description import GENERATED_NOTICE
+from model.prediction.results import GENERATED_TRAINING
 
 WIDTH, MARGIN = 640, 12
 SCALE_HEIGHT, TIME_LINE_HEIGHT = 46, 150
@@ -28,7 +30,7 @@ def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[
     Args:
         path: HTML file.
         results: Results as returned by `Result.to_dict()`.
-        model: `corpus`, `seed`, `epoch` and `label_range` of the checkpoint.
+        model: `corpus`, `seed`, `epoch`, `label_range` and optionally `generated` of the checkpoint.
         level: Interval level.
     """
     environment = Environment(
@@ -40,6 +42,8 @@ def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[
     low, high = model["label_range"]
     page = environment.get_template("predict.html.j2").render(
         title="Scored videos" if len(results) != 1 else "A scored video",
+        notice=GENERATED_NOTICE if model.get("generated") else "",
+        generated_code=GENERATED_TRAINING,
         results=results,
         model=model,
         level=level,

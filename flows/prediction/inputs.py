@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import yaml
 
 from corpora.readers.raw import MEDIA_SUFFIXES
 from extractors.transcripts.subtitles import find_transcript
+from flows.display.console import valid_unicode
 from model.prediction.protocol import Video
 
 
@@ -34,25 +37,42 @@ def find_media(paths: Iterable[str]) -> list[Path]:
 
     Returns:
         Each file once, in the order of `paths`; files of a folder or pattern are sorted. A named file is included
-        whatever its suffix, and even if it does not exist, so that it is reported later.
+        whatever its suffix, and even if it does not exist, so that it is reported later; so is what a folder or pattern
+        has that cannot be examined, such as a link to itself.
 
     Raises:
         ValueError: There is no file at all.
     """
     media: list[Path] = []
     for name in paths:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            files = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in MEDIA_SUFFIXES and p.is_file())
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  (Path.expanduser rejects files such as ~a.mp4)
+        if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises an error for what cannot be examined)
+            files = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in MEDIA_SUFFIXES and _may_be_file(p))
             media += [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        elif not path.exists() and glob.has_magic(name):
+        elif glob.has_magic(name) and not os.path.lexists(path):
             matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (Path.glob rejects absolute patterns)
-            media += [Path(match) for match in matches if Path(match).is_file()]
+            media += [Path(match) for match in matches if _may_be_file(Path(match))]
         else:
             media.append(path)
     if not media:
         raise ValueError(f"no media file in {', '.join(map(str, paths))}; suffixes: {', '.join(MEDIA_SUFFIXES)}")
     return list(dict.fromkeys(media))
+
+
+def _may_be_file(path: Path) -> bool:
+    """Return whether the path is a file, or cannot be examined: then reading it reports the reason."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+def find_sidecar(folder: Path, media: Path) -> Path | None:
+    """Return the transcript in the folder for a media file, see `find_transcript`, or None."""
+    try:
+        return find_transcript(folder, media)
+    except OSError:  # the media file's name is so long that none can be made from it
+        return None
 
 
 def to_videos(media: Sequence[Path], text: str | None, transcript: Path | None) -> list[Video]:
@@ -73,11 +93,11 @@ def to_videos(media: Sequence[Path], text: str | None, transcript: Path | None) 
         if not transcript.exists():
             raise FileNotFoundError(f"{transcript}: no such transcript; check the path")
         if transcript.is_dir():
-            return [Video(path, transcript=find_transcript(transcript, path)) for path in media]
+            return [Video(path, transcript=find_sidecar(transcript, path)) for path in media]
     if len(media) > 1 and (text is not None or transcript is not None):
         option = "--text" if text is not None else "--transcript"
         raise ValueError(
             f"{option} is for a single file, and {len(media)} are given; "
             "give --transcript a folder of .srt, .vtt or .txt files with their names"
         )
-    return [Video(path, text, transcript) for path in media]
+    return [Video(path, text and valid_unicode(text), transcript) for path in media]

@@ -8,11 +8,11 @@ their rows.
 from __future__ import annotations
 
 import json
-import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,15 @@ from filelock import FileLock, Timeout
 
 from corpora.files import atomic_file, sha256_of
 from corpora.readers.raw import MEDIA_SUFFIXES
-from extractors.transcripts.subtitles import find_transcript
+from flows.display.console import printable, valid_unicode
 from flows.display.metrics import format_number
+from flows.prediction.inputs import find_sidecar
+from flows.prediction.score import score_all, to_valid_unicode
 from model.prediction.protocol import Video
-from model.prediction.results import RESULTS_SCHEMA
+from model.prediction.results import RESULTS_SCHEMA, UNLIKE_TRAINING, Failure, Result
 
 if TYPE_CHECKING:
     from model.predict import Predictor
-    from model.prediction.results import Result
 
 LEDGER_VERSION = 1
 DEFAULT_OUT = "predictions.parquet"  # in the watched folder
@@ -103,12 +104,14 @@ class FileState:
         modified: Modification time in nanoseconds.
         since: Time (seconds since the epoch) at which this state was first seen.
         sha256: Content hash; empty while the file may still be incomplete.
+        problem: Reason, already reported, why the file cannot be read; empty otherwise.
     """
 
     size: int
     modified: int
     since: float
     sha256: str = ""
+    problem: str = ""
 
 
 @dataclass(slots=True)
@@ -143,14 +146,16 @@ class Ledger:
         except ValueError as error:
             advice = "remove it to score all files again"
             raise ValueError(f"{watch.ledger}: not JSON ({error}); {advice}") from error
-        if raw.get("schema_version") != LEDGER_VERSION:
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != LEDGER_VERSION:
             raise ValueError(
-                f"{watch.ledger}: version {raw.get('schema_version')}, but version {LEDGER_VERSION} is needed; "
+                f"{watch.ledger}: version {version}, but version {LEDGER_VERSION} is needed; "
                 "give another --out to score all files again"
             )
         files = {name: FileState(**state) for name, state in raw["files"].items()}
-        contents = {key: Outcome(**outcome) for key, outcome in raw["contents"].items()} if watch.out.exists() else {}
-        return cls(files, contents)
+        if not watch.out.exists():
+            return cls({name: replace(state, problem="") for name, state in files.items()})
+        return cls(files, {key: Outcome(**outcome) for key, outcome in raw["contents"].items()})
 
     def write(self, path: Path) -> None:
         """Write the ledger atomically."""
@@ -192,40 +197,67 @@ def exclusive(watch: Watch) -> Iterator[None]:
         lock.release()
 
 
-def scan(watch: Watch, ledger: Ledger, now: float) -> tuple[dict[str, Path], int]:
-    """Find the files to score, and update the ledger's file states.
+@dataclass(slots=True)
+class Scan:
+    """Files of a folder that need work.
 
-    Returns:
-        Files to score by content hash, and the number of files that may still be incomplete.
+    Attributes:
+        due: Files to score, by content hash.
+        unreadable: Files that cannot be read, and were not reported yet, by name in the ledger.
+        pending: Number of files that may still be incomplete.
     """
+
+    due: dict[str, Path] = field(default_factory=dict)
+    unreadable: dict[str, Failure] = field(default_factory=dict)
+    pending: int = 0
+
+
+def scan(watch: Watch, ledger: Ledger, now: float) -> Scan:
+    """Find the files to score, and update the ledger's file states."""
+    found = Scan()
     states: dict[str, FileState] = {}
-    due: dict[str, Path] = {}
-    pending = 0
     for path in sorted(watch.folder.glob(watch.pattern)):
         relative = path.relative_to(watch.folder)
         if path.suffix.lower() not in MEDIA_SUFFIXES or any(part.startswith(".") for part in relative.parts):
             continue
-        state = _current_state(path, ledger.files.get(relative.as_posix()), watch.settle, now)
+        name = valid_unicode(relative.as_posix())
+        previous = ledger.files.get(name)
+        try:
+            state = _current_state(path, previous, watch.settle, now)
+        except OSError as error:
+            problem = f"{error.strerror or error}; check the file"
+            states[name] = previous or FileState(0, 0, now)
+            if problem != states[name].problem:
+                found.unreadable[name] = Failure(str(path), type(error).__name__, f"{path}: {problem}")
+            continue
         if state is None:
             continue
-        states[relative.as_posix()] = state
-        pending += not state.sha256
+        states[name] = state
+        found.pending += not state.sha256
         outcome = ledger.contents.get(state.sha256)
         if state.sha256 and (outcome is None or (outcome.error and outcome.attempts < watch.attempts)):
-            due.setdefault(state.sha256, path)
+            found.due.setdefault(state.sha256, path)
     ledger.files = states
-    return due, pending
+    return found
 
 
 def _current_state(path: Path, state: FileState | None, settle: float, now: float) -> FileState | None:
-    """Update a file's state, with its hash once it has settled. Return None if there is no such file (any more)."""
+    """Update a file's state, with its hash once it has settled. Return None if there is no such file (any more).
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     try:
-        stat = path.stat()
-        if not path.is_file():
+        before = path.stat()
+        if not stat.S_ISREG(before.st_mode):
             return None
-        if state is None or (state.size, state.modified) != (stat.st_size, stat.st_mtime_ns):
-            state = FileState(stat.st_size, stat.st_mtime_ns, now)
-        if state.sha256 or now - state.since < settle:
+        if state is None or (state.size, state.modified) != (before.st_size, before.st_mtime_ns):
+            state = FileState(before.st_size, before.st_mtime_ns, now)
+        if state.sha256:
+            return state
+        if state.since > now:  # the clock was set back
+            state = replace(state, since=now)
+        if now - state.since < settle:
             return state
         sha256, after = sha256_of(path), path.stat()
     except FileNotFoundError:
@@ -251,7 +283,7 @@ def score_new(
         on_result: Called with each result as soon as it is available.
         wait: If files may be incomplete, wait `settle` seconds and scan once more, instead of leaving them to the next
             run.
-        options: Options of `Predictor.predict`: level, window, hop, workers, timeout.
+        options: Options of `score_all`.
 
     Raises:
         FolderBusyError: Another run is scoring this folder.
@@ -262,13 +294,33 @@ def score_new(
         raise FileNotFoundError(f"{watch.folder}: no such folder; create it, or give another one to watch")
     with exclusive(watch):
         ledger = Ledger.read(watch)
-        due, pending = scan(watch, ledger, time.time())
+        found = scan(watch, ledger, time.time())
         ledger.write(watch.ledger)
-        if pending and wait:
+        if found.pending and wait:
             time.sleep(watch.settle)
-            due, pending = scan(watch, ledger, time.time())
+            found = scan(watch, ledger, time.time())
             ledger.write(watch.ledger)
-        return Report(tuple(_score(watch, ledger, due, predictor, on_result, options)) if due else (), pending)
+        results = _report_unreadable(watch, ledger, found.unreadable, on_result)
+        if found.due:
+            results += _score(watch, ledger, found.due, predictor, on_result, options)
+        return Report(tuple(results), found.pending)
+
+
+def _report_unreadable(
+    watch: Watch, ledger: Ledger, unreadable: dict[str, Failure], on_result: Callable[[Result], None]
+) -> list[Result]:
+    """Record the files that cannot be read, and note the reasons so that the next scan does not report them again."""
+    results = [to_valid_unicode(failure) for failure in unreadable.values()]
+    if not results:
+        return []
+    for result in results:
+        on_result(result)
+    now = datetime.now(UTC).replace(microsecond=0)
+    merge([{**result.to_dict(), "scored_at": now} for result in results], watch.out)
+    for name, failure in unreadable.items():
+        ledger.files[name].problem = failure.message.removeprefix(f"{failure.name}: ")
+    ledger.write(watch.ledger)
+    return results
 
 
 def _score(
@@ -280,13 +332,12 @@ def _score(
     options: dict[str, Any],
 ) -> list[Result]:
     scorer = predictor()
-    videos = [Video(path, transcript=find_transcript(path.parent, path)) for path in due.values()]
-    provenance = {"model": str(scorer.folder), "checkpoint": sha256_of(scorer.folder / WEIGHTS)[:16]}
-    options = options | {"workers": min(options.get("workers") or os.cpu_count() or 1, len(videos))}
+    videos = [Video(path, transcript=find_sidecar(path.parent, path)) for path in due.values()]
+    provenance = {"model": valid_unicode(str(scorer.folder)), "checkpoint": sha256_of(scorer.folder / WEIGHTS)[:16]}
     results: list[Result] = []
     unrecorded: list[tuple[str, Result]] = []
     try:
-        for sha256, result in zip(due, scorer.predict(videos, **options), strict=True):
+        for sha256, result in zip(due, score_all(scorer, videos, **options), strict=True):
             on_result(result)
             results.append(result)
             unrecorded.append((sha256, result))
@@ -324,7 +375,7 @@ def merge(rows: Sequence[dict[str, Any]], path: Path) -> None:
     if path.exists():
         try:
             old = pq.read_table(path)
-            same = pc.is_in(old["sha256"], table["sha256"].combine_chunks())
+            same = pc.is_in(old["sha256"], table["sha256"].combine_chunks().drop_null())
             failed = pc.and_(pc.is_valid(old["error"]), pc.is_in(old["file"], table["file"].combine_chunks()))
         except (pa.ArrowInvalid, KeyError) as error:
             raise ValueError(
@@ -351,9 +402,11 @@ def watch_forever(
 
 
 def format_result(result: Result) -> str:
-    """Format a result as one line."""
+    """Format a result as one line that is safe to print."""
     row = result.to_dict()
     if row["error"]:
         name = "" if row["error"]["message"].startswith(row["file"]) else f"{row['file']}: "
-        return f"{row['error']['class']}: {name}{row['error']['message']}"
-    return f"{row['file']}: {format_number(row['score'])} {row['sentiment']}, from {', '.join(row['used'])}"
+        return printable(f"{row['error']['class']}: {name}{row['error']['message']}")
+    unlike = "".join(f"; {w['message']}" for w in row["warnings"] if w["code"] == UNLIKE_TRAINING)
+    score = f"{format_number(row['score'])} {row['sentiment']}, from {', '.join(row['used'])}"
+    return printable(f"{row['file']}: {score}{unlike}")

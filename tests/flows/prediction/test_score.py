@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +14,17 @@ from typer.testing import CliRunner
 from corpora.manifest import MODALITIES
 from flows.cli.app import app
 from flows.display.metrics import format_clock
+from flows.prediction import score
 from flows.prediction.console import sparkline
 from flows.prediction.html import write_page
 from flows.prediction.inputs import default_model, find_media, to_videos
 from model.evaluate import evaluate
 from model.predict import Predictor
+from model.prediction.protocol import Video
+from model.prediction.results import Failure, Prediction, Result, Score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 runner = CliRunner()
 
@@ -123,6 +129,93 @@ def test_files_folders_and_patterns_are_found_each_file_once(tmp_path, monkeypat
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no media file in"):
         names(tmp_path / "empty", tmp_path / "*.avi")
+
+
+def test_odd_files_of_a_folder_are_found_so_that_they_are_reported(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.mp4").symlink_to("b.mp4")
+    (tmp_path / "c.mp4").symlink_to("gone.mp4")
+    (tmp_path / "d.mp4").mkdir()
+    assert [path.name for path in find_media([str(tmp_path)])] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert [path.name for path in find_media([str(tmp_path / "*.mp4")])] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert find_media(["~nobody-of-this-name.mp4"]) == [Path("~nobody-of-this-name.mp4")]
+
+    def locked(path: Path, **_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", locked)
+    assert find_media([str(tmp_path / "a.mp4")]) == [tmp_path / "a.mp4"]
+
+
+NOT_UTF8, ESCAPING = "caf\udce9.mp4", "torn\x1b]0;x\x07\udcff.mp4"
+
+
+def test_one_odd_file_does_not_stop_the_others_and_every_output_is_written(corpus, clip, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(clip, folder / "good.mp4")
+    shutil.copy(clip, folder / NOT_UTF8)
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / ESCAPING).write_bytes(b"no clip")
+    (folder / "good.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "secret.txt").write_text("A secret.")
+    model = ("--model", corpus / "models-unaligned/best", "--device", "cpu", "--transcript", folder)
+    written = ("--out", tmp_path / "out.parquet", "--report", tmp_path / "page.html")
+    for shown in (predict(folder, *model, *written), predict(folder, *model, "--json")):
+        assert shown.exit_code == 0, shown.output
+        assert "\x1b]0" not in shown.output and "\x07" not in shown.output and "secret" not in shown.output
+    results = {Path(row["file"]).name: row for row in pq.read_table(tmp_path / "out.parquet").to_pylist()}
+    assert [row["error"] is None for row in map(results.get, ("good.mp4", r"caf\xe9.mp4"))] == [True, True]
+    assert "loop.mp4" in results["loop.mp4"]["error"]["message"] and len(results) == 4
+    assert {Path(row["file"]).name for row in json.loads(shown.stdout)["results"]} == set(results)
+    assert r"caf\xe9.mp4" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+class Scorer:
+    """Scores every file alike; interrupted at the file `stop`."""
+
+    folder = Path("model")
+    description: ClassVar[dict[str, Any]] = {
+        "dataset": {"corpus": "demo_en", "language": "en", "label_range": [-3, 3]}, "seed": 0, "epoch": 1,
+    }  # fmt: skip
+
+    def predict(self, videos: Sequence[Video], **_: Any) -> Iterator[Result]:
+        for video in videos:
+            if video.media.name == "stop":
+                raise KeyboardInterrupt
+            score = Score(1.0, 1.0, "positive", "1", None, ("audio",), {})
+            yield Prediction(str(video.media), score, "clip", 1.0, "", "", (), (), {"model": 0.1})
+
+
+def test_scores_are_written_where_an_output_fails_and_where_scoring_is_interrupted(tmp_path, capsys, monkeypatch):
+    videos = [Video(Path("a.mp4")), Video(Path("stop"))]
+    out, page = tmp_path / "out.parquet", tmp_path / "page.html"
+    with pytest.raises(KeyboardInterrupt):
+        score.predict(Scorer(), videos, 0.9, score.OutputOptions(False, out, page))
+    assert pq.read_table(out)["file"].to_pylist() == ["a.mp4"] and "a.mp4" in page.read_text()
+    assert "a.mp4" in capsys.readouterr().out
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    page.unlink()
+    monkeypatch.setattr(score, "write_results", full)
+    with pytest.raises(OSError, match="No space left"):
+        score.predict(Scorer(), videos[:1], 0.9, score.OutputOptions(True, out, page))
+    assert page.exists() and json.loads(capsys.readouterr().out)["results"]
+    monkeypatch.setattr(score, "write_page", full)
+    with pytest.raises(OSError, match="No space left on device; No space left on device"):
+        score.predict(Scorer(), videos[:1], 0.9, score.OutputOptions(True, out, page))
+    assert json.loads(capsys.readouterr().out)["results"]
+    with pytest.raises(ValueError, match="is a folder; give the name of a file"):
+        score.predict(Scorer(), videos[:1], 0.9, score.OutputOptions(out=tmp_path))
+
+
+def test_a_file_whose_reading_takes_too_much_memory_is_a_row(corpus, clip):
+    predictor = Predictor(corpus / "models-unaligned/best", device="cpu")
+    [result] = score.score_all(predictor, [Video(clip)], workers=1, memory=0.01)
+    assert isinstance(result, Failure) and result.error == "OutOfMemory"
+    assert result.message.startswith(f"{clip}: more than 0.0 GiB of memory")
 
 
 def test_texts_go_to_the_file_that_they_are_of(tmp_path):

@@ -85,6 +85,12 @@ def run(watched: Watch, scorer: Scorer, **options: Any) -> list[str]:
     return scorer.seen[before:]
 
 
+def scanned(watched: Watch, ledger: Ledger, now: float) -> tuple[dict[str, Path], int]:
+    """Files that a scan finds due, and how many are pending."""
+    found = scan(watched, ledger, now)
+    return found.due, found.pending
+
+
 def test_every_file_is_scored_once(watched, folder, scorer):
     (folder / "a.mp4").write_bytes(b"one")
     (folder / "deep").mkdir()
@@ -125,16 +131,16 @@ def test_a_file_that_is_still_being_copied_is_waited_for(folder, tmp_path):
     path = folder / "a.mp4"
     path.write_bytes(b"half")
     os.utime(path, (TODAY - 9999, TODAY - 9999))  # some copiers set the time first: an old one says nothing
-    assert scan(watched, ledger, TODAY) == ({}, 1)
-    assert scan(watched, ledger, TODAY + 29) == ({}, 1)
+    assert scanned(watched, ledger, TODAY) == ({}, 1)
+    assert scanned(watched, ledger, TODAY + 29) == ({}, 1)
     path.write_bytes(b"half and more")
-    assert scan(watched, ledger, TODAY + 31) == ({}, 1), "it has grown, so the time starts anew"
+    assert scanned(watched, ledger, TODAY + 31) == ({}, 1), "it has grown, so the time starts anew"
     os.utime(path, (TODAY, TODAY))
-    assert scan(watched, ledger, TODAY + 60) == ({}, 1), "its time has changed"
-    due, pending = scan(watched, ledger, TODAY + 90)
+    assert scanned(watched, ledger, TODAY + 60) == ({}, 1), "its time has changed"
+    due, pending = scanned(watched, ledger, TODAY + 90)
     assert list(due.values()) == [path] and pending == 0
     path.unlink()
-    assert scan(watched, ledger, TODAY + 91) == ({}, 0) and ledger.files == {}
+    assert scanned(watched, ledger, TODAY + 91) == ({}, 0) and ledger.files == {}
 
 
 def test_a_file_that_changes_while_it_is_read_is_waited_for(folder, tmp_path, monkeypatch):
@@ -148,7 +154,7 @@ def test_a_file_that_changes_while_it_is_read_is_waited_for(folder, tmp_path, mo
         return digest
 
     monkeypatch.setattr(module, "sha256_of", slowly)
-    assert scan(Watch(folder, tmp_path / "out.parquet", settle=0.0), Ledger(), TODAY) == ({}, 1)
+    assert scanned(Watch(folder, tmp_path / "out.parquet", settle=0.0), Ledger(), TODAY) == ({}, 1)
 
 
 def test_the_wait_outlives_a_restart(folder, tmp_path, scorer, monkeypatch):
@@ -238,6 +244,86 @@ def test_a_transcript_beside_a_file_is_its_own(watched, folder, scorer):
     assert scorer.transcripts == [folder / "a.srt", None]
 
 
+def test_a_transcript_that_links_out_of_the_folder_is_not_followed(watched, folder, tmp_path, scorer):
+    (tmp_path / "secret.txt").write_text("a secret")
+    (folder / "shared.txt").write_text("Hello.")
+    for name, target in (("a", tmp_path / "secret.txt"), ("b", Path("../secret.txt")), ("c", folder / "shared.txt")):
+        (folder / f"{name}.mp4").write_bytes(name.encode())
+        (folder / f"{name}.txt").symlink_to(target)
+    (folder / "d.mp4").write_bytes(b"d")
+    (folder / "d.txt").symlink_to("d.txt")
+    (folder / ("e" * 251 + ".mp4")).write_bytes(b"e")  # its name with .srt is too long for the file system
+    assert len(run(watched, scorer)) == 5
+    assert scorer.transcripts == [None, None, folder / "c.txt", None, None]
+
+
+def test_files_that_cannot_be_read_are_rows_and_the_others_are_scored(watched, folder, scorer, monkeypatch):
+    (folder / "a-loop.mp4").symlink_to("a-loop.mp4")
+    (folder / "b.mp4").write_bytes(b"one")
+    (folder / "c-locked.mp4").write_bytes(b"locked")
+    locked, hashed = True, module.sha256_of
+
+    def sha256_of(path: Path) -> str:
+        if locked and path.name == "c-locked.mp4":
+            raise PermissionError(13, "Permission denied", str(path))
+        return hashed(path)
+
+    monkeypatch.setattr(module, "sha256_of", sha256_of)
+    shown: list[Result] = []
+    assert run(watched, scorer, on_result=shown.append) == ["b.mp4"]
+    assert [Path(result.name).name for result in shown] == ["a-loop.mp4", "c-locked.mp4", "b.mp4"]
+    found = rows(watched)
+    assert "symbolic links" in found["a-loop.mp4"]["error"]["message"] and found["b.mp4"]["score"] is not None
+    assert found["c-locked.mp4"]["error"] == {
+        "class": "PermissionError",
+        "message": f"{folder / 'c-locked.mp4'}: Permission denied; check the file",
+    }
+    assert run(watched, scorer, on_result=shown.append) == [] and len(shown) == 3, "each reason is reported once"
+    (folder / "d.mp4").write_bytes(b"fourth!")
+    assert run(watched, scorer) == ["d.mp4"] and len(rows(watched)) == 4, "and its row stays"
+    locked = False
+    (folder / "a-loop.mp4").unlink()
+    (folder / "a-loop.mp4").write_bytes(b"no link any more")
+    assert run(watched, scorer) == ["a-loop.mp4", "c-locked.mp4"]
+    assert len(pq.read_table(watched.out)) == 4 and not any(row["error"] for row in rows(watched).values())
+
+
+def test_unreadable_files_are_reported_again_where_the_predictions_are_gone(watched, folder, scorer):
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    run(watched, scorer)
+    watched.out.unlink()
+    run(watched, scorer)
+    assert list(rows(watched)) == ["loop.mp4"]
+
+
+def test_names_that_are_not_utf8_are_scored_and_written_with_escapes(watched, folder, scorer):
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.mp4")).write_bytes(b"one")
+    Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff.mp4")).write_bytes(b"bad")
+    Path(os.fsdecode(os.fsencode(folder) + b"/loop\xfe.mp4")).symlink_to("loop\udcfe.mp4")
+    lines: list[str] = []
+    assert len(run(watched, scorer, on_result=lambda result: lines.append(format_result(result)))) == 2
+    found = rows(watched)
+    assert set(found) == {"caf\\xe9.mp4", "bad\\xff.mp4", "loop\\xfe.mp4"}
+    assert found["caf\\xe9.mp4"]["score"] == pytest.approx(0.3)
+    assert found["bad\\xff.mp4"]["error"]["message"].endswith("/bad\\xff.mp4: bad; mend it")
+    assert "\n".join(lines).encode("utf-8")
+    assert len(run(watched, scorer)) == 1 and run(watched, scorer) == [], "the failing one once more"
+
+
+def test_control_characters_of_names_are_not_printed():
+    assert "\x1b" not in format_result(Failure("\x1b]0;x\x07.mp4", "MediaError", "\x1b]0;x\x07.mp4: torn"))
+
+
+def test_a_time_in_the_future_does_not_hide_a_file(folder, tmp_path):
+    watched = Watch(folder, tmp_path / "out.parquet", settle=30.0)
+    (folder / "a.mp4").write_bytes(b"one")
+    ledger = Ledger()
+    assert scanned(watched, ledger, TODAY + 10**9) == ({}, 1)
+    assert scanned(watched, ledger, TODAY) == ({}, 1), "the clock was set back"
+    due, pending = scanned(watched, ledger, TODAY + 31)
+    assert list(due.values()) == [folder / "a.mp4"] and pending == 0
+
+
 def test_the_pattern_chooses(folder, tmp_path, scorer):
     for name in ("a.mp4", "b.wav", "talk-c.mp4"):
         (folder / name).write_bytes(name.encode())
@@ -254,7 +340,11 @@ def test_a_pattern_stays_in_the_folder(folder, pattern):
 
 def test_what_is_no_ledger_or_no_table_is_told_of_and_left_alone(watched, folder, scorer):
     (folder / "a.mp4").write_bytes(b"one")
-    for content, message in (("{", "not JSON"), ('{"schema_version": 9}', "version 9, but version 1 is needed")):
+    for content, message in (
+        ("{", "not JSON"),
+        ("[]", "version None, but"),
+        ('{"schema_version": 9}', "version 9, but version 1 is needed"),
+    ):
         watched.ledger.write_text(content)
         with pytest.raises(ValueError, match=message):
             run(watched, scorer)
