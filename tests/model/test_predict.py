@@ -220,9 +220,10 @@ def test_windows_are_as_long_as_training_clips_and_only_long_videos_get_any(trai
     predictor, maker = with_maker(trained, monkeypatch, [])
     list(predictor.predict([]))
     assert (maker.asked["window"], maker.asked["hop"], maker.asked["longer_than"]) == (2.0, 1.0, 4.0)
-    list(predictor.predict([], window=8.0, workers=3, timeout=9.0))
+    list(predictor.predict([], window=8.0, workers=3, timeout=9.0, memory=5))
     assert (maker.asked["window"], maker.asked["hop"], maker.asked["longer_than"]) == (8.0, 4.0, 8.0)
     assert (maker.asked["workers"], maker.asked["timeout"], maker.asked["prepared"]) == (3, 9.0, True)
+    assert maker.asked["memory"] == 5
     list(predictor.predict([], window=8.0, hop=1.0))
     assert maker.asked["hop"] == 1.0
     for options in ({"window": 0.0}, {"hop": -1.0}, {"window": float("nan")}):
