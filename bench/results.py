@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent / "RESULTS.md"
+HEAD = """# Benchmarks
+
+This page lists the measurements of the scripts in `bench/`: a section for each, with its command, date, machine and
+versions. It is generated from `bench/results/*.json` by `python -m bench.results`; do not edit it.
+"""
 
 
 def write_result(bench: str, figures: Mapping[str, float], command: str = "") -> None:
@@ -45,7 +50,7 @@ def write_result(bench: str, figures: Mapping[str, float], command: str = "") ->
 
 def write_page() -> None:
     """Generate RESULTS.md from the JSON files."""
-    parts = ["# Measured results\n\nGenerated from `bench/results/*.json`; do not edit.\n"]
+    parts = [HEAD]
     for path in sorted(FOLDER.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         parts.append(
