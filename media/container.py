@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 import av
 from av.error import FFmpegError
 from av.stream import Disposition, Stream
+from av.video.stream import VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.container import InputContainer
     from av.packet import Packet
-    from av.video.stream import VideoStream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,12 +37,20 @@ MAX_MISSING = 0.5
 MAX_GAP = 60.0
 """Seconds. A longer jump between two time stamps is damage, not a still image or silence."""
 
+MAX_PIXELS = 7680 * 4320
+"""Pixels of a frame, those of 8K video. A file of a few bytes can declare frames that take gigabytes to decode."""
+
 REFERENCE_FORMATS = frozenset(
     ("concat", "dash", "hls", "image2", "imf", "rtp", "rtsp", "sdp", "vobsub", "webm_dash_manifest")
 )
 """FFmpeg formats whose files refer to other files or addresses. They are refused: a clip must be self-contained."""
 
+_DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS * 9 // 8)}
+"""Have decoders refuse a frame before they allocate it. They round its width up to a multiple of 64, hence the margin;
+`check_frame_size` applies the exact limit."""
+
 _OPTIONS = {
+    **_DECODER_OPTIONS,  # opening a file may decode a frame to learn its format
     "protocol_whitelist": "file,crypto,data",
     "format_whitelist": ",".join(av.formats_available - REFERENCE_FORMATS),
 }
@@ -58,6 +66,10 @@ class MissingStreamError(MediaError):
     """The file is intact, but has no stream of the requested kind."""
 
 
+class FrameSizeError(MediaError):
+    """The frames have more than `MAX_PIXELS`."""
+
+
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
     """Header information of a media file. None where the header does not say, or where there is no such stream.
@@ -67,6 +79,7 @@ class MediaInfo:
         has_audio, has_video: whether there is such a stream; the cover image of an audio file is not video.
         fps: average frames per second.
         width, height: pixels as stored, before any rotation.
+        pixel_aspect: width of a pixel divided by its height, 1 unless the video is anamorphic.
         sample_rate: Hz.
         video_codec, audio_codec, container: FFmpeg's names.
     """
@@ -81,6 +94,7 @@ class MediaInfo:
     video_codec: str | None
     audio_codec: str | None
     container: str
+    pixel_aspect: Fraction = Fraction(1)
 
 
 def decoding_seconds() -> float:
@@ -150,6 +164,7 @@ def require_stream(path: Path, container: InputContainer, kind: Literal["audio",
 
     Raises:
         MissingStreamError: there is none.
+        FrameSizeError: the header declares frames that are too large.
         MediaError: FFmpeg has no decoder for it.
     """
     stream: Stream | None = _main_stream(getattr(container.streams, kind))
@@ -157,8 +172,29 @@ def require_stream(path: Path, container: InputContainer, kind: Literal["audio",
         raise MissingStreamError(f"{path}: no {kind} stream")
     if stream.codec_context is None:
         raise MediaError(f"{path}: no decoder for its {kind} stream; convert it to an mp4 file")
+    if isinstance(stream, VideoStream):
+        check_frame_size(path, stream.codec_context.width, stream.codec_context.height)
+        stream.codec_context.options = _DECODER_OPTIONS
     stream.codec_context.thread_count = 1  # parallelism is over clips, not over the frames of one clip
     return stream
+
+
+def check_frame_size(name: object, width: int, height: int) -> None:
+    """Check that a frame is small enough to be decoded and converted.
+
+    Args:
+        name: the file's name or path, for the message.
+        width: pixels.
+        height: pixels.
+
+    Raises:
+        FrameSizeError: the frame has more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise FrameSizeError(
+            f"{name}: frames of {width} x {height}, but at most {MAX_PIXELS:,} pixels (8K) are read; "
+            "reduce its resolution"
+        )
 
 
 def start_time(container: InputContainer) -> Fraction:
@@ -202,7 +238,14 @@ def _media_info(container: InputContainer, video: VideoStream | None, audio: Aud
         video_codec=video_codec.name if video_codec else None,
         audio_codec=audio_codec.name if audio_codec else None,
         container=container.format.name,
+        pixel_aspect=pixel_aspect(video) if video is not None else Fraction(1),
     )
+
+
+def pixel_aspect(stream: VideoStream) -> Fraction:
+    """Return the width of a video's pixels divided by their height; 1 where the file does not say."""
+    aspect = stream.sample_aspect_ratio
+    return aspect if aspect is not None and aspect > 0 else Fraction(1)
 
 
 def measure_duration(path: Path, limit: float) -> float:
@@ -252,6 +295,7 @@ def decode_frames(
 
     Raises:
         MissingStreamError: the stream is declared, but holds no packet.
+        FrameSizeError: a frame is too large; it is not decoded.
         MediaError: no frame decodes, a frame in the middle does not, or the file ends before its declared end.
     """
     failure: FFmpegError | None = None
@@ -281,6 +325,8 @@ def decode_frames(
         try:
             decoded = packet.decode()
         except FFmpegError as error:
+            if frames and isinstance(stream, VideoStream):
+                _check_refused_frame(path, stream, reached[stream.index])
             failure = error if frames else None
             continue
         if decoded and packet.size and failure is not None:
@@ -289,13 +335,28 @@ def decode_frames(
                 f"({_reason(failure)}); copy it again, or convert it with a current ffmpeg"
             )
         frames += len(decoded)
-        yield from (frame for frame in decoded if isinstance(frame, frame_type))
+        for frame in decoded:
+            if isinstance(frame, av.VideoFrame):
+                check_frame_size(path, frame.width, frame.height)
+            if isinstance(frame, frame_type):
+                yield frame
 
     _check_end(path, container, reached[stream.index] if torn else max(reached.values()))
     if not packets and not torn:
         raise MissingStreamError(f"{path}: its {stream.type} stream is empty")
     if not frames:
-        raise MediaError(f"{path}: nothing of its {stream.type} stream decodes; copy or record it again")
+        too_large = f", or its pictures have more than {MAX_PIXELS:,} pixels" if isinstance(stream, VideoStream) else ""
+        raise MediaError(f"{path}: nothing of its {stream.type} stream decodes{too_large}; copy or record it again")
+
+
+def _check_refused_frame(path: Path, stream: VideoStream, time: Fraction) -> None:
+    """Raise FrameSizeError where a frame did not decode because it is too large for `_DECODER_OPTIONS`."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if not width * height:  # some decoders reset the size that they refuse
+        raise FrameSizeError(
+            f"{path}: at {float(time):.2f} s its frames grow to more than {MAX_PIXELS:,} pixels; reduce its resolution"
+        )
+    check_frame_size(path, width, height)
 
 
 def _check_end(path: Path, container: InputContainer, reached: Fraction) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from media.container import (
     MAX_GAP,
@@ -16,6 +17,7 @@ from media.container import (
     decode_frames,
     frame_time,
     open_media,
+    pixel_aspect,
     require_stream,
     start_time,
 )
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 MAX_SIDE = 640
 """Pixels. Larger frames are scaled down during conversion, which leaves faces large enough for the models."""
 
+MAX_SQUARE_DEVIATION = 0.01
+"""Pixels whose sides differ by less than this fraction count as square: encoders round sizes and write such ratios."""
+
 FALLBACK_FPS = Fraction(25)
 """Frame rate of a video whose time stamps and header both say nothing."""
 
@@ -41,7 +46,8 @@ def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Generator[t
 
     Each time gets the frame that a player would show then, whatever the video's own rate, constant or not. The same
     array is yielded again while its frame stays on the screen. A video stream that starts late yields nothing for the
-    times before it. Frames are upright (rotation applied) and at most `max_side` pixels on the longer side.
+    times before it. Frames are as people see them, with rotation and pixel aspect ratio applied (the shorter side of
+    oblong pixels is stretched), and at most `max_side` pixels on the longer side.
 
     Raises:
         ValueError: `fps` or `max_side` is not positive.
@@ -56,11 +62,14 @@ def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Generator[t
         stream = require_stream(path, container, "video")
         number: int | None = None
         tolerance = _stamp_tolerance(stream)
+        assert isinstance(stream, VideoStream)
+        aspect = float(pixel_aspect(stream))
+        aspect = aspect if abs(aspect - 1) >= MAX_SQUARE_DEVIATION else 1.0
         for frame, start, end in _timed_frames(path, container, stream, step):
             number = int(max(start, Fraction(0)) / step) if number is None else number
             image: np.ndarray | None = None
             while number * step < end - tolerance:
-                image = _to_rgb(shrink, convert, frame, max_side) if image is None else image
+                image = _to_rgb(shrink, convert, frame, max_side, aspect) if image is None else image
                 yield float(number * step), image
                 number += 1
 
@@ -68,7 +77,8 @@ def read_frames(path: Path, fps: float, max_side: int = MAX_SIDE) -> Generator[t
 def read_stored_frames(path: Path) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Yield a clip's frames as stored, neither rotated nor scaled, each with its exact start and end in seconds.
 
-    A frame ends where the next one starts. `frame.time_base` is that of the stream.
+    A frame ends where the next one starts. `frame.time_base` is that of the stream. The pixel aspect ratio is not
+    applied: see `MediaInfo.pixel_aspect`.
 
     Raises:
         MissingStreamError, MediaError: as `read_frames`; possibly after some frames.
@@ -124,11 +134,17 @@ def _timed_frames(
         yield shown, start, start + duration
 
 
-def _to_rgb(shrink: VideoReformatter, convert: VideoReformatter, frame: av.VideoFrame, max_side: int) -> np.ndarray:
-    """Convert a frame to an upright RGB image of at most `max_side` pixels on the longer side."""
+def _to_rgb(
+    shrink: VideoReformatter, convert: VideoReformatter, frame: av.VideoFrame, max_side: int, aspect: float
+) -> np.ndarray:
+    """Convert a frame to an upright RGB image of square pixels, at most `max_side` on the longer side.
+
+    `aspect` is the width of the frame's pixels divided by their height.
+    """
     turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
-    scale = min(1.0, max_side / max(frame.width, frame.height))
-    width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
+    sides = (frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0))  # nothing is shrunk
+    scale = min(1.0, max_side / max(sides))
+    width, height = (max(1, round(side * scale)) for side in sides)
     if scale < 1 and frame.format.name == "yuv420p":  # swscale is faster in two steps: scale, then convert
         frame = shrink.reformat(frame, width, height, interpolation="AREA", threads=1)
     rgb = convert.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1).to_ndarray()

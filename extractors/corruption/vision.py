@@ -1,8 +1,8 @@
 """Corruptions of the picture: blur, occlusion, dropped frames, a lower frame rate.
 
 Frames are changed one at a time in their stored colour space, plane by plane, and written as lossless H.264 into a
-QuickTime file with the original times, size, rotation and colour space: everything else stays the same bit for bit.
-The sound is not copied. H, W are a plane's height and width.
+QuickTime file with the original times, size, rotation, pixel aspect ratio and colour space: everything else stays the
+same bit for bit. The sound is not copied. H, W are a plane's height and width.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
+from media.container import probe
 from media.video import read_stored_frames
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ def write_frames(media: Path, out: Path, change: Change) -> Path:
     first = next(frames)
     rotation, tick = first[0].rotation, first[0].time_base
     assert tick is not None  # a decoded frame has one
+    pixel_aspect = probe(media).pixel_aspect
     path = out.with_name(f"{out.name}.mov")
     with av.open(str(path), "w", format="mov") as container:
         stream: VideoStream | None = None
@@ -169,6 +171,8 @@ def write_frames(media: Path, out: Path, change: Change) -> Path:
         for frame, start, end in change(_normalise(chain([first], frames))):
             if stream is None:
                 stream = _add_stream(container, frame, tick, start, rotation)
+                if pixel_aspect != 1:
+                    stream.codec_context.sample_aspect_ratio = pixel_aspect
             frame.pts, frame.time_base = round(start / tick), tick
             frame.pict_type = 0  # let x264 choose, not the original encoder
             ends[frame.pts] = round(end / tick)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
 
-from media import video
+from media import container, video
 from media.audio import read_audio, read_audio_blocks
-from media.container import MediaError, MissingStreamError, decoding_seconds, measure_duration, probe
+from media.container import FrameSizeError, MediaError, MissingStreamError, decoding_seconds, measure_duration, probe
 from media.video import read_frames
 
 
@@ -156,6 +159,133 @@ def test_rotation_is_applied(tmp_path, make_clip):
     _, small = next(read_frames(turned, 5, max_side=32))
     assert small.shape == (32, 24, 3)
     assert small[:16].mean() < 20 < 180 < small[16:].mean()
+
+
+def ellipse(width: float, height: float):
+    """Draw a bright ellipse of these half axes in the middle of the stored picture."""
+    y, x = np.mgrid[:48, :64] + 0.5
+    inside = ((x - 32) / width) ** 2 + ((y - 24) / height) ** 2 <= 1
+    return lambda number: np.repeat(220 * inside[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.mpg"])
+@pytest.mark.parametrize(
+    ("aspect", "axes", "shape"),
+    [
+        (Fraction(4, 3), (15, 20), (48, 85)),
+        (Fraction(64, 45), (15, 21.3), (48, 91)),
+        (Fraction(1, 2), (20, 10), (96, 64)),
+    ],
+)
+def test_a_circle_stored_with_oblong_pixels_is_round(tmp_path, make_clip, name, aspect, axes, shape):
+    codec = {"clip.avi": "mpeg4", "clip.mpg": "mpeg2video"}.get(name, "libx264")
+    if codec == "mpeg2video" and aspect != Fraction(4, 3):
+        pytest.skip("MPEG-2 has only some ratios")
+    options = {"image": ellipse(*axes), "seconds": 0.4, "pixel_aspect": aspect, "codecs": (codec, "")}
+    path = make_clip(tmp_path / name, "v", **options)
+    images = {side: next(read_frames(path, 5, max_side=side))[1] for side in (640, 40)}
+    assert images[640].shape == (*shape, 3) and max(images[40].shape) == 40
+    assert probe(path).pixel_aspect == aspect and (probe(path).width, probe(path).height) == (64, 48)
+    for image in images.values():
+        bright = image.mean(axis=2) > 110
+        height, width = bright.any(axis=1).sum(), bright.any(axis=0).sum()
+        assert abs(height - width) <= 2 and height > image.shape[0] / 4
+    if name == "clip.mp4":
+        turned = make_clip(tmp_path / f"turned-{name}", "v", rotation=90, **options)
+        assert np.array_equal(next(read_frames(turned, 5))[1], np.rot90(images[640]))
+
+
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(1281, 1280), Fraction(199, 200)])
+def test_square_pixels_and_nearly_square_ones_are_left_alone(tmp_path, make_clip, aspect):
+    plain = make_clip(tmp_path / "plain.mp4", "v", seconds=0.4)
+    told = make_clip(tmp_path / "told.mp4", "v", seconds=0.4, pixel_aspect=aspect)
+    for side in (640, 40):
+        pairs = zip(read_frames(plain, 25, side), read_frames(told, 25, side), strict=True)
+        assert all(np.array_equal(before, after) for (_, before), (_, after) in pairs)
+
+
+def test_an_extreme_pixel_aspect_stays_within_the_limit(tmp_path, make_clip):
+    path = make_clip(tmp_path / "clip.mp4", "v", seconds=0.2, pixel_aspect=Fraction(10))
+    assert next(read_frames(path, 5))[1].shape == (48, 640, 3)
+    assert next(read_frames(path, 5, max_side=8))[1].shape == (1, 8, 3)
+
+
+def write_growing(path, codec, sizes):
+    """Write one key frame of each size (width, height) as one stream, whose header declares the first."""
+    packets = []
+    for width, height in sizes:
+        encoder = av.CodecContext.create(codec, "w")
+        encoder.width, encoder.height, encoder.time_base = width, height, Fraction(1, 25)
+        encoder.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), "rgb24")
+        packets += [*encoder.encode(frame), *encoder.encode(None)]
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height = sizes[0]
+        stream.pix_fmt = encoder.pix_fmt
+        for number, encoded in enumerate(packets):
+            packet = av.Packet(bytes(encoded))
+            packet.pts = packet.dts = number * 40
+            packet.duration, packet.time_base, packet.stream, packet.is_keyframe = 40, Fraction(1, 1000), stream, True
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("codec", ["libvpx-vp9", "mjpeg"])
+@pytest.mark.parametrize("large", [(640, 512), (132, 100)])
+@pytest.mark.parametrize("place", [1, 3])
+def test_frames_that_grow_are_refused_before_they_are_decoded(tmp_path, monkeypatch, codec, large, place):
+    monkeypatch.setattr(container, "MAX_PIXELS", 128 * 96)
+    monkeypatch.setattr(container, "_DECODER_OPTIONS", {"max_pixels": str(192 * 96)})  # the decoder's or our own limit
+    sizes = [(64, 48)] * 4
+    assert len(list(read_frames(write_growing(tmp_path / "small.mkv", codec, sizes), 25))) == 4
+    sizes[place] = large
+    with pytest.raises(MediaError, match=r"frames of \d+ x \d+|frames grow to more than 12,288 pixels"):
+        list(read_frames(write_growing(tmp_path / "clip.mkv", codec, sizes), 25))
+
+
+def test_frames_that_the_header_declares_too_large_are_refused_before_they_are_decoded(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"YUV4MPEG2 W16000 H12000 F25:1 C420jpeg\nFRAME\n" + bytes(1000))
+    assert (probe(path).width, probe(path).height) == (16_000, 12_000)
+    with pytest.raises(FrameSizeError, match=r"clip\.mp4: frames of 16000 x 12000.* 33,177,600 pixels"):
+        list(read_frames(path, 5))
+
+
+def test_the_largest_frames_are_read(tmp_path):
+    path = tmp_path / "clip.y4m"
+    path.write_bytes(b"YUV4MPEG2 W7680 H4320 F25:1 C420jpeg\nFRAME\n" + bytes(7680 * 4320 * 3 // 2))
+    assert next(read_frames(path, 5))[1].shape == (360, 640, 3)
+
+
+def png(width, height):
+    """An image whose rows are all zero, and that is small: most of the file is the header."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(1)
+    rows = b"".join([*(packer.compress(bytes(1 + 3 * width)) for _ in range(height)), packer.flush()])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_huge_still_image_costs_no_memory(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(png(64, 48))
+    assert next(read_frames(path, 5))[1].shape == (48, 64, 3)
+    path.write_bytes(png(8000, 6000))
+    code = (
+        "import resource, sys\nfrom media.container import MediaError, probe\nfrom media.video import read_frames\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(probe(sys.argv[1]).has_video)\n"
+        "try: list(read_frames(sys.argv[1], 25))\nexcept MediaError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    has_video, reason, grown = ran.stdout.splitlines()
+    assert has_video == "True" and "its pictures have more than 33,177,600 pixels" in reason
+    assert int(grown) < 60_000, "KiB; the image takes 144 MB"
 
 
 def test_large_frames_are_scaled_down_in_proportion(tmp_path, make_clip):

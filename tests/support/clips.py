@@ -43,6 +43,7 @@ def write_clip(
     audio: np.ndarray | None = None,
     audio_start: float = 0.0,
     rotation: int = 0,
+    pixel_aspect: Fraction | None = None,
     codecs: tuple[str, str] = ("libx264", "aac"),
     options: dict[str, str] | None = None,
 ) -> Path:
@@ -62,6 +63,8 @@ def write_clip(
                 video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
                 if times is not None:
                     video.codec_context.time_base = Fraction(1, 1000)
+                if pixel_aspect:
+                    video.codec_context.sample_aspect_ratio = pixel_aspect
                 if rotation:
                     video.set_display_rotation(rotation)
                 encoders["v"] = video

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,6 @@ from media.video import read_frames, read_stored_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from fractions import Fraction
     from pathlib import Path
 
 ALL = (blur, occlude, drop_frames, lower_rate)
@@ -67,6 +67,7 @@ def stamps(path: Path) -> list[tuple[Fraction, Fraction]]:
         {"times": [0.52 + 0.04 * i for i in range(10)]},  # the sound comes first
         {"rotation": 90},
         {"rotation": 180},
+        {"pixel_aspect": Fraction(64, 45)},
         {"streams": "v"},
     ],
     ids=lambda made: next(iter(made)),
