@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -151,4 +150,4 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
 
 
 if __name__ == "__main__":
-    engine.main(extract, modality=sys.argv[1])
+    engine.main(extract, "modality")

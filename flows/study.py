@@ -278,6 +278,4 @@ def publish(result: StudyResult) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
-    engine.main(study, name=sys.argv[1])
+    engine.main(study, "name")

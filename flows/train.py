@@ -124,6 +124,14 @@ def _tensorboard(seed: int) -> Any:
     return SummaryWriter(str(folder))
 
 
+def _remove_other_seeds(params: Params) -> None:
+    """Remove what a stage with other seeds, left behind by a killed `dvc`, wrote after DVC had cleared the outputs."""
+    for outputs in (params.paths.models, params.paths.training_curves):
+        for folder in outputs.glob("seed-*"):
+            if folder.name not in {f"seed-{seed}" for seed in params.train.seeds}:
+                shutil.rmtree(folder)
+
+
 @flow(name="train", flow_run_name=engine.run_name, on_running=[engine.add_tags])
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE.
@@ -139,6 +147,8 @@ def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     run = scratch_folder(), params.paths.dataset, params.model, params.train
     if forced() and FIRST_PROCESS:
         forget_run(*run)
+    if FIRST_PROCESS:
+        _remove_other_seeds(params)
     results = [engine.call(train_seed, seed, params) for seed in params.train.seeds]
     if FIRST_PROCESS:
         forget_run(*run)

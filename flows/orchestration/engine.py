@@ -5,6 +5,7 @@ Every stage's result is safe on disk before Prefect learns of it: the engine add
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from inspect import signature
-from typing import Any
+from typing import Any, get_args, get_type_hints
 from uuid import UUID, uuid4
 
 from flows.config.params import load_params
 from flows.display.console import console
 from flows.orchestration import prefect_server
+from flows.orchestration.disk_space import full_disk_message
+from flows.orchestration.stage_lock import stage_lock
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +84,46 @@ def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> 
     return run_with_engine(flow, flow_run=run, parameters=dict(parameters))
 
 
-def main(flow: Any, **parameters: Any) -> None:
-    """Run a stage as a script; errors that a user can correct are printed as a line, with exit code 1."""
+def main(flow: Any, *arguments: str, **parameters: Any) -> None:
+    """Run a stage as a script, once at a time in this folder; see `plain_exit` for errors.
+
+    Args:
+        flow: Flow of the stage.
+        *arguments: Parameters of the flow that the command line gives, in this order; it takes nothing else.
+        **parameters: Further parameters of the flow.
+    """
+    given = parse_command_line(flow.fn, *arguments)
+    with plain_exit(flow.name), stage_lock("-".join([flow.name, *given.values()]).replace(os.sep, "_")):
+        run_flow(flow, **given, **parameters)
+
+
+def parse_command_line(stage: Callable[..., Any], *arguments: str) -> dict[str, str]:
+    """Return the command line's values of these parameters of a stage; exit on `--help` and on invalid ones."""
+    summary = (stage.__doc__ or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m flows.{stage.__name__}", description=f"{summary} Settings: params.yaml in the current folder."
+    )
+    hints = get_type_hints(stage)
+    for name in arguments:
+        parser.add_argument(name, choices=get_args(hints[name]) or None)
+    return vars(parser.parse_args())
+
+
+@contextmanager
+def plain_exit(stage: str) -> Iterator[None]:
+    """Print errors that a user can correct as a line, and exit with code 1."""
     try:
-        run_flow(flow, **parameters)
+        yield
     except KeyboardInterrupt:
-        console.print(f"{flow.name} interrupted: finished work is kept, and the next run resumes from there")
+        console.print(f"{stage} interrupted: finished work is kept, and the next run resumes from there")
         sys.exit(130)
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        if os.environ.get("DASHFUSION_TRACEBACK"):
+    except Exception as error:
+        message = full_disk_message(error)
+        expected = message or isinstance(error, (ValueError, OSError, ArithmeticError, RuntimeError))
+        if os.environ.get("DASHFUSION_TRACEBACK") or not expected:
             raise
-        console.print(f"{flow.name} stopped:", style="bold red", end=" ")
-        console.print(f"{type(error).__name__}: {error}", markup=False)
+        console.print(f"{stage} stopped:", style="bold red", end=" ")
+        console.print(message or f"{type(error).__name__}: {error}", markup=False)
         console.print(TRACEBACK_HINT, style="dim")
         sys.exit(1)
 

@@ -71,7 +71,7 @@ def supervise_service(grace: float, owner_pid: int, command: Sequence[str]) -> i
         return 0
     process = subprocess.Popen([sys.executable, *command], stdin=subprocess.DEVNULL)
     try:
-        while process.poll() is None and _is_running(owner):
+        while process.poll() is None and is_running(owner):
             time.sleep(0.3)
         if process.poll() is None:
             time.sleep(grace)
@@ -88,10 +88,10 @@ def stop(process: subprocess.Popen[bytes], grace: float = SERVICE_GRACE) -> None
     family = _descendants(process)
     process.terminate()
     deadline = time.monotonic() + grace
-    while (process.poll() is None or any(_is_running(child) for child in family)) and time.monotonic() < deadline:
+    while (process.poll() is None or any(is_running(child) for child in family)) and time.monotonic() < deadline:
         family |= _descendants(process)
         time.sleep(0.1)
-    for child in filter(_is_running, family):
+    for child in filter(is_running, family):
         child.kill()
     process.kill()
     process.wait()
@@ -106,7 +106,8 @@ def _descendants(process: subprocess.Popen[bytes]) -> set[psutil.Process]:
         return set()
 
 
-def _is_running(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
+    """Return whether a process has not ended; one that has, and waits for its parent to ask, counts as ended."""
     import psutil
 
     try:

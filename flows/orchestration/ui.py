@@ -31,8 +31,8 @@ class _ReportHandler(http.server.SimpleHTTPRequestHandler):
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
         """Refuse other host names: by DNS rebinding, pages of other sites could read the report."""
-        port = self.server.server_address[1]
-        if not prefect_server.own_hosts(int(port)).issuperset(self.headers.get_all("Host", [""])):
+        port = int(self.connection.getsockname()[1])
+        if not prefect_server.own_hosts(port).issuperset(self.headers.get_all("Host", [""])):
             self.send_error(403, "this server is not known under that name")
             return None
         return super().send_head()

@@ -19,3 +19,12 @@ def test_prefect_hears_the_percentage_and_the_epochs_numbers_but_not_of_every_sh
         now += train.MIN_PUBLISH_SECONDS if epoch == 2 else 0.1
     assert [percent for percent, _ in heard] == [25, 75, 100]
     assert heard[1][1] == "epoch 3  loss 0.333  valid MAE 0.500"
+
+
+def test_outputs_of_other_seeds_that_a_killed_run_left_behind_are_removed(tmp_path):
+    for name in ("models/seed-0", "models/seed-7", "metrics/training/seed-0", "metrics/training/seed-7", "models/mine"):
+        (tmp_path / name).mkdir(parents=True)
+    paths = SimpleNamespace(models=tmp_path / "models", training_curves=tmp_path / "metrics/training")
+    train._remove_other_seeds(SimpleNamespace(paths=paths, train=SimpleNamespace(seeds=[0])))
+    assert sorted(path.name for path in tmp_path.rglob("*-*")) == ["seed-0", "seed-0"]
+    assert (tmp_path / "models/mine").is_dir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,11 +51,7 @@ def test_the_database_is_the_projects_also_for_experiments_and_its_folder_names_
     import prefect
 
     environments = []
-    monkeypatch.setattr(
-        prefect_server,
-        "start_service",
-        lambda command, owner, log, environment, grace: environments.append(environment),
-    )
+    monkeypatch.setattr(prefect_server, "start_service", lambda *call, **options: environments.append(call[3]))
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     copy = tmp_path / ".dvc/tmp/exps/tmp1"
     copy.mkdir(parents=True)
@@ -156,6 +154,54 @@ def count_task_runs(api_url: str, wanted: int) -> int:
             break
         time.sleep(0.2)
     return count
+
+
+@pytest.mark.parametrize("stage", ["check", "prepare", "transcribe", "extract", "align", "train", "evaluate", "study"])
+def test_a_stages_script_takes_its_own_arguments_and_help_alone(stage, monkeypatch, capsys):
+    import runpy
+
+    for arguments, code, words in ((["--help"], 0, "usage: python -m flows."), (["--epochs", "3"], 2, "error: ")):
+        monkeypatch.setattr(sys, "argv", [f"{stage}.py", *arguments])
+        monkeypatch.setattr(engine, "run_flow", lambda *_, **__: pytest.fail("the stage ran"))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"flows.{stage}", run_name="__main__")
+        said = capsys.readouterr()
+        assert ended.value.code == code and words in said.out + said.err
+
+
+def fill_the_disk() -> None:
+    with Path("/dev/full").open("w") as file:
+        file.write("x")
+
+
+def write_with_a_library() -> None:
+    try:
+        fill_the_disk()
+    except OSError as error:
+        raise RuntimeError("PytorchStreamWriter failed writing file") from error
+
+
+def name_a_file() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/videos/x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [(fill_the_disk, "(.+)"), (write_with_a_library, "(.+)"), (name_a_file, "/videos/x.parquet")],
+)
+def test_a_full_disk_is_one_line_with_what_can_be_freed(write, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
+    monkeypatch.delenv("DASHFUSION_TRACEBACK", raising=False)
+    (tmp_path / ".dashfusion/scratch").mkdir(parents=True)
+    with (tmp_path / ".dashfusion/scratch/clip.npz").open("wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(SystemExit), engine.plain_exit("extract"):
+        write()
+    line, hint = capsys.readouterr().out.splitlines()
+    assert re.match(f"extract stopped: no space left on the disk of {place}; finished work is kept", line)
+    assert f"{tmp_path}/.dashfusion/scratch holds 3.0 GiB" in line and "TRACEBACK" in hint
+    assert "`dashfusion cache prune`" in line and "`dvc gc --workspace`" in line
 
 
 def test_runs_are_tagged_with_corpus_stage_and_who_runs_them(monkeypatch):
