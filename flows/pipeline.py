@@ -26,6 +26,7 @@ from flows.orchestration.dvc import (
 from flows.orchestration.workspace import workspace
 
 Stage = Literal[
+    "check",
     "prepare",
     "transcribe",
     "extract",

@@ -15,6 +15,7 @@ from corpora.demo import DemoConfig
 from corpora.readers.raw import COLUMNS, Layout
 from extractors.dataset.align_clip import AlignConfig
 from extractors.transcripts.transcribe import TranscribeConfig
+from flows.config.outputs import layout_errors
 from model.config import ModelConfig, TrainConfig, check_together
 
 STRICT = {"extra": "forbid"}
@@ -196,10 +197,13 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 def check_params(values: Mapping[str, Any], source: str) -> Params:
     """Validate nested plain values as `Params`; `source` names them in messages. Raises ParamsError."""
     try:
-        return TypeAdapter(Params).validate_python(values)
+        params = TypeAdapter(Params).validate_python(values)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors(include_url=False)]
         raise ParamsError(f"{source}:\n  " + "\n  ".join(lines)) from error
+    if lines := layout_errors(params):
+        raise ParamsError(f"{source}:\n  " + "\n  ".join(lines))
+    return params
 
 
 def _explain(item: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from corpora.files import atomic_file
+from flows.config.outputs import check_outputs
 from flows.config.params import check_params, load_params
 
 CONF = Path("conf")
@@ -63,11 +64,12 @@ def compose(choices: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
 def apply(choices: Sequence[str], path: Path = PARAMS, conf: Path = CONF) -> Changes:
     """Write the composition of the defaults and `choices` to params.yaml, and store the choices in conf/.
 
-    Earlier choices are discarded. Returns what changed in params.yaml. Raises as `compose` does.
+    Earlier choices are discarded. Returns what changed in params.yaml. Raises as `compose` and `check_outputs` do.
     """
     groups = _groups(choices, conf)
     with _default_conf(conf) as default:
         values = compose(choices, default)
+        check_outputs(check_params(values, "conf/"), " ".join(choices))
         chosen_files = _chosen_files(groups, values, default)
     changes = _differences(_read(path), values)
     _write_files(chosen_files, conf)
@@ -85,9 +87,9 @@ def save(path: Path = PARAMS, conf: Path = CONF) -> Changes:
 
     Raises:
         flows.config.params.ParamsError: Invalid params.yaml.
-        ValueError: It lacks a block that the defaults have.
+        ValueError: It lacks a block that the defaults have, or see `check_outputs`.
     """
-    load_params(path)
+    check_outputs(load_params(path), str(path))
     edits = hand_edits(path, conf)
     with _default_conf(conf) as default:
         chosen_files = _chosen_files(chosen(conf)[0], _read(path), default)

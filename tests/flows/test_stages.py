@@ -77,7 +77,7 @@ NOT_COMPUTING = dict.fromkeys(STAGES, ("flows.config", "flows.orchestration", "f
     "train": ("flows.config", "flows.orchestration", "flows.display", "flows.report"),  # its record of the run
     "evaluate": ("flows.config", "flows.orchestration"),  # the report is one of its outputs
 }
-"""Rooms that decide none of a stage's outputs: parameters are dependencies of their own, and the others run and show."""
+"""Rooms that decide none of a stage's outputs: parameters are dependencies of their own, the others run and show."""
 
 
 @pytest.fixture(scope="module")
@@ -174,16 +174,34 @@ def test_an_edit_makes_exactly_those_stages_stale_that_compute_with_it(code_depe
 def test_every_stage_comes_after_what_it_needs(repository, monkeypatch):
     monkeypatch.chdir(repository)
     order = stage_order()
-    assert order[0] == "prepare" and order[-3:] == ["align", "train", "evaluate"]
-    assert {"transcribe", "extract@text", "extract@audio", "extract@vision"} == set(order[1:5])
+    assert order[:2] == ["check", "prepare"] and order[-3:] == ["align", "train", "evaluate"]
+    assert {"transcribe", "extract@text", "extract@audio", "extract@vision"} == set(order[2:6])
     assert order.index("transcribe") < order.index("extract@text")
+
+
+def test_dvc_deletes_no_files_that_are_not_its_stages_own(repository, tmp_path):
+    folder = tmp_path / "project"
+    shutil.copytree(repository, folder)
+    (folder / "videos").mkdir()
+    (folder / "videos/holiday.mp4").write_text("precious")
+    params = (folder / "params.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(params.replace("data/generated", "videos"), encoding="utf-8")
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    for stage in ([], ["evaluate"]):
+        command = [sys.executable, "-m", "dvc", "repro", *stage]
+        done = subprocess.run(command, cwd=folder, env=os.environ | path, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "check stopped: ValueError: params.yaml:\n  paths.media: videos" in done.stdout, done.stdout
+        assert "no stage has made videos/holiday.mp4" in done.stdout
+        assert (folder / "videos/holiday.mp4").read_text() == "precious"
 
 
 def test_a_target_brings_what_it_needs_and_no_more(repository, monkeypatch):
     monkeypatch.chdir(repository)
-    assert stage_order(["extract@audio"]) == ["prepare", "extract@audio"]
+    assert stage_order(["extract@audio"]) == ["check", "prepare", "extract@audio"]
     assert set(stage_order(["extract"])) == {
-        "prepare", "transcribe", "extract@text", "extract@audio", "extract@vision",
+        "check", "prepare", "transcribe", "extract@text", "extract@audio", "extract@vision",
     }  # fmt: skip
 
 

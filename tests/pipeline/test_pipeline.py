@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-ALL = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+ALL = ["check", "prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
 
 
 def test_raw_videos_become_metrics_predictions_and_a_report(project, first_run):

@@ -7,6 +7,7 @@ import sqlite3
 import urllib.error
 import urllib.request
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -14,11 +15,24 @@ import yaml
 
 from flows.orchestration import prefect_server
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = pytest.mark.server
 
 STAGED = ["evaluate", "extract", "pipeline", "train"]
 NAMES = sorted([*STAGED, "predict", "study", "watch"])
-STAGES = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+EXTRACTIONS = ["extract@text", "extract@audio", "extract@vision"]
+STAGES = ["check", "prepare", "transcribe", *EXTRACTIONS, "align", "train", "evaluate"]
+
+
+@pytest.fixture(autouse=True)
+def parameters_restored(small_project) -> Iterator[None]:
+    """What a test changes in params.yaml is undone: other tests use the project as well."""
+    file = small_project.folder / "params.yaml"
+    before = file.read_text(encoding="utf-8")
+    yield
+    file.write_text(before, encoding="utf-8")
 
 
 def test_ui_makes_the_deployments_and_says_where_they_are(house):

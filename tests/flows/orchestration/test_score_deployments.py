@@ -55,4 +55,4 @@ def test_watch_scores_a_new_file_once_across_two_runs(house, clips, tmp_path):
     rows = {Path(row["file"]).name: row for row in pq.read_table(out).to_pylist()}
     assert set(rows) == {"first.mp4", "second.mp4"} and rows["first.mp4"] == row
     run = house.finished("watch", folder=str(tmp_path / "nowhere"))
-    assert run["state_type"] == "FAILED" and "no such folder; make it" in run["state"]["message"]
+    assert run["state_type"] == "FAILED" and "no such folder; create it" in run["state"]["message"]

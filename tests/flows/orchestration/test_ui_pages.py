@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.server, pytest.mark.browser]
 
-STAGES = ["prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+EXTRACTIONS = ["extract@text", "extract@audio", "extract@vision"]
+STAGES = ["check", "prepare", "transcribe", *EXTRACTIONS, "align", "train", "evaluate"]
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_runs_page_shows_its_stages(page):
     click(page, "Task Runs")
     for stage in STAGES:
         page.get_by_text(stage, exact=True).first.wait_for()
-    page.get_by_text("8 Task runs").first.wait_for()
+    page.get_by_text("9 Task runs").first.wait_for()
 
 
 def test_the_runs_page_shows_the_metrics(page):
