@@ -1,7 +1,7 @@
-"""The pictures of the report: `python docs/images/shoot.py` after `make demo`, with Chromium on PATH.
+"""Screenshots of the report: `python docs/images/shoot.py` after `make demo`, with Chromium on PATH.
 
-report.png is the page's head, which tells a change since the last run unless .dashfusion/metrics.jsonl is removed;
-explorer.png its table of clips with the clip of the largest error open, a word of it pointed at.
+report.png is the top of the page; remove .dashfusion/metrics.jsonl before `make demo` to leave out the change since the
+last run. explorer.png is the table of clips with the clip of the largest error open and the pointer on a word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDTH = 1100
 
 
 def shoot(page: Page) -> None:
-    """Both pictures."""
+    """Take both screenshots."""
     page.goto(REPORT.as_uri())
     page.screenshot(path=HERE / "report.png", clip={"x": 0, "y": 0, "width": WIDTH, "height": 1330}, full_page=True)
     page.locator(".toggle").first.click()
