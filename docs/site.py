@@ -1,13 +1,15 @@
-"""MkDocs hook: pages of the site that live outside docs/, with their links as the site has them."""
+"""MkDocs hook: add pages from outside docs/ to the site, and adapt links between repository files."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+
+if TYPE_CHECKING:
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

@@ -31,6 +31,7 @@ def shoot(page: Page) -> None:
 
 
 def main() -> None:
+    """Open the report in Chromium and take the screenshots."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
