@@ -8,7 +8,7 @@ Shapes: T steps, D features.
 from __future__ import annotations
 
 import functools
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -128,6 +128,7 @@ class ShardWriter:
                 compression="zstd",
                 use_dictionary=["extractor"],
                 column_encoding=dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+                write_page_checksum=True,
             )
         )
         self._shards += 1
@@ -267,7 +268,8 @@ class FeatureReader:
                 )
         self._index: dict[str, tuple[int, int, int]] = {}
         for shard, footer in enumerate(self._footers):
-            ids = iter(self._read(shard, range(footer.num_row_groups), ["clip_id"]).column("clip_id").to_pylist())
+            with self._naming(paths[shard]):
+                ids = iter(self._read(shard, range(footer.num_row_groups), ["clip_id"]).column("clip_id").to_pylist())
             for group in range(footer.num_row_groups):
                 rows = range(footer.row_group(group).num_rows)
                 self._index.update({clip_id: (shard, group, row) for row, clip_id in zip(rows, ids, strict=False)})
@@ -280,12 +282,24 @@ class FeatureReader:
     def _remedy(self) -> str:
         return f"run the extract stage for {self.modality} again"
 
-    def _read_footer(self, path: Path) -> FeatureMeta:
+    @contextmanager
+    def _naming(self, path: Path) -> Iterator[None]:
+        """Raise StoreError naming the file, whatever Arrow or JSON raises when they read damaged bytes."""
         try:
+            yield
+        except StoreError:
+            raise
+        except Exception as error:
+            cause = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise StoreError(f"{path}: damaged ({cause}); {self._remedy}") from error
+
+    def _read_footer(self, path: Path) -> FeatureMeta:
+        with self._naming(path):
             footer = pq.read_metadata(path)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{path}: not a complete Parquet file ({error}); {self._remedy}") from error
-        self._footers.append(footer)
+            self._footers.append(footer)
+            return self._read_meta(footer, path)
+
+    def _read_meta(self, footer: pq.FileMetaData, path: Path) -> FeatureMeta:
         schema = footer.schema.to_arrow_schema()
         payload = check_version(
             schema, SCHEMA_VERSION, path, kind="feature store", remedy=self._remedy, error=StoreError
@@ -296,6 +310,9 @@ class FeatureReader:
                 f"correct the extractor under extract.{self.modality} and {self._remedy}"
             )
         meta = FeatureMeta(**(payload | {"feature_names": tuple(payload["feature_names"])}))
+        if set(schema.names) != (expected := set(feature_schema(meta).names)):
+            odd = ", ".join(sorted(set(schema.names) ^ expected))
+            raise StoreError(f"{path}: not the columns of {self.modality} features ({odd}); {self._remedy}")
         kind, dim = schema.field("values").type, len(meta.feature_names)
         vector = kind.value_type if pa.types.is_list(kind) else kind
         if not pa.types.is_fixed_size_list(vector) or vector.list_size != dim:
@@ -304,15 +321,17 @@ class FeatureReader:
 
     def _read(self, shard: int, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
         path = self._paths[shard]
-        try:  # opened for each read, as a large store may have more parts than a process may have open files
-            with pq.ParquetFile(path, metadata=self._footers[shard]) as file:
-                return file.read_row_groups(groups, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise StoreError(f"{path}: damaged ({error}); {self._remedy}") from error
+        # Opened for each read, as a large store may have more parts than a process may have open files
+        with (
+            self._naming(path),
+            pq.ParquetFile(path, metadata=self._footers[shard], page_checksum_verification=True) as file,
+        ):
+            return file.read_row_groups(groups, columns=columns)
 
     def _decode(self, shard: int, group: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        table = self._read(shard, [group]).drop_columns(["clip_id", "extractor"])
-        return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
+        with self._naming(self._paths[shard]):
+            table = self._read(shard, [group]).drop_columns(["clip_id", "extractor"])
+            return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -331,8 +350,9 @@ class FeatureReader:
         """
         columns = []
         for shard, footer in enumerate(self._footers):
-            table = self._read(shard, range(footer.num_row_groups), ["valid"])
-            offsets, valid = to_numpy(table.column("valid").combine_chunks())
+            with self._naming(self._paths[shard]):
+                table = self._read(shard, range(footer.num_row_groups), ["valid"])
+                offsets, valid = to_numpy(table.column("valid").combine_chunks())
             columns += [valid[start:stop] for start, stop in pairwise(offsets)]
         return dict(zip(self.clip_ids, columns, strict=True))
 

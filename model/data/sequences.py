@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,8 @@ LAYOUT = 1
 """Version of the mapped files' layout."""
 
 _CLIPS_PER_BLOCK = 256
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,28 @@ def fingerprint(files: Sequence[Path]) -> str:
 
 
 def read_column(parts: Sequence[Path], name: str) -> pa.Array:
-    """Read one column of all parts as one array."""
-    tables = [pq.read_table(path, columns=[name], memory_map=True) for path in parts]
+    """Read one column of all parts as one array.
+
+    Raises:
+        ValueError: a part is damaged, or lacks the column.
+    """
+    tables = []
+    for path in parts:
+        with _reading(path), pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            tables.append(file.read([name]).select([name]))
     return pa.concat_tables(tables)[name].combine_chunks()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise ValueError naming the file, whatever Arrow raises when it reads damaged bytes."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: damaged ({cause}); run the align stage again") from error
 
 
 def read_sequences(
@@ -78,33 +101,49 @@ def read_sequences(
         parts: the split's files, all in one folder.
         dims: modality -> expected D.
         clip_ids: [N], for error messages.
-        cache: folder for the mapped files. They are written if missing or if `parts` have changed, and then replace
-            the older ones of this split. None: decode into memory.
+        cache: folder for the mapped files. They are written if missing, unreadable, or if `parts` have changed, and
+            then replace the older ones of this split. None: decode into memory.
 
     Raises:
-        ValueError: unexpected width, masks that do not match the values, or values that are NaN or infinite; the
-            message names clip and modality.
+        ValueError: a damaged file, unexpected width, masks that do not match the values, or values that are NaN or
+            infinite; the message names the file, or clip and modality.
     """
     if cache is None:
         return {m: _Column(parts, m, dim, clip_ids).decode() for m, dim in dims.items()}
     split = parts[0].parent.resolve()
     prefix = f"{split.name}-{hashlib.sha256(' '.join([str(split), *dims]).encode()).hexdigest()[:8]}"
     folder = Path(cache) / f"{prefix}-{LAYOUT}-{fingerprint(parts)}"
-    if not folder.is_dir():
+    mapped = _open_mapped(folder, dims)
+    if mapped is None:
         with atomic_folder(folder) as temporary:
             for m, dim in dims.items():
                 _Column(parts, m, dim, clip_ids).write(temporary)
         for older in folder.parent.glob(f"{prefix}-*"):
             if older != folder:
                 shutil.rmtree(older, ignore_errors=True)
-    return {m: _open_mapped(folder, m) for m in dims}
+        mapped = _open_mapped(folder, dims)
+        if mapped is None:
+            raise OSError(f"{folder}: cannot be read after it was written; check the disk")
+    return mapped
 
 
-def _open_mapped(folder: Path, modality: str) -> Sequences:
-    offsets = np.load(folder / f"{modality}_offsets.npy")
-    values = np.load(folder / f"{modality}_values.npy", mmap_mode="r")
-    visible = np.load(folder / f"{modality}_visible.npy", mmap_mode="r")
-    return Sequences(values, visible, offsets[:-1], np.diff(offsets))
+def _open_mapped(folder: Path, dims: Mapping[str, int]) -> dict[str, Sequences] | None:
+    """Open the mapped files; None if there are none, or only damaged ones."""
+    if not folder.is_dir():
+        return None
+    mapped = {}
+    try:
+        for m, dim in dims.items():
+            offsets = np.load(folder / f"{m}_offsets.npy")
+            values = np.load(folder / f"{m}_values.npy", mmap_mode="r")
+            visible = np.load(folder / f"{m}_visible.npy", mmap_mode="r")
+            if values.shape != (offsets[-1], dim) or visible.shape != values.shape[:1]:
+                raise ValueError(f"{m} has {values.shape} values and {visible.shape} flags for {offsets[-1]} steps")
+            mapped[m] = Sequences(values, visible, offsets[:-1], np.diff(offsets))
+    except (OSError, ValueError, EOFError) as error:
+        _log.warning("%s is damaged (%s) and will be written again", folder, error)
+        return None
+    return mapped
 
 
 class _Column:
@@ -112,17 +151,18 @@ class _Column:
 
     def __init__(self, parts: Sequence[Path], modality: str, dim: int, clip_ids: np.ndarray) -> None:
         masks = read_column(parts, f"{modality}_mask")
-        field = pq.read_schema(parts[0]).field(f"{modality}_values").type.value_type
-        if field.list_size != dim:
+        with _reading(parts[0]):
+            field = pq.read_schema(parts[0]).field(f"{modality}_values").type.value_type
+            self.dtype: np.dtype = pa.array([], field.value_type).to_numpy(zero_copy_only=False).dtype
+            self.offsets = masks.offsets.to_numpy().astype(np.int64)
+            self.visible_S = masks.values.to_numpy(zero_copy_only=False).astype(bool)
+            width = field.list_size
+        if width != dim:
             raise ValueError(
-                f"{parts[0].parent}: {modality} is {field.list_size} wide, dataset.json says {dim}; "
-                "run the align stage again"
+                f"{parts[0].parent}: {modality} is {width} wide, dataset.json says {dim}; run the align stage again"
             )
         self.parts, self.modality, self.clip_ids = parts, modality, clip_ids
-        self.offsets = masks.offsets.to_numpy().astype(np.int64)
-        self.visible_S = masks.values.to_numpy(zero_copy_only=False).astype(bool)
         self.shape = len(self.visible_S), dim
-        self.dtype: np.dtype = pa.array([], field.value_type).to_numpy(zero_copy_only=False).dtype
 
     def decode(self) -> Sequences:
         """Decode the values into memory."""
@@ -146,7 +186,7 @@ class _Column:
         """Yield the values [s, D] of a few clips at a time, after checking them against the masks."""
         name, clip = f"{self.modality}_values", 0
         for part in self.parts:
-            with pq.ParquetFile(part, memory_map=True) as file:
+            with _reading(part), pq.ParquetFile(part, memory_map=True, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(_CLIPS_PER_BLOCK, columns=[name]):
                     column = batch.column(0)
                     expected = self.offsets[clip : clip + len(column) + 1]

@@ -259,6 +259,41 @@ def test_a_part_damaged_inside_is_named_when_it_is_read(tmp_path):
         list(FeatureReader(tmp_path / "f", "audio"))
 
 
+@pytest.mark.parametrize("meta", [AUDIO, TEXT])
+def test_flipped_bits_are_named_wherever_they_are(tmp_path, meta):
+    written = fill(tmp_path / "f", meta, clips=12)
+    path = tmp_path / "f" / "part-00000.parquet"
+    content, chance = path.read_bytes(), np.random.default_rng(0)
+    named = 0
+    for position in chance.choice(len(content), 300, replace=False):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << chance.integers(8)
+        path.write_bytes(damaged)
+        try:
+            read = dict(FeatureReader(tmp_path / "f", meta.modality))
+        except StoreError as error:
+            assert str(path.parent) in str(error) and "run the extract stage" in str(error)
+            assert "\n" not in str(error)
+            named += 1
+        else:
+            assert list(read) == list(written)
+    assert named > 150
+
+
+def test_a_flipped_bit_in_the_values_is_noticed_by_the_pages_checksums(tmp_path):
+    fill(tmp_path / "f", clips=60)
+    path = tmp_path / "f" / "part-00000.parquet"
+    column = pq.ParquetFile(path).metadata.row_group(0).column(1)
+    assert column.path_in_schema.startswith("values")
+    content = path.read_bytes()
+    for position in range(column.data_page_offset + 100, column.data_page_offset + column.total_compressed_size, 50):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"part-00000.parquet: damaged"):
+            list(FeatureReader(tmp_path / "f", "audio"))
+
+
 def test_a_missing_part_is_noticed(tmp_path):
     fill(tmp_path / "f", clips=30, shard_clips=10)
     (tmp_path / "f" / "part-00001.parquet").unlink()

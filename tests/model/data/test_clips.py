@@ -118,6 +118,56 @@ def test_values_that_are_not_finite_are_refused_naming_clip_and_modality(
     assert not cache.is_dir() or not list(cache.iterdir())
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"PAR1"])
+def test_a_truncated_part_is_named(dataset_writer, tmp_path, damage, mapped):
+    root = dataset_writer(tmp_path / "data")
+    path = root / "test" / "part-00000.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"part-00000\.parquet: damaged .*; run the align stage again"):
+        ClipTable.read(root, "test", 100, tmp_path / "cache" if mapped else None)
+
+
+def test_flipped_bits_of_a_part_are_named_wherever_they_are(dataset_writer, tmp_path):
+    root = dataset_writer(tmp_path / "data")
+    path = root / "test" / "part-00000.parquet"
+    pq.write_table(pq.read_table(path), path, compression="zstd", write_page_checksum=True)  # as align does
+    content, chance, named = path.read_bytes(), np.random.default_rng(0), 0
+    for position in chance.choice(len(content), 200, replace=False):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << chance.integers(8)
+        path.write_bytes(damaged)
+        try:
+            ClipTable.read(root, "test", 100)
+        except ValueError as error:
+            assert str(path.parent) in str(error) and "run the align stage again" in str(error)
+            named += 1
+    assert named > 100
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"schema_version": 2}'])
+def test_a_damaged_description_is_named(dataset_writer, tmp_path, content):
+    root = dataset_writer(tmp_path)
+    (root / "dataset.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"dataset\.json: .*run the align stage again"):
+        ClipTable.read(root, "train", 100)
+
+
+@pytest.mark.parametrize("file", ["audio_values.npy", "text_visible.npy", "vision_offsets.npy"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[4:], None])
+def test_a_damaged_mapped_file_is_written_again(dataset, tmp_path, file, damage, caplog):
+    ClipTable.read(dataset, "test", 100, tmp_path)
+    (path,) = tmp_path.rglob(file)
+    whole = path.read_bytes()
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(whole))
+    table = ClipTable.read(dataset, "test", 100, tmp_path)
+    assert path.read_bytes() == whole and "will be written again" in caplog.text
+    assert len(table.batch(np.arange(8)).labels) == 8
+
+
 def test_clips_without_a_label_are_told_apart(dataset_writer, tmp_path):
     def unlabel(split: str, table: pa.Table) -> pa.Table:
         labels = [None, *table["label"].to_pylist()[1:]]
