@@ -16,12 +16,12 @@ from extractors.transcripts.transcribe import transcribe as transcribe_clips
 from flows.config.params import Params, load_params
 from flows.display.console import console, progress
 from flows.orchestration import engine
-from flows.orchestration.settings import scratch_folder
+from flows.orchestration.settings import forced, scratch_folder
 
 
 @task
 def transcribe_corpus(params: Params) -> TranscribeSummary:
-    """Write the transcripts of all clips, and reuse recognised and aligned speech of earlier runs."""
+    """Write the transcripts of all clips; recognised and aligned speech of earlier runs is reused unless forced."""
     paths, timeout = params.paths, params.extract.clip_timeout
     bar = progress()
     rows: dict[str, TaskID] = {}
@@ -33,7 +33,8 @@ def transcribe_corpus(params: Params) -> TranscribeSummary:
         bar.update(rows[step], completed=done)
 
     try:
-        return transcribe_clips(paths.manifest, paths.transcripts, params.transcribe, scratch_folder(), timeout, show)
+        tables = paths.manifest, paths.transcripts
+        return transcribe_clips(*tables, params.transcribe, scratch_folder(), timeout, show, forced())
     finally:
         if rows:
             bar.stop()
@@ -50,12 +51,14 @@ def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, i
     summary = engine.call(transcribe_corpus, params)
     table = params.paths.problems / "transcribe.parquet"
     write_problems(summary.problems, table)
-    engine.publish_table("transcribe-problems", map(asdict, summary.problems), "Clips that could not be heard or timed")
+    engine.publish_table(
+        "transcribe-problems", map(asdict, summary.problems), "Clips that could not be recognised or timed"
+    )
     clips = sum(summary.texts.values())
     check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, scratch_folder())
     console.print(
         f"transcripts of {clips} clips ({_counts(summary.texts)}; words timed by {_counts(summary.methods)}; "
-        f"{summary.processed} heard now, {len(summary.problems)} problems) -> {params.paths.transcripts}"
+        f"{summary.processed} recognised now, {len(summary.problems)} problems) -> {params.paths.transcripts}"
     )
     return {"texts": dict(summary.texts), "methods": dict(summary.methods)}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -51,7 +52,12 @@ LOCK = "corrupting.lock"
 PROBLEMS = "problems.parquet"
 """File in a dataset's folder that lists the clips that failed or have no modality left."""
 
+CHECKSUMS = "checksums.json"
+"""File in a dataset's folder with the SHA-256 of the others: a damaged dataset is built again."""
+
 UNIT_CLIPS = 16
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +161,42 @@ def corrupt_split(
     texts = original.texts if condition.kind.needs_lexicon else ()
     key = _hash([VERSION, original.fingerprint, condition.signature, texts])
     dataset = Path(scratch) / f"{FOLDER}{key[:32]}"
-    reused = dataset.is_dir()
+    reused = _is_whole(dataset)
     if not reused:
         _check(original, condition, meta)
         tag_scratch(Path(scratch))
         part = dataset.with_name(f"{dataset.name}.part")
         with FileLock(Path(scratch) / LOCK):  # two studies may build the same dataset
-            reused = dataset.is_dir()
+            reused = _is_whole(dataset)
             if not reused:
                 part.mkdir(exist_ok=True)
                 job = _Job(original, condition, meta, part, Path(scratch), pool, max_failed_fraction)
-                job.build().replace(dataset)
+                built = job.build()
+                shutil.rmtree(dataset, ignore_errors=True)  # a damaged one
+                built.replace(dataset)
             shutil.rmtree(part, ignore_errors=True)
     return CorruptedSplit(dataset, read_problems([dataset / PROBLEMS]), reused)
+
+
+def _is_whole(dataset: Path) -> bool:
+    """Return whether the dataset exists and its files have the checksums that were recorded, if any were."""
+    if not dataset.is_dir():
+        return False
+    if not (dataset / CHECKSUMS).is_file():  # of an earlier version
+        return True
+    try:
+        whole = json.loads((dataset / CHECKSUMS).read_text(encoding="utf-8")) == _checksums(dataset)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        logger.warning("%s is damaged and will be built again", dataset)
+    return whole
+
+
+def _checksums(dataset: Path) -> dict[str, str]:
+    """Return the SHA-256 of the dataset's description and tables, by their paths in it."""
+    paths = [dataset / "dataset.json", *dataset.rglob("*.parquet")]
+    return {path.relative_to(dataset).as_posix(): sha256_of(path) for path in sorted(paths)}
 
 
 def unsupported_reason(original: Original, condition: Condition) -> str | None:
@@ -250,6 +279,7 @@ class _Job:
         write_problems([*failures, *summary.problems], dataset / PROBLEMS)
         if (part / TRACEBACKS).is_dir():
             (part / TRACEBACKS).replace(dataset / TRACEBACKS)
+        (dataset / CHECKSUMS).write_text(json.dumps(_checksums(dataset)), encoding="utf-8")
         return dataset
 
     def _transcripts(self) -> dict[str, Transcript]:

@@ -7,14 +7,14 @@ import json
 import logging
 import shutil
 import traceback
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corpora.files import CACHE_TAG, atomic_file, sha256_of
-from extractors.base import ExtractionError, FeatureSequence, MediaCondition
+from extractors.base import FeatureSequence, MediaCondition
+from extractors.store import check_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
-
-"""Marks a scratch folder: backup tools skip it (https://bford.info/cachedir/), `prune` cleans no other."""
 
 TRACEBACKS = "tracebacks"
 
@@ -63,23 +61,18 @@ def save_sequence(path: Path, sequence: FeatureSequence) -> None:
         np.savez(handle, **{name: array for name, array in arrays.items() if array is not None})
 
 
-def load_sequence(path: Path) -> FeatureSequence | None:
+def load_sequence(path: Path, meta: FeatureMeta) -> FeatureSequence | None:
     """Read a result from scratch; None if there is none, or only a damaged file, which is removed."""
     try:
         with np.load(path) as arrays:  # zipfile checks every array's CRC
-            return FeatureSequence(**arrays)
+            sequence = FeatureSequence(**arrays)
+        check_sequence(sequence, meta)  # whether an array is missing
+        return sequence
     except FileNotFoundError:
         return None
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,  # an unknown compression method: the header is damaged
-        ValueError,
-        EOFError,
-        TypeError,
-        ExtractionError,
-    ) as error:
+    except Exception as error:  # damaged bytes raise nearly anything, such as "File is encrypted"
         logger.warning("%s is damaged (%s) and will be extracted again", path, error)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None
 
 

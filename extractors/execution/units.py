@@ -294,7 +294,7 @@ def extract_unit(
     missing = 0
     for clip in clips:
         path = scratch_path(scratch, meta, clip, root, condition)
-        cached = load_sequence(path)
+        cached = load_sequence(path, meta)
         if cached is None:
             pending.append((clip, path))
         else:
@@ -381,7 +381,7 @@ def assemble(
             if clip.clip_id in failed:
                 continue
             path = scratch_path(Path(scratch), meta, clip, Path(root), condition)
-            sequence = load_sequence(path)
+            sequence = load_sequence(path, meta)
             if sequence is None:
                 raise StoreError(
                     f"clip {clip.clip_id}: no {meta.modality} result at {path}; run the extract stage again, "

@@ -13,12 +13,13 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -120,6 +121,7 @@ def transcribe(
     scratch: Path,
     clip_timeout: float,
     progress: Progress = lambda task, done, total: None,
+    fresh: bool = False,
 ) -> TranscribeSummary:
     """Write the transcripts of a manifest's clips, in its order.
 
@@ -135,6 +137,7 @@ def transcribe(
         clip_timeout: seconds per call of a model, which processes one clip or one batch. After that its process is
             killed; the clips of a batch are tried one by one, and a single clip becomes a problem.
         progress: called after each batch.
+        fresh: process clips with a cached result again.
 
     Raises:
         FileNotFoundError: no manifest, or no word times where `config` says.
@@ -145,12 +148,12 @@ def transcribe(
     files = _read_files(config, manifest.clips)
     # Recognise clips without a transcript
     untranscribed = [clip for clip in manifest.clips if not clip.text.strip() and clip.media]
-    asr = _run_model("asr", config.model, untranscribed, manifest, scratch, clip_timeout, progress)
+    asr = _run_model("asr", config.model, untranscribed, manifest, scratch, clip_timeout, progress, fresh)
     clips = [_with_text(clip, asr.speech) for clip in manifest.clips]
     # Align clips without word times of the corpus
     file_times = {clip.clip_id: match_words(_words(clip), files.get(clip.clip_id, ())) for clip in clips}
     untimed = [clip for clip in clips if clip.text and clip.media and file_times[clip.clip_id] is None]
-    ctc = _run_model("ctc", config.aligner, untimed, manifest, scratch, clip_timeout, progress)
+    ctc = _run_model("ctc", config.aligner, untimed, manifest, scratch, clip_timeout, progress, fresh)
     # Write
     rows = []
     for clip, original in zip(clips, manifest.clips, strict=True):
@@ -214,14 +217,17 @@ def _run_model(
     scratch: Path,
     clip_timeout: float,
     progress: Progress,
+    fresh: bool,
 ) -> _ModelResults:
-    """Return a model's results for the clips, cached or from a worker process; nothing without a model."""
+    """Return a model's results for the clips, cached unless `fresh` or from a worker; nothing without a model."""
     if model is None or not clips:
         return _ModelResults()
     results = _ModelResults(signature=_signature(kind, model))
     tag_scratch(scratch)
     root = Path(manifest.root)
     paths = {clip.clip_id: _scratch_path(scratch, results.signature, clip, root) for clip in clips}
+    for path in paths.values() if fresh else ():
+        path.unlink(missing_ok=True)
     results.speech = {clip_id: speech for clip_id, path in paths.items() if (speech := _load(path)) is not None}
     pending = sorted((clip for clip in clips if clip.clip_id not in results.speech), key=lambda clip: clip.language)
     done = len(results.speech)
@@ -367,18 +373,26 @@ def _scratch_path(scratch: Path, signature: str, clip: Clip, root: Path) -> Path
 
 
 def _save(path: Path, speech: Speech) -> None:
+    content = asdict(speech)
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(asdict(speech), ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(content | {"crc32": _checksum(content)}, ensure_ascii=False), encoding="utf-8")
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _load(path: Path) -> Speech | None:
     """Return the cached result, or None; a damaged file is removed."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        stored = content.pop("crc32", None)  # older results have none
+        if stored is not None and stored != _checksum(content):
+            raise ValueError("its checksum differs")
         return Speech(content["text"], tuple(Word(**word) for word in content["words"]))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # damaged bytes raise nearly anything
         logger.warning("%s is damaged (%s) and will be recreated", path, error)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None

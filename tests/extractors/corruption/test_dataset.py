@@ -287,12 +287,25 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(corpus, tmp_path):
     assert sum(report.extracted for report in reports) == len(corpus.rows()) - 2
     assert list(tmp_path.glob(f"{FOLDER}*")) == [made.dataset]
     assert {path.name for path in made.dataset.iterdir()} == {
+        "checksums.json",
         "dataset.json",
         "problems.parquet",
         "test",
         "train",
         "valid",
     }
+
+
+def test_a_damaged_dataset_is_built_again(corpus, tmp_path, pool, caplog):
+    condition = Condition("text.words", 0.3, seed=2)
+    first = corrupt_split(corpus.original(), condition, tmp_path, pool)
+    (path,) = (first.dataset / "test").glob("*.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
+    again = corrupt_split(corpus.original(), condition, tmp_path, pool)
+    assert not again.reused and path.read_bytes() == whole and "will be built again" in caplog.text
+    (first.dataset / "checksums.json").unlink()  # as of an earlier version
+    assert corrupt_split(corpus.original(), condition, tmp_path, pool).reused
 
 
 def test_two_that_want_the_same_make_it_once(corpus, tmp_path, pool):

@@ -16,7 +16,7 @@ from corpora.problems import Problem
 from extractors import base, registry
 from extractors.base import ExtractionError, FeatureSequence, MissingModalityError, Source
 from extractors.execution import cache, units
-from extractors.store import FeatureReader, StoreError, Summary
+from extractors.store import FeatureMeta, FeatureReader, StoreError, Summary
 from media.container import MediaError
 
 if TYPE_CHECKING:
@@ -210,6 +210,27 @@ def test_a_damaged_result_is_made_again(tmp_path, damage):
     report = extract(clips, tmp_path)
     assert FakeBytes.calls == ["v/0"] and report.extracted == 1
     assert len(assembled(clips, tmp_path, report)[1]["v/0"]) == 3
+
+
+def test_a_cached_result_with_any_flipped_bit_is_intact_or_removed(tmp_path, caplog):
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    times, words = np.arange(3, dtype=np.float32), np.arange(3, dtype=np.int32)
+    whole = FeatureSequence(values, times, times + 1, np.ones(3, bool), words, words)
+    meta = FeatureMeta("text", "fake.text", {}, "fake.text-v1-abc", ("a", "b"))
+    path = tmp_path / "result.npz"
+    cache.save_sequence(path, whole)
+    content = path.read_bytes()
+    removed = 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        read = cache.load_sequence(path, meta)
+        removed += read is None
+        assert path.exists() == (read is not None)
+        for name in FeatureSequence.__dataclass_fields__ if read else ():
+            np.testing.assert_array_equal(getattr(read, name), getattr(whole, name))
+    assert removed > len(content) / 2 and "will be extracted again" in caplog.text
 
 
 def test_a_flipped_bit_in_the_values_is_noticed(tmp_path):

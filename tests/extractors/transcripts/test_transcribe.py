@@ -134,10 +134,13 @@ class Place:
         clips = [Clip(f"v/{Path(name).stem}", "v", "train", language, name, text) for name, text in texts.items()]
         write_manifest(Manifest("made", str(media), (-3.0, 3.0), clips), root / "manifest.parquet")
 
-    def run(self, out: str = "t.parquet", clip_timeout: float = 60.0, **config) -> stage.TranscribeSummary:
+    def run(
+        self, out: str = "t.parquet", clip_timeout: float = 60.0, fresh: bool = False, **config
+    ) -> stage.TranscribeSummary:
         config = {name: str(value) for name, value in config.items()}
         manifest = self.root / "manifest.parquet"
-        return transcribe(manifest, self.root / out, TranscribeConfig(**config), self.scratch, clip_timeout)
+        tables = manifest, self.root / out
+        return transcribe(*tables, TranscribeConfig(**config), self.scratch, clip_timeout, fresh=fresh)
 
     def rows(self, out: str = "t.parquet") -> dict[str, Transcript]:
         return read_transcripts(self.root / out)
@@ -204,13 +207,20 @@ def test_what_was_heard_once_is_not_heard_again(tmp_path, media, whisper, in_pro
     place = Place(tmp_path, media, {"0.wav": "", "1.wav": "", "2.wav": ""})
     assert place.run("a.parquet", model=whisper).processed == 3
     assert place.run("b.parquet", model=whisper).processed == 0
+    assert place.run("b.parquet", model=whisper, fresh=True).processed == 3
     kept = sorted(place.scratch.glob("transcribe.asr-*/*/*.json"))
     assert len(kept) == 3 and {path.parents[1].name for path in kept} == model_signatures(
         TranscribeConfig(str(whisper))
     )
     kept[0].unlink()
     kept[1].write_text('{"text": "cut of')
-    assert place.run("c.parquet", model=whisper).processed == 2
+    changed = json.loads(kept[2].read_text())
+    kept[2].write_text(json.dumps(changed | {"text": changed["text"] + "x"}))
+    assert place.run("c.parquet", model=whisper).processed == 3
+    older = json.loads(kept[2].read_text())  # without a checksum
+    older.pop("crc32")
+    kept[2].write_text(json.dumps(older))
+    assert place.run("c.parquet", model=whisper).processed == 0
     contents = {(tmp_path / name).read_bytes() for name in ("a.parquet", "b.parquet", "c.parquet")}
     assert len(contents) == 1
 
