@@ -1,4 +1,4 @@
-"""A browser for the tests that need one, and the fixtures of `tests.support`."""
+"""How pytest-xdist distributes the tests; a browser for those that need one; and the fixtures of `tests.support`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,59 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest_plugins = ["tests.support.clips", "tests.support.datasets", "tests.support.project"]
+pytest_plugins = ["tests.support.clips", "tests.support.corpora", "tests.support.datasets", "tests.support.project"]
+
+SHARING_A_SERVER = {
+    "tests/flows/orchestration/test_deployments.py": "`house`",
+    "tests/flows/orchestration/test_score_deployments.py": "`house`",
+    "tests/flows/orchestration/test_study_deployment.py": "`house`",
+    "tests/flows/orchestration/test_ui_pages.py": "`house`",
+    "tests/flows/serving/test_app.py": "`scoring_pool`",
+    "tests/flows/serving/test_page.py": "`scoring_pool`",
+    "tests/flows/serving/test_schema.py": "`scoring_pool`",
+    "tests/flows/serving/test_security.py": "`scoring_pool`",
+    "tests/flows/serving/test_worker_pool.py": "`scoring_pool`",
+}
+"""Modules that one worker runs, so that their server is started once."""
+SLOWEST_FIRST = (
+    *SHARING_A_SERVER,
+    "tests/pipeline/test_kill.py",
+    "tests/pipeline/test_dvc.py",
+    "tests/pipeline/",
+    "tests/flows/orchestration/",
+    "tests/model/checkpoint/test_onnx.py",
+    "tests/flows/serving/",
+    "tests/flows/prediction/",
+    "tests/model/",
+    "tests/extractors/",
+)
+"""Modules that run before all others, so that no worker is left with one of them while the other is idle."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute whole modules in the order of collection, with those that share a server in one unit."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ModuleScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            servers = (server for path, server in SHARING_A_SERVER.items() if nodeid.startswith(path))
+            return next(servers, super()._split_scope(nodeid))
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # else modules with many tests come first, however short these are
+    return ModuleScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests as `SLOWEST_FIRST` says; within a module they stay in their order."""
+
+    def rank(item: pytest.Item) -> int:
+        matches = (n for n, path in enumerate(SLOWEST_FIRST) if item.nodeid.startswith(path))
+        return next(matches, len(SLOWEST_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Fixtures of the corpora's tests: one small generated corpus, and a builder of corpora in MMSA's layout."""
+"""A builder of corpora in MMSA's layout."""
 
 from __future__ import annotations
 
@@ -7,27 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from corpora.demo import DemoConfig, generate
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
-TINY = DemoConfig(clips=5, speakers=4, seed=3)
-
-
-@pytest.fixture(scope="session")
-def tiny_config() -> DemoConfig:
-    return TINY
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of a generated corpus of five clips."""
-    root = tmp_path_factory.mktemp("demo")
-    generate(root, TINY, workers=1)
-    return root
 
 
 @pytest.fixture

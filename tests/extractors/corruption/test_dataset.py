@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from corpora.demo import DemoConfig, generate
 from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, Clip, Manifest, read_manifest, write_manifest
 from corpora.readers.raw import read_raw
@@ -91,11 +90,11 @@ def build(root: Path, manifest: Manifest, extractors: Mapping[str, tuple[str, di
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory, make_clip) -> Corpus:
+def corpus(tmp_path_factory, demo, make_clip) -> Corpus:
     """Five generated clips, one without sound, one of which there is only text; all but the first in the test split."""
     root = tmp_path_factory.mktemp("corpus")
     media = root / "media"
-    generate(media, DemoConfig(clips=5, speakers=4, seed=3), workers=1)
+    shutil.copytree(demo, media)
     manifest, _ = read_raw(media, corpus="demo", language="en", label_range=(-3.0, 3.0))
     make_clip(media / "mute.mp4", "v", seconds=1)
     mute = Clip(

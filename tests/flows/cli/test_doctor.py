@@ -8,20 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from corpora.demo import DemoConfig, generate
 from corpora.inspection import inspect_corpus
 from flows.cli import doctor
 from flows.cli.app import app
 from flows.display.metrics import format_duration
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("sound")
-    generate(root, DemoConfig(clips=6, speakers=4, seed=3), workers=1)
-    return root
 
 
 @pytest.fixture
@@ -38,18 +30,18 @@ def run(*arguments: str, capfd: pytest.CaptureFixture) -> tuple[int, str]:
     return result.exit_code, " ".join((result.output + capfd.readouterr().out).split())
 
 
-def test_a_sound_corpus_passes_and_its_time_is_estimated(here, sound, capfd):
-    code, said = run(str(sound), "--sample", "2", capfd=capfd)
+def test_a_sound_corpus_passes_and_its_time_is_estimated(here, demo, capfd):
+    code, said = run(str(demo), "--sample", "2", capfd=capfd)
     assert code == 0
-    for part in ("usable rows 6 of 6", "video codec h264 6", "without audio 0", "going by 2 clips", "audio.librosa"):
+    for part in ("usable rows 5 of 5", "video codec h264 5", "without audio 0", "going by 2 clips", "audio.librosa"):
         assert part in said
-    assert "0 of 6 rows cannot be used" in said
+    assert "0 of 5 rows cannot be used" in said
     assert sorted(path.name for path in here.iterdir()) == ["params.yaml"]  # nothing is written
 
 
-def test_too_many_unusable_rows_end_in_exit_code_1_with_reasons(here, sound, capfd):
+def test_too_many_unusable_rows_end_in_exit_code_1_with_reasons(here, demo, capfd):
     broken = here / "broken"
-    shutil.copytree(sound, broken)
+    shutil.copytree(demo, broken)
     victim = sorted((broken / "Raw").rglob("*.mp4"))[0]
     victim.write_text("this is no video\n" * 100)
     code, said = run(str(broken), "--sample", "0", capfd=capfd)
@@ -57,7 +49,7 @@ def test_too_many_unusable_rows_end_in_exit_code_1_with_reasons(here, sound, cap
     assert "UnreadableMedia 1" in said
     unbroken = said.replace(" ", "")  # long lines are broken anywhere
     assert f"{victim.name}:1700bytes,butnotamediafile" in unbroken
-    assert "1 of 6 rows cannot be used (16.7%; max_failed_fraction allows 2.0%)" in said
+    assert "1 of 5 rows cannot be used (20.0%; max_failed_fraction allows 2.0%)" in said
     assert "Extraction by" not in said
 
 
@@ -66,13 +58,13 @@ def test_a_folder_that_is_no_corpus_says_so(here, capfd):
     assert code == 1 and "label.csv" in said and "Traceback" not in said
 
 
-def test_the_sample_spans_the_durations_and_takes_readable_clips_only(sound, tmp_path):
-    shutil.copytree(sound, tmp_path / "c")
-    clips = inspect_corpus(sound, language="en", label_range=(-3, 3)).manifest.clips
+def test_the_sample_spans_the_durations_and_takes_readable_clips_only(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "c")
+    clips = inspect_corpus(demo, language="en", label_range=(-3, 3)).manifest.clips
     shortest, *_, longest = sorted(clips, key=lambda clip: clip.duration)
-    found = inspect_corpus(sound, language="en", label_range=(-3, 3))
+    found = inspect_corpus(demo, language="en", label_range=(-3, 3))
     assert doctor.sample_clips(found, 2) == [shortest, longest]
-    assert len(doctor.sample_clips(found, 99)) == 6 and doctor.sample_clips(found, 0) == []
+    assert len(doctor.sample_clips(found, 99)) == 5 and doctor.sample_clips(found, 0) == []
     (tmp_path / "c" / longest.media).write_bytes(b"")
     found = inspect_corpus(tmp_path / "c", language="en", label_range=(-3, 3))
     assert longest.clip_id not in {clip.clip_id for clip in doctor.sample_clips(found, 99)}
