@@ -10,7 +10,8 @@ import typer
 from flows.cli.app import Wait, app, plain_errors
 
 Force = Annotated[
-    bool, typer.Option("--force", "-f", help="Run even if nothing has changed; extract and train from scratch.")
+    bool,
+    typer.Option("--force", "-f", help="Run even if nothing has changed; transcribe, extract and train from scratch."),
 ]
 
 

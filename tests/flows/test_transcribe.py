@@ -12,6 +12,7 @@ from extractors.execution.units import TooManyFailuresError
 from extractors.transcripts.table import read_transcripts
 from extractors.transcripts.transcribe import TranscribeSummary
 from flows import transcribe as stage
+from flows.orchestration.settings import FORCE
 from flows.prepare import prepare
 from flows.transcribe import transcribe
 
@@ -43,6 +44,20 @@ def test_the_corpuss_own_word_times_time_the_clips_that_they_know(here):
     first = lines[1].rstrip().split(",")
     assert transcripts[first[0]].start[0] == pytest.approx(float(first[3]))
     assert transcripts[first[0]].end[0] == pytest.approx(float(first[4]))
+
+
+@pytest.mark.parametrize(("force", "fresh"), [("0", False), ("1", True)])
+def test_a_forced_stage_processes_clips_with_a_kept_result_again(here, monkeypatch, force, fresh):
+    calls = []
+
+    def fake(*arguments: object) -> TranscribeSummary:
+        calls.append(arguments)
+        return TranscribeSummary({"corpus": 3}, {}, 0, ())
+
+    monkeypatch.setattr(stage, "transcribe_clips", fake)
+    monkeypatch.setenv(FORCE, force)
+    transcribe.fn()
+    assert calls[0][-1] is fresh
 
 
 def test_more_failures_than_allowed_stop_the_stage(here, monkeypatch):
