@@ -35,7 +35,7 @@ REASONS: Mapping[str, Reason] = {
     "too_much_memory": Reason(422, "scoring exceeded the server's memory limit"),
     "crashed": Reason(422, "the file crashed the process that read it"),
     "internal": Reason(500, "an internal error; the server's log has the details"),
-    "busy": Reason(503, "the queue is full; Retry-After says when to try again"),
+    "busy": Reason(503, "the queue is full, or too many requests are in progress; Retry-After says when to try again"),
     "no_room": Reason(503, "the server's disk has no room for the upload"),
     "stopping": Reason(503, "the server is shutting down"),
     "no_worker": Reason(503, "no worker process can be started; the server's log says why"),
@@ -64,3 +64,8 @@ class ApiError(HTTPException):
     def to_dict(self) -> dict[str, str]:
         """Return the response body."""
         return {"error": self.error, "message": self.message}
+
+
+def stopping_error() -> ApiError:
+    """Return the error of requests during the server's shutdown."""
+    return ApiError("stopping", "the server is being stopped")

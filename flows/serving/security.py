@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.serving.errors import ApiError
+from flows.serving.errors import ApiError, stopping_error
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -25,6 +25,9 @@ PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js")
 
 OPEN_PATHS = (*PAGE_PATHS, "/health", "/openapi.json")
 """Paths that need no token: the page itself asks for the token, and none of them reveals anything about the model."""
+
+MAX_REQUESTS = 500
+"""Maximum number of requests in progress, uploads or not."""
 
 DRAIN_SECONDS = 5.0
 """Maximum time to read the rest of a rejected upload. Browsers that are cut off while sending show no response."""
@@ -61,10 +64,14 @@ class Rules:
 
 
 class Guard:
-    """ASGI middleware that enforces the rules and adds security headers."""
+    """ASGI middleware that enforces the rules and adds security headers.
+
+    Requests that are cancelled, as uvicorn does with those that outlast its shutdown, get an error response.
+    """
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request, or respond with an `ApiError`."""
@@ -73,22 +80,36 @@ class Guard:
             return
         headers = Headers(scope=scope)
         body = _Body(receive, self._rules, expects_continue="expect" in headers)
+        started = False
 
         async def guarded_send(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                secure(MutableHeaders(scope=message))
                 await body.drain()
+                started = True
             await send(message)
 
+        app = self._app
         try:
             self._check(scope["path"], headers)
         except ApiError as error:
-            await error_response(error)(scope, receive, guarded_send)
-            return
-        await self._app(scope, body.receive, guarded_send)
+            app = error_response(error)
+        self._requests += 1
+        try:
+            await app(scope, body.receive, guarded_send)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            body.abandon()
+            await error_response(stopping_error())(scope, receive, guarded_send)
+        finally:
+            self._requests -= 1
 
     def _check(self, path: str, headers: Headers) -> None:
         rules = self._rules
+        if self._requests >= MAX_REQUESTS:
+            raise ApiError("busy", f"{MAX_REQUESTS} requests are in progress; try again in 1 s", {"Retry-After": "1"})
         host = headers.get("host", "")
         if rules.hosts and hostname(host) not in rules.hosts:
             raise ApiError(
@@ -152,6 +173,10 @@ class _Body:
         self._complete = not message.get("more_body", False)
         return message
 
+    def abandon(self) -> None:
+        """Leave the rest unread."""
+        self._complete = True
+
     async def drain(self) -> None:
         """Read and discard the rest."""
         with suppress(TimeoutError):
@@ -162,6 +187,11 @@ class _Body:
 
 def _too_large(size: int) -> ApiError:
     return ApiError("too_large", f"the upload is larger than {size / 2**20:.0f} MiB; send less, or cut the clip")
+
+
+def secure(headers: MutableHeaders) -> None:
+    """Add the security headers to a response."""
+    headers.update(HEADERS)
 
 
 def error_response(error: ApiError) -> JSONResponse:

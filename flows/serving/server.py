@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,11 +29,11 @@ logger = logging.getLogger(__name__)
 TOKEN_VARIABLE = "DASHFUSION_TOKEN"
 MIN_TOKEN_LENGTH = 16
 
-SHUTDOWN_SECONDS = 15
-"""Seconds that clips being scored have to finish when the server is stopped."""
+SHUTDOWN_SECONDS = 15.0
+"""Seconds that clips being scored have to finish when the server is stopped. New requests get an error response."""
 
-MAX_CONNECTIONS = 500
-"""Concurrent connections, beyond which uvicorn responds with 503."""
+SEND_SECONDS = 2
+"""Seconds after that for responses to be sent."""
 
 PREFIX = "dashfusion-serve"
 
@@ -44,7 +46,8 @@ class Settings:
         model: Model that scores.
         host, port: Address to listen at.
         token: Token that requests must carry; empty for none, which is allowed on loopback only.
-        names: Host names by which a proxy addresses the server.
+        names: Host names by which a proxy addresses the server; needs a token or `open_access`, except for loopback.
+        open_access: Whether whoever reaches the server by these names may use it without a token.
         workers: Number of scoring processes; 0 for `default_worker_count()`.
         limits: Limits on uploads.
 
@@ -59,6 +62,7 @@ class Settings:
     names: tuple[str, ...] = ()
     workers: int = 0
     limits: Limits = field(default_factory=Limits)
+    open_access: bool = False
 
     def __post_init__(self) -> None:
         command = "python -c 'import secrets; print(secrets.token_urlsafe())'"
@@ -67,6 +71,8 @@ class Settings:
                 f"--host {self.host} gives other machines access, so a token is needed: set {TOKEN_VARIABLE} "
                 f"(`{command}` generates one), or leave --host out to serve this machine alone"
             )
+        if self.token and self.open_access:
+            raise ValueError(f"--no-token, but a token is given (--token or {TOKEN_VARIABLE}); leave out one of them")
         if self.token and not (
             len(self.token) >= MIN_TOKEN_LENGTH and self.token.isascii() and self.token.isprintable()
         ):
@@ -75,6 +81,12 @@ class Settings:
             )
         if invalid := [name for name in self.names if not name or hostname(name) != name.lower()]:
             raise ValueError(f"--allow-host {invalid[0]!r} is not a host name; give it without scheme and port")
+        if (public := [name for name in self.names if not is_loopback(name)]) and not (self.token or self.open_access):
+            raise ValueError(
+                f"--allow-host {public[0]} lets a proxy give other machines access, so a token is needed: set "
+                f"{TOKEN_VARIABLE} (`{command}` generates one), or add --no-token if the proxy itself checks who may "
+                "use the server"
+            )
 
     def rules(self) -> Rules:
         """Return the rules for `Guard`. Beyond loopback, a machine cannot know all its names, so any is accepted."""
@@ -117,6 +129,7 @@ def _run(settings: Settings, pool: ScoringPool, folder: Path, listener: socket.s
     import uvicorn
 
     from flows.serving.app import create_app
+    from flows.serving.protocol import HttpProtocol
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -125,19 +138,21 @@ def _run(settings: Settings, pool: ScoringPool, folder: Path, listener: socket.s
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             pool.stop()  # queued uploads are rejected at once
+            deadline = time.monotonic() + SHUTDOWN_SECONDS
+            while pool.waiting and not self.force_exit and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
         create_app(pool, settings.rules(), folder),
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=SEND_SECONDS,
     )
     Server(config).run(sockets=[listener])
 

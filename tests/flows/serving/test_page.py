@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from flows.serving.app import create_app
+from flows.serving.protocol import HttpProtocol
 from flows.serving.security import LOOPBACK, Rules
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def running(scoring_pool: Any, folder: Path, token: str = "") -> Iterator[tuple[
     listener = socket.create_server(("127.0.0.1", 0))
     rules = Rules(LOOPBACK, (), token, scoring_pool.limits.size, 60.0)
     config = uvicorn.Config(
-        create_app(scoring_pool, rules, folder), http="h11", ws="none", lifespan="off", log_level="warning"
+        create_app(scoring_pool, rules, folder), http=HttpProtocol, ws="none", lifespan="off", log_level="warning"
     )
     served = uvicorn.Server(config)
     thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]}, daemon=True)

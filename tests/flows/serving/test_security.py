@@ -224,16 +224,28 @@ MODEL = Model(Path("nowhere"))
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.7.7", "mood.example", ""])
 def test_other_machines_are_not_let_in_without_a_token(host):
-    with pytest.raises(ValueError, match=r"token is needed: set DASHFUSION_TOKEN .*leave --host out"):
-        Settings(MODEL, host=host)
+    for open_access in (False, True):
+        with pytest.raises(ValueError, match=r"token is needed: set DASHFUSION_TOKEN .*leave --host out"):
+            Settings(MODEL, host=host, open_access=open_access)
     assert Settings(MODEL, host=host, token=TOKEN).rules().hosts == ()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.53", "::1", "[::1]", "localhost"])
 def test_loopback_needs_no_token_and_knows_its_names(host):
     assert is_loopback(host)
-    rules = Settings(MODEL, host=host, names=("Mood.example",)).rules()
+    rules = Settings(MODEL, host=host, names=("Mood.example",), open_access=True).rules()
     assert {*LOOPBACK, host.strip("[]"), "mood.example"} == set(rules.hosts) and rules.names == ("mood.example",)
+
+
+def test_behind_a_proxy_a_token_is_needed_or_its_absence_wanted():
+    for names in (("mood.example",), ("localhost", "10.0.0.7")):
+        with pytest.raises(ValueError, match=r"a token is needed: set DASHFUSION_TOKEN .* or add --no-token"):
+            Settings(MODEL, names=names)
+        assert Settings(MODEL, names=names, token=TOKEN).rules().token == TOKEN
+        assert Settings(MODEL, names=names, open_access=True).rules().token == ""
+    assert Settings(MODEL, names=("localhost", "127.0.0.1")).rules().token == ""
+    with pytest.raises(ValueError, match="leave out one of them"):
+        Settings(MODEL, token=TOKEN, open_access=True)
 
 
 @pytest.mark.parametrize("token", ["short", "fifteen-letters", "with a line\nbreak in it", "ünïcödé-ünïcödé-ünïcödé"])

@@ -132,6 +132,20 @@ def test_oversized_uploads_get_their_answer_over_a_real_connection(served):
     assert not served.uploads()
 
 
+def test_idle_connections_do_not_keep_others_out(served, three_seconds):
+    idle: list[socket.socket] = []
+    port = int(served.address.rpartition(":")[2])
+    try:
+        for number in range(510):
+            idle.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+            idle[-1].sendall(b"GET / HT" if number % 2 else b"")
+        assert httpx.get(f"{served.address}/health", timeout=60).json()["status"] == "ok"
+        assert served.post(three_seconds[0]).status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
 def test_a_client_that_leaves_leaves_nothing(served, long_clip):
     content = long_clip.read_bytes()
     body = BEGIN + content + b"\r\n--x--\r\n"
@@ -162,11 +176,18 @@ def test_memory_does_not_grow_with_requests(served, three_seconds):
 def test_a_signal_ends_it_with_nothing_left(corpus, tmp_path, long_clip, sign):
     with serving(corpus, tmp_path) as served, ThreadPoolExecutor(3) as pool:
         family = served.family()
-        answers = [pool.submit(served.post, long_clip) for _ in range(3)]
-        wait(lambda: len(served.uploads()) == 3, "three uploads")
-        served.process.send_signal(sign)
+        half = f"{HEAD.format(served.address[7:])}Content-Length: 1000000"
+        with send(served.address, half, BEGIN):  # an upload in progress keeps the server from its end
+            wait(served.waiting, "its admission")
+            answers = [pool.submit(served.post, long_clip) for _ in range(3)]
+            wait(lambda: len(served.uploads()) == 3, "three uploads")
+            served.process.send_signal(sign)
+            wait(lambda: httpx.get(f"{served.address}/health").json()["status"] == "stopping", "the shutdown")
+            refused = served.post(long_clip)
+            assert (refused.status_code, refused.json()["error"]) == (503, "stopping")
         assert served.process.wait(timeout=60) == 0
         statuses = sorted(answer.result().status_code for answer in answers)
+        assert {answer.result().json()["error"] for answer in answers if answer.result().is_error} == {"stopping"}
         assert statuses in ([200, 503, 503], [200, 200, 503], [503, 503, 503])
         assert served.process.stdout.read().endswith("stopped\n")
         wait(lambda: not any(process.is_running() for process in family), "the end of its processes")
