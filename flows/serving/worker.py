@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from media.container import MediaInfo
     from model.predict import Predictor
 
 WARM_UP_CLIP = "warm-up.mkv"
@@ -53,15 +52,25 @@ class InvalidOptionError(ValueError):
 _predictor: Predictor | None = None
 
 
-def examine(path: Path, max_seconds: float) -> tuple[MediaInfo, float]:
-    """Return a file's declared properties and its actual duration in seconds, measured up to `max_seconds`.
+def prepare_examiner() -> None:
+    """Import what `examine` needs."""
+    import media.container  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+
+
+def examine(path: Path, max_seconds: float) -> float:
+    """Return a file's duration in seconds: the declared one, or the actual one, measured up to `max_seconds`.
 
     Raises:
+        FrameSizeError: Its frames are too large.
         MediaError: The file is not a media file.
     """
-    from media.container import measure_duration, probe
+    from media.container import check_frame_size, measure_duration, probe
 
-    return probe(path), measure_duration(path, max_seconds)
+    info = probe(path)
+    check_frame_size(path, info.width or 0, info.height or 0)
+    return max(info.duration or 0.0, measure_duration(path, max_seconds))
 
 
 def prepare(model: Model, folder: Path) -> str | None:

@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,11 +21,11 @@ from typing import Any
 
 import psutil
 
-from extractors.execution.workers import Worker, WorkerLostError
+from extractors.execution.workers import MEMORY_LIMIT, Worker, WorkerLostError, resident_memory
 from flows.display.metrics import format_clock
-from flows.serving.errors import ApiError
-from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, score
-from media.container import MediaError, MediaInfo
+from flows.serving.errors import ApiError, stopping_error
+from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, prepare_examiner, score
+from media.container import FrameSizeError, MediaError
 from model.checkpoint.description import read_description
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,14 @@ logger = logging.getLogger(__name__)
 START_LIMIT = 300.0
 """Maximum seconds for a worker to load its models, which may include a large speech recogniser."""
 
-EXAMINE_LIMIT = 20.0
-"""Maximum seconds to read a file's headers and count its packets."""
+EXAMINE_LIMIT = 10.0
+"""Maximum seconds to read a file's headers and count its packets, which takes well under a second for usual files."""
+
+EXAMINERS = 4
+"""Processes that examine uploads, so that a file that takes long does not hold up the others. Started when needed."""
 
 POLL_SECONDS = 0.2
-"""Seconds between two checks of the workers' memory."""
+"""Seconds between two checks while processes end."""
 
 MEMORY_GROWTH_LIMIT = 512 << 20
 """Bytes by which a worker's memory may grow after its start, before it is replaced between two uploads."""
@@ -52,7 +56,6 @@ class Limits:
     Attributes:
         size: Bytes of a request.
         length: Seconds of a clip.
-        pixels: Pixels of a frame; the default is 8K video.
         upload_seconds: Seconds from a request's headers to its last byte.
         scoring_seconds: Seconds of a worker's time for one clip.
         memory: Bytes of a worker process.
@@ -61,10 +64,9 @@ class Limits:
 
     size: int = 200 << 20
     length: float = 300.0
-    pixels: int = 7680 * 4320
     upload_seconds: float = 300.0
     scoring_seconds: float = 120.0
-    memory: int = 4 << 30
+    memory: int = MEMORY_LIMIT
     waiting: int = 8
 
     def __post_init__(self) -> None:
@@ -101,17 +103,17 @@ class ScoringPool:
         self.description = read_description(model.folder)
         self.recogniser: str | None = None
         self._folder = folder
-        self._workers = [Worker() for _ in range(workers)]
+        self._workers = [Worker(memory=limits.memory) for _ in range(workers)]
         self._start_memory: dict[Worker, int] = {}
-        self._killed_for_memory: set[int] = set()
-        self._examiner = Worker()
-        self._examiner_thread = ThreadPoolExecutor(1, thread_name_prefix="examine")
+        self._examiners = [Worker(memory=limits.memory) for _ in range(EXAMINERS)]
+        self._idle_examiners = deque(self._examiners)
+        self._examiner_threads = ThreadPoolExecutor(EXAMINERS, thread_name_prefix="examine")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
         self._capacity = workers + limits.waiting
         self._admitted = 0
         self._mean_seconds = 1.0  # moving average of an upload's scoring time
-        self._stopping, self._closed = threading.Event(), threading.Event()
+        self._stopping = threading.Event()
 
     @property
     def workers(self) -> int:
@@ -145,7 +147,7 @@ class ScoringPool:
                 if isinstance(error, WorkerLostError):
                     raise ValueError(f"no worker process could be started: {error}") from error
                 raise
-        for thread in (*self._threads, threading.Thread(target=self._watch_memory, daemon=True)):
+        for thread in self._threads:
             thread.start()
 
     @contextmanager
@@ -156,7 +158,7 @@ class ScoringPool:
             ApiError: The pool is at capacity, or stopping.
         """
         if self.stopping:
-            raise _stopping_error()
+            raise stopping_error()
         if self._admitted >= self._capacity:
             wait = min(max(round(self._mean_seconds * self._admitted / self.workers), 1), MAX_RETRY_AFTER)
             message = f"{self._admitted} uploads are being scored or wait; try again in {wait} s"
@@ -169,7 +171,7 @@ class ScoringPool:
 
     def examine(self, path: Path, name: str) -> Future[None]:
         """Check in a separate process whether a file may be scored. The future raises `ApiError` if not."""
-        return self._examiner_thread.submit(self._examine, path, name)
+        return self._examiner_threads.submit(self._examine, path, name)
 
     def score(self, upload: Upload) -> Future[dict[str, Any]]:
         """Queue an upload for scoring.
@@ -198,32 +200,40 @@ class ScoringPool:
         while any(thread.is_alive() for thread in started):  # a thread may just be starting a process
             self._kill_all()
             time.sleep(POLL_SECONDS)
-        self._kill_all()
-        self._examiner_thread.shutdown(cancel_futures=True)
-        self._closed.set()
-        for worker in (*self._workers, self._examiner):
+        self._examiner_threads.shutdown(wait=False, cancel_futures=True)
+        while self._kill_all():
+            time.sleep(POLL_SECONDS)
+        self._examiner_threads.shutdown()
+        for worker in (*self._workers, *self._examiners):
             worker.close(grace=0)
 
     def _kill_all(self) -> bool:
         """Kill the processes, and return whether there were any."""
-        killed = [_kill(worker) for worker in (*self._workers, self._examiner)]
+        killed = [_kill(worker) for worker in (*self._workers, *self._examiners)]
         return any(killed)
 
     def _prepare(self, worker: Worker) -> str | None:
         recogniser: str | None = worker.call(START_LIMIT, prepare, self.model, self._folder)
-        self._start_memory[worker] = _memory(worker.pid)
+        self._start_memory[worker] = resident_memory(worker.pid)
         return recogniser
 
     def _examine(self, path: Path, name: str) -> None:
-        _reap(self._examiner)
+        examiner = self._idle_examiners.popleft()  # there are as many as threads
         try:
-            info, length = self._examiner.call(EXAMINE_LIMIT, examine, path, self.limits.length)
+            _reap(examiner)
+            if not examiner.running:
+                examiner.call(START_LIMIT, prepare_examiner)  # not counted as the file's time
+            length = examiner.call(EXAMINE_LIMIT, examine, path, self.limits.length)
+        except FrameSizeError as error:
+            raise ApiError("too_many_pixels", str(error).replace(str(path), name)) from error
         except MediaError as error:
             raise ApiError("not_media", str(error).replace(str(path), name)) from error
         except WorkerLostError as lost:
             message = f"{name}: its headers cannot be read ({lost}); convert it with a current ffmpeg"
-            raise ApiError("stopping" if self.stopping else "crashed", message) from lost
-        check(info, length, name, self.limits)
+            raise (stopping_error() if self.stopping else ApiError("crashed", message)) from lost
+        finally:
+            self._idle_examiners.append(examiner)
+        check_length(length, name, self.limits.length)
 
     def _serve(self, worker: Worker) -> None:
         """Process jobs with one worker until the queue yields None. Runs in the worker's own thread."""
@@ -233,7 +243,7 @@ class ScoringPool:
             began = time.monotonic()
             try:
                 if self.stopping:
-                    raise _stopping_error()
+                    raise stopping_error()
                 job.answer.set_result(self._score(worker, job.upload))
             except Exception as error:
                 job.answer.set_exception(error)
@@ -248,7 +258,6 @@ class ScoringPool:
         except (WorkerLostError, ValueError, OSError, KeyboardInterrupt) as error:  # Ctrl-C reaches the worker too
             logger.error("no worker can be started: %s", error)
             raise ApiError("stopping" if self.stopping else "no_worker", "no worker can be started") from error
-        pid = worker.pid
         try:
             result: dict[str, Any] = worker.call(self.limits.scoring_seconds, score, upload)
         except InvalidOptionError as error:
@@ -256,19 +265,18 @@ class ScoringPool:
         except MemoryError as error:
             raise ApiError("too_much_memory", f"{upload.name}: scoring it needs too much memory") from error
         except WorkerLostError as lost:
-            raise self._explain_loss(lost, pid, upload.name) from lost
+            raise self._explain_loss(lost, upload.name) from lost
         if result["error"]:
             raise ApiError("not_scorable", result["error"]["message"])
         return result
 
-    def _explain_loss(self, lost: WorkerLostError, pid: int | None, name: str) -> ApiError:
+    def _explain_loss(self, lost: WorkerLostError, name: str) -> ApiError:
         """Return the error for an upload whose worker was lost."""
         if self.stopping:
-            return _stopping_error()
+            return stopping_error()
         logger.warning("a worker was lost and is replaced: %s", lost)
-        if pid in self._killed_for_memory:
-            limit = f"{self.limits.memory / 2**30:.1f} GiB"
-            return ApiError("too_much_memory", f"{name}: scoring it took more than {limit}; reduce its resolution")
+        if lost.error == "OutOfMemory":
+            return ApiError("too_much_memory", f"{name}: {lost}; reduce its resolution")
         if lost.error == "Timeout":
             limit = f"{self.limits.scoring_seconds:g} s"
             return ApiError("clip_timeout", f"{name}: scoring it took longer than {limit}; cut it shorter")
@@ -277,44 +285,32 @@ class ScoringPool:
     def _replace_if_grown(self, worker: Worker) -> None:
         """Replace a worker whose memory has grown, now that no upload waits for it."""
         at_start = self._start_memory.get(worker, 0)
-        if self.stopping or not worker.running or _memory(worker.pid) < at_start + MEMORY_GROWTH_LIMIT:
+        memory = resident_memory(worker.pid)
+        if self.stopping or not worker.running or memory < at_start + MEMORY_GROWTH_LIMIT:
             return
-        logger.info("a worker's memory has grown from %d to %d MiB", at_start >> 20, _memory(worker.pid) >> 20)
+        logger.info("a worker's memory has grown from %d to %d MiB", at_start >> 20, memory >> 20)
         worker.close()
         with suppress(WorkerLostError, ValueError, OSError):  # the next upload tries again, and reports the error
             self._prepare(worker)
 
-    def _watch_memory(self) -> None:
-        """Kill workers that exceed the memory limit; the thread that waits for them gets a `WorkerLostError`."""
-        while not self._closed.wait(POLL_SECONDS):
-            for worker in (*self._workers, self._examiner):
-                if (pid := worker.pid) is not None and _memory(pid) > self.limits.memory:
-                    self._killed_for_memory.add(pid)
-                    _kill(worker)
 
-
-def check(info: MediaInfo, length: float, name: str, limits: Limits) -> None:
-    """Reject a file that is too long or whose frames are too large.
+def check_length(length: float, name: str, limit: float) -> None:
+    """Reject a file that is too long.
 
     Args:
-        info: What the file declares.
-        length: Measured duration in seconds; it need not be exact beyond the limit.
+        length: Duration in seconds; it need not be exact beyond the limit.
         name: File name, for the message.
-        limits: Limits on uploads.
+        limit: Maximum duration in seconds.
 
     Raises:
-        ApiError: The file exceeds a limit.
+        ApiError: The file exceeds the limit.
     """
-    duration = max(info.duration or 0.0, length)
-    if duration > limits.length:
+    if length > limit:
         raise ApiError(
             "too_long",
-            f"{name}: {format_clock(duration)} long; the limit is {format_clock(limits.length)}, so cut it "
+            f"{name}: {format_clock(length)} long; the limit is {format_clock(limit)}, so cut it "
             "(or use `dashfusion predict`, which has no limit)",
         )
-    width, height = info.width or 0, info.height or 0
-    if width * height > limits.pixels:
-        raise ApiError("too_many_pixels", f"{name}: frames of {width} x {height}; reduce its resolution")
 
 
 def default_worker_count() -> int:
@@ -343,21 +339,9 @@ def model_facts(pool: ScoringPool) -> Mapping[str, Any]:
     }
 
 
-def _stopping_error() -> ApiError:
-    return ApiError("stopping", "the server is being stopped")
-
-
-def _memory(pid: int | None) -> int:
-    """Return a process's resident memory in bytes, or 0 if it has ended."""
-    try:
-        return psutil.Process(pid).memory_info().rss if pid else 0
-    except psutil.Error:
-        return 0
-
-
 def _reap(worker: Worker) -> None:
     """Close a worker whose process has ended while idle, so that the next file is not blamed for it."""
-    if worker.running and not _memory(worker.pid):
+    if worker.running and not resident_memory(worker.pid):
         worker.close(grace=0)
 
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from extractors.execution.workers import resident_memory
 from flows.serving import worker_pool as module
 from flows.serving.errors import REASONS, ApiError
 from flows.serving.worker import Model, Upload, replace_path
-from flows.serving.worker_pool import Limits, ScoringPool, default_worker_count
+from flows.serving.worker_pool import EXAMINERS, Limits, ScoringPool, default_worker_count
+from tests.support.examining import examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,10 +76,11 @@ def test_a_file_that_brings_its_worker_down_is_refused_and_the_next_is_scored(sc
 def test_no_file_is_blamed_for_a_process_that_ended_before_it_came(scoring_pool, upload):
     scoring_pool.score(upload).result(timeout=120)
     scoring_pool.examine(upload.path, upload.name).result(timeout=60)
-    for worker in (worker_of(scoring_pool), scoring_pool._examiner):
-        process = psutil.Process(worker.pid)
-        process.kill()
-        wait(lambda process=process: not module._memory(process.pid), "its end")
+    for worker in (worker_of(scoring_pool), *scoring_pool._examiners):
+        if worker.running:
+            process = psutil.Process(worker.pid)
+            process.kill()
+            wait(lambda process=process: not resident_memory(process.pid), "its end")
     scoring_pool.examine(upload.path, upload.name).result(timeout=60)
     assert scoring_pool.score(upload).result(timeout=120)["error"] is None
 
@@ -93,7 +96,7 @@ def test_a_file_that_takes_too_long_is_refused_and_its_worker_ended(scoring_pool
 def test_a_worker_that_takes_too_much_memory_is_ended(scoring_pool, upload, long_upload, monkeypatch):
     scoring_pool.score(upload).result(timeout=120)
     answer = begun(scoring_pool.score(long_upload))
-    monkeypatch.setattr(scoring_pool, "limits", replace(scoring_pool.limits, memory=300 << 20))
+    monkeypatch.setattr(worker_of(scoring_pool), "memory", 300 << 20)
     refused = refusal(answer)
     assert refused.error == "too_much_memory" and "0.3 GiB" in refused.message
 
@@ -117,6 +120,22 @@ def test_headers_that_hang_or_crash_the_process_that_reads_them_are_refused(scor
     assert refused.error == "crashed" and refused.message.startswith("hangs.mp4: ")
     monkeypatch.undo()
     scoring_pool.examine(clip, "fine.mp4").result(timeout=60)
+
+
+def test_a_file_that_takes_long_to_examine_does_not_hold_up_the_others(scoring_pool, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "examine", examine)
+    monkeypatch.setattr(module, "EXAMINE_LIMIT", 300.0)
+    slow = [scoring_pool.examine(tmp_path / f"slow-{i}.mp4", f"slow-{i}.mp4") for i in range(EXAMINERS - 1)]
+    for _ in range(3):
+        scoring_pool.examine(clip, "fine.mp4").result(timeout=120)
+    assert not any(future.done() for future in slow)
+    for future in slow:
+        wait(future.running, "its examination")
+    while not all(future.done() for future in slow):
+        for examiner in scoring_pool._examiners:
+            module._kill(examiner)
+    assert {refusal(future).error for future in slow} == {"crashed"}
+    scoring_pool.examine(clip, "fine.mp4").result(timeout=120)
 
 
 def test_an_upload_that_nobody_waits_for_is_not_begun(scoring_pool, upload, long_upload):
