@@ -6,7 +6,7 @@ import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,8 @@ from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, check_modalities
 from model.data.clips import ClipTable
 from model.device import resolve_device
-from model.evaluation.inference import predict, predict_with_unimodal
-from model.evaluation.metrics import Metric, evaluate_metrics
+from model.evaluation.inference import infer, predict
+from model.evaluation.metrics import Metric, defined_metrics
 from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
 from model.files import atomic_file
 
@@ -34,7 +34,8 @@ class Evaluation:
     Attributes:
         metrics: For one network, as returned by `evaluate_metrics`; for several, the mean under the same keys, the
             sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads also
-            `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels.
+            `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels. `undefined`:
+            metric that is None -> the reason; left out if there is none.
         by_seed: Seed -> metrics of its network.
         predictions: Table of `PREDICTIONS_SCHEMA`, the networks' clips one after another, with further columns:
             `prediction_without_<modality>` for each modality used beside others, null if the clip lacks it or has no
@@ -44,7 +45,7 @@ class Evaluation:
         steps: Modality -> [N] steps of each clip, in the order of the predictions; 0 if the clip lacks the modality.
     """
 
-    metrics: Mapping[str, Metric]
+    metrics: Mapping[str, Any]
     by_seed: Mapping[int, Mapping[str, Metric]]
     predictions: pa.Table
     unlabelled: int
@@ -80,6 +81,7 @@ def evaluate(
     if not checkpoints:
         raise ValueError("no checkpoint to evaluate; name at least one folder that the train stage made")
     by_seed: dict[int, Mapping[str, Metric]] = {}
+    undefined: dict[str, str] = {}
     tables = []
     for folder in checkpoints:
         network, info = load_checkpoint(folder, resolve_device(device))
@@ -96,18 +98,25 @@ def evaluate(
         info.check_compatible(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")
-        prediction_N, unimodal_NM = predict_with_unimodal(network, table, used, batch_size)
+        outputs = infer(network, table, used, batch_size)
+        prediction_N, unimodal_NM = outputs.prediction_N, outputs.unimodal_NM
         labelled = table.labelled
         label_range = table.info.label_range
-        metrics = evaluate_metrics(prediction_N[labelled], table.labels[labelled], label_range)
+        metrics, reasons = defined_metrics(prediction_N[labelled], table.labels[labelled], label_range)
         predictions = _without_each(_predictions(table, info.seed, prediction_N), network, table, used, batch_size)
         if unimodal_NM is not None:
-            metrics |= _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
+            own = _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
+            metrics, reasons = metrics | own[0], reasons | own[1]
             predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
+        if not table.lengths(used).any():
+            reasons = {key: f"no clip has {' or '.join(used)}" for key in metrics if key != "n"}
+            metrics |= dict.fromkeys(reasons)
         by_seed[info.seed] = metrics
+        undefined |= reasons
         tables.append(predictions)
+    metrics_over_seeds = _over_seeds(list(by_seed.values()))
     return Evaluation(
-        metrics=_over_seeds(list(by_seed.values())),
+        metrics=metrics_over_seeds | ({"undefined": undefined} if undefined else {}),
         by_seed=by_seed,
         predictions=pa.concat_tables(tables, promote_options="default"),
         unlabelled=int((~labelled).sum()),
@@ -116,8 +125,8 @@ def evaluate(
     )
 
 
-def write_metrics(metrics: Mapping[str, Metric], path: Path) -> None:
-    """Write metrics as JSON with null where undefined."""
+def write_metrics(metrics: Mapping[str, Any], path: Path) -> None:
+    """Write metrics as JSON with null where undefined, and the reasons under `undefined`."""
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(json.dumps(dict(metrics), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -153,15 +162,17 @@ def _without_each(
 
 def _unimodal_metrics(
     prediction_NM: np.ndarray, label_NM: np.ndarray, label_range: tuple[float, float]
-) -> dict[str, Metric]:
-    """Return the metrics of each modality's own prediction against its own labels."""
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Return `defined_metrics` of each modality's own prediction against its own labels."""
     result: dict[str, Metric] = {}
+    undefined: dict[str, str] = {}
     for m, prediction, label in zip(MODALITIES, prediction_NM.T, label_NM.T, strict=True):
         both = np.isfinite(prediction) & np.isfinite(label)
-        metrics = evaluate_metrics(prediction[both], label[both], label_range)
-        result |= {f"{key}_{m}": metrics[key] for key in ("mae", "corr")}
-        result[f"acc2_{m}"] = metrics.get("acc2_np", metrics.get("acc2"))
-    return result
+        metrics, reasons = defined_metrics(prediction[both], label[both], label_range)
+        names = {"mae": "mae", "corr": "corr", "acc2": "acc2_np" if "acc2_np" in metrics else "acc2"}
+        result |= {f"{name}_{m}": metrics[key] for name, key in names.items()}
+        undefined |= {f"{name}_{m}": reasons[key] for name, key in names.items() if key in reasons}
+    return result, undefined
 
 
 def _with_unimodal(predictions: pa.Table, prediction_NM: np.ndarray, label_NM: np.ndarray) -> pa.Table:

@@ -169,6 +169,7 @@ class MetricRow:
         name: Its full name.
         meaning: What it measures.
         value: Its value.
+        reason: Why it has none.
         spread: Standard deviation over the seeds.
         interval: 95 % interval.
         previous: Value in the previous evaluation.
@@ -180,6 +181,7 @@ class MetricRow:
     name: str
     meaning: str
     value: str
+    reason: str
     spread: str
     interval: str
     previous: str
@@ -195,12 +197,13 @@ def metric_table(
     """Return a row for each metric: the known ones in their usual order, then others.
 
     Args:
-        metrics: As in metrics/<split>.json; `<key>_std` is the standard deviation of `<key>` over the seeds.
+        metrics: As in metrics/<split>.json; `<key>_std` is the standard deviation of `<key>` over the seeds, and
+            `undefined` has the reasons of those that are None.
         intervals: 95 % intervals of some of the metrics.
         previous: Metrics of the previous evaluation.
     """
     intervals, previous = intervals or {}, previous or {}
-    others = metrics.keys() - METRICS.keys() - {f"{key}_std" for key in metrics} - {"n", "seeds"}
+    others = metrics.keys() - METRICS.keys() - {f"{key}_std" for key in metrics} - {"n", "seeds", "undefined"}
     rows = []
     for key in [*(key for key in METRICS if key in metrics), *(key for key in metrics if key in others)]:
         change, better = _change(key, metrics[key], previous.get(key))
@@ -210,8 +213,9 @@ def metric_table(
                 name=metric_label(key),
                 meaning=METRICS[key].meaning if key in METRICS else "",
                 value=format_metric(key, metrics[key]),
+                reason=_reason(key, metrics),
                 spread=_spread(key, metrics),
-                interval=format_interval(key, intervals[key]) or NOTHING if key in intervals else "",
+                interval=_interval(key, metrics, intervals),
                 previous=_with_spread(key, previous) if key in previous else "",
                 change=change,
                 better=better,
@@ -245,9 +249,20 @@ def _spread(key: str, metrics: Mapping[str, Any]) -> str:
     return "" if metrics[key] is None else format_spread(key, metrics.get(f"{key}_std"))
 
 
+def _reason(key: str, metrics: Mapping[str, Any]) -> str:
+    return str(metrics.get("undefined", {}).get(key, ""))
+
+
+def _interval(key: str, metrics: Mapping[str, Any], intervals: Mapping[str, Interval]) -> str:
+    if key not in intervals:
+        return ""
+    return NOTHING if metrics[key] is None else format_interval(key, intervals[key]) or NOTHING
+
+
 def _with_spread(key: str, metrics: Mapping[str, Any]) -> str:
-    value, spread = format_metric(key, metrics[key]), _spread(key, metrics)
-    return f"{value} ± {spread}" if spread else value
+    """Return the value with its spread, or an en dash with the reason."""
+    value, spread, reason = format_metric(key, metrics[key]), _spread(key, metrics), _reason(key, metrics)
+    return f"{value} ± {spread}" if spread else f"{value} ({reason})" if reason else value
 
 
 def _change(key: str, new: float | None, old: float | None) -> tuple[str, bool | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +13,25 @@ from model.data.batching import sorted_batches
 from model.device import prefetch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from model.data.clips import ClipTable
     from model.network.dashfusion import DashFusion
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """The network's outputs of N clips.
+
+    Attributes:
+        prediction_N: Sentiment.
+        unimodal_NM: Predictions of the unimodal heads [N, 3], NaN where the clip lacks the modality; None without them.
+        pooled: Modality -> [N, d] pooled vectors of those that the network was shown, NaN where the clip lacks it.
+    """
+
+    prediction_N: np.ndarray
+    unimodal_NM: np.ndarray | None
+    pooled: Mapping[str, np.ndarray]
 
 
 def predict(
@@ -35,19 +51,24 @@ def predict(
         part: (k, n) predicts every n-th batch from the k-th on. Clips of other batches are 0, so that the n parts add
             up to the whole.
     """
-    return predict_with_unimodal(network, table, modalities, batch_size, part)[0]
+    return infer(network, table, modalities, batch_size, part).prediction_N
 
 
 @torch.inference_mode()
-def predict_with_unimodal(
-    network: DashFusion, table: ClipTable, modalities: Sequence[str], batch_size: int, part: tuple[int, int] = (0, 1)
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the result of `predict`, and that of unimodal heads [N, 3], NaN where the clip lacks the modality."""
+def infer(
+    network: DashFusion,
+    table: ClipTable,
+    modalities: Sequence[str],
+    batch_size: int = 64,
+    part: tuple[int, int] = (0, 1),
+) -> Inference:
+    """Run the network over the table's clips, see `predict`, and return all outputs."""
     device = next(network.parameters()).device
     training = network.training
     network.eval()
     prediction_N = np.zeros(len(table), np.float32)
     unimodal_NM = np.zeros((len(table), len(MODALITIES)), np.float32) if network.config.unimodal_heads else None
+    pooled = {m: np.full((len(table), network.config.dim), np.nan, np.float32) for m in modalities}
     batches = sorted_batches(table.lengths(modalities), batch_size)[part[0] :: part[1]]
     for rows, batch in zip(batches, prefetch(lambda rows: table.batch(rows, modalities), batches), strict=True):
         output = network(batch.to(device))
@@ -55,5 +76,8 @@ def predict_with_unimodal(
         if unimodal_NM is not None:
             present_BM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
             unimodal_NM[rows] = output.unimodal.where(present_BM, torch.nan).cpu().numpy()
+        for m, pooled_Nd in pooled.items():
+            present_B = output.embedding.present[m][:, None]
+            pooled_Nd[rows] = output.embedding.streams[m].where(present_B, torch.nan).cpu().numpy()
     network.train(training)
-    return prediction_N, unimodal_NM
+    return Inference(prediction_N, unimodal_NM, pooled)

@@ -59,6 +59,41 @@ def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tup
     return metrics
 
 
+def defined_metrics(
+    prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]
+) -> tuple[dict[str, Metric], dict[str, str]]:
+    """Compute `evaluate_metrics` for a report, where a figure that measures nothing is None.
+
+    That is an accuracy or F1 of labels that are all of one class, which a constant prediction gets right.
+
+    Returns:
+        The metrics, and for each that is None the reason.
+    """
+    metrics = evaluate_metrics(prediction, label, label_range)
+    reasons = {key: reason for key in metrics if (reason := _why_undefined(key, prediction, label, label_range))}
+    return {key: None if key in reasons else value for key, value in metrics.items()}, reasons
+
+
+def _why_undefined(key: str, prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> str | None:
+    if key == "n":
+        return None
+    if not len(label):
+        return "no labelled clip"
+    if key == "mae":
+        return None
+    used = label[label != 0] if key.endswith("_np") else within(label, label_range)
+    if len(used) < 2:
+        return "one clip" if len(used) else "all labels are 0"
+    if key == "corr":
+        sides = {"labels": used, "predictions": within(prediction, label_range)}
+        return next((f"all {name} are equal" for name, values in sides.items() if np.ptp(values) < ROUNDING), None)
+    if key[:3] == "acc" and key[3:] in "357":
+        true = to_classes(used, label_range, int(key[3:]))
+    else:
+        true = used >= 0 if key.endswith("_nn") else used > 0
+    return None if np.ptp(true.astype(int)) else "all labels are of one class"
+
+
 def check_comparable(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> None:
     """Raise the ValueErrors of `evaluate_metrics`."""
     _check_range(label_range)

@@ -21,6 +21,7 @@ from model.evaluation.inference import predict
 from model.evaluation.metrics import evaluate_metrics
 from model.evaluation.predictions import ClipPredictions
 from model.network.dashfusion import DashFusion
+from tests.support.datasets import drop_audio
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 
@@ -201,3 +202,26 @@ def test_a_checkpoint_can_be_described_without_its_weights(dataset, tmp_path):
     untrained(dataset, tmp_path / "best", seed=3)
     (tmp_path / "best" / "model.safetensors").unlink()
     assert read_checkpoint_info(tmp_path / "best").seed == 3
+
+
+def test_metrics_of_labels_that_are_all_equal_are_null_with_the_reason(dataset_writer, tmp_path):
+    def all_ones(split, table):
+        return table.set_column(table.column_names.index("label"), "label", pa.array(np.ones(len(table), np.float32)))
+
+    dataset = dataset_writer(tmp_path / "data", clips={"train": 8, "valid": 4, "test": 6}, change=all_ones)
+    for seed in (0, 1):
+        untrained(dataset, tmp_path / f"{seed}", seed=seed)
+    found = evaluate(dataset, [tmp_path / "0", tmp_path / "1"], "test", device="cpu").metrics
+    assert found["mae"] > 0 and found["acc2_nn"] is None and found["acc2_nn_std"] is None
+    assert found["undefined"]["acc2_nn"] == "all labels are of one class"
+    assert found["undefined"]["corr"] == "all labels are equal" and "mae" not in found["undefined"]
+    write_metrics(found, tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text()) == found
+
+
+def test_clips_without_any_of_the_modalities_measure_nothing(dataset_writer, tmp_path):
+    dataset = dataset_writer(tmp_path / "data", change=drop_audio)
+    untrained(dataset, tmp_path / "best", seed=0)
+    found = evaluate(dataset, [tmp_path / "best"], "test", ["audio"], device="cpu").metrics
+    assert {key for key, value in found.items() if value is not None} == {"n", "undefined"}
+    assert set(found["undefined"].values()) == {"no clip has audio"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.evaluation.metrics import class_names, confusion, evaluate_metrics, to_classes, weighted_f1
+from model.evaluation.metrics import class_names, confusion, defined_metrics, evaluate_metrics, to_classes, weighted_f1
 
 WIDE, UNIT = (-3.0, 3.0), (-1.0, 1.0)
 
@@ -76,6 +76,39 @@ def test_what_is_undefined_is_none():
     assert nothing.pop("n") == 0 and set(nothing.values()) == {None}
     neutral = evaluate_metrics(np.array([0.5, -0.5]), np.zeros(2), WIDE)
     assert neutral["acc2_np"] is None and neutral["f1_np"] is None and neutral["acc2_nn"] == 0.5
+
+
+@pytest.mark.parametrize("label_range", [WIDE, UNIT])
+def test_normal_data_has_every_metric_and_no_reason(label_range):
+    rng = np.random.default_rng(0)
+    label = np.round(rng.uniform(*label_range, 60), 1)
+    prediction = label + rng.normal(size=60)
+    assert defined_metrics(prediction, label, label_range) == (evaluate_metrics(prediction, label, label_range), {})
+
+
+ONE_CLASS = "all labels are of one class"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "label_range", "defined", "reasons"),
+    [
+        ([], [], WIDE, {"n"}, {"mae": "no labelled clip", "acc7": "no labelled clip", "corr": "no labelled clip"}),
+        ([0.5], [1.0], WIDE, {"n", "mae"}, {"acc2_np": "one clip", "f1_nn": "one clip", "corr": "one clip"}),
+        ([0.5, 1.0], [1.0, 1.0], WIDE, {"n", "mae"}, {"acc7": ONE_CLASS, "corr": "all labels are equal"}),
+        ([0.5, 1.0], [0.5, 2.0], WIDE, {"n", "mae", "corr", "acc3", "acc5", "acc7"}, {"acc2_nn": ONE_CLASS}),
+        ([0.5, -1.0], [0.0, 0.0], WIDE, {"n", "mae"}, {"acc2_np": "all labels are 0", "acc2_nn": ONE_CLASS}),
+        ([0.5, -1.0], [0.0, 1.0], WIDE, None, {"acc2_np": "one clip", "acc2_nn": ONE_CLASS}),
+        ([2.0, 2.0, 2.0], [-1.0, 0.0, 1.0], WIDE, None, {"corr": "all predictions are equal"}),
+        ([2.0, 3.0], [-1.0, 1.0], UNIT, None, {"corr": "all predictions are equal"}),  # after clipping
+        ([0.2, 0.4], [0.8, 0.9], UNIT, {"n", "mae", "corr"}, {"acc2": ONE_CLASS, "f1": ONE_CLASS, "acc5": ONE_CLASS}),
+    ],
+)
+def test_metrics_that_measure_nothing_are_none_with_the_reason(prediction, label, label_range, defined, reasons):
+    metrics, found = defined_metrics(np.float32(prediction), np.float32(label), label_range)
+    assert {key for key, value in metrics.items() if value is None} == set(found)
+    assert reasons.items() <= found.items()
+    if defined is not None:
+        assert metrics.keys() - found.keys() == defined
 
 
 @pytest.mark.parametrize(
