@@ -22,14 +22,15 @@ from model.checkpoint.io import add_calibration, load_checkpoint, save_checkpoin
 from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
-from model.data.clips import ClipTable
-from model.data.tokens import TextBackbone, prepare_text
+from model.data.tokens import prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
 from model.evaluation.calibration import calibrate
-from model.evaluation.inference import predict
-from model.evaluation.metrics import evaluate_metrics
+from model.evaluation.inference import infer, predict
+from model.evaluation.metrics import defined_metrics
+from model.evaluation.outliers import clip_vectors, fit_density, sample_rows
 from model.network.dashfusion import DashFusion
 from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner, RankBatch
+from model.training.labelled import check_unimodal_labels, read_labelled
 from model.training.mining import Partners, label_classes, mine
 from model.training.objective import LOSS_TERMS, Objective, mining_embeddings
 from model.training.optimizer import learning_rate_factor, parameter_groups
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lightning_fabric import Fabric
+
+    from model.data.clips import ClipTable
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -199,8 +202,8 @@ def train(
     Raises:
         FileNotFoundError: No dataset there.
         ModuleNotFoundError: Lightning Fabric is not installed.
-        ValueError: No labelled clips to train or validate on, features that are not finite, or an unavailable device or
-            text encoder.
+        ValueError: No labelled clips to train or validate on or none with any of the modalities, features that are not
+            finite, or an unavailable device or text encoder.
         FloatingPointError: The loss or its gradient is not finite; the message names the batch's clips.
     """
     check_together(model, config)
@@ -210,9 +213,9 @@ def train(
     # Load the data
     with fabric.rank_zero_first():
         text = prepare_text(model, dataset)
-        clips, unlabelled = _read_labelled(dataset, "train", model, cache, text)
-        valid, _ = _read_labelled(dataset, "valid", model, cache, text)
-    _check_unimodal_labels(clips, model)
+        clips, unlabelled = read_labelled(dataset, "train", model, config.modalities, cache, text)
+        valid, _ = read_labelled(dataset, "valid", model, config.modalities, cache, text)
+    check_unimodal_labels(clips, model)
 
     # Build the network and its optimizer
     torch.manual_seed(seed)
@@ -293,13 +296,19 @@ def _save_epoch(run: _Run, store: RunStore, out: Path, improved: bool) -> None:
 
 
 def _finish(run: _Run, out: Path, valid: ClipTable, unlabelled: int, resumed: tuple[int, int] | None) -> TrainResult:
-    """Calibrate the best checkpoint's prediction intervals, write its model card, and return the run's result."""
+    """Calibrate the best checkpoint's intervals and outlier test, write its model card, and return the run's result."""
     fabric, config, best = run.fabric, run.config, out / "best"
     if len(run.history) < config.epochs:
         log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
     if fabric.is_global_zero:
         network, _ = load_checkpoint(best, fabric.device)
-        add_calibration(best, calibrate(network, valid, config.modalities))
+        clips = run.planner.clips
+        sample = clips.select(sample_rows(len(clips)))
+        train_vectors, valid_vectors = (
+            clip_vectors(table, infer(network, table, config.modalities).pooled) for table in (sample, valid)
+        )
+        calibration = calibrate(network, valid, config.modalities)
+        add_calibration(best, calibration, fit_density(train_vectors, valid_vectors))
         write_card(best)
     fabric.barrier()
     return TrainResult(
@@ -447,7 +456,7 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
     prediction = predict(run.network, valid, config.modalities, part=(fabric.global_rank, fabric.world_size))
     if fabric.world_size > 1:
         prediction = _all_reduce(fabric, torch.from_numpy(prediction).to(fabric.device), "sum").cpu().numpy()
-    validation = evaluate_metrics(prediction, valid.labels, valid.info.label_range)
+    validation, _ = defined_metrics(prediction, valid.labels, valid.info.label_range)
     optional = {
         "valid_mae": validation["mae"],
         "valid_corr": validation["corr"],
@@ -463,35 +472,6 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
     metrics["steps_per_second"] = run.steps / training_seconds
     metrics["seconds"] = time.perf_counter() - run.epoch_began
     return metrics
-
-
-def _read_labelled(
-    dataset: Path, split: str, model: ModelConfig, cache: Path | None, text: TextBackbone | None
-) -> tuple[ClipTable, int]:
-    """Read the split's labelled clips, and count the others."""
-    table = ClipTable.read(dataset, split, model.max_positions, cache, text)
-    labelled = table.labelled
-    if not labelled.any():
-        found = f"{len(table)} clips, none with a label" if len(table) else "no clips"
-        raise ValueError(
-            f"{dataset}: the {split} split has {found}; training needs labelled clips in train and in valid: "
-            "check the corpus's split column, then run the prepare, extract and align stages"
-        )
-    for modality, count in table.truncated.items():
-        if count:
-            limit = text.limit if text and modality == "text" else model.max_positions
-            log.warning("%s: %s of %d clips cut to %d steps", split, modality, count, limit)
-    if not labelled.all():
-        log.warning("%s: %d clips without a label are ignored", split, (~labelled).sum())
-    return table.select(labelled), int((~labelled).sum())
-
-
-def _check_unimodal_labels(clips: ClipTable, model: ModelConfig) -> None:
-    if model.unimodal_heads and not np.isfinite(clips.unimodal_labels).any():
-        raise ValueError(
-            "model.unimodal_heads is true: the training clips have no labels of text, audio or vision alone; set it to "
-            "false, or give the corpus's label.csv the columns label_T, label_A and label_V"
-        )
 
 
 def _dropout_seed(seed: int, epoch: int, number: int, rank: int) -> int:

@@ -47,21 +47,27 @@ class RunningStatistics:
 
 
 class TrainingClips:
-    """Durations and missing modalities of the training clips, against which new videos are checked."""
+    """Durations, missing modalities and videos of the training clips, against which new videos are checked."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
         self._missing = dict.fromkeys(MODALITIES, 0)
+        self._videos: set[str] = set()
 
     def add(self, clip: Clip, sequences: Mapping[str, FeatureSequence]) -> None:
         """Add one clip with its features."""
         self._seconds.append(known_duration(clip.duration, sequences))
+        self._videos.add(clip.video_id)
         for m, sequence in sequences.items():
             self._missing[m] += not len(sequence)
 
     def to_json(self) -> dict[str, Any]:
-        """Return `seconds` (median and longest) and `missing` (clips by missing modality); empty without clips."""
+        """Return `seconds` (median, longest), `missing` (clips by missing modality), `videos`; empty without clips."""
         if not self._seconds:
             return {}
         seconds = {"median": float(np.median(self._seconds)), "longest": max(self._seconds)}
-        return {"seconds": {name: round(value, 3) for name, value in seconds.items()}, "missing": self._missing}
+        return {
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "missing": self._missing,
+            "videos": len(self._videos),
+        }

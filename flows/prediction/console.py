@@ -66,15 +66,13 @@ def results_table(results: Sequence[dict[str, Any]], label_range: Sequence[float
         if result["error"]:
             table.add_row(file, "", Text(result["error"]["class"], "red"), "", "", "", "")
             continue
-        interval, contributions = result["interval"], result["contributions"]
+        contributions = result["contributions"]
         table.add_row(
             file,
             format_number(result["score"]),
             result["sentiment"],
             result["class"],
-            f"{format_number(interval['low'])} to {format_number(interval['high'])}"
-            if interval
-            else _no_interval(result),
+            _format_interval(result),
             ", ".join(
                 f"{m} {format_number(contributions[m], sign=True)}" if contributions else m for m in result["used"]
             ),
@@ -83,8 +81,10 @@ def results_table(results: Sequence[dict[str, Any]], label_range: Sequence[float
     return table
 
 
-def _no_interval(result: dict[str, Any]) -> str:
-    test = result["outlier_test"]
+def _format_interval(result: dict[str, Any]) -> str:
+    interval, test = result["interval"], result["outlier_test"]
+    if interval:
+        return f"{format_number(interval['low'])} to {format_number(interval['high'])}"
     return "unlike training" if test and test["modalities"] else "not known"
 
 

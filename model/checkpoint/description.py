@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.data.info import DatasetInfo
+from model.data.info import DatasetInfo, is_generated
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SCHEMA_VERSION = 2
 DESCRIPTION = "checkpoint.json"
@@ -27,6 +30,11 @@ _REQUIRED = {
     "metrics": dict,
     "versions": dict,
 }
+
+
+def first_notice(description: Mapping[str, Any]) -> str:
+    """Return `GENERATED_NOTICE` if a checkpoint.json is of generated videos, else an empty string."""
+    return GENERATED_NOTICE if is_generated(description["dataset"]) else ""
 
 
 def read_description(folder: Path) -> dict[str, Any]:

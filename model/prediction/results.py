@@ -6,6 +6,7 @@ added, none may change.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +14,25 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.checkpoint.description import GENERATED_NOTICE
 from model.config import MODALITIES
 from model.files import atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from model.evaluation.outliers import OutlierTest
     from model.prediction.protocol import Note
 
 SCHEMA_VERSION = 1
 
 SENTIMENTS = ("negative", "neutral", "positive")
+
+GENERATED_TRAINING = "generated_training"
+"""Code of the first warning of every score of a model that was trained on generated videos."""
+
+UNLIKE_TRAINING = "unlike_training"
+"""Code of the warning of a clip that is unlike the training clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +60,10 @@ class Score:
         raw: Output of the network, not clipped.
         sentiment: One of `SENTIMENTS`, the corpus's three classes.
         label_class: The corpus's finest class: one of seven for [-3, 3], one of five for [-1, 1].
-        interval: None if the checkpoint has no calibration for `used`.
+        interval: None if the checkpoint has no calibration for `used`, or if the clip is an outlier.
         used: Modalities that the score is based on.
         contributions: Score minus the score without the modality, for each used one; empty if only one was used.
+        outlier_test: Whether the clip is like the training clips; None if the checkpoint cannot tell.
     """
 
     value: float
@@ -63,6 +73,7 @@ class Score:
     interval: Interval | None
     used: tuple[str, ...]
     contributions: Mapping[str, float]
+    outlier_test: OutlierTest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +143,7 @@ class Failure:
         return {
             "file": self.name,
             "error": {"class": self.error, "message": self.message},
-            **dict.fromkeys(("score", "raw_score", "sentiment", "class", "interval")),
+            **dict.fromkeys(("score", "raw_score", "sentiment", "class", "interval", "outlier_test")),
             "used": [],
             "contributions": {},
             **dict.fromkeys(("scored_by", "duration")),
@@ -153,6 +164,7 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
 
 def _score_dict(score: Score | None) -> dict[str, Any]:
     interval = score.interval if score else None
+    test = score.outlier_test if score else None
     return {
         "score": _rounded(score.value) if score else None,
         "raw_score": _rounded(score.raw) if score else None,
@@ -165,6 +177,8 @@ def _score_dict(score: Score | None) -> dict[str, Any]:
             "high": round(interval.high, 4),
             "clips": interval.clips,
         },
+        "outlier_test": test
+        and {"p_value": round(test.p_value, 4), "clips": test.clips, "modalities": list(test.modalities)},
         "used": list(score.used) if score else [],
         "contributions": {m: round(value, 4) for m, value in score.contributions.items()} if score else {},
     }
@@ -182,6 +196,7 @@ _SCORE = {
     "sentiment": pa.string(),
     "class": pa.string(),
     "interval": _INTERVAL,
+    "outlier_test": pa.struct({"p_value": pa.float32(), "clips": pa.int32(), "modalities": pa.list_(pa.string())}),
     "used": pa.list_(pa.string()),
     "contributions": pa.struct(dict.fromkeys(MODALITIES, pa.float32())),
 }
@@ -203,8 +218,19 @@ RESULTS_SCHEMA = pa.schema(
 )
 
 
+def generated_notice(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return `GENERATED_NOTICE` if the results, as from `to_dict`, are of such a model, else an empty string."""
+    codes = {warning["code"] for result in results for warning in result["warnings"][:1]}
+    return GENERATED_NOTICE if GENERATED_TRAINING in codes else ""
+
+
 def write_results(results: Sequence[Result], path: Path) -> None:
     """Write the results as Parquet (zstd), one row per video."""
-    table = pa.Table.from_pylist([result.to_dict() for result in results], schema=RESULTS_SCHEMA)
+    rows = [result.to_dict() for result in results]
+    schema = RESULTS_SCHEMA
+    if generated_notice(rows):
+        facts = {"schema_version": SCHEMA_VERSION, "generated": True, "notice": GENERATED_NOTICE}
+        schema = schema.with_metadata({"dashfusion": json.dumps(facts)})
+    table = pa.Table.from_pylist(rows, schema=schema)
     with atomic_file(Path(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd")

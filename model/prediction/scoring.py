@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.checkpoint.description import GENERATED_NOTICE
 from model.config import MODALITIES
 from model.data.clips import ClipTable
 from model.evaluation.calibration import subset_name
-from model.evaluation.inference import predict
+from model.evaluation.inference import infer, predict
 from model.evaluation.metrics import WIDE, class_names, to_classes
+from model.evaluation.outliers import OutlierTest, clip_vectors, detect_outliers
 from model.prediction.protocol import FeatureFailure, Note, Segment, VideoFeatures
-from model.prediction.results import SENTIMENTS, Failure, Interval, Prediction, Result, Score, Window
+from model.prediction.results import (
+    GENERATED_TRAINING,
+    SENTIMENTS,
+    UNLIKE_TRAINING,
+    Failure,
+    Interval,
+    Prediction,
+    Result,
+    Score,
+    Window,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -80,13 +92,15 @@ def score_segments(
         network.text,
     )
     visible = {m: _has_visible_steps(table, m) for m in shown}
-    raw = predict(network, table, shown)
+    outputs = infer(network, table, shown)
+    raw = outputs.prediction_N
+    tests = detect_outliers(info.density, clip_vectors(table, outputs.pooled))
     without = {m: predict(network, table, [other for other in shown if other != m]) for m in shown if len(shown) > 1}
     scores = []
     for row in range(len(segments)):
         used = tuple(m for m in MODALITIES if m in shown and visible[m][row])
         contributions = {m: float(raw[row] - without[m][row]) for m in used if len(used) > 1}
-        scores.append(_score(float(raw[row]), used, contributions, info, level) if used else None)
+        scores.append(_score(float(raw[row]), used, contributions, info, level, tests[row]) if used else None)
     return scores
 
 
@@ -98,9 +112,17 @@ def _has_visible_steps(table: ClipTable, modality: str) -> list[bool]:
 
 
 def _score(
-    raw: float, used: tuple[str, ...], contributions: Mapping[str, float], info: CheckpointInfo, level: float | None
+    raw: float,
+    used: tuple[str, ...],
+    contributions: Mapping[str, float],
+    info: CheckpointInfo,
+    level: float | None,
+    test: OutlierTest | None = None,
 ) -> Score:
-    """Interpret an output of the network in the corpus's label range; `level` None: without an interval."""
+    """Interpret an output of the network in the corpus's label range.
+
+    There is no interval if `level` is None, or for an outlier: calibration covers clips like the validation clips.
+    """
     label_range = info.dataset.label_range
     low, high = label_range
     value = float(np.clip(raw, low, high))
@@ -109,9 +131,10 @@ def _score(
     label_class = class_names(label_range, finest)[to_classes(np.array([value]), label_range, finest)[0]]
     interval = None
     widths = info.calibration.get(subset_name(used), {})
-    if level is not None and (half := widths.get(f"{level:g}")) is not None:
+    outlier = test is not None and bool(test.modalities)
+    if level is not None and not outlier and (half := widths.get(f"{level:g}")) is not None:
         interval = Interval(level, max(low, value - half), min(high, value + half), int(widths["n"] or 0))
-    return Score(value, raw, sentiment, label_class, interval, used, contributions)
+    return Score(value, raw, sentiment, label_class, interval, used, contributions, test)
 
 
 def _mean_score(scores: Sequence[Score | None], info: CheckpointInfo) -> Score | None:
@@ -165,9 +188,31 @@ def _result(
         text=features.whole.text,
         text_source=features.text_source,
         windows=windows,
-        warnings=(*features.notes, *notes, *_notes(features, score, by_windows, network, info)),
+        warnings=(
+            *_foreign_notes(score, window_scores if by_windows else (), info),
+            *features.notes,
+            *notes,
+            *_notes(features, score, by_windows, network, info),
+        ),
         seconds={**features.seconds, **seconds},
     )
+
+
+def _foreign_notes(score: Score, windows: Sequence[Score | None], info: CheckpointInfo) -> Iterator[Note]:
+    """Yield what puts the score as such in question; `windows`: that it is the mean of, if any."""
+    if info.dataset.generated:
+        yield Note(GENERATED_TRAINING, GENERATED_NOTICE)
+    tests = [one.outlier_test for one in windows if one] or [score.outlier_test]
+    outliers = [test for test in tests if test and test.modalities]
+    if 2 * len(outliers) > len(tests):
+        modalities = " and ".join(m for m in MODALITIES if any(m in test.modalities for test in outliers))
+        if windows:
+            found = f"{len(outliers)} of {len(tests)} windows are unlike the training clips in {modalities}"
+        else:
+            found = (
+                f"unlike the training clips in {modalities} (p = {outliers[0].p_value:.2g}, {outliers[0].clips} clips)"
+            )
+        yield Note(UNLIKE_TRAINING, f"{found}: what the model makes of it is unknown")
 
 
 def _notes(
@@ -207,6 +252,8 @@ def _truncations(whole: Segment, network: DashFusion, info: CheckpointInfo) -> I
 
 
 def _why_no_interval(score: Score, info: CheckpointInfo) -> str:
+    if score.outlier_test and score.outlier_test.modalities:
+        return "it would hold for clips like the validation clips only"
     if not info.calibration:
         return "the checkpoint was saved without calibration"
     count = info.calibration.get(subset_name(score.used), {}).get("n", 0)

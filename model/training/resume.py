@@ -30,7 +30,7 @@ _NOT_IN_SIGNATURE = ("seeds", "checkpoint_minutes", "tensorboard")
 
 TRAINING_CODE = (
     "config.py", "data", "device.py", "evaluation/bootstrap.py", "evaluation/calibration.py", "evaluation/inference.py",
-    "evaluation/metrics.py", "network", "train.py", "training",
+    "evaluation/metrics.py", "evaluation/outliers.py", "network", "train.py", "training",
 )  # fmt: skip
 """Modules and packages of `model` that training computes with."""
 

@@ -155,7 +155,7 @@ def test_an_interval_that_is_not_known_is_said(data, trained, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
-        (folder / "checkpoint.json").write_text(json.dumps(description | {"calibration": calibration}))
+        (folder / "checkpoint.json").write_text(json.dumps(description | {"calibration": calibration, "sha256": {}}))
         result = Predictor(folder, device="cpu").from_features({"audio": clips(data)[3]["audio"].values})
         (notice,) = [w for w in result.warnings if w.code == "no_interval"]
         assert result.score.interval is None
@@ -337,7 +337,8 @@ def test_models_are_downloaded_only_if_the_user_allows_it(trained, monkeypatch, 
 def test_the_recogniser_that_a_checkpoint_names_is_used_if_it_can_be_had(data, trained, tmp_path, monkeypatch):
     description = json.loads((trained / "checkpoint.json").read_text())
     description["dataset"]["recogniser"] = "whisper-here"
-    (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    for name in ("model.safetensors", "density.safetensors"):
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
     (tmp_path / "checkpoint.json").write_text(json.dumps(description))
     asked, here = [], {"whisper-here", "other"}
     silent = VideoFeatures(2.0, "", segment({"audio": clips(data)[3]["audio"]}, ""))
@@ -368,8 +369,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
 
 
 KEYS = {
-    "file", "error", "score", "raw_score", "sentiment", "class", "interval", "used", "contributions", "scored_by",
-    "duration", "text", "text_source", "windows", "warnings", "seconds",
+    "file", "error", "score", "raw_score", "sentiment", "class", "interval", "outlier_test", "used", "contributions",
+    "scored_by", "duration", "text", "text_source", "windows", "warnings", "seconds",
 }  # fmt: skip
 
 

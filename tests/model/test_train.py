@@ -20,6 +20,7 @@ from model.training.losses import supervised_loss
 from model.training.mining import label_classes, mine
 from model.training.objective import LOSS_TERMS, Objective
 from model.training.optimizer import learning_rate_factor, parameter_groups
+from tests.support.datasets import drop_audio
 
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
 SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, device="cpu", mining=MiningConfig(refresh_epochs=1))
@@ -198,6 +199,16 @@ def test_an_empty_validation_split_is_refused(dataset_writer, tmp_path):
     root = dataset_writer(tmp_path / "data", clips={"train": 24, "valid": 0, "test": 4})
     with pytest.raises(ValueError, match="the valid split has no clips"):
         train(root, tmp_path / "out", SMALL, SHORT, seed=0)
+
+
+def test_a_split_without_any_of_the_modalities_is_refused_and_a_lack_of_one_is_warned_of(
+    dataset_writer, tmp_path, caplog
+):
+    root = dataset_writer(tmp_path / "data", change=drop_audio)
+    with pytest.raises(ValueError, match="no labelled clip of the train split has audio"):
+        train(root, tmp_path / "out", SMALL, replace(SHORT, modalities=("audio",)), seed=0)
+    train(root, tmp_path / "out", SMALL, replace(SHORT, epochs=1, warmup_epochs=0), seed=0)
+    assert [r.message for r in caplog.records if "no clip has audio" in r.message]
 
 
 def test_a_loss_that_is_not_finite_names_the_clips(dataset, tmp_path, monkeypatch):

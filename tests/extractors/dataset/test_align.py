@@ -419,6 +419,7 @@ def test_the_dataset_tells_what_a_new_video_is_compared_with(tmp_path):
     assert corpus.info()["training"] == {
         "seconds": {"median": 2.0, "longest": 2.0},
         "missing": {"text": 0, "audio": 1, "vision": 0},
+        "videos": 7,
     }
     assert corpus.info()["recogniser"] == ""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from model.checkpoint.description import GENERATED_NOTICE
 from model.checkpoint.io import load_checkpoint
 from model.checkpoint.model_card import CARD, card_lines, export_checkpoint
 from model.config import ModelConfig, TextConfig, TrainConfig
@@ -83,9 +84,19 @@ def test_the_terms_of_what_went_in_are_told(trained, entry, text, terms):
 
 def test_a_generated_corpus_is_told_to_be_one(trained):
     description = json.loads((trained / "checkpoint.json").read_text())
-    assert "animated faces" not in "\n".join(card_lines(description))
-    description["dataset"]["corpus"] = "demo_en"
-    assert "animated faces" in "\n".join(card_lines(description))
+    assert GENERATED_NOTICE not in "\n".join(card_lines(description))
+    for changes in ({"corpus": "demo_en"}, {"generated": True}):  # of an older and of this version
+        dataset = description["dataset"] | changes
+        title, _, notice, *_ = card_lines(description | {"dataset": dataset})
+        assert title.startswith("# ") and notice == f"**{GENERATED_NOTICE}**"
+    recorded = description["dataset"] | {"corpus": "demo_of_ours", "generated": False}
+    assert GENERATED_NOTICE not in "\n".join(card_lines(description | {"dataset": recorded}))
+
+
+def test_an_undefined_metric_is_a_dash_with_its_reason(trained):
+    description = json.loads((trained / "checkpoint.json").read_text())
+    metrics = {"n": 1, "mae": 0.5, "corr": None, "undefined": {"corr": "one clip"}}
+    assert "| Pearson correlation | - (one clip) |" in list(card_lines(description, metrics, "test"))
 
 
 def test_a_card_of_a_network_with_its_own_encoder_says_so(dataset, tmp_path):

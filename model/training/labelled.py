@@ -1,0 +1,81 @@
+"""The labelled clips of a split, checked before training starts."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.data.clips import ClipTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from model.config import ModelConfig
+    from model.data.tokens import TextBackbone
+
+log = logging.getLogger(__name__)
+
+
+def read_labelled(
+    dataset: Path,
+    split: str,
+    model: ModelConfig,
+    modalities: Sequence[str],
+    cache: Path | None = None,
+    text: TextBackbone | None = None,
+) -> tuple[ClipTable, int]:
+    """Read the split's labelled clips, and count the others.
+
+    Args:
+        dataset: Folder of the dataset.
+        split: Name of the split.
+        model: Configuration of the network.
+        modalities: Modalities to train with.
+        cache: Folder for memory-mapped features; None: in memory.
+        text: Tokenises the transcripts, see `ClipTable.read`.
+
+    Raises:
+        FileNotFoundError: No dataset there.
+        ValueError: No labelled clip, or none with any of the modalities.
+    """
+    table = ClipTable.read(dataset, split, model.max_positions, cache, text)
+    labelled = table.labelled
+    if not labelled.any():
+        found = f"{len(table)} clips, none with a label" if len(table) else "no clips"
+        raise ValueError(
+            f"{dataset}: the {split} split has {found}; training needs labelled clips in train and in valid: "
+            "check the corpus's split column, then run the prepare, extract and align stages"
+        )
+    for modality, count in table.truncated.items():
+        if count:
+            limit = text.limit if text and modality == "text" else model.max_positions
+            log.warning("%s: %s of %d clips cut to %d steps", split, modality, count, limit)
+    if not labelled.all():
+        log.warning("%s: %d clips without a label are ignored", split, (~labelled).sum())
+    clips = table.select(labelled)
+    _check_modalities(clips, modalities)
+    return clips, int((~labelled).sum())
+
+
+def _check_modalities(clips: ClipTable, modalities: Sequence[str]) -> None:
+    """Raise if no clip has any of the modalities; warn of each that no clip has."""
+    absent = [m for m in modalities if not clips.lengths((m,)).any()]
+    if len(absent) == len(modalities):
+        raise ValueError(
+            f"no labelled clip of the {clips.split} split has {' or '.join(modalities)}: nothing can be learned or "
+            "measured; see data/problems.parquet for why, or choose other train.modalities"
+        )
+    for m in absent:
+        log.warning("%s: no clip has %s, so the network cannot learn from it or be measured by it", clips.split, m)
+
+
+def check_unimodal_labels(clips: ClipTable, model: ModelConfig) -> None:
+    """Raise ValueError if the network has unimodal heads, and no clip has a label for any of them."""
+    if model.unimodal_heads and not np.isfinite(clips.unimodal_labels).any():
+        raise ValueError(
+            "model.unimodal_heads is true: the training clips have no labels of text, audio or vision alone; set it to "
+            "false, or give the corpus's label.csv the columns label_T, label_A and label_V"
+        )
