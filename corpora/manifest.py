@@ -80,12 +80,14 @@ class Manifest:
         root: folder that the clips' `media` paths are relative to, as the parameters give it.
         label_range: minimum and maximum label, (-3, 3) or (-1, 1).
         clips: in the order of the corpus's own table.
+        generated: whether its clips are generated rather than recorded; None where unknown.
     """
 
     corpus: str
     root: str
     label_range: tuple[float, float]
     clips: Sequence[Clip] = field(default_factory=tuple)
+    generated: bool | None = None
 
     def media_path(self, clip: Clip) -> Path | None:
         """Return the path of the clip's media file, or None where it has none."""
@@ -94,7 +96,12 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write the manifest as Parquet (zstd); the file appears whole or not at all."""
-    metadata = {"corpus": manifest.corpus, "root": manifest.root, "label_range": list(manifest.label_range)}
+    metadata = {
+        "corpus": manifest.corpus,
+        "root": manifest.root,
+        "label_range": list(manifest.label_range),
+        "generated": manifest.generated,
+    }
     schema = versioned_schema(MANIFEST_SCHEMA, SCHEMA_VERSION, metadata)
     write_table([asdict(clip) for clip in manifest.clips], schema, path)
 
@@ -112,7 +119,7 @@ def read_manifest(path: Path) -> Manifest:
     metadata = check_version(table.schema, SCHEMA_VERSION, path, kind="manifest", remedy="run the prepare stage again")
     low, high = metadata["label_range"]
     clips = tuple(Clip(**row) for row in table.to_pylist())
-    return Manifest(metadata["corpus"], metadata["root"], (low, high), clips)
+    return Manifest(metadata["corpus"], metadata["root"], (low, high), clips, metadata.get("generated"))
 
 
 def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:

@@ -33,6 +33,7 @@ from flows.report.analysis import analyse, checkpoints
 from flows.report.corpus_card import corpus_card
 from flows.report.provenance import PROVENANCE_FILE, RunProvenance, read_training_provenance
 from flows.studies.results import read_studies
+from model.data.info import is_generated
 
 HISTORY = settings.STATE / "metrics.jsonl"
 """One line per evaluation in this folder. DVC removes a stage's outputs, the previous metrics, before it runs it."""
@@ -91,6 +92,7 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
             problems=problems,
             word_times=dataset["word_times"],
             provenance=record,
+            generated=bool(is_generated(dataset)),
             card=corpus_card(manifest, transcripts, params.paths.dataset, problems, params.align.mask_invalid),
             **analyse(params, result, manifest, transcripts),
         ),

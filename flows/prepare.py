@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from prefect import flow, task
@@ -91,6 +91,7 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
         manifest, problems = engine.call(import_corpus, params.prepare, media)
     else:
         manifest, problems = engine.call(read_corpus, params.prepare, root)
+    manifest = replace(manifest, generated=params.prepare.layout == "demo")
     write_manifest(manifest, params.paths.manifest)
     write_problems(problems, params.paths.problems / "prepare.parquet")
     if not manifest.clips:

@@ -175,6 +175,7 @@ def _write_json(
     content = {
         "schema_version": SCHEMA_VERSION,
         "corpus": manifest.corpus,
+        "generated": manifest.generated,
         "language": languages.pop() if len(languages) == 1 else SEVERAL_LANGUAGES,
         "label_range": list(manifest.label_range),
         "mode": config.mode,

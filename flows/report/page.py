@@ -34,6 +34,7 @@ from flows.report.figures import calibration_plots, curve_plots, error_plots
 from flows.report.provenance import provenance_rows, version_rows
 from flows.report.studies import study_views
 from flows.report.subgroups import SubgroupAnalysis, subgroup_table, video_table
+from model.checkpoint.description import GENERATED_NOTICE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,6 +88,7 @@ class ReportInput:
         word_times: As in dataset.json: by method, what it timed and, where true times are known, its `error`.
         provenance: As in metrics/run.json: of this run, with that of its trainings under `train`.
         card: Card of the corpus, all splits.
+        generated: Whether the corpus's clips are generated: the page states first what that means.
     """
 
     corpus: str
@@ -106,6 +108,7 @@ class ReportInput:
     word_times: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     card: CorpusCard | None = None
+    generated: bool = False
 
 
 def write_report(path: Path, report: ReportInput) -> None:
@@ -124,6 +127,7 @@ def write_report(path: Path, report: ReportInput) -> None:
         .get_template("page.html.j2")
         .render(
             report=report,
+            notice=GENERATED_NOTICE if report.generated else "",
             style=Markup(style),
             script=Markup(script),
             policy=content_policy(style, script),

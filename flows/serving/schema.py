@@ -26,6 +26,14 @@ class Interval(BaseModel):
     clips: int = Field(description="Number of validation clips that calibrate the interval")
 
 
+class OutlierTest(BaseModel):
+    """Whether the clip is like the training clips."""
+
+    p_value: float = Field(description="Fraction of clips like the validation clips that are at least as far off")
+    clips: int = Field(description="Number of validation clips that the test is based on")
+    modalities: list[MODALITY] = Field(description="Modalities unlike the training clips'; empty if it is no outlier")
+
+
 class Score(BaseModel):
     """Sentiment of a clip or window; null if no modality is usable."""
 
@@ -35,7 +43,10 @@ class Score(BaseModel):
         description="Three-class sentiment"
     )
     label_class: str | None = Field(alias="class", description="The corpus's finest class")
-    interval: Interval | None = Field(description="Null if the checkpoint has no calibration for these modalities")
+    interval: Interval | None = Field(
+        description="Null if the checkpoint has no calibration for these modalities, or for an outlier"
+    )
+    outlier_test: OutlierTest | None = Field(description="Null if the checkpoint cannot tell")
     used: list[MODALITY] = Field(description="Modalities that the score is based on")
     contributions: Contributions
 
@@ -81,6 +92,9 @@ class Checkpoint(BaseModel):
 
     path: str = Field(description="Name of the checkpoint folder")
     corpus: str = Field(description="Training corpus")
+    generated: bool | None = Field(
+        description="Whether its videos are generated: then scores of real people mean nothing; null if unknown"
+    )
     language: str = Field(description="ISO 639-1 code")
     label_range: tuple[float, float] = Field(description="Lowest and highest label")
     seed: int
@@ -106,7 +120,9 @@ class Limits(BaseModel):
 class ModelFacts(BaseModel):
     """The checkpoint and the upload limits."""
 
+    notice: str | None = Field(description="What to state before any score; null if there is nothing")
     corpus: str = Field(description="Training corpus")
+    generated: bool | None = Field(description="Whether its videos are generated; null if unknown")
     language: str = Field(description="ISO 639-1 code of the expected spoken language")
     label_range: tuple[float, float] = Field(description="Lowest and highest label")
     modalities: list[MODALITY] = Field(description="Modalities that the model uses")

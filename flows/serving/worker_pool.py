@@ -26,7 +26,8 @@ from flows.display.metrics import format_clock
 from flows.serving.errors import ApiError, stopping_error
 from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, prepare_examiner, score
 from media.container import FrameSizeError, MediaError
-from model.checkpoint.description import read_description
+from model.checkpoint.description import first_notice, read_description
+from model.data.info import is_generated
 
 logger = logging.getLogger(__name__)
 
@@ -324,7 +325,9 @@ def model_facts(pool: ScoringPool) -> Mapping[str, Any]:
     dataset = description["dataset"]
     calibration = description.get("calibration", {})
     return {
+        "notice": first_notice(description) or None,
         "corpus": dataset["corpus"],
+        "generated": is_generated(dataset),
         "language": pool.model.language or dataset["language"],
         "label_range": dataset["label_range"],
         "modalities": description["train"]["modalities"],

@@ -15,6 +15,7 @@ from filelock import FileLock
 from flows import score
 from flows.orchestration import engine
 from flows.score import to_markdown
+from model.checkpoint.description import GENERATED_NOTICE
 
 TEXT = "It was *fine* | really."
 
@@ -40,6 +41,7 @@ def test_one_file_is_told_of_in_full_with_its_time_line_as_a_picture(published, 
     assert list(published) == ["prediction"] and pq.read_table(out)["score"][0].as_py() == pytest.approx(
         result["score"]
     )
+    assert told.startswith(f"**{GENERATED_NOTICE}**")
     assert result["sentiment"] in told and "It was \\*fine\\* \\| really\\." in told and "change by vision" in told
     assert all(warning["message"].split()[0] in told for warning in result["warnings"])
     picture = base64.b64decode(re.search(r"!\[.*?\]\(data:image/png;base64,([^)]+)\)", told)[1])
@@ -80,12 +82,15 @@ def test_a_window_without_a_score_is_a_gap_and_an_unknown_interval_none():
     assert "image/png" not in to_markdown(result | {"windows": [unknown]}, (-3, 3))
 
 
-def test_watch_publishes_what_was_new_and_leaves_a_busy_folder(published, model, clip, tmp_path, capsys):
+def test_watch_publishes_what_was_new_and_leaves_a_busy_folder(published, model, clip, tmp_path, capsys, monkeypatch):
+    logged = []
+    monkeypatch.setattr(engine, "log", lambda line: logged.append(line) or print(line))
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(clip, folder / "a.mp4")
     assert score.watch.fn(folder, model=model, settle=0.1) == 1
     assert [Path(row["file"]).name for row in published.pop("watched")] == ["a.mp4"]
+    assert logged[0] == GENERATED_NOTICE
     assert score.watch.fn(folder, model=model, settle=0.1) == 0 and published == {}
     with FileLock(folder / "predictions.lock"):
         assert score.watch.fn(folder, model=model, settle=0.1) == 0

@@ -88,6 +88,8 @@ $("token-form").addEventListener("submit", (event) => {
 
 function showForm(model) {
   const [low, high] = model.label_range;
+  $("notice").textContent = model.notice || "";
+  show($("notice"), Boolean(model.notice));
   $("about").textContent = `By DashFusion trained on ${model.corpus} (language: ${model.language}), from ` +
     `${model.modalities.join(", ")}. Scores range from ${formatNumber(low, 0)} (negative) to ` +
     `${formatNumber(high, 0)} (positive). Clips of up to ${formatClock(model.limits.seconds)} and ` +

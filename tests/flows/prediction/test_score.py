@@ -18,6 +18,7 @@ from flows.prediction import score
 from flows.prediction.console import sparkline
 from flows.prediction.html import write_page
 from flows.prediction.inputs import default_model, find_media, to_videos
+from model.checkpoint.description import GENERATED_NOTICE
 from model.evaluate import evaluate
 from model.predict import Predictor
 from model.prediction.protocol import Video
@@ -50,11 +51,14 @@ def test_scores_are_evaluates_of_the_same_clips(corpus, mode, tmp_path):
         shutil.copy(corpus / "media/Raw" / f"{row['clip_id']}.mp4", tmp_path / f"{name}.mp4")
     shown = predict(tmp_path, "--transcript", tmp_path, "--model", checkpoint, "--json", "--device", "cpu")
     assert shown.exit_code == 0, shown.output
-    results = {Path(result["file"]).stem: result for result in json.loads(shown.stdout)["results"]}
+    document = json.loads(shown.stdout)
+    assert document["model"]["generated"] is True
+    results = {Path(result["file"]).stem: result for result in document["results"]}
     for row in expected:
         result = results[row["clip_id"].replace("/", "_")]
         assert result["raw_score"] == pytest.approx(row["prediction"], abs=1e-4)
         assert result["used"] == list(MODALITIES) and result["interval"] is None  # of 2 validation clips
+        assert result["warnings"][0]["code"] == "generated_training" and result["outlier_test"] is None
         for m in MODALITIES:
             without = result["raw_score"] - result["contributions"][m]
             assert without == pytest.approx(row[f"prediction_without_{m}"], abs=1e-4)
@@ -91,11 +95,17 @@ def test_the_table_says_scores_failures_and_what_to_know(corpus, tmp_path):
     written = ("--out", tmp_path / "out.parquet", "--report", tmp_path / "page.html")
     shown = predict(tmp_path, tmp_path / "nowhere.mp4", *model, *written)
     assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith(GENERATED_NOTICE) and shown.output.count(GENERATED_NOTICE) == 1
     for word in ("talk [1].mp4", "no text", "MediaError", "nowhere.mp4: no such file", "torn.mp4: "):
         assert word in " ".join(shown.output.split())
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["error"] is None for row in rows] == [True, False, False]
+    assert rows[0]["warnings"][0] == {"code": "generated_training", "message": GENERATED_NOTICE}
+    metadata = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"dashfusion"])
+    assert metadata["generated"] is True and metadata["notice"] == GENERATED_NOTICE
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.split("<main>")[1].strip().startswith(f'<p class="notice">{GENERATED_NOTICE}')
+    assert page.count(GENERATED_NOTICE) == 1
     assert "talk [1].mp4" in page and "no such file" in page and "://" not in page and "<script" not in page
     assert predict(tmp_path, *model, "--strict").exit_code == 1
     assert predict(tmp_path / "torn.mp4", *model).exit_code == 1
@@ -107,7 +117,7 @@ def test_json_is_all_that_is_printed_and_errors_go_elsewhere(corpus, tmp_path):
     shown = predict(tmp_path / "a.mp4", *model, "--json", "--text", "x")
     content = json.loads(shown.stdout)
     assert shown.exit_code == 1 and set(content) == {"schema_version", "model", "level", "results"}
-    assert set(content["model"]) == {"path", "corpus", "language", "label_range", "seed", "epoch"}
+    assert set(content["model"]) == {"path", "corpus", "generated", "language", "label_range", "seed", "epoch"}
     assert content["results"][0]["error"]["class"] == "MediaError"
     shown = predict(tmp_path / "a.mp4", *model, "--json", "--level", "0.7")
     assert shown.exit_code == 1 and shown.stdout == "" and "level is 0.7" in shown.stderr

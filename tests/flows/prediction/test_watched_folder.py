@@ -27,6 +27,7 @@ from flows.prediction.watched_folder import (
     score_new,
     watch_forever,
 )
+from model.checkpoint.description import GENERATED_NOTICE
 from model.prediction.results import Failure, Prediction, Result, Score
 
 if TYPE_CHECKING:
@@ -410,7 +411,9 @@ def test_the_command_scores_real_clips_and_then_nothing(corpus, clip, tmp_path):
     command = ["watch", str(tmp_path / "in"), "--once", "--settle", "0.1", "--attempts", "1", *model]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0 and "2 new, 1 of them failed" in shown.output, shown.output
+    assert shown.output.startswith(GENERATED_NOTICE)
     found = rows(Watch(tmp_path / "in", tmp_path / "in/predictions.parquet"))
+    assert found["clip.mp4"]["warnings"][0]["code"] == "generated_training"
     assert found["clip.mp4"]["used"] == ["text", "audio", "vision"] and found["torn.mp4"]["score"] is None
     assert json.loads((tmp_path / "in/predictions.ledger.json").read_text())["schema_version"] == 1
     assert "0 new" in CliRunner().invoke(app, command).output

@@ -15,6 +15,7 @@ import pytest
 from corpora.problems import Problem
 from flows.report import PreviousEvaluation, metrics_rows, write_report
 from flows.report.page import content_policy
+from model.checkpoint.description import GENERATED_NOTICE
 
 UNIT = (-1.0, 1.0)
 
@@ -204,6 +205,21 @@ def test_an_undefined_metric_is_an_en_dash(render):
     html, page = render(metrics=metrics)
     assert any(row[0] == "Pearson correlation" and row[2] == "–" for row in page.rows)  # noqa: RUF001
     assert "None" not in html and not re.search(r"\bnan\b", page.words)
+
+
+def test_the_reason_stands_beside_the_dash_of_an_undefined_metric(render):
+    metrics = {"n": 1, "mae": 0.5, "corr": None, "undefined": {"corr": "one clip"}}
+    assert dict(metrics_rows(metrics))["Pearson correlation"] == "– (one clip)"  # noqa: RUF001
+    _, page = render(metrics=metrics, intervals={"corr": (0.1, 0.2)})
+    (row,) = (row for row in page.rows if row[0] == "Pearson correlation")
+    assert row[2] == "– one clip" and "0.1" not in row[3]  # noqa: RUF001
+    assert "undefined" not in page.words
+
+
+def test_a_generated_corpus_is_stated_first(render):
+    html, _ = render(generated=True)
+    assert html.split("<header>")[1].strip().startswith(f'<p class="notice">{GENERATED_NOTICE}</p>')
+    assert GENERATED_NOTICE not in render()[1].words
 
 
 def test_confusion_matrix_has_seven_classes_or_five_bins(render, make):

@@ -109,6 +109,7 @@ def test_the_schema_describes_everything(client):
 
 def test_model_says_what_it_is_and_what_it_takes(client):
     facts = client.get("/model").json()
+    assert next(iter(facts)) == "notice" and "real people mean nothing" in facts["notice"] and facts["generated"]
     assert (facts["corpus"], facts["label_range"], facts["modalities"]) == (
         "demo_en",
         [-3, 3],
