@@ -98,7 +98,7 @@ def test_of_two_pipelines_at_once_the_second_waits_and_finds_all_done(project, s
         text: dict(re.findall(r"^(\S+) +(run|cached) +[\d.]+ s$", text, re.MULTILINE)) for text in (first, second)
     }
     assert states[first]["align"] == states[first]["evaluate"] == "run"
-    assert len(states[second]) == 8 and set(states[second].values()) == {"cached"}
+    assert len(states[second]) == 9 and set(states[second].values()) == {"cached"}
     assert second.count("PID") == 1 and str(runs[texts.index(first)].pid) in second
     assert unchanged(project)
 
