@@ -64,11 +64,18 @@ def find_model(model: str, installed: Mapping[str, Callable[[], Path]] | None = 
 
 
 def _find_snapshot(model: str, alternative: str) -> Path:
-    """Return the snapshot of a hub model from the local cache, or download it; safetensors take precedence."""
+    """Return the folder of a hub model in the local cache, downloading it if necessary and allowed.
+
+    Safetensors take precedence over pickled weights.
+
+    Args:
+        model: id on the Hugging Face hub.
+        alternative: end of the error message, naming models that need no download.
+    """
     from huggingface_hub import snapshot_download
 
     cause: Exception | None = None
-    for offline in (True, False) if _may_download.get() else (True,):
+    for offline in (True, False) if _may_download.get() else (True,):  # the local cache first
         for weights in _WEIGHT_PATTERNS:
             patterns = [*_CONFIG_PATTERNS, weights]
             try:

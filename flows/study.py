@@ -1,7 +1,7 @@
 """`dashfusion study`: train variants with several seeds, compare them, and add the results to the report.
 
-A study is no DVC stage: nobody wants an hour of ablations in a `dvc repro`. Trainings are cached in scratch by their
-inputs, so that an interrupted study resumes and studies share trainings. The report depends on the results.
+A study is not a DVC stage, so that `dvc repro` does not run an hour of ablations. Trainings are cached in scratch by
+their inputs, so that an interrupted study resumes and studies share trainings. The report depends on the results.
 """
 
 from __future__ import annotations

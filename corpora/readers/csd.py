@@ -37,7 +37,7 @@ MAX_FEATURE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """A clip's place in its video: its row among the video's segments; start and end in seconds."""
+    """Segment of a video that is one clip: its index among the video's segments, start and end in seconds."""
 
     clip_id: str
     video: str
@@ -60,7 +60,7 @@ def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float
         corpus: name of the corpus in reports.
         language: ISO 639-1 code of every clip.
         label_range: minimum and maximum label.
-        root: value of the manifest's `root`.
+        root: corpus root to record in the manifest, as the parameters give it.
 
     Raises:
         FileNotFoundError: labels or splits are missing.
@@ -127,10 +127,14 @@ def _read_splits(path: Path) -> dict[str, str]:
 
 
 def _read_labels(path: Path) -> list[tuple[_Segment, float | None]]:
-    """Read each clip's place in its video, and its label (None where it is NaN)."""
+    """Return the segment and label (None where it is NaN) of each clip, sorted by video and row.
+
+    A key is a video with the intervals of all its clips, or `video[i]` with the interval of clip i alone.
+    """
     labels = []
     with open_sequence(path) as data:
-        for key, video, index in sequence_keys(data, {key.partition("[")[0] for key in data}, path):
+        all_videos = {key.partition("[")[0] for key in data}
+        for key, video, index in sequence_keys(data, all_videos, path):
             where = f"{path}, key {key!r}"
             times = read_intervals(data[key], where)
             values = find_dataset(data[key], "features", where)
@@ -139,9 +143,9 @@ def _read_labels(path: Path) -> list[tuple[_Segment, float | None]]:
                 raise ValueError(f"{where}: {len(times)} segments, but features {values.shape} of {values.dtype}")
             scores = values[:].reshape(len(times), -1)[:, 0].astype(float)
             for row, (start, end) in enumerate(times.tolist()):
-                number = row if index is None else index
+                clip_row = row if index is None else index
                 label = None if np.isnan(scores[row]) else float(scores[row])
-                labels.append((_Segment(f"{video}/{number + 1}", video, number, start, end), label))
+                labels.append((_Segment(f"{video}/{clip_row + 1}", video, clip_row, start, end), label))
     return sorted(labels, key=lambda item: (item[0].video, item[0].row))
 
 
@@ -323,11 +327,11 @@ def read_texts(entry: Any, count: int, where: str) -> list[str]:
     if dataset.shape not in ((count, 1), (count,)) or dataset.dtype.kind not in "SO":
         raise ValueError(
             f"{where}: features must be {count} strings [n, 1], found {dataset.shape} of {dataset.dtype}; "
-            "give the words, not vectors of them"
+            "give the words, not their embeddings"
         )
     values = list(dataset[:].reshape(-1))
     if not all(isinstance(value, bytes) for value in values):
-        raise ValueError(f"{where}: features are no byte strings; give the words, not vectors of them")
+        raise ValueError(f"{where}: features are not byte strings; give the words, not their embeddings")
     try:
         return [value.decode("utf-8") for value in values]
     except UnicodeDecodeError as error:

@@ -105,18 +105,24 @@ class _Split:
 def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[float, float], root: str) -> ImportedCorpus:
     """Read a pickle, or a folder of pickles with one modality each, whose clips are matched by their ids.
 
-    The values stay views of the files until `ImportedCorpus.read` iterates over them.
+    The features are not copied until `ImportedCorpus.read` iterates over them.
 
-    The length of a clip without padding is, in this order: `<modality>_lengths`; for text, the sum of `text_bert`'s
-    mask; for audio and vision of an aligned file (as many steps as the text), the text's length; the last step that is
-    not all zeros. Only text's mask can end a clip before that step. If all steps are zero, the modality is missing.
+    The number of steps of a clip without padding is the first of these that the file provides:
+
+    - `<modality>_lengths`;
+    - the sum of `text_bert`'s attention mask: for text, and for audio and vision that are aligned with the text (equal
+      number of steps including padding);
+    - the position of the last step that is not all zeros.
+
+    A step that is not all zeros counts as padding only if it is text and outside the attention mask. If all steps are
+    zero, the modality is missing.
 
     Args:
         path: the file or folder.
         corpus: name of the corpus in reports.
         language: ISO 639-1 code of every clip.
         label_range: minimum and maximum label.
-        root: value of the manifest's `root`.
+        root: corpus root to record in the manifest, as the parameters give it.
 
     Raises:
         FileNotFoundError: there is no such file, or no pickle in the folder.
@@ -129,19 +135,19 @@ def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[floa
     remarks = [_identify(file, digest, language, label_range) for file, digest in zip(paths, digests, strict=True)]
     files = [_read_splits(file) for file in paths]
     sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    holders = {m: _find_holder(m, files, paths) for m in (*MODALITIES, "text_bert")}
+    splits_with = {column: _splits_with(column, files, paths) for column in (*MODALITIES, "text_bert")}
 
     # Clips
-    located = [row for split in SPLITS for row in _clips(split, files, language, sha256)]
-    if not located:
+    rows = [row for split in SPLITS for row in _clips(split, files, language, sha256)]
+    if not rows:
         raise ValueError(f"{path}: no clip in any of its splits; get it again")
-    clips, problems = validate([(where, clip) for where, _, clip in located], label_range)
-    keys = {(clip.clip_id, clip.split): key for _, key, clip in located}
+    clips, problems = validate([(where, clip) for where, _, clip in rows], label_range)
+    keys = {(clip.clip_id, clip.split): key for _, key, clip in rows}
 
     # Features
-    source = _Source(holders, {clip.clip_id: (clip.split, keys[clip.clip_id, clip.split]) for clip in clips})
-    names = {m: tuple(f"{m}_{i}" for i in range(source.width(m))) for m in MODALITIES if holders[m]}
-    absent = [m for m in MODALITIES if not holders[m]]
+    source = _Source(splits_with, {clip.clip_id: (clip.split, keys[clip.clip_id, clip.split]) for clip in clips})
+    names = {m: tuple(f"{m}_{i}" for i in range(source.width(m))) for m in MODALITIES if splits_with[m]}
+    absent = [m for m in MODALITIES if not splits_with[m]]
     if "text" in absent:
         remarks.append("no text features in it: the transcripts are encoded by the extractor of extract.text")
     remarks += [f"no {m} features in it: {m} is missing in every clip" for m in absent if m != "text"]
@@ -169,7 +175,7 @@ def _identify(path: Path, digest: str, language: str, label_range: tuple[float, 
     """
     known = PUBLISHED.get(digest)
     if known is None:
-        return f"{path.name}: SHA-256 {digest} is none that MMSA publishes (your own features have another, of course)"
+        return f"{path.name}: SHA-256 {digest} is not one that MMSA publishes (as expected for your own features)"
     if (known.language, known.label_range) != (language, label_range):
         low, high = known.label_range
         raise ValueError(
@@ -250,15 +256,15 @@ def _ids(key: str) -> tuple[str, str]:
     return (segment[1], segment[2]) if segment else (key, "0")
 
 
-def _find_holder(name: str, files: Sequence[Mapping[str, _Split]], paths: Sequence[Path]) -> Mapping[str, _Split]:
-    """Return the splits of the one file that has a column; none where no file has it."""
-    holders = [i for i, file in enumerate(files) if any(name in split.content for split in file.values())]
-    if len(holders) > 1:
+def _splits_with(name: str, files: Sequence[Mapping[str, _Split]], paths: Sequence[Path]) -> Mapping[str, _Split]:
+    """Return the splits of the only file that has the column `name`; an empty mapping if no file has it."""
+    owners = [i for i, file in enumerate(files) if any(name in split.content for split in file.values())]
+    if len(owners) > 1:
         raise ValueError(
-            f"{paths[holders[0]].name} and {paths[holders[1]].name} both hold {name}; set prepare.root to one of "
+            f"{paths[owners[0]].name} and {paths[owners[1]].name} both hold {name}; set prepare.root to one of "
             "them, or leave in the folder one file for each modality"
         )
-    return {s: split for s, split in files[holders[0]].items() if name in split.content} if holders else {}
+    return {s: split for s, split in files[owners[0]].items() if name in split.content} if owners else {}
 
 
 def _clips(
@@ -305,12 +311,12 @@ class _Source:
     """The values of all modalities, read clip by clip.
 
     Args:
-        holders: for each modality, and `text_bert`, the splits that have it.
+        splits_with: for each modality, and `text_bert`, the splits that have this column.
         keys: clip_id -> split and key, in the manifest's order.
     """
 
-    def __init__(self, holders: Mapping[str, Mapping[str, _Split]], keys: Mapping[str, tuple[str, str]]) -> None:
-        self._holders, self._keys = holders, keys
+    def __init__(self, splits_with: Mapping[str, Mapping[str, _Split]], keys: Mapping[str, tuple[str, str]]) -> None:
+        self._splits_with, self._keys = splits_with, keys
 
     def width(self, modality: str) -> int:
         """Return D; 0 where no split has a clip.
@@ -319,7 +325,7 @@ class _Source:
             ValueError: it is not the same in all splits.
         """
         widths = {}
-        for split in self._holders[modality].values():
+        for split in self._splits_with[modality].values():
             value = split.value(modality, split.keys[0]) if split.keys else None
             if value is not None:
                 widths[split.where] = _sequence(value, split.where, modality).shape[1]
@@ -333,10 +339,10 @@ class _Source:
         width = self.width(modality)
         for clip_id, (split, key) in self._keys.items():
             row, where = np.empty((0, width)), ""
-            holder = self._holders[modality].get(split)
-            value = holder.value(modality, key) if holder else None
-            if holder and value is not None:
-                where = f"{holder.where}, {key}"
+            owner = self._splits_with[modality].get(split)
+            value = owner.value(modality, key) if owner else None
+            if owner and value is not None:
+                where = f"{owner.where}, {key}"
                 row = _sequence(value, where, modality)
             if row.shape[1] != width:
                 raise ValueError(f"{where}: {modality} is {row.shape[1]} wide, in other clips {width}")
@@ -351,7 +357,7 @@ class _Source:
         extent = _extent(row)
         if not extent:  # only padding: the modality is missing, whatever the declared length
             return 0
-        declared = self._holders[modality][split].value(f"{modality}_lengths", key)
+        declared = self._splits_with[modality][split].value(f"{modality}_lengths", key)
         if declared is not None:
             return min(max(int(declared.reshape(-1)[0]), extent), len(row))
         bert = self._bert(split, key)
@@ -360,8 +366,8 @@ class _Source:
         tokens = int(np.count_nonzero(bert[1]))
         if modality == "text":
             return tokens or extent
-        holder = self._holders["text"].get(split)
-        text = holder.value("text", key) if holder else None
+        owner = self._splits_with["text"].get(split)
+        text = owner.value("text", key) if owner else None
         is_aligned = text is not None and len(np.atleast_2d(text)) == len(row)
         return max(tokens, extent) if is_aligned else extent
 
@@ -375,10 +381,10 @@ class _Source:
 
     def _bert(self, split: str, key: str) -> np.ndarray | None:
         """Return a clip's token ids, mask and segment ids [3, T]; None where the file has none."""
-        holder = self._holders["text_bert"].get(split)
-        bert = holder.value("text_bert", key) if holder else None
-        if holder and bert is not None and (bert.ndim != 2 or len(bert) != 3):
-            raise ValueError(f"{holder.where}, {key}: text_bert is {bert.shape}, not [3, T]")
+        owner = self._splits_with["text_bert"].get(split)
+        bert = owner.value("text_bert", key) if owner else None
+        if owner and bert is not None and (bert.ndim != 2 or len(bert) != 3):
+            raise ValueError(f"{owner.where}, {key}: text_bert is {bert.shape}, not [3, T]")
         return bert
 
 

@@ -298,7 +298,9 @@ def _make_array(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
             "it is damaged or malicious"
         )
     if dtype.kind == "U" and declared and np.frombuffer(raw, f"{dtype.str[0]}u4").max(initial=0) > MAX_CODE_POINT:
-        raise _RefusalError("holds an array of strings with numbers that are no characters; it is damaged or malicious")
+        raise _RefusalError(
+            "holds an array of strings with numbers that are not characters; it is damaged or malicious"
+        )
     return np.frombuffer(raw, dtype).reshape(shape, order=order) if declared else np.empty(shape, dtype)
 
 

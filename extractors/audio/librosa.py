@@ -165,14 +165,14 @@ class LibrosaAudio:
         shortest, longest = (round(seconds * SAMPLE_RATE) for seconds in BLOCK_SECONDS)
         block = min(max(BLOCK_STEPS * self.hop, shortest), longest) // self.hop * self.hop
         context = math.ceil(CONTEXT_SECONDS * SAMPLE_RATE / self.hop) * self.hop
-        blocks, count = [], 0
+        blocks, sample_count = [], 0
         for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), block, context):
             blocks.append(self._measure(samples, inside))
-            count += inside.stop - inside.start
+            sample_count += inside.stop - inside.start
         values, voiced = combine_blocks(blocks)
         centre = np.arange(len(values)) * self.hop
         start, end = np.maximum(centre - self.hop / 2, 0), centre + self.hop / 2
-        end[-1] = count
+        end[-1] = sample_count
         return FeatureSequence(
             values=values,
             start=(start / SAMPLE_RATE).astype(np.float32),
@@ -181,9 +181,10 @@ class LibrosaAudio:
         )
 
     def _measure(self, samples: np.ndarray, inside: slice) -> BlockMeasurements:
-        """Measure the steps inside a range of the samples [N].
+        """Measure the steps whose centre is in the slice `inside` of the samples [N]; the other samples are context.
 
-        n samples have 1 + (n - 1) // hop steps, so that the last one is never empty.
+        Centres lie at multiples of the hop, before the end: n samples have 1 + (n - 1) // hop steps, where librosa
+        returns 1 + n // hop.
         """
         import librosa
 
@@ -192,7 +193,7 @@ class LibrosaAudio:
         common: dict[str, Any] = {"y": padded, "sr": SAMPLE_RATE, "hop_length": self.hop}
         f0 = librosa.yin(fmin=F0_FLOOR, fmax=F0_CEILING, frame_length=WINDOW, **common)[steps]
         mel = librosa.power_to_db(librosa.feature.melspectrogram(n_fft=WINDOW, **common)[:, steps], top_db=None)
-        # The last block of a longer clip has the minimum length already, and padding would move its end.
+        # Only short clips are padded. The last block of a longer clip is not, as the whole clip would not be either.
         min_samples = 0 if inside.start else CQT_MIN_SAMPLES
         chroma = chroma_cqt(librosa.util.fix_length(samples, size=max(len(samples), min_samples)), self.hop)
         windows = librosa.util.frame(np.pad(padded, WINDOW // 2), frame_length=WINDOW, hop_length=self.hop)

@@ -125,17 +125,17 @@ class OpenSmileAudio:
 
     def _extract(self, media: Path) -> FeatureSequence:
         block, context, hop = (round(s * SAMPLE_RATE) for s in (BLOCK_SECONDS, CONTEXT_SECONDS, HOP_SECONDS))
-        blocks, count = [], 0
+        blocks, sample_count = [], 0
         for samples, inside in cut_overlapping(read_audio_blocks(media, SAMPLE_RATE), block, context):
             steps = self._measure(np.pad(samples, (0, max(MIN_SAMPLES - len(samples), 0))))
             blocks.append(steps[inside.start // hop : math.ceil(inside.stop / hop)])
-            count += inside.stop - inside.start
+            sample_count += inside.stop - inside.start
         values = np.concatenate(blocks)
         start = np.arange(len(values)) * HOP_SECONDS
         return FeatureSequence(
             values=values,
             start=start.astype(np.float32),
-            end=np.append(start[1:], count / SAMPLE_RATE).astype(np.float32),
+            end=np.append(start[1:], sample_count / SAMPLE_RATE).astype(np.float32),
             valid=values[:, self.feature_names.index(_PITCH)] > 0,
         )
 

@@ -124,7 +124,7 @@ def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
     if not scratch.exists():
         return 0, 0
     if not (scratch / CACHE_TAG).is_file():
-        raise ValueError(f"{scratch}: no {CACHE_TAG} here, so this is no scratch folder; nothing was removed")
+        raise ValueError(f"{scratch}: no {CACHE_TAG} here, so this is not a scratch folder; nothing was removed")
     old = sorted(path for path in scratch.iterdir() if path.is_dir() and path.name not in {*keep, TRACEBACKS})
     tracebacks = [path for path in (scratch / TRACEBACKS).glob("*.txt") if path.stem not in keep]
     results = [path for folder in old for path in folder.rglob("*") if path.is_file()]

@@ -89,7 +89,7 @@ def find_transcript(folder: Path, media: Path) -> Path | None:
 def _decode(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise ValueError(f"{path}: {size >> 20} MiB are no transcript; give the text alone")
+        raise ValueError(f"{path}: {size >> 20} MiB is too large for a transcript; give the text alone")
     raw = path.read_bytes()
     is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -97,7 +97,7 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     if "\0" in text:
-        raise ValueError(f"{path}: holds zero bytes, so it is no text; save it as UTF-8")
+        raise ValueError(f"{path}: holds zero bytes, so it is not text; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

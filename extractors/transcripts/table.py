@@ -84,7 +84,7 @@ def read_transcripts(path: Path) -> dict[str, Transcript]:
 
     Raises:
         FileNotFoundError: no such file; the message names the stage that writes it.
-        ValueError: the file has another schema version, or is no table of transcripts.
+        ValueError: the file has another schema version, or is not a table of transcripts.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(

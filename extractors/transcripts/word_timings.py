@@ -116,7 +116,7 @@ def _check_word(text: str, start: Any, end: Any, where: str) -> Word:
     except (TypeError, ValueError):
         raise ValueError(f"{where}, word {text!r}: its times are {start!r} and {end!r}, not two numbers") from None
     if not (math.isfinite(word.start) and math.isfinite(word.end) and 0 <= word.start <= word.end):
-        raise ValueError(f"{where}, word {text!r}: {word.start:g} to {word.end:g} s is no valid time; correct it")
+        raise ValueError(f"{where}, word {text!r}: {word.start:g} to {word.end:g} s is not a valid time; correct it")
     return word
 
 
@@ -257,7 +257,7 @@ def _read_segments(path: Path, videos: set[str]) -> dict[str, dict[int, tuple[fl
                 number = row if index is None else index
                 if row and index is not None:
                     raise ValueError(
-                        f"{path}, key {key!r}: several intervals, so these are no segments, but data of one"
+                        f"{path}, key {key!r}: several intervals, so these are not segments, but data of one"
                     )
                 if number in segments.setdefault(video, {}):
                     raise ValueError(f"{path}: segment {number} of video {video} occurs twice")

@@ -212,5 +212,5 @@ def check_bundle(model: str) -> Path:
             "MediaPipe's page on face landmark detection"
         )
     if not zipfile.is_zipfile(path) or BUNDLED not in zipfile.ZipFile(path).namelist():
-        raise ValueError(f"model {model!r} is no face landmarker bundle ({BUNDLED} is not in it); download it again")
+        raise ValueError(f"model {model!r} is not a face landmarker bundle ({BUNDLED} is not in it); download it again")
     return path

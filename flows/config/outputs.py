@@ -25,7 +25,7 @@ DVC_FILES = ".gitignore"
 """Name of the files that DVC writes beside outputs."""
 
 NOT_DELETED = ("studies", "metrics")
-"""Keys of folders that are no outputs as a whole: Git may track files in them."""
+"""Keys of folders that are not outputs as a whole: Git may track files in them."""
 
 
 def record_outputs(params: Params) -> None:

@@ -45,7 +45,7 @@ class Schedule:
         except ValueError as error:
             given = " ".join(filter(None, (self.cron, self.timezone)))
             raise ValueError(
-                f"{given!r} is no schedule: --cron takes five fields, such as '0 3 * * *' (every day at 3:00), "
+                f"{given!r} is not a schedule: --cron takes five fields, such as '0 3 * * *' (every day at 3:00), "
                 "--timezone a name such as Europe/Berlin"
             ) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from flows.orchestration.settings import scratch_folder
 
 PHRASE = "No space left on device"
-"""The system's words for it, in errors of libraries that are no `OSError`."""
+"""The operating system's message, which errors of libraries contain even if they are not an `OSError`."""
 
 
 def full_disk_message(error: BaseException) -> str | None:

@@ -1,6 +1,6 @@
 """Run flows with Prefect's engine if a server is available, and as plain functions otherwise.
 
-Every stage's result is safe on disk before Prefect learns of it: the engine adds a record, never a risk.
+Every stage writes its result to disk before it reports to Prefect, so a failure of the engine loses no work.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> 
 
 
 def main(flow: Any, *arguments: str, **parameters: Any) -> None:
-    """Run a stage as a script, once at a time in this folder; see `plain_exit` for errors.
+    """Run a stage's flow as a script; see `plain_exit` for errors.
+
+    A lock lets the stage run only once at a time in this folder with the same arguments.
 
     Args:
         flow: Flow of the stage.
-        *arguments: Parameters of the flow that the command line gives, in this order; it takes nothing else.
-        **parameters: Further parameters of the flow.
+        *arguments: Names of the flow's parameters that are read from the command line, in this order.
+        **parameters: Values of the flow's other parameters.
     """
     given = parse_command_line(flow.fn, *arguments)
     with plain_exit(flow.name), stage_lock("-".join([flow.name, *given.values()]).replace(os.sep, "_")):
@@ -98,7 +100,7 @@ def main(flow: Any, *arguments: str, **parameters: Any) -> None:
 
 
 def parse_command_line(stage: Callable[..., Any], *arguments: str) -> dict[str, str]:
-    """Return the command line's values of these parameters of a stage; exit on `--help` and on invalid ones."""
+    """Parse the values of these parameters of a stage from the command line; exit on `--help` and invalid values."""
     summary = (stage.__doc__ or "").partition("\n\n")[0]
     parser = argparse.ArgumentParser(
         prog=f"python -m flows.{stage.__name__}", description=f"{summary} Settings: params.yaml in the current folder."

@@ -29,7 +29,7 @@ HEADERS = {
 class LoopbackGuard:
     """ASGI middleware that refuses HTTP requests and web sockets under a foreign host name or of another origin.
 
-    Workers and other clients that are no browsers send no `Origin`.
+    Workers and other clients that are not browsers send no `Origin`.
     """
 
     def __init__(self, app: ASGIApp, port: int) -> None:

@@ -60,7 +60,9 @@ def clip_attributes(
     """Return the attributes that define the subgroups, in the order of the predictions."""
     by_id = {clip.clip_id: clip for clip in manifest.clips}
     rows = [by_id[clip_id] for clip_id in clips.clip_ids]
-    shares = {m: [of[c].mean() if len(of.get(c, ())) else np.nan for c in clips.clip_ids] for m, of in valid.items()}
+    shares = {
+        m: [masks[c].mean() if len(masks.get(c, ())) else np.nan for c in clips.clip_ids] for m, masks in valid.items()
+    }
     return ClipAttributes(
         seconds_N=_to_array(clip.duration for clip in rows),
         video_N=np.array([clip.video_id for clip in rows], object),
@@ -93,19 +95,25 @@ def subgroup_analysis(
 
 
 def calibration(params: Params, clips: ClipPredictions, steps: Mapping[str, np.ndarray]) -> CalibrationInput:
-    """Measure the calibration of the predictions and the coverage of the checkpoints' intervals on the split."""
+    """Measure the calibration of the predictions and the coverage of the checkpoints' prediction intervals.
+
+    Args:
+        params: parameters that locate the checkpoints.
+        clips: predictions of the split; clips without a label are left out.
+        steps: number of steps of each clip by modality; 0 where the modality is missing.
+    """
     from model.checkpoint.io import read_checkpoint_info
     from model.evaluation.calibration import coverage, mean_widths, reliability, subset_name
 
     infos = [read_checkpoint_info(folder) for folder in checkpoints(params)]
-    shown = infos[0].train.modalities
-    subset_N = [subset_name([m for m in shown if steps[m][n]]) for n in range(len(clips.clip_ids))]
-    labelled, known = clips.labelled(), np.isfinite(clips.label_N)
-    subset_n = [subset for subset, keep in zip(subset_N, known, strict=True) if keep]
+    modalities = infos[0].train.modalities
+    # Modalities that each labelled clip has, such as "text+audio"
+    labelled, rows = clips.labelled(), np.flatnonzero(np.isfinite(clips.label_N))
+    subsets = [subset_name([m for m in modalities if steps[m][row]]) for row in rows]
     calibrations = [info.calibration for info in infos]
     return CalibrationInput(
         bins=reliability(labelled.mean_N, labelled.label_N),
-        coverage=coverage(calibrations, subset_n, labelled.prediction_SN, labelled.label_N),
+        coverage=coverage(calibrations, subsets, labelled.prediction_SN, labelled.label_N),
         widths=mean_widths(calibrations),
     )
 

@@ -180,7 +180,7 @@ def read_study(path: Path) -> StudyResult:
     """Read one table; metadata that earlier versions wrote and this one does not use are ignored.
 
     Raises:
-        ValueError: the file has another schema version, or is no study.
+        ValueError: the file has another schema version, or is not a study.
     """
     table = pq.read_table(path)
     remedy = "run the study again, or remove the file"

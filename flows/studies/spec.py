@@ -160,7 +160,7 @@ def variant_params(params: Params, spec: StudySpec, variant: str) -> Params:
     """Return the validated parameters of a variant's trainings.
 
     Raises:
-        ParamsError: an unknown key, one of another block than model and train, or an invalid value.
+        ParamsError: a key is unknown or outside the blocks model and train, or a value is invalid.
     """
     changes = {**spec.base, **spec.variants[variant]}
     values = TypeAdapter(Params).dump_python(params, mode="json")
@@ -168,8 +168,8 @@ def variant_params(params: Params, spec: StudySpec, variant: str) -> Params:
         block, *path = key.split(".")
         if block not in ("model", "train") or key == "train.seeds" or not path:
             raise ParamsError(
-                f"study {spec.name}, variant {variant!r}: {key} is no key of the blocks model and train that a study "
-                "can change (its seeds are set by its own key `seeds`)"
+                f"study {spec.name}, variant {variant!r}: {key} cannot be changed by a study; change keys inside the "
+                "blocks model and train, and set the seeds with the study's own key `seeds`"
             )
         parent = values[block]
         for part in path[:-1]:

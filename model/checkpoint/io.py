@@ -198,7 +198,7 @@ def _read_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str,
             found, needed = list(weights[name].shape), list(tensor.shape)
             raise ValueError(f"{path}: {name} is {found}, {DESCRIPTION} describes {needed}; {REMEDY}")
     if unknown := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"{path}: {unknown[0]} is no tensor of the network in {DESCRIPTION}; {REMEDY}")
+        raise ValueError(f"{path}: the network in {DESCRIPTION} has no tensor {unknown[0]}; {REMEDY}")
     return weights
 
 

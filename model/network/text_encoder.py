@@ -77,8 +77,8 @@ def _freeze(encoder: PreTrainedModel, layers: int) -> None:
     embeddings = getattr(encoder, "embeddings", None)
     if stack is None or embeddings is None:
         raise ValueError(
-            f"model.text.freeze_layers is {layers}: a {encoder.config.model_type} has no list of layers to count in; "
-            "set it to 0, or choose another encoder"
+            f"model.text.freeze_layers is {layers}: {encoder.config.model_type} has no list of layers that can be "
+            "frozen; set it to 0, or choose another encoder"
         )
     if layers > count:
         raise ValueError(

@@ -301,7 +301,7 @@ def test_a_published_file_is_known_by_its_hash_and_its_settings_are_checked(impo
     digest = hashlib.sha256(raw).hexdigest()
     corpus = imported(make())
     assert corpus.sha256 == digest and {clip.sha256 for clip in corpus.manifest.clips} == {digest}
-    assert f"SHA-256 {digest} is none that MMSA publishes" in corpus.remarks[0]
+    assert f"SHA-256 {digest} is not one that MMSA publishes" in corpus.remarks[0]
     monkeypatch.setitem(mmsa_pickle.PUBLISHED, digest, Published("MOSI unaligned_50", "en", (-3.0, 3.0)))
     assert "MMSA's MOSI unaligned_50, unchanged" in imported(make()).remarks[0]
     monkeypatch.setitem(mmsa_pickle.PUBLISHED, digest, Published("SIMS unaligned_39", "zh", (-1.0, 1.0)))

@@ -472,7 +472,7 @@ def test_pruning_keeps_the_named_tracebacks(tmp_path):
 
 def test_pruning_touches_no_folder_but_scratch(tmp_path):
     (tmp_path / "home" / "letters").mkdir(parents=True)
-    with pytest.raises(ValueError, match="no scratch folder"):
+    with pytest.raises(ValueError, match="not a scratch folder"):
         cache.prune(tmp_path / "home", set())
     assert (tmp_path / "home" / "letters").is_dir()
     assert cache.prune(tmp_path / "nowhere", set()) == (0, 0)

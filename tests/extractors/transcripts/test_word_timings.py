@@ -52,10 +52,10 @@ class TestTable:
         [
             ("v/1,0,a,x,1\n", r"words\.csv, line 2: clip v/1, word 'a': its times are 'x' and '1'"),
             ("v/1,0,a,1\n", "line 2: clip v/1, word 'a': its times are '1' and None"),
-            ("v/1,0,a,nan,1\n", "nan to 1 s is no valid time"),
-            ("v/1,0,a,1,inf\n", "1 to inf s is no valid time"),
-            ("v/1,0,a,-1,1\n", "-1 to 1 s is no valid time"),
-            ("v/1,0,a,2,1\n", "2 to 1 s is no valid time"),
+            ("v/1,0,a,nan,1\n", "nan to 1 s is not a valid time"),
+            ("v/1,0,a,1,inf\n", "1 to inf s is not a valid time"),
+            ("v/1,0,a,-1,1\n", "-1 to 1 s is not a valid time"),
+            ("v/1,0,a,2,1\n", "2 to 1 s is not a valid time"),
             ("v/1,0,a,1,2\nv/1,1,b,0,1\n", "line 3: clip v/1: .*'b'.* comes after .*'a'"),
             ("v/1,1,a,1,2\n", "has word 1 where word 0 is expected"),
             ("v/1,zero,a,1,2\n", "has word zero where word 0 is expected"),
@@ -312,7 +312,7 @@ class TestCsd:
 
     def test_word_vectors_are_no_words(self, write, video):
         path = write({"v": (np.zeros((1, 300)), [(0, 1)])}, dtype=np.float32)
-        with pytest.raises(ValueError, match=r"found \(1, 300\) of float32; give the words, not vectors"):
+        with pytest.raises(ValueError, match=r"found \(1, 300\) of float32; give the words, not their embeddings"):
             read_word_files(path, self.CLIPS, video[1])
 
     @pytest.mark.parametrize("key", ["v[x]", "v[1", "v[]", "v[1][2]"])
@@ -322,7 +322,7 @@ class TestCsd:
 
     def test_segments_that_are_words_are_refused(self, write, video):
         path = write({"v[0]": ([["a"], ["b"]], [(0, 1), (1, 2)])}, "labels")
-        with pytest.raises(ValueError, match="several intervals, so these are no segments"):
+        with pytest.raises(ValueError, match="several intervals, so these are not segments"):
             read_word_files(video[0], self.CLIPS, path)
         path = write({"v": ([["a"]], [(0, 1)]), "v[0]": ([["a"]], [(0, 1)])}, "labels")
         with pytest.raises(ValueError, match="segment 0 of video v occurs twice"):

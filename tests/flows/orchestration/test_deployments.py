@@ -91,7 +91,7 @@ def test_a_server_that_does_not_answer_is_named_with_the_way_out(house):
 
 def test_a_cron_expression_that_is_none_is_refused(house):
     done = house.run("-m", "flows.cli", "deploy", "--cron", "often")
-    assert done.returncode == 1 and "'often' is no schedule" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "'often' is not a schedule" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_failing_deploy_shows_its_last_lines(house):

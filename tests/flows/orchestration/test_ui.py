@@ -72,5 +72,5 @@ def test_a_port_that_is_taken_is_no_obstacle_to_the_report(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"cron": "often"}, {"cron": "61 * * * *"}, {"timezone": "Berlin"}])
 def test_a_schedule_that_is_none_is_refused_with_an_example(wrong):
-    with pytest.raises(ValueError, match=r"is no schedule.*0 3 \* \* \*.*Europe/Berlin"):
+    with pytest.raises(ValueError, match=r"is not a schedule.*0 3 \* \* \*.*Europe/Berlin"):
         Schedule(**wrong)

@@ -86,9 +86,9 @@ def test_a_variant_changes_its_own_keys_over_the_studys_and_the_projects(project
     [
         ({"model.fuson": "hbf"}, r"variant 'other':\s+model.fuson: no such key; did you mean 'fusion'\?"),
         ({"model.heads": 3}, "model.heads is 3"),
-        ({"extract.audio.extractor": "x"}, "extract.audio.extractor is no key of the blocks model and train"),
-        ({"train.seeds": [1]}, "train.seeds is no key .* set by its own key `seeds`"),
-        ({"model": {}}, "model is no key"),
+        ({"extract.audio.extractor": "x"}, "extract.audio.extractor cannot be changed by a study"),
+        ({"train.seeds": [1]}, "train.seeds cannot be changed .* set the seeds with the study's own key `seeds`"),
+        ({"model": {}}, "model cannot be changed by a study"),
     ],
     ids=str,
 )

@@ -120,7 +120,7 @@ def test_random_weights_of_an_older_checkpoint_are_named(folder):
     ("change", "message"),
     [
         (lambda w, name: w.pop(name), "lacks the network's tensor"),
-        (lambda w, name: w.update(more=torch.zeros(1)), "more is no tensor of the network"),
+        (lambda w, name: w.update(more=torch.zeros(1)), "has no tensor more"),
         (lambda w, name: w.update({name: torch.zeros(3, 2, 1)}), r"is [3, 2, 1], checkpoint.json describes ["),
     ],
 )
