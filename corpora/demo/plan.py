@@ -213,16 +213,27 @@ def _wander(rng: np.random.Generator, times: np.ndarray, size: float) -> np.ndar
     return curve
 
 
-def draw_motion(speaker: Speaker, shown: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
-    """Draw the motion of a face that speaks and expresses a sentiment, [frames] at `FPS`."""
+def draw_motion(speaker: Speaker, sentiment: float, speech: Speech, frames: int, rng: np.random.Generator) -> Motion:
+    """Draw the random motion of a face that speaks and expresses a sentiment.
+
+    Args:
+        speaker: face that moves.
+        sentiment: sentiment that the face expresses, in [-LIMIT, LIMIT].
+        speech: audio that the jaw follows.
+        frames: number of frames at `FPS`, with one value each.
+        rng: source of the random values.
+    """
     times = np.arange(frames) / FPS
-    x = shown / LIMIT
+    # Expression: strongest at a random moment, the apex
     apex = rng.uniform(0.3, 0.8) * times[-1]
-    course = 0.55 + 0.45 * np.exp(-(((times - apex) / (0.35 * times[-1])) ** 2))
-    smile = x * course + speaker.mouth_curve + rng.normal(0, SMILE_NOISE) + _wander(rng, times, 0.06)
-    brow = 0.5 * x * course + rng.normal(0, BROW_NOISE) + _wander(rng, times, 0.10)
+    envelope = 0.55 + 0.45 * np.exp(-(((times - apex) / (0.35 * times[-1])) ** 2))
+    expression = sentiment / LIMIT * envelope
+    smile = expression + speaker.mouth_curve + rng.normal(0, SMILE_NOISE) + _wander(rng, times, 0.06)
+    brow = 0.5 * expression + rng.normal(0, BROW_NOISE) + _wander(rng, times, 0.10)
+    # Jaw: loudness of the speech
     jaw = loudness(speech.samples, speech.sample_rate, times - SPEECH_START)
     jaw = np.clip(jaw / max(float(jaw.max()), 1e-6), 0, 1) ** 0.8 * rng.uniform(0.35, 0.6)
+    # Blinks of 0.1 s, 1.5 to 4 s apart
     blink = np.zeros(frames)
     moment = rng.uniform(0.3, 2.0)
     while moment < times[-1]:

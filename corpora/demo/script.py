@@ -98,7 +98,7 @@ def compose(script: Script, sentiment: float, rng: np.random.Generator) -> Sente
 
 
 def _attach_commas(words: list[str], emphasised: list[int]) -> tuple[list[str], list[int]]:
-    """Attach separate commas to the previous word, and adjust the indices."""
+    """Append each comma in the list to the previous word, and adjust the indices of the emphasised words."""
     attached: list[str] = []
     new_indices: list[int] = []
     for index, word in enumerate(words):

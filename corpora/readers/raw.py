@@ -337,7 +337,7 @@ def _clip_of(row: Row, language: str) -> Clip:
 
 
 def _media_of(values: Mapping[str, str]) -> str:
-    """Return the table's path of the clip's media; empty where it has none.
+    """Return the media path that the table gives for a clip; empty if it gives none.
 
     Raises:
         _InvalidRowError: the path has `..`, is absolute, or is not in UTF-8.

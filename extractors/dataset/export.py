@@ -57,7 +57,7 @@ def export_mmsa(dataset: Path, out: Path) -> ExportSummary:
 
     Clips without a label are left out, as MMSA would train on them. A modality's labels are written if all labelled
     clips have them, `text_bert` if all token ids are known. Sequences are float32, padded with zeros to the longest of
-    all splits; their lengths are written in both modes. The whole export is held in memory.
+    all splits; `<modality>_lengths` is written for aligned datasets as well. The whole export is held in memory.
 
     Args:
         dataset: the align stage's output folder.
@@ -69,25 +69,27 @@ def export_mmsa(dataset: Path, out: Path) -> ExportSummary:
     """
     info = read_dataset_json(dataset)
     # First pass: padded lengths, and which labels and token ids are complete
-    lengths, tokens, names = dict.fromkeys(MODALITIES, 1), True, list(MMSA_LABELS)
+    lengths = dict.fromkeys(MODALITIES, 1)
+    has_token_ids, label_names = True, list(MMSA_LABELS)
     columns = [*MMSA_LABELS.values(), "text_token_ids", *(f"{m}_mask" for m in MODALITIES)]
     for batch in (batch for split in SPLITS for batch in _batches(dataset, split, columns)):
         labelled = _labelled(batch)
         for m in MODALITIES:
             lengths[m] = max(lengths[m], int(_lengths(batch, m)[labelled].max(initial=0)))
-        names = [name for name in names if np.isfinite(_floats(batch, MMSA_LABELS[name])[labelled]).all()]
-        tokens &= int(to_numpy(batch.column("text_token_ids"))[1].min(initial=0)) >= 0
+        is_complete = {name: np.isfinite(_floats(batch, MMSA_LABELS[name])[labelled]).all() for name in label_names}
+        label_names = [name for name in label_names if is_complete[name]]
+        has_token_ids &= int(to_numpy(batch.column("text_token_ids"))[1].min(initial=0)) >= 0
     if info["mode"] == "aligned":
         lengths = dict.fromkeys(MODALITIES, max(lengths.values()))
     shapes = {m: (lengths[m], info["modalities"][m]["dim"]) for m in MODALITIES}
     # Second pass: the padded sequences
-    content = {split: _mmsa_split(dataset, split, shapes, names, tokens) for split in SPLITS}
+    content = {split: _mmsa_split(dataset, split, shapes, label_names, has_token_ids) for split in SPLITS}
     clips = {split: len(rows["id"]) for split, rows in content.items()}
     if not any(clips.values()):
         raise ValueError(f"{dataset}: no clip has a label, and MMSA trains on labels")
     with atomic_file(out) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file, protocol=PROTOCOL)
-    return ExportSummary(clips, sum(info["clips"].values()) - sum(clips.values()), shapes, tokens)
+    return ExportSummary(clips, sum(info["clips"].values()) - sum(clips.values()), shapes, has_token_ids)
 
 
 def read_dataset_json(dataset: Path) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _lengths(batch: pa.RecordBatch, modality: str) -> np.ndarray:
 
 
 def _mmsa_split(
-    dataset: Path, split: str, shapes: Mapping[str, tuple[int, int]], names: Sequence[str], tokens: bool
+    dataset: Path, split: str, shapes: Mapping[str, tuple[int, int]], label_names: Sequence[str], has_token_ids: bool
 ) -> dict[str, Any]:
     """Return one split in MMSA's format.
 
@@ -140,35 +142,35 @@ def _mmsa_split(
         dataset: the align stage's output folder.
         split: train, valid or test.
         shapes: modality -> padded (T, D).
-        names: labels to write, see `MMSA_LABELS`.
-        tokens: whether to write `text_bert`.
+        label_names: labels to write, see `MMSA_LABELS`.
+        has_token_ids: whether to write `text_bert`.
     """
     count = sum(int(_labelled(batch).sum()) for batch in _batches(dataset, split, ["label"]))
     content: dict[str, Any] = {m: np.zeros((count, *shape), np.float32) for m, shape in shapes.items()}
     bert = np.zeros((count, 3, shapes["text"][0]), np.float32)
     content |= {"id": [], "raw_text": []} | {f"{m}_lengths": [] for m in MODALITIES}
-    labels: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in names}
+    labels: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in label_names}
     for batch in _batches(dataset, split):
         kept = np.flatnonzero(_labelled(batch))
         first = len(content["id"])
         for m in MODALITIES:
             offsets, values = to_numpy(batch.column(f"{m}_values"))
-            for i, at in enumerate(kept, first):
-                content[m][i, : offsets[at + 1] - offsets[at]] = values[offsets[at] : offsets[at + 1]]
+            for i, row in enumerate(kept, first):
+                content[m][i, : offsets[row + 1] - offsets[row]] = values[offsets[row] : offsets[row + 1]]
             content[f"{m}_lengths"] += _lengths(batch, m)[kept].tolist()
         offsets, ids = to_numpy(batch.column("text_token_ids"))
-        for i, at in enumerate(kept, first):
-            bert[i, 0, : offsets[at + 1] - offsets[at]] = ids[offsets[at] : offsets[at + 1]]
-            bert[i, 1, : offsets[at + 1] - offsets[at]] = 1
+        for i, row in enumerate(kept, first):
+            bert[i, 0, : offsets[row + 1] - offsets[row]] = ids[offsets[row] : offsets[row + 1]]
+            bert[i, 1, : offsets[row + 1] - offsets[row]] = 1
         videos, clip_ids, texts = (batch.column(name).to_pylist() for name in ("video_id", "clip_id", "text"))
-        content["id"] += [f"{videos[at]}$_${clip_ids[at].removeprefix(f'{videos[at]}/')}" for at in kept]
-        content["raw_text"] += [texts[at] for at in kept]
-        for name in names:
+        content["id"] += [f"{videos[row]}$_${clip_ids[row].removeprefix(f'{videos[row]}/')}" for row in kept]
+        content["raw_text"] += [texts[row] for row in kept]
+        for name in label_names:
             labels[name].append(_floats(batch, MMSA_LABELS[name])[kept])
     content |= {name: np.concatenate(parts) for name, parts in labels.items()}
     signs = np.sign(content["regression_labels"]).astype(int)
-    content["annotations"] = [("Neutral", "Positive", "Negative")[sign] for sign in signs]
-    return content | ({"text_bert": bert} if tokens else {})
+    content["annotations"] = [("Neutral", "Positive", "Negative")[sign] for sign in signs]  # -1 is the last
+    return content | ({"text_bert": bert} if has_token_ids else {})
 
 
 def export_datasets(dataset: Path, out: Path) -> dict[str, int]:

@@ -104,7 +104,7 @@ class FaceTracks:
         return indices
 
     def _select_tracks(self) -> set[int]:
-        """Return the main track, and those that may show the same person at other times."""
+        """Return the indices of the main track and of those that may show the same person at other times."""
         if not self._tracks:
             return set()
         min_count = MIN_PRESENCE * max(track.count for track in self._tracks)

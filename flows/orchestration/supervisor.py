@@ -59,7 +59,16 @@ def command_line(command: Sequence[str]) -> list[str]:
 
 
 def supervise_service(grace: float, owner_pid: int, command: Sequence[str]) -> int:
-    """Run `python COMMAND` until it ends or its owner is gone, then stop it with all of its descendants."""
+    """Run `python COMMAND` until it ends or its owner is gone, then stop it with all of its descendants.
+
+    Args:
+        grace: seconds that the process may go on after its owner is gone.
+        owner_pid: id of the owner's process.
+        command: arguments of the Python interpreter.
+
+    Returns:
+        Exit code of the process; 0 if the owner was gone at the start.
+    """
     import psutil
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the default action would skip the `finally`

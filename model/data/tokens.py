@@ -121,7 +121,7 @@ class TextBackbone:
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config)
-        except Exception as error:  # tokenizers raises no other type
+        except Exception as error:  # tokenizers raises plain `Exception`
             raise ValueError(
                 f"{folder}: no usable config.json and {TOKENIZER} ({str(error).splitlines()[0]}); copy the checkpoint "
                 "again, or run the train stage again"
