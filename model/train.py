@@ -417,7 +417,10 @@ def _mines(config: TrainConfig) -> bool:
 
 @torch.inference_mode()
 def _mine(run: _Run) -> Partners:
-    """Rank each training clip's partners by the current network. The processes share the encoding, the first ranks."""
+    """Rank the partners of each training clip by the current network's embeddings.
+
+    Each process encodes its share of the batches. The first process ranks, and broadcasts the partners to the others.
+    """
     fabric, network, clips, config = run.fabric, run.network, run.planner.clips, run.config
     network.eval()
     device = fabric.device
