@@ -144,7 +144,7 @@ def content_policy(style: str, script: str) -> str:
     """Return the content security policy: this style, this script, and `data:` images for the empty icon.
 
     Raises:
-        ValueError: either could end its own element.
+        ValueError: the style or the script contains text that would close its element.
     """
     if "</" in style or "</script" in script.lower():
         raise ValueError("the page's style or script would end its element early; write `<\\/` in strings")
