@@ -153,7 +153,7 @@ def check_clip(clip: Clip, label_range: tuple[float, float]) -> tuple[str, str] 
         if reason:
             return "UnsafeId", f"{name} {value!r} {reason}; rename it and its media"
     if clip.split not in SPLITS:
-        return "UnknownSplit", f"mode {clip.split!r} is no split; write one of {', '.join(SPLITS)}"
+        return "UnknownSplit", f"mode {clip.split!r} is not a split; write one of {', '.join(SPLITS)}"
     low, high = label_range
     for name in ("label", "label_text", "label_audio", "label_vision"):
         value = getattr(clip, name)
