@@ -77,7 +77,7 @@ def test_no_file_is_blamed_for_a_process_that_ended_before_it_came(scoring_pool,
     scoring_pool.score(upload).result(timeout=120)
     scoring_pool.examine(upload.path, upload.name).result(timeout=60)
     for worker in (worker_of(scoring_pool), *scoring_pool._examiners):
-        if worker.running:
+        if resident_memory(worker.pid):
             process = psutil.Process(worker.pid)
             process.kill()
             wait(lambda process=process: not resident_memory(process.pid), "its end")
