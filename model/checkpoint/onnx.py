@@ -161,7 +161,7 @@ def _export(network: DashFusion, clips: list[dict[str, Tensor]], info: Checkpoin
 def _description(info: CheckpointInfo) -> dict[str, Any]:
     """Return what a client needs to prepare the inputs and interpret the output."""
     dataset = info.dataset.to_dict()
-    kept = ("corpus", "language", "label_range", "mode", "mask_invalid", "modalities")
+    kept = ("corpus", "generated", "language", "label_range", "mode", "mask_invalid", "modalities")
     return {**{key: dataset[key] for key in kept}, "calibration": dict(info.calibration), "seed": info.seed}
 
 

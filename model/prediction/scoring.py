@@ -212,7 +212,7 @@ def _foreign_notes(score: Score, windows: Sequence[Score | None], info: Checkpoi
             found = (
                 f"unlike the training clips in {modalities} (p = {outliers[0].p_value:.2g}, {outliers[0].clips} clips)"
             )
-        yield Note(UNLIKE_TRAINING, f"{found}: what the model makes of it is unknown")
+        yield Note(UNLIKE_TRAINING, f"{found}: the score may mean nothing")
 
 
 def _notes(
