@@ -34,7 +34,8 @@ def test_trainings_are_compared_with_the_reference_on_every_view(dataset, tmp_pa
     monkeypatch.setattr(flow, "scratch_folder", lambda: tmp_path / "scratch")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(STUDY))
     params, spec = load_params(ROOT / "params.yaml"), read_spec(str(tmp_path / "mine.yaml"))
-    params = replace(params, paths=replace(params.paths, dataset=dataset))
+    monkeypatch.chdir(dataset.parent)  # outputs lie in the project
+    params = replace(params, paths=replace(params.paths, dataset=Path(dataset.name)))
     trials = [flow.Trial(v, seed, variant_params(params, spec, v)) for v in spec.variants for seed in spec.seeds]
     result = flow._run_trials(params, spec, trials, workers=1)
     assert result.metrics[1:] == ["mae", "corr"] and result.pareto[0] == "fusion_madds"

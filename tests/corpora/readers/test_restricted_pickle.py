@@ -394,8 +394,8 @@ STRINGS = b"cnumpy\ndtype\n(U\x02U1K\x00K\x01tR(K\x03U\x01%sNNNK\x04K\x04K\x08tb
 @pytest.mark.parametrize("code", [0x110000, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_numbers_that_are_no_characters_are_refused_in_strings(path, order, pack, code):
     dtype, raw = STRINGS % order, b"C\x04" + struct.pack(pack, code)
-    assert "no characters" in refusal(path, b"\x80\x03cnumpy.core.multiarray\nscalar\n(" + dtype + raw + b"tR.")
-    assert "no characters" in refusal(path, array(b"K\x01\x85", dtype, raw))
+    assert "not characters" in refusal(path, b"\x80\x03cnumpy.core.multiarray\nscalar\n(" + dtype + raw + b"tR.")
+    assert "not characters" in refusal(path, array(b"K\x01\x85", dtype, raw))
 
 
 @pytest.mark.parametrize(("order", "pack"), [(b"<", "<I"), (b">", ">I")])

@@ -152,11 +152,11 @@ def test_a_file_that_is_not_there_is_asked_for(model):
 def test_a_file_that_is_no_bundle_is_refused(tmp_path):
     path = tmp_path / "face_landmarker.task"
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match="no face landmarker bundle"):
+    with pytest.raises(ValueError, match="not a face landmarker bundle"):
         FaceLandmarkerVision(str(path))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hand_detector.tflite", b"")
-    with pytest.raises(ValueError, match="no face landmarker bundle"):
+    with pytest.raises(ValueError, match="not a face landmarker bundle"):
         FaceLandmarkerVision(str(path))
 
 
