@@ -11,7 +11,15 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-ALL = ["check", "prepare", "transcribe", "extract@text", "extract@audio", "extract@vision", "align", "train", "evaluate"]
+ALL = [
+    "check",
+    "prepare",
+    "transcribe",
+    *(f"extract@{m}" for m in ("text", "audio", "vision")),
+    "align",
+    "train",
+    "evaluate",
+]
 
 
 def test_raw_videos_become_metrics_predictions_and_a_report(project, first_run):

@@ -110,7 +110,8 @@ def test_a_run_shows_a_task_a_stage_and_the_stages_own_runs_below_it(house, firs
     assert first_run["name"] == "pipeline demo_en" and {"dashfusion", "corpus:demo_en"} <= set(first_run["tags"])
     children = house.children(first_run["id"])
     assert sorted(child["name"] for child in children) == sorted(
-        f"{stage.replace('@', ' ')} demo_en" for stage in STAGES[1:]  # `check` is no flow
+        f"{stage.replace('@', ' ')} demo_en"
+        for stage in STAGES[1:]  # `check` is no flow
     )
     assert {child["state_type"] for child in children} == {"COMPLETED"}
     assert all("dvc" in child["tags"] for child in children)
