@@ -7,12 +7,15 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.project import CLIPS, SMALL
+
 pytestmark = pytest.mark.e2e
 
 
 def test_the_chinese_demo_goes_all_the_way_and_ends_with_ch_sims_metrics(make_project, tmp_path):
-    small = {"prepare.demo.clips": 24, "prepare.demo.speakers": 8, "train.epochs": 2, "train.warmup_epochs": 1}
-    project = make_project(tmp_path, small | {"extract.vision.options.fps": 5})
+    small = SMALL | {"prepare.demo.clips": CLIPS, "prepare.demo.speakers": 6}
+    small |= {"train.epochs": 2, "train.warmup_epochs": 1, "extract.vision.options.fps": 5}
+    project = make_project(tmp_path, small)
     assert "extract@text" in project.experiment("corpus=demo_zh")
     metrics = json.loads((project.folder / "metrics/test.json").read_text())
     assert {key for key in metrics if key != "seeds"} == {"n", "mae", "corr", "acc2", "f1", "acc3", "acc5"}

@@ -12,6 +12,7 @@ import pytest
 
 from corpora.problems import read_problems
 from model.data.info import read_info
+from tests.support.project import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-SMALL = {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1}
-SMALL |= {"train.epochs": 1, "train.warmup_epochs": 0}
+SHORT = SMALL | {"train.epochs": 1, "train.warmup_epochs": 0}
 FILLED = {"text": 4, "audio": 15, "vision": 9}
 
 
@@ -53,7 +53,7 @@ def test_odd_features_are_imported_trained_and_evaluated(make_project, tmp_path,
     path.write_bytes(pickle.dumps(content, protocol=4))
     settings = {"prepare.layout": "mmsa_pickle", "prepare.root": str(path), "prepare.label_range": [-1, 1]}
     settings |= {"prepare.corpus": "odd", "evaluate.split": "valid" if aligned else "test"}
-    project = make_project(tmp_path / "project", SMALL | settings)
+    project = make_project(tmp_path / "project", SHORT | settings)
     ran = project.repro()
     assert "prepare" in ran and "evaluate" in ran
     info = read_info(project.folder / "data/dataset")
@@ -84,7 +84,7 @@ def test_a_harmful_file_ends_the_stage_with_its_reason_and_leaves_nothing(make_p
     content["train"]["id"] = np.array([*content["train"]["id"][:-1], Harm(tmp_path / "ran")], object)
     (tmp_path / "features.pkl").write_bytes(pickle.dumps(content, protocol=4))
     settings = {"prepare.layout": "mmsa_pickle", "prepare.root": str(tmp_path / "features.pkl")}
-    project = make_project(tmp_path / "project", SMALL | settings)
+    project = make_project(tmp_path / "project", SHORT | settings)
     done = project.run("python", "-m", "flows.prepare", DASHFUSION_SERVER="off")
     assert done.returncode == 1
     assert f"{os.system.__module__}.system" in done.stdout and "Nothing of it was run" in done.stdout

@@ -27,7 +27,7 @@ from extractors.transcripts.transcribe import TranscribeConfig, transcribe
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-CLIPS = 96
+CLIPS = 64
 PATIENCE = 120  # seconds, for what takes a few
 
 

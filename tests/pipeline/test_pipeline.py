@@ -9,6 +9,8 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.project import CLIPS
+
 pytestmark = pytest.mark.e2e
 
 ALL = [
@@ -38,7 +40,7 @@ def test_raw_videos_become_metrics_predictions_and_a_report(project, first_run):
 def test_the_demos_true_word_times_measure_the_aligner(project, first_run):
     dataset = json.loads((project.folder / "data/dataset/dataset.json").read_text())
     proportional = dataset["word_times"]["methods"]["proportional"]
-    assert proportional["clips"] == 24 and proportional["error"]["words"] > 24
+    assert proportional["clips"] == CLIPS and proportional["error"]["words"] > CLIPS
     assert 0 < proportional["error"]["start"]["median"] < 1
 
 

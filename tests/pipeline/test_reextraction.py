@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from extractors.store import FeatureReader
+from tests.support.project import CLIPS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ def features(folder: Path, modality: str) -> dict[str, bytes]:
 def extracted(corpus_project) -> Path:
     project, _ = corpus_project
     project.repro()
-    assert made_since({}, project.folder) == {"text": 24, "audio": 24, "vision": 24}
+    assert made_since({}, project.folder) == {"text": CLIPS, "audio": CLIPS, "vision": CLIPS}
     return project.folder
 
 
@@ -66,7 +67,7 @@ def test_a_forced_extraction_extracts_every_clip_anew_and_forces_nothing_else(co
     after = results(extracted)
     assert before.keys() == after.keys()
     again = [path for path in before if after[path] != before[path]]
-    assert len(again) == 24 and all("audio." in str(path) for path in again)
+    assert len(again) == CLIPS and all("audio." in str(path) for path in again)
     assert features(extracted, "audio") == audio
     assert (extracted / "data/manifest.parquet").stat().st_mtime_ns == manifest
     assert [line.split()[:2] for line in done.stdout.splitlines()[-2:]] == [
@@ -81,7 +82,7 @@ def test_a_changed_audio_option_runs_audio_and_what_hangs_on_it(corpus_project, 
     project.repro()
     before = results(extracted)
     assert sorted(project.experiment("extract.audio.options.hop_seconds=0.1")) == AFTER_AUDIO
-    assert made_since(before, extracted) == {"text": 0, "audio": 24, "vision": 0}
+    assert made_since(before, extracted) == {"text": 0, "audio": CLIPS, "vision": 0}
     assert project.experiment("extract.audio.options.hop_seconds=0.1") == []
 
 
@@ -102,6 +103,6 @@ def test_another_audio_extractor_is_swapped_in_by_parameters_alone(corpus_projec
         f"+extract.audio.options={{model:{tmp_path / 'model'}}}",
     )
     assert sorted(ran) == AFTER_AUDIO
-    assert made_since(before, extracted) == {"text": 0, "audio": 24, "vision": 0}
+    assert made_since(before, extracted) == {"text": 0, "audio": CLIPS, "vision": 0}
     reader = FeatureReader(extracted / "data/features/audio", "audio")
     assert reader.meta.extractor == "audio.transformer" and len(reader.meta.feature_names) == 16

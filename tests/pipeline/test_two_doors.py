@@ -26,9 +26,10 @@ PIPELINE = (sys.executable, "-m", "flows.cli", "pipeline")
 
 @pytest.fixture(scope="module")
 def stale(project) -> Iterator[None]:
-    """No stage of the project is up to date, since its corpus is another one."""
+    """No stage of the project is up to date, since its corpus is another one: long enough to be interrupted."""
     before = (project.folder / "params.yaml").read_bytes()
     project.set("prepare.demo.seed", 77)
+    project.set("prepare.demo.clips", 24)
     yield
     (project.folder / "params.yaml").write_bytes(before)
 

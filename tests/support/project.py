@@ -20,11 +20,14 @@ from packaging.utils import canonicalize_name
 
 from corpora.demo import DemoConfig, generate
 from flows.config.presets import apply
+from tests.support.corpora import make_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
+CLIPS = 12
+SMALL = {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1}
 
 
 @dataclass(frozen=True)
@@ -152,19 +155,34 @@ def make_project() -> Callable[[Path, Mapping[str, object]], Project]:
     return new_project
 
 
-@pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Project:
-    """A demo corpus of 24 clips, and 2 epochs."""
-    small = {"prepare.demo.clips": 24, "prepare.demo.speakers": 8, "train.epochs": 2, "train.warmup_epochs": 1}
-    return new_project(tmp_path_factory.mktemp("project"), small)
+def _run_project(folder: Path) -> None:
+    """Make a project with a demo corpus and 2 epochs, and run it as those do who installed no extra; commit it."""
+    small = SMALL | {"prepare.demo.clips": CLIPS, "prepare.demo.speakers": 6}
+    small |= {"train.epochs": 2, "train.warmup_epochs": 1}
+    (folder / "project").mkdir()
+    (folder / "bare").mkdir()
+    made = new_project(folder / "project", small)
+    ran = made.repro(**without_extras(folder / "bare"))
+    made.commit()
+    (folder / "ran.json").write_text(json.dumps(ran), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
-def first_run(project, tmp_path_factory) -> list[str]:
-    """The stages that the project's first `dvc repro` ran, as they run for those who installed no extra; committed."""
-    ran = project.repro(**without_extras(tmp_path_factory.mktemp("bare")))
-    project.commit()
-    return ran
+def run_project(tmp_path_factory) -> Path:
+    """Folder of a project after its first run, to be copied, and of the stages that the run ran."""
+    return make_once(tmp_path_factory, "run-project", _run_project)
+
+
+@pytest.fixture(scope="session")
+def first_run(run_project) -> list[str]:
+    """The stages that the project's first `dvc repro` ran."""
+    return json.loads((run_project / "ran.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def project(run_project, tmp_path_factory) -> Project:
+    """This process's copy of a project with a demo corpus of 12 clips, as its first run left it; committed."""
+    return Project(shutil.copytree(run_project / "project", tmp_path_factory.mktemp("copy") / "project", symlinks=True))
 
 
 @pytest.fixture
@@ -177,10 +195,9 @@ def reproduced(project, first_run) -> Iterator[Project]:
 
 @pytest.fixture(scope="session")
 def corpus_project(tmp_path_factory) -> tuple[Project, Path]:
-    """A corpus of 24 clips as a user has it, in a folder beside the project; a small model and one epoch."""
+    """A corpus of 12 clips as a user has it, in a folder beside the project; a small model and one epoch."""
     corpus = tmp_path_factory.mktemp("corpus")
-    generate(corpus, DemoConfig(clips=24, speakers=8, seed=3), workers=2)
+    generate(corpus, DemoConfig(clips=CLIPS, speakers=6, seed=3), workers=2)
     settings = {"prepare.layout": "mmsa", "prepare.root": str(corpus), "prepare.corpus": "mine"}
-    settings |= {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1}
-    settings |= {"train.epochs": 1, "train.warmup_epochs": 0}
+    settings |= SMALL | {"train.epochs": 1, "train.warmup_epochs": 0}
     return new_project(tmp_path_factory.mktemp("own"), settings), corpus
