@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 class ExtractionError(Exception):
     """A modality of a clip cannot be extracted. The message states the cause and a remedy."""
+IMPORTED = ".imported"
+"""End of an extractor's name, after the modality, for features that came with the corpus."""
+
+
 
 
 class MissingModalityError(ExtractionError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corpora.files import atomic_folder
-from extractors.base import FeatureSequence, make_signature
+from extractors.base import IMPORTED, FeatureSequence, make_signature
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, Summary
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def write_imported(corpus: ImportedCorpus, root: Path, layout: str) -> tuple[dic
     problems: list[Problem] = []
     counts = {}
     for modality, names in corpus.feature_names.items():
-        extractor, options = f"{modality}.imported", {"layout": layout, "sha256": corpus.sha256}
+        extractor, options = f"{modality}{IMPORTED}", {"layout": layout, "sha256": corpus.sha256}
         meta = FeatureMeta(modality, extractor, options, make_signature(extractor, VERSION, options), names)
         counter: Counter[str] = Counter()
         with FeatureWriter(root / FOLDER / modality, meta) as writer:

@@ -114,8 +114,9 @@ def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[floa
       number of steps including padding);
     - the position of the last step that is not all zeros.
 
-    A step that is not all zeros counts as padding only if it is text and outside the attention mask. If all steps are
-    zero, the modality is missing.
+    A step that is not all zeros counts as padding only if it is text and outside the attention mask. Some files are
+    padded at the front: all-zero steps at the start of audio and vision are padding too, unless they are aligned with
+    the text. If all steps are zero, the modality is missing.
 
     Args:
         path: the file or folder.
@@ -346,10 +347,10 @@ class _Source:
                 row = _sequence(value, where, modality)
             if row.shape[1] != width:
                 raise ValueError(f"{where}: {modality} is {row.shape[1]} wide, in other clips {width}")
-            length = self._length(modality, split, key, row)
-            values, valid, replaced = clean(row[:length])
+            start, length = self._start(modality, split, key, row), self._length(modality, split, key, row)
+            values, valid, replaced = clean(row[start:length])
             ids = self._token_ids(split, key, len(row))[:length] if modality == "text" else None
-            steps = ImportedSteps(values, *even_times(length), valid, replaced, ids)
+            steps = ImportedSteps(values, *even_times(len(values)), valid, replaced, ids)
             yield clip_id, steps, not_finite(clip_id, modality, steps)
 
     def _length(self, modality: str, split: str, key: str, row: np.ndarray) -> int:
@@ -366,10 +367,18 @@ class _Source:
         tokens = int(np.count_nonzero(bert[1]))
         if modality == "text":
             return tokens or extent
+        return max(tokens, extent) if self._is_aligned(split, key, row) else extent
+
+    def _start(self, modality: str, split: str, key: str, row: np.ndarray) -> int:
+        """Return the number of steps of padding at the front of a clip's row [T, D] (see `read_mmsa`)."""
+        filled = row.any(axis=1)
+        return 0 if modality == "text" or not filled.any() or self._is_aligned(split, key, row) else int(filled.argmax())
+
+    def _is_aligned(self, split: str, key: str, row: np.ndarray) -> bool:
+        """Return whether the clip's text has as many steps, with padding, as this row."""
         owner = self._splits_with["text"].get(split)
         text = owner.value("text", key) if owner else None
-        is_aligned = text is not None and len(np.atleast_2d(text)) == len(row)
-        return max(tokens, extent) if is_aligned else extent
+        return text is not None and len(np.atleast_2d(text)) == len(row)
 
     def _token_ids(self, split: str, key: str, steps: int) -> np.ndarray:
         """Return token ids [T] int32; -1 where the file has none."""

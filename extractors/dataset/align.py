@@ -18,6 +18,7 @@ from corpora.files import atomic_file, atomic_folder
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest
 from corpora.problems import Problem
 from corpora.tables import versioned_schema
+from extractors.base import IMPORTED
 from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimer, align_clip, missing_sequence
 from extractors.dataset.statistics import RunningStatistics, TrainingClips
 from extractors.store import FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
@@ -100,7 +101,7 @@ def align(
         transcripts_path: output of the transcribe stage; words without times are placed in proportion.
         feature_folders: modality -> its feature store, for all three.
         out: folder of the dataset, created or replaced atomically.
-        config: mode and masks.
+        config: mode and masks. All-zero steps of imported audio and vision are masked in any case.
         word_times_path: true word times (`read_word_table`) to measure the estimated ones by, if the file exists.
         keep_empty: keep clips without any modality instead of dropping them; either way they are listed as problems.
 
@@ -116,6 +117,7 @@ def align(
     manifest = with_transcripts(read_manifest(manifest_path), transcripts)
     readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
     metas = {m: readers[m].meta for m in MODALITIES}
+    imported = tuple(m for m in NORMALISED if metas[m].extractor.endswith(IMPORTED))
     statistics = {m: RunningStatistics(len(metas[m].feature_names)) for m in NORMALISED}
     timer, training = WordTimer(word_times_path), TrainingClips()
     clips = dict.fromkeys(SPLITS, 0)
@@ -133,7 +135,7 @@ def align(
                 problems.append(_no_modality(clip, readers, keep_empty))
                 if not keep_empty:
                     continue
-            steps, method = align_clip(transcripts[clip.clip_id], sequences, clip.duration, config, timer)
+            steps, method = align_clip(transcripts[clip.clip_id], sequences, clip.duration, config, timer, imported)
             if clip.split == "train":
                 training.add(clip, sequences)
             writers[clip.split].write(_row(clip, steps, sequences["text"], method))

@@ -5,7 +5,7 @@ T steps, D features, K tokens, W words; times are seconds from the clip's start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,6 +168,7 @@ def align_clip(
     duration: float | None,
     config: AlignConfig,
     timer: WordTimer,
+    imported: Collection[str] = (),
 ) -> tuple[dict[str, Steps], str]:
     """Align one clip, for the dataset or for a prediction.
 
@@ -177,6 +178,8 @@ def align_clip(
         duration: seconds; None for the end of the last step.
         config: settings of the align stage.
         timer: times the clip's words.
+        imported: modalities whose features came with the corpus. Their all-zero steps are masked, whatever
+            `config.mask_invalid` says: they are padding, or nothing was measured.
 
     Returns:
         Each modality's steps, and the method that timed the words.
@@ -186,11 +189,16 @@ def align_clip(
     """
     duration = known_duration(duration, sequences)
     times, method = _token_times(transcript, sequences, timer, duration)
-    return _mask_and_pool(transcript.clip_id, sequences, times, duration, config), method
+    return _mask_and_pool(transcript.clip_id, sequences, times, duration, config, imported), method
 
 
 def _mask_and_pool(
-    clip_id: str, sequences: Mapping[str, FeatureSequence], times: np.ndarray, duration: float, config: AlignConfig
+    clip_id: str,
+    sequences: Mapping[str, FeatureSequence],
+    times: np.ndarray,
+    duration: float,
+    config: AlignConfig,
+    imported: Collection[str],
 ) -> dict[str, Steps]:
     """Return each modality's masked steps: tokens at `times` [K, 2], the others pooled onto them in aligned mode."""
     text = sequences["text"]
@@ -198,6 +206,8 @@ def _mask_and_pool(
     steps = {}
     for m, sequence in {**sequences, "text": text}.items():
         mask = sequence.valid if m in config.mask_invalid else np.ones(len(sequence), bool)
+        if m in imported:
+            mask = mask & sequence.values.any(axis=1)
         steps[m] = Steps(sequence.values, sequence.start, sequence.end, mask)
     if config.mode == "aligned":
         grid = times if len(times) else np.array([[0.0, duration]])  # without text, one step over the whole clip

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpora.manifest import MODALITIES, Clip
-from extractors.base import ExtractionError, Extractor, FeatureSequence
+from extractors.base import IMPORTED, ExtractionError, Extractor, FeatureSequence
 from extractors.dataset.align import SEVERAL_LANGUAGES
 from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence
 from extractors.execution.units import checked, extract_all, feature_meta, shared_extractor, source_of
@@ -355,7 +355,7 @@ def load_extractor(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, 
             another signature; the message says what to do.
     """
     name, options, signature = entry["extractor"], dict(entry["options"]), entry["signature"]
-    if name.endswith(".imported"):
+    if name.endswith(IMPORTED):
         raise ValueError(
             f"the network was trained on {modality} features that came with the corpus ({options.get('layout')}), and "
             "no extractor here makes them from a video; train on features that are extracted here, or predict from "

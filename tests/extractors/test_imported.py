@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
-from corpora.manifest import Clip, Manifest, write_manifest
+from corpora.manifest import MODALITIES, Clip, Manifest, write_manifest
 from corpora.problems import Problem
 from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps, clean, even_times
+from corpora.readers.mmsa_pickle import read_mmsa
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig
 from extractors.imported import copy_imported, imported_folder, write_imported
 from extractors.store import FeatureReader
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe
+from model.config import ModelConfig
 from model.data.clips import ClipTable
+from model.data.info import Statistics, read_info
+from model.evaluation.inference import predict
+from model.network.dashfusion import DashFusion
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CLIP_IDS = ("a/0", "a/1", "b/0")
 DIMS = {"text": 4, "audio": 2, "vision": 3}
+RAW = {m: Statistics((0.0,) * DIMS[m], (1.0,) * DIMS[m], 1) for m in ("audio", "vision")}
 
 
 def make_steps(modality: str, row: int, steps: int) -> ImportedSteps:
@@ -114,6 +123,52 @@ def test_aligned_features_stay_as_they_are_in_either_mode(tmp_path, mode):
         for row, clip_id in enumerate(CLIP_IDS[:2]):
             assert batch.clip_ids[row] == clip_id
             assert np.allclose(batch.values[m][row, : lengths[m][row]], make_steps(m, row, lengths[m][row]).values)
+
+
+def read_padded(folder: Path, where: str, mode: str = "unaligned") -> Path:
+    """The dataset of a pickle whose audio and vision are padded at the front or back, or lists of the real steps."""
+    rng = np.random.default_rng(0)
+    content: dict[str, dict[str, Any]] = {}
+    for split, count in {"train": 12, "valid": 4}.items():
+        rows: dict[str, Any] = {m: [rng.normal(3, 1, (rng.integers(4, 9), DIMS[m])) for _ in range(count)] for m in DIMS}
+        rows["audio"][1][3] = 0  # nothing was measured
+        for m in ("audio", "vision") if where else ():
+            padding = [np.zeros((12 - len(row), DIMS[m])) for row in rows[m]]
+            pairs = zip(padding, rows[m], strict=True)
+            rows[m] = np.stack([np.concatenate(pair if where == "front" else pair[::-1]) for pair in pairs])
+        names = {"id": [f"{split}$_${i}" for i in range(count)], "raw_text": ["some words"] * count}
+        content[split] = {**rows, **names, "regression_labels": np.linspace(-2, 2, count)}
+    folder.mkdir()
+    (folder / "features.pkl").write_bytes(pickle.dumps(content))
+    corpus = read_mmsa(
+        folder / "features.pkl", corpus="mine", language="en", label_range=(-3.0, 3.0), root=str(folder)
+    )
+    write_imported(corpus, folder, "mmsa_pickle")
+    write_manifest(corpus.manifest, folder / "manifest.parquet")
+    transcribe(folder / "manifest.parquet", folder / "words.parquet", TranscribeConfig(), folder / "scratch", 1.0)
+    stores = {m: folder / "features" / m for m in DIMS}
+    config = AlignConfig(mode=mode, mask_invalid=())
+    align(folder / "manifest.parquet", folder / "words.parquet", stores, folder / "dataset", config)
+    return folder / "dataset"
+
+
+@pytest.mark.parametrize("mode", ["unaligned", "aligned"])
+def test_padding_counts_in_no_statistic_and_changes_no_prediction(tmp_path, mode):
+    found = {}
+    for where in ("", "back", "front"):
+        dataset = read_padded(tmp_path / (where or "none"), where, mode)
+        info = read_info(dataset)
+        torch.manual_seed(0)
+        network = DashFusion(ModelConfig(dim=16, heads=2), replace(info, statistics=RAW)).eval()
+        predictions = [predict(network, ClipTable.read(dataset, s, 50), MODALITIES) for s in ("train", "valid")]
+        found[where] = [*((s.steps, s.mean, s.std) for s in info.statistics.values()), np.concatenate(predictions)]
+    *statistics, predictions = found.pop("")
+    for *others, other in found.values():
+        for (steps, mean, std), (expected, *rest) in zip(others, statistics, strict=True):
+            assert steps == expected and np.allclose([mean, std], rest, rtol=1e-12)
+        assert np.abs(other - predictions).max() < 1e-6
+    if mode == "unaligned":
+        assert np.allclose(statistics[0][1], 3, atol=0.3), "the mean of what was measured, not of zeros"
 
 
 def test_features_at_their_own_rates_are_pooled_onto_the_texts_steps(tmp_path):

@@ -171,6 +171,40 @@ def test_an_aligned_clip_is_as_long_as_its_text_where_audio_ends_in_silence(impo
     assert len(one) == 6 and one.valid.tolist() == [True] * 4 + [False] * 2
 
 
+def pad_at_the_front(content: Content, modalities: tuple[str, ...] = ("audio", "vision")) -> None:
+    """Move the padding of each clip from the end to the front; the lengths stay as they are."""
+    for split in content.values():
+        for m in modalities:
+            for row, length in enumerate(map(len, (clip[clip.any(axis=1)] for clip in split[m]))):
+                split[m][row] = np.roll(split[m][row], -length, axis=0)
+
+
+def test_padding_at_the_front_is_no_part_of_a_clip(imported):
+    content = make()
+    expected = {m: steps(imported(content), m) for m in MODALITIES}
+    pad_at_the_front(content)
+    content["train"]["vision"][0, -7] = 0  # the third of nine: nothing was measured
+    for keep_lengths in (True, False):
+        if not keep_lengths:
+            for split in content.values():
+                del split["audio_lengths"], split["vision_lengths"]
+        corpus = imported(content)
+        for m in MODALITIES:
+            for clip_id, one in steps(corpus, m).items():
+                same = np.ones(len(one), bool)
+                same[2] = (m, clip_id) != ("vision", "train-0/clip_0")
+                assert np.array_equal(one.valid, same)
+                assert np.array_equal(one.values[same], expected[m][clip_id].values[same])
+                assert np.array_equal(one.start, expected[m][clip_id].start)
+
+
+def test_an_aligned_clip_keeps_its_steps_where_audio_begins_with_silence(imported):
+    content = make(aligned=True)
+    content["train"]["audio"][3, :2] = 0  # of 6 steps
+    one = steps(imported(content), "audio")["train-1/clip_0"]
+    assert len(one) == 6 and one.valid.tolist() == [False] * 2 + [True] * 4
+
+
 def test_labels_of_single_modalities_are_kept(imported):
     content = make()
     for split in content.values():
