@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,19 +45,29 @@ def datasets(path: Annotated[Path, typer.Argument(help="Folder to write.")]) -> 
 
 @export.command("model")
 def export_model(folder: Annotated[Path, typer.Argument(help="Folder to write.")], model: Checkpoint = None) -> None:
-    """Copy a checkpoint, which is all that prediction needs, with the test metrics in its model card (README.md)."""
-    from flows.config.params import load_params
-    from flows.prediction.inputs import default_model
+    """Copy a checkpoint, which is all that prediction needs, with the test metrics in its model card (README.md).
+
+    Outside a project, without params.yaml, --model names the checkpoint, and the card keeps the validation metrics.
+    """
+    from flows.prediction.inputs import PARAMS, default_model
     from model.checkpoint.model_card import export_checkpoint
 
     with plain_errors():
-        params = load_params()
-        split = params.evaluate.split
-        path = params.paths.metrics / f"{split}.json"
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        metrics, split, source = _test_metrics() if PARAMS.is_file() else (None, "", f"no {PARAMS} here")
         export_checkpoint(model or default_model(), folder, metrics, split)
-    source = f"metrics of {path}" if metrics else f"no {path} yet: its card has the validation metrics"
-    typer.echo(f"{folder}: {source}")
+    typer.echo(f"{folder}: {source}" + ("" if metrics else ": its card has the validation metrics"))
+
+
+def _test_metrics() -> tuple[dict[str, Any] | None, str, str]:
+    """Return the project's metrics, if it is evaluated, their split, and a note on their source."""
+    from flows.config.params import load_params
+
+    params = load_params()
+    split = params.evaluate.split
+    path = params.paths.metrics / f"{split}.json"
+    if not path.is_file():
+        return None, split, f"no {path} yet"
+    return json.loads(path.read_text(encoding="utf-8")), split, f"metrics of {path}"
 
 
 @export.command()

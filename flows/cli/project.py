@@ -12,19 +12,32 @@ from flows.cli.app import app, plain_errors
 
 @app.command()
 def doctor(
-    corpus: Annotated[Path, typer.Argument(help="Folder with label.csv and Raw/<video_id>/<clip_id>.mp4.")],
+    path: Annotated[
+        Path, typer.Argument(help="Corpus: a folder with label.csv and Raw/<video_id>/<clip_id>.mp4; or a media file.")
+    ],
     sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose extractors read a media file; by default the project's.")
+    ] = None,
 ) -> None:
     """Inspect a corpus: clips, durations, formats, labels, problems, and the estimated time of extraction.
 
     Language, label range and extractors are those of [bold]params.yaml[/bold]. Nothing is written. The exit status is
     1 if the share of unusable rows exceeds [bold]extract.max_failed_fraction[/bold].
+
+    Of a media file: its streams, whether they can be decoded, and with a checkpoint what its extractors find. This
+    needs no [bold]params.yaml[/bold]. The exit status is 1 if the file cannot be used.
     """
     from flows.cli.doctor import doctor as examine
+    from flows.cli.doctor_file import doctor_file
     from flows.config.params import load_params
+    from flows.prediction.inputs import project_model
 
     with plain_errors():
-        fit = examine(corpus, load_params(), sample=sample)
+        if path.is_file():
+            fit = doctor_file(path, model or project_model())
+        else:
+            fit = examine(path, load_params(), sample=sample)
     if not fit:
         raise typer.Exit(1)
 

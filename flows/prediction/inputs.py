@@ -13,10 +13,14 @@ import yaml
 from corpora.readers.raw import MEDIA_SUFFIXES
 from extractors.transcripts.subtitles import find_transcript
 from flows.display.console import valid_unicode
+from model.checkpoint.description import DESCRIPTION
 from model.prediction.protocol import Video
 
+PARAMS = Path("params.yaml")
+"""Parameters of the project in the working directory."""
 
-def default_model(params: Path = Path("params.yaml")) -> Path:
+
+def default_model(params: Path = PARAMS) -> Path:
     """Return the best checkpoint of the first seed in the parameters.
 
     Raises:
@@ -30,6 +34,12 @@ def default_model(params: Path = Path("params.yaml")) -> Path:
         return Path(values["paths"]["models"]) / f"seed-{values['train']['seeds'][0]}" / "best"
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{params} names no paths.models or train.seeds; name a checkpoint with --model") from error
+
+
+def project_model() -> Path | None:
+    """Return `default_model` if there is one in this folder, else None."""
+    folder = default_model() if PARAMS.is_file() else None
+    return folder if folder and (folder / DESCRIPTION).is_file() else None
 
 
 def find_media(paths: Iterable[str]) -> list[Path]:
