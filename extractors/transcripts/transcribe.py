@@ -26,9 +26,9 @@ import numpy as np
 from corpora.files import atomic_file, sha256_of, tag_scratch
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import Problem
-from extractors.base import ExtractionError, make_signature
-from extractors.execution.cache import save_traceback
-from extractors.execution.units import check_media
+from extractors.base import ExtractionError, Identity
+from extractors.execution.cache import adopt_results, save_traceback
+from extractors.execution.units import check_media, isolate_failures
 from extractors.execution.workers import Worker, WorkerLostError
 from extractors.transcripts.asr import SAMPLE_RATE, Recogniser, Speech
 from extractors.transcripts.forced_alignment import CtcAligner
@@ -222,7 +222,9 @@ def _run_model(
     """Return a model's results for the clips, cached unless `fresh` or from a worker; nothing without a model."""
     if model is None or not clips:
         return _ModelResults()
-    results = _ModelResults(signature=_signature(kind, model))
+    identity = _build_model(kind, model).identity
+    adopt_results(scratch, identity)
+    results = _ModelResults(signature=identity.signature)
     tag_scratch(scratch)
     root = Path(manifest.root)
     paths = {clip.clip_id: _scratch_path(scratch, results.signature, clip, root) for clip in clips}
@@ -254,33 +256,26 @@ def _run_in_worker(
         return
     worker = Worker(threads=os.cpu_count() or 1)
 
-    def process(batch: Sequence[Clip]) -> Iterator[tuple[Sequence[Clip], list[Problem]]]:
+    def process(batch: Sequence[Clip]) -> list[Problem]:
         if not worker.running:
             worker.call(None, _load_model, kind, model)  # outside the clips' timeout
         batch_paths = [paths[clip.clip_id] for clip in batch]
-        try:
-            yield batch, worker.call(clip_timeout, _process_batch, kind, model, batch, root, batch_paths)
-        except WorkerLostError as lost:
-            if len(batch) == 1:
-                yield batch, [_lost(batch[0], lost)]
-                return
-            logger.warning("%s in a batch of %d clips; retrying them one by one", lost, len(batch))
-            for clip in batch:
-                yield from process([clip])
+        problems: list[Problem] = worker.call(clip_timeout, _process_batch, kind, model, batch, root, batch_paths)
+        return problems
 
     try:
         size: int = worker.call(None, _load_model, kind, model)
         for _, group in groupby(clips, key=lambda clip: clip.language):
             same_language = list(group)
             for i in range(0, len(same_language), size):
-                yield from process(same_language[i : i + size])
+                for batch, outcome in isolate_failures(process, same_language[i : i + size], WorkerLostError):
+                    yield batch, [_lost(batch[0], outcome)] if isinstance(outcome, WorkerLostError) else outcome
     finally:
         worker.close(grace=0)
 
 
 def _lost(clip: Clip, lost: WorkerLostError) -> Problem:
-    advice = "raise extract.clip_timeout if the clip is long" if lost.error == "Timeout" else "try it again"
-    message = f"{clip.media}: {lost}; convert the file with a current ffmpeg, or {advice}"
+    message = lost.explain(clip.media, on_timeout="raise extract.clip_timeout if the clip is long")
     return Problem(clip.clip_id, "transcribe", "text", lost.error, message)
 
 
@@ -290,21 +285,14 @@ def _build_model(kind: Kind, model: str) -> Recogniser | CtcAligner:
     return Recogniser(model) if kind == "asr" else CtcAligner(model)
 
 
-def _signature(kind: Kind, model: str) -> str:
-    built = _build_model(kind, model)
-    if isinstance(built, Recogniser):
-        return built.signature
-    return make_signature("transcribe.ctc", 1, {}, built.fingerprint)  # which includes its code's version
-
-
-def model_signatures(config: TranscribeConfig) -> set[str]:
-    """Return the names of the scratch folders with the results of the configured models.
+def model_identities(config: TranscribeConfig) -> list[Identity]:
+    """Return what decides the results of the configured models; a signature is the name of a folder in scratch.
 
     Raises:
         ValueError: a model is unavailable or unsuitable.
     """
     models: tuple[tuple[Kind, str | None], ...] = (("asr", config.model), ("ctc", config.aligner))
-    return {_signature(kind, model) for kind, model in models if model is not None}
+    return [_build_model(kind, model).identity for kind, model in models if model is not None]
 
 
 def _load_model(kind: Kind, model: str) -> int:
@@ -344,15 +332,16 @@ def _infer(kind: Kind, model: str, inputs: Sequence[tuple[Clip, Path, np.ndarray
         return []
     built = _build_model(kind, model)
     language = inputs[0][0].language
-    try:
+
+    def infer(batch: Sequence[tuple[Clip, Path, np.ndarray]]) -> list[Speech]:
         if isinstance(built, Recogniser):
-            return [*built.recognise([samples for *_, samples in inputs], language)]
-        return [Speech(clip.text, tuple(built.align(samples, _words(clip), language))) for clip, _, samples in inputs]
-    except Exception as error:  # becomes the clip's row in the problems table
-        if len(inputs) == 1:
-            return [error]
-        logger.warning("%r in a batch of %d clips; retrying them one by one", error, len(inputs))
-    return [result for single in inputs for result in _infer(kind, model, [single])]
+            return [*built.recognise([samples for *_, samples in batch], language)]
+        return [Speech(clip.text, tuple(built.align(samples, _words(clip), language))) for clip, _, samples in batch]
+
+    results: list[Speech | Exception] = []
+    for _, outcome in isolate_failures(infer, inputs, Exception):  # errors become rows in the problems table
+        results += [outcome] if isinstance(outcome, Exception) else outcome
+    return results
 
 
 def _problem(clip: Clip, error: Exception, path: Path) -> Problem:
