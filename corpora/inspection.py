@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from corpora.problems import Problem
 
-KEPT_ERRORS = ("UnreadableMedia", "StraddlingVideo")
+KEPT_ERRORS = ("UnreadableMedia", "StraddlingVideo", "StraddlingSpeaker")
 """Problems whose rows stay in the manifest. Rows with any other problem are left out."""
 
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +37,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("label_vision", pa.float32()),
         pa.field("duration", pa.float32()),
         pa.field("sha256", pa.string(), nullable=False),
+        pa.field("speaker", pa.string()),
+        pa.field("gender", pa.string()),
     ]
 )
 
@@ -55,6 +57,8 @@ class Clip:
         label, label_text, label_audio, label_vision: sentiment in the corpus's range, None where unlabelled.
         duration: seconds, probed; None where the file cannot be read.
         sha256: of the media file; empty where there is none.
+        speaker: who speaks; empty where the corpus does not say.
+        gender: of the speaker, in the corpus's words; empty where it does not say.
     """
 
     clip_id: str
@@ -69,6 +73,13 @@ class Clip:
     label_vision: float | None = None
     duration: float | None = None
     sha256: str = ""
+    speaker: str = ""
+    gender: str = ""
+
+    @property
+    def speaker_or_video(self) -> str:
+        """The speaker, or where unknown the video: what clips have in common that resemble each other."""
+        return self.speaker or self.video_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +118,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest.
+    """Read a manifest; earlier versions wrote none of the columns `speaker` and `gender`.
 
     Raises:
         FileNotFoundError: there is none; the message names the stage that writes it.
@@ -169,7 +180,7 @@ def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, floa
     """Return the valid clips and the problems of the others.
 
     Clips are left out for unsafe ids, unknown splits, labels out of range, and as repetitions of an earlier clip.
-    Videos in more than one split stay, with one problem per video (`StraddlingVideo`).
+    Videos and speakers in more than one split stay, with one problem each (`StraddlingVideo`, `StraddlingSpeaker`).
 
     Args:
         located: the place that each clip was read from, such as `label.csv row 7`, for messages; and the clip.
@@ -187,24 +198,26 @@ def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, floa
             continue
         first_seen[clip.clip_id] = where
         clips.append(clip)
-    return clips, problems + straddling_videos(clips)
+    straddling = [p for kind in ("video_id", "speaker") for p in _straddling(clips, kind)]
+    return clips, problems + straddling
 
 
-def straddling_videos(clips: Iterable[Clip]) -> list[Problem]:
-    """Return one problem for each video with clips in more than one split."""
+def _straddling(clips: Iterable[Clip], kind: Literal["video_id", "speaker"]) -> list[Problem]:
+    """Return one problem for each video or each known speaker with clips in more than one split."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for clip in clips:
-        counts[clip.video_id][clip.split] += 1
+        counts[getattr(clip, kind)][clip.split] += 1
+    name = kind.removesuffix("_id")
     return [
         Problem(
-            video,
+            value,
             "prepare",
             "",
-            "StraddlingVideo",
-            f"video {video} has clips in {', '.join(f'{split} ({n})' for split, n in splits.items())}; "
+            f"Straddling{name.capitalize()}",
+            f"{name} {value} has clips in {', '.join(f'{split} ({n})' for split, n in splits.items())}; "
             "its clips stay, but the test score may flatter: move them into one split, unless the corpus was "
             "published so",
         )
-        for video, splits in counts.items()
-        if len(splits) > 1
+        for value, splits in counts.items()
+        if value and len(splits) > 1
     ]

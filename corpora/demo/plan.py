@@ -267,6 +267,7 @@ LABEL_COLUMNS = (
     "label_V",
     "annotation",
     "mode",
+    "gender",
 )
 
 
@@ -281,5 +282,6 @@ def format_labels(plans: Sequence[ClipPlan], limit: float = LIMIT) -> str:
         shown = [_round_label(scale * plan.shown[m]) for m in MODALITIES]
         polarity = float(label)
         annotation = "Positive" if polarity > 0 else "Negative" if polarity < 0 else "Neutral"
-        writer.writerow([plan.video_id, plan.clip_id, plan.text, label, *shown, annotation, plan.split])
+        gender = {"m": "male", "f": "female"}[plan.speaker.voice[0]]
+        writer.writerow([plan.video_id, plan.clip_id, plan.text, label, *shown, annotation, plan.split, gender])
     return out.getvalue()

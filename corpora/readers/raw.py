@@ -30,7 +30,9 @@ LABELS = {"label": "label", "label_text": "label_T", "label_audio": "label_A", "
 """The table's column of each of the manifest's labels."""
 MEDIA = "media"
 """Column of a folder's own table: path of the clip's file, relative to the folder."""
-COLUMNS = (MEDIA, *REQUIRED, *list(LABELS.values())[1:])
+SPEAKER = ("speaker", "gender")
+"""Optional columns about the speaker."""
+COLUMNS = (MEDIA, *REQUIRED, *list(LABELS.values())[1:], *SPEAKER)
 """All columns that are read. Other column names can be mapped to these."""
 DEFAULT_SPLIT = "test"
 """Split of a folder's clips where the table has none, so that they can be predicted."""
@@ -80,8 +82,8 @@ def read_raw(
     """Read a corpus, and probe and hash its media.
 
     Rows with an invalid id, split or label, without media, or that repeat a clip are left out and listed as problems.
-    Also listed, but kept: rows whose media cannot be read (`UnreadableMedia`, duration None), and videos in more than
-    one split (`StraddlingVideo`).
+    Also listed, but kept: rows whose media cannot be read (`UnreadableMedia`, duration None), and videos and speakers
+    in more than one split (`StraddlingVideo`, `StraddlingSpeaker`).
 
     Media may be links to files elsewhere, such as on another disk: of a media file, only pictures and sound are used.
 
@@ -333,6 +335,8 @@ def _clip_of(row: Row, language: str) -> Clip:
         label_text=labels["label_text"],
         label_audio=labels["label_audio"],
         label_vision=labels["label_vision"],
+        speaker=row.values.get("speaker", "").strip(),
+        gender=row.values.get("gender", "").strip(),
     )
 
 

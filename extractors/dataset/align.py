@@ -58,7 +58,7 @@ class AlignSummary:
 
 def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
     """Return the schema of a split's Parquet files; `dims` maps each modality to its feature dimension."""
-    fields = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "video_id", "text")]
+    fields = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "video_id", "speaker", "text")]
     fields += [pa.field(name, pa.float32()) for name in ("label", *(f"label_{m}" for m in MODALITIES))]
     for m in MODALITIES:
         kinds = {
@@ -77,6 +77,7 @@ def dataset_schema(dims: Mapping[str, int]) -> pa.Schema:
 def _row(clip: Clip, steps: Mapping[str, Steps], text: FeatureSequence, method: str) -> dict[str, Any]:
     labels = ("label", *(f"label_{m}" for m in MODALITIES))
     row = {name: getattr(clip, name) for name in ("clip_id", "video_id", "text", *labels)}
+    row["speaker"] = clip.speaker_or_video
     for m, sequence in steps.items():
         row |= {f"{m}_{name}": getattr(sequence, name) for name in Steps.__dataclass_fields__}
     tokens = {"text_token_ids": text.token_ids, "text_word_index": text.word_index}

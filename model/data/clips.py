@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from model.config import MODALITIES
@@ -36,6 +37,7 @@ class ClipTable:
         sequences: modality -> its sequences.
         truncated: modality -> number of clips that were cut to the maximum length.
         text: tokenised the transcripts; None: text is the dataset's features.
+        speakers: [N] object array of str, the speaker of each clip or, where unknown, its video; None for `from_clips`.
     """
 
     info: DatasetInfo
@@ -46,6 +48,7 @@ class ClipTable:
     sequences: Mapping[str, Sequences]
     truncated: Mapping[str, int]
     text: TextBackbone | None = None
+    speakers: np.ndarray | None = None
 
     @classmethod
     def read(
@@ -89,7 +92,8 @@ class ClipTable:
         sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in full.items()}
         if text:
             sequences["text"], truncated["text"] = text.sequences(read_column(parts, "text").to_pylist())
-        return cls(info, split, clip_ids, labels, unimodal_labels, sequences, truncated, text)
+        speakers = _read_speakers(parts)
+        return cls(info, split, clip_ids, labels, unimodal_labels, sequences, truncated, text, speakers)
 
     @classmethod
     def from_clips(
@@ -157,6 +161,7 @@ class ClipTable:
             labels=self.labels[rows],
             unimodal_labels=self.unimodal_labels[rows],
             sequences=sequences,
+            speakers=None if self.speakers is None else self.speakers[rows],
         )
 
     def drop_modality(self, modality: str, rows_N: np.ndarray) -> ClipTable:
@@ -200,6 +205,13 @@ def _check_clip(clip_id: str, modality: str, values: np.ndarray, mask: np.ndarra
         )
     if not np.isfinite(values).all():
         raise ValueError(f"clip {clip_id}: {modality} holds values that are NaN or infinite; replace or hide them")
+
+
+def _read_speakers(parts: Sequence[Path]) -> np.ndarray:
+    """Read the clips' speakers; datasets of earlier versions have videos only."""
+    known = all("speaker" in pq.read_schema(part).names for part in parts)
+    speakers_N: np.ndarray = read_column(parts, "speaker" if known else "video_id").to_numpy(zero_copy_only=False)
+    return speakers_N
 
 
 def _read_labels(parts: Sequence[Path], column: str) -> np.ndarray:

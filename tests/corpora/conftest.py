@@ -26,7 +26,8 @@ def corpus(tmp_path: Path, demo: Path) -> Callable[..., Path]:
         root = tmp_path / "corpus"
         root.mkdir(exist_ok=True)
         with (root / table).open("w", encoding=encoding, newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", restval="")
+            optional = [name for name in ("speaker", "gender") if any(name in row for row in rows)]
+            writer = csv.DictWriter(out, [*COLUMNS, *optional], extrasaction="ignore", restval="")
             writer.writeheader()
             for row in rows:
                 row = {"video_id": "v", "clip_id": "1", "text": "fine", "label": "1.0", "mode": "train"} | row

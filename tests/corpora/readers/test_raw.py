@@ -232,6 +232,20 @@ def test_video_in_two_splits_is_reported_once_and_kept(corpus: MakeCorpus) -> No
     assert "train (1), test (2)" in problems[0].message
 
 
+def test_speaker_and_gender_are_read_and_a_speaker_in_two_splits_is_reported(corpus: MakeCorpus) -> None:
+    rows = [
+        {"video_id": "a", "speaker": "Ann", "gender": "female", "mode": "train"},
+        {"video_id": "b", "speaker": " Ann ", "gender": "female", "mode": "test"},
+        {"video_id": "c", "mode": "test"},
+        {"video_id": "d", "mode": "train"},
+    ]
+    manifest, problems = read(corpus(*rows))
+    assert [(c.speaker, c.gender) for c in manifest.clips] == [("Ann", "female"), ("Ann", "female"), ("", ""), ("", "")]
+    assert [clip.speaker_or_video for clip in manifest.clips] == ["Ann", "Ann", "c", "d"]
+    assert [(p.clip_id, p.error) for p in problems] == [("Ann", "StraddlingSpeaker")]
+    assert "speaker Ann has clips in train (1), test (1)" in problems[0].message
+
+
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     (tmp_path / "label.csv").write_text("video_id,clip,text,label\n")
     with pytest.raises(ValueError, match=r"label\.csv: no column clip_id, mode; found video_id, clip, text, label"):

@@ -108,7 +108,7 @@ def test_clips_keep_their_split_order_labels_and_values(tmp_path):
 def test_columns_on_disk(tmp_path):
     make(tmp_path).align()
     schema = pq.read_schema(tmp_path / "dataset" / "train" / "part-00000.parquet")
-    names = ["clip_id", "video_id", "text", "label", "label_text", "label_audio", "label_vision"]
+    names = ["clip_id", "video_id", "speaker", "text", "label", "label_text", "label_audio", "label_vision"]
     names += [f"{m}_{name}" for m in MODALITIES for name in ("values", "start", "end", "mask")]
     assert schema.names == [*names, "text_token_ids", "text_word_index", "word_times_method"]
     assert all(schema.field(f"{m}_values").type.value_type.list_size == DIMS[m] for m in MODALITIES)

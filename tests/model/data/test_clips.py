@@ -178,6 +178,17 @@ def test_clips_without_a_label_are_told_apart(dataset_writer, tmp_path):
     assert table.select(table.labelled).clip_ids[0] == "test/0001"
 
 
+def test_clips_know_their_speakers_or_in_earlier_datasets_their_videos(dataset_writer, tmp_path):
+    def with_speakers(split, table):
+        return table.append_column("speaker", pa.array([f"{split} {i % 3}" for i in range(len(table))]))
+
+    earlier = ClipTable.read(dataset_writer(tmp_path / "earlier"), "valid", 32)
+    assert earlier.speakers.tolist() == ["valid"] * len(earlier)
+    clips = ClipTable.read(dataset_writer(tmp_path / "now", change=with_speakers), "valid", 32)
+    assert clips.speakers[:4].tolist() == ["valid 0", "valid 1", "valid 2", "valid 0"]
+    assert clips.select(np.array([1, 5])).speakers.tolist() == ["valid 1", "valid 2"]
+
+
 def test_what_is_missing_on_disk_is_named_with_the_stage_that_makes_it(dataset_writer, tmp_path):
     with pytest.raises(FileNotFoundError, match="dashfusion align"):
         read_info(tmp_path / "nowhere")
