@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class ExtractionError(Exception):
-    """A modality of a clip cannot be extracted. The message states the cause and a remedy."""
 IMPORTED = ".imported"
 """End of an extractor's name, after the modality, for features that came with the corpus."""
 
 
+class ExtractionError(Exception):
+    """A modality of a clip cannot be extracted. The message states the cause and a remedy."""
 
 
 class MissingModalityError(ExtractionError):
@@ -100,7 +102,8 @@ class FeatureSequence:
 class Extractor(Protocol):
     """Extractor of one modality's features.
 
-    Clips are passed one at a time, unless the extractor has an attribute `batched` that is true.
+    Clips are passed one at a time, unless the extractor has an attribute `batched` that is true. An extractor with an
+    attribute `identity` has the versions of its libraries recorded with its features, see `Identity`.
 
     Attributes:
         modality: text, audio or vision.
@@ -124,10 +127,76 @@ def make_signature(name: str, version: int, options: Mapping[str, Any], weights:
         name: registered name of the extractor.
         version: number to raise by hand when a change of the extractor's code changes its output.
         options: options that change the output.
-        weights: identifier of the model files: a hash, or the version of the library that ships them.
+        weights: hash of the model files. Versions of libraries are recorded beside the signature, see `Identity`.
     """
     payload = json.dumps([name, version, dict(options), weights], sort_keys=True, default=str)
     return f"{name}-v{version}-{hashlib.sha256(payload.encode()).hexdigest()[:12]}"
+
+
+_COVERED_RELEASES = {
+    "librosa": ("0.11", range(1), range(20)),
+    "opensmile": ("2", range(6, 16), range(10)),
+    "transformers": ("5", range(100), range(10)),
+}
+"""Releases of the libraries whose versions signatures used to cover: those that DashFusion allowed then."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides an extractor's output.
+
+    Attributes:
+        name, version, options, weights: see `make_signature`.
+        libraries: distributions that compute the output; their versions are recorded with it.
+        covered: the one of them whose version signatures covered until DashFusion 0.1; empty: none.
+    """
+
+    name: str
+    version: int
+    options: Mapping[str, Any]
+    weights: str = ""
+    libraries: tuple[str, ...] = ()
+    covered: str = ""
+
+    @cached_property
+    def signature(self) -> str:
+        """Signature of the output."""
+        return make_signature(self.name, self.version, self.options, self.weights)
+
+    @cached_property
+    def earlier_signatures(self) -> Mapping[str, str]:
+        """Signatures that covered a library's version -> this library and version.
+
+        A hash cannot be read, but the versions in question are few: all of them are tried.
+        """
+        if not self.covered:
+            return {}
+        major, minors, patches = _COVERED_RELEASES[self.covered]
+        releases = [major] if len(minors) == 1 else [f"{major}.{minor}" for minor in minors]
+        libraries = [f"{self.covered} {release}.{patch}" for release in releases for patch in patches]
+        return {
+            make_signature(self.name, self.version, self.options, f"{self.weights} {library}".strip()): library
+            for library in libraries
+        }
+
+    def made(self, signature: str) -> bool:
+        """Return whether features with this signature, or results in a folder of this name, are the extractor's."""
+        return signature == self.signature or signature in self.earlier_signatures
+
+    def library_versions(self) -> dict[str, str]:
+        """Return the installed versions of the libraries."""
+        return {name: metadata.version(name) for name in self.libraries}
+
+
+def identity_of(extractor: Extractor) -> Identity | None:
+    """Return the extractor's `identity`; None for an extractor of another package that has only a signature."""
+    return getattr(extractor, "identity", None)
+
+
+def made_by(extractor: Extractor, signature: str) -> bool:
+    """Return whether features with this signature are the extractor's, in this or an earlier form of it."""
+    identity = identity_of(extractor)
+    return signature == extractor.signature or (identity is not None and identity.made(signature))
 
 
 Result = TypeVar("Result")

@@ -6,7 +6,6 @@ import hashlib
 import json
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,9 @@ from corpora.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+MODEL_LIBRARIES = ("transformers", "torch")
+"""Distributions that compute a model's output."""
 
 LAST_FOUR = "last_four"
 """Value of `layer` that selects the mean of the last four hidden states."""
@@ -103,12 +105,12 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a model's identifier for signatures: hash of weights, configuration and tokenizer; library version."""
+    """Return a model's identifier for signatures: hash of weights, configuration and tokenizer."""
     files = {path for pattern in _CONFIG_PATTERNS for path in folder.glob(pattern)} | {*_weight_files(folder)}
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return f"{digest.hexdigest()} transformers {version('transformers')}"
+    return digest.hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -158,6 +158,7 @@ class FeatureMeta:
         options: keyword arguments of the extractor.
         signature: signature of the extractor, see `extractors.base.Extractor`.
         feature_names: names of the D columns of the values, in order.
+        versions: versions of the libraries that computed the values; empty in stores of earlier versions.
     """
 
     modality: str
@@ -165,6 +166,7 @@ class FeatureMeta:
     options: Mapping[str, Any]
     signature: str
     feature_names: tuple[str, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def feature_schema(meta: FeatureMeta) -> pa.Schema:
@@ -313,6 +315,8 @@ class FeatureReader:
         if set(schema.names) != (expected := set(feature_schema(meta).names)):
             odd = ", ".join(sorted(set(schema.names) ^ expected))
             raise StoreError(f"{path}: not the columns of {self.modality} features ({odd}); {self._remedy}")
+        if schema.field("clip_id").type != pa.string():
+            raise StoreError(f"{path}: clip_id is {schema.field('clip_id').type}, not string; {self._remedy}")
         kind, dim = schema.field("values").type, len(meta.feature_names)
         vector = kind.value_type if pa.types.is_list(kind) else kind
         if not pa.types.is_fixed_size_list(vector) or vector.list_size != dim:

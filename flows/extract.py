@@ -16,7 +16,7 @@ from prefect import flow, task
 from corpora.manifest import Clip, Manifest, read_manifest
 from corpora.problems import write_problems
 from extractors.execution.cache import scratch_path
-from extractors.execution.units import UnitReport, assemble, check_failures, describe, work_units
+from extractors.execution.units import UnitReport, adopt_results, assemble, check_failures, describe, work_units
 from extractors.execution.workers import Stage, WorkerLostError, WorkerPool, close_own_pools, own_pool
 from extractors.imported import copy_imported, imported_folder
 from extractors.transcripts.table import read_transcripts, with_transcripts
@@ -128,6 +128,7 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     if modality == "text":  # of the corpus or a recogniser
         manifest = with_transcripts(manifest, read_transcripts(params.paths.transcripts))
     root, scratch = Path(manifest.root), settings.scratch_folder()
+    adopt_results(chosen.extractor, chosen.options, scratch)
     if settings.forced():
         for clip in manifest.clips:
             scratch_path(scratch, meta, clip, root).unlink(missing_ok=True)

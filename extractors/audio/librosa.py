@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, reduce
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +17,9 @@ from extractors.base import (
     Feature,
     FeatureDescription,
     FeatureSequence,
+    Identity,
     Source,
     extract_each,
-    make_signature,
     numbered,
 )
 from media.audio import cut_overlapping, read_audio_blocks
@@ -155,7 +154,9 @@ class LibrosaAudio:
             raise ValueError(f"hop_seconds must be between 0.005 and 1, found {hop_seconds}")
         self.hop = HOP_UNIT * round(hop_seconds * SAMPLE_RATE / HOP_UNIT)
         options = {"hop_seconds": float(hop_seconds)}
-        self.signature = make_signature("audio.librosa", VERSION, options, f"librosa {version('librosa')}")
+        libraries = ("librosa", "numpy", "scipy", "av")
+        self.identity = Identity("audio.librosa", VERSION, options, libraries=libraries, covered="librosa")
+        self.signature = self.identity.signature
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
         """Yield one result per source, in order."""

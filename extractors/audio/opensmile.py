@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,9 @@ from extractors.base import (
     Feature,
     FeatureDescription,
     FeatureSequence,
+    Identity,
     Source,
     extract_each,
-    make_signature,
     numbered,
 )
 from media.audio import cut_overlapping, read_audio_blocks
@@ -116,7 +115,8 @@ class OpenSmileAudio:
     def __init__(self) -> None:
         if find_spec("opensmile") is None:
             raise ValueError("audio.opensmile needs the package opensmile; pip install 'dashfusion[opensmile]'")
-        self.signature = make_signature("audio.opensmile", VERSION, {}, f"opensmile {version('opensmile')}")
+        self.identity = Identity("audio.opensmile", VERSION, {}, libraries=("opensmile", "av"), covered="opensmile")
+        self.signature = self.identity.signature
         self._smile: Any = None
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:

@@ -18,11 +18,12 @@ from extractors.base import (
     Feature,
     FeatureDescription,
     FeatureSequence,
+    Identity,
     Source,
     extract_each,
-    make_signature,
 )
 from extractors.huggingface import (
+    MODEL_LIBRARIES,
     batch_limit,
     choose_layers,
     find_model,
@@ -144,7 +145,10 @@ class TransformerAudio:
         self._context = min(round(CONTEXT_SECONDS * SAMPLE_RATE), self._max_samples // 8) // self.stride * self.stride
         self._max_samples -= self._max_samples % self.stride
         options = {"model": model, "layers": self._layers}
-        self.signature = make_signature("audio.transformer", VERSION, options, fingerprint(self.folder))
+        libraries = (*MODEL_LIBRARIES, "av")
+        weights = fingerprint(self.folder)
+        self.identity = Identity("audio.transformer", VERSION, options, weights, libraries, "transformers")
+        self.signature = self.identity.signature
 
     @property
     def batched(self) -> bool:

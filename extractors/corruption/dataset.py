@@ -24,12 +24,13 @@ from filelock import FileLock
 from corpora.files import sha256_of, tag_scratch
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest, write_manifest
 from corpora.problems import Problem, read_problems, write_problems
+from extractors.base import made_by
 from extractors.corruption.conditions import CORRUPTIONS, Condition
 from extractors.corruption.text import Lexicon
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig, known_duration
 from extractors.execution.cache import TRACEBACKS
-from extractors.execution.units import CORRUPTED, assemble, check_failures, describe, work_units
+from extractors.execution.units import CORRUPTED, assemble, check_failures, describe, shared_extractor, work_units
 from extractors.registry import available
 from extractors.store import FeatureMeta, FeatureReader
 from extractors.transcripts.table import PROPORTIONAL, Transcript, read_transcripts, with_transcripts, write_transcripts
@@ -164,6 +165,7 @@ def corrupt_split(
     reused = _is_whole(dataset)
     if not reused:
         _check(original, condition, meta)
+        meta = describe(meta.extractor, meta.options)  # its signature, if the store has an earlier form of it
         tag_scratch(Path(scratch))
         part = dataset.with_name(f"{dataset.name}.part")
         with FileLock(Path(scratch) / LOCK):  # two studies may build the same dataset
@@ -242,10 +244,11 @@ def _check(original: Original, condition: Condition, meta: FeatureMeta) -> None:
             f"were made by an extractor that is not installed ({meta.extractor}); extract {modality} from "
             f"{'transcripts' if modality == 'text' else 'media'}, train on that, or choose another modality"
         )
-    now = describe(meta.extractor, meta.options).signature
-    if now != meta.signature:
+    extractor, now = shared_extractor(meta.extractor, meta.options)
+    if not made_by(extractor, meta.signature):
         raise ValueError(
-            f"{original.features[modality]}: made by {meta.signature}, but this version of {meta.extractor} is {now}; "
+            f"{original.features[modality]}: made by {meta.signature}, but this version of {meta.extractor} is "
+            f"{now.signature}; "
             f"run the extract stage for {modality} again, then align and train"
         )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from corpora.manifest import Clip
+    from extractors.base import Identity
     from extractors.store import FeatureMeta
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,27 @@ def load_sequence(path: Path, meta: FeatureMeta) -> FeatureSequence | None:
         logger.warning("%s is damaged (%s) and will be extracted again", path, error)
         path.unlink(missing_ok=True)
         return None
+
+
+def adopt_results(scratch: Path, identity: Identity) -> None:
+    """Move results with an earlier signature of the same extractor into its folder, the newest first.
+
+    Earlier signatures covered the version of a library, and changed with each of its releases.
+    """
+    scratch = Path(scratch)
+    folders = [path for path in scratch.glob(f"{identity.name}-v*") if path.name in identity.earlier_signatures]
+    target = scratch / identity.signature
+    for folder in sorted(folders, key=lambda path: -path.stat().st_mtime):
+        logger.info("%s was made with %s and is reused", folder, identity.earlier_signatures[folder.name])
+        if not target.exists():
+            folder.rename(target)
+            continue
+        for path in folder.glob("*/*"):
+            adopted = target / path.relative_to(folder)
+            if not adopted.exists():
+                adopted.parent.mkdir(exist_ok=True)
+                path.rename(adopted)
+        shutil.rmtree(folder)
 
 
 def traceback_path(scratch: Path, reference: str) -> Path:

@@ -25,7 +25,15 @@ import numpy as np
 
 from corpora.files import sha256_of, tag_scratch
 from corpora.problems import Problem
-from extractors.base import ExtractionError, Extractor, FeatureSequence, MissingModalityError, Source
+from extractors.base import (
+    ExtractionError,
+    Extractor,
+    FeatureSequence,
+    MissingModalityError,
+    Source,
+    identity_of,
+)
+from extractors.execution import cache
 from extractors.execution.cache import (
     TRACEBACKS,
     load_sequence,
@@ -139,8 +147,9 @@ def shared_extractor(name: str, options: Mapping[str, Any]) -> tuple[Extractor, 
 
 def feature_meta(extractor: Extractor, name: str, options: Mapping[str, Any]) -> FeatureMeta:
     """Return the description of the features of an extractor registered as `name` and built with `options`."""
-    names = tuple(extractor.feature_names)
-    return FeatureMeta(extractor.modality, name, dict(options), extractor.signature, names)
+    names, identity = tuple(extractor.feature_names), identity_of(extractor)
+    versions = identity.library_versions() if identity else {}
+    return FeatureMeta(extractor.modality, name, dict(options), extractor.signature, names, versions)
 
 
 def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
@@ -150,6 +159,16 @@ def describe(extractor_name: str, options: Mapping[str, Any]) -> FeatureMeta:
         ValueError: Unknown extractor or option.
     """
     return shared_extractor(extractor_name, options)[1]
+
+
+def adopt_results(extractor_name: str, options: Mapping[str, Any], scratch: Path) -> None:
+    """Take over the extractor's results in scratch that have an earlier signature, see `cache.adopt_results`.
+
+    Raises:
+        ValueError: Unknown extractor or option.
+    """
+    if identity := identity_of(shared_extractor(extractor_name, options)[0]):
+        cache.adopt_results(scratch, identity)
 
 
 def clips_per_call(extractor_name: str, options: Mapping[str, Any]) -> int:

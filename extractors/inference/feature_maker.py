@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpora.manifest import MODALITIES, Clip
-from extractors.base import IMPORTED, ExtractionError, Extractor, FeatureSequence
+from extractors.base import IMPORTED, ExtractionError, Extractor, FeatureSequence, made_by
 from extractors.dataset.align import SEVERAL_LANGUAGES
 from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence
 from extractors.execution.units import checked, extract_all, feature_meta, shared_extractor, source_of
@@ -369,11 +369,11 @@ def load_extractor(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, 
             f"{error}; install what is missing, or train again with an extractor that is here"
         ) from error
     meta = feature_meta(extractor, name, options)
-    if meta.signature != signature:
+    if not made_by(extractor, signature):
         raise ValueError(
             f"the network was trained on {modality} features {signature}, but {name!r} with {options} makes "
-            f"{meta.signature} here: its code, its model's files or a library have changed; install the versions that "
-            "checkpoint.json names, or train again"
+            f"{meta.signature} here: its code or its model's files have changed; install the version of DashFusion "
+            "that it was trained with, give the same model files, or train again"
         )
     return extractor, meta
 

@@ -19,11 +19,12 @@ from extractors.base import (
     Feature,
     FeatureDescription,
     FeatureSequence,
+    Identity,
     MissingModalityError,
     Source,
-    make_signature,
 )
 from extractors.huggingface import (
+    MODEL_LIBRARIES,
     batch_limit,
     choose_layers,
     find_model,
@@ -103,7 +104,9 @@ class TransformerText:
         self._layers, self._pooling = choose_layers(layer, config), pooling
         self._max_tokens = min(max_tokens, config.get("max_position_embeddings") or max_tokens)
         options = {"model": model, "max_tokens": max_tokens, "layers": self._layers, "pooling": pooling}
-        self.signature = make_signature("text.transformer", VERSION, options, fingerprint(self.folder))
+        libraries, weights = (*MODEL_LIBRARIES, "tokenizers"), fingerprint(self.folder)
+        self.identity = Identity("text.transformer", VERSION, options, weights, libraries, "transformers")
+        self.signature = self.identity.signature
 
     @cached_property
     def tokenizer(self) -> Any:

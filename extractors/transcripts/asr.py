@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from extractors.audio.transformer import check_preprocessor
-from extractors.base import make_signature
-from extractors.huggingface import find_model, fingerprint, load_model, load_part, read_config
+from extractors.base import Identity
+from extractors.huggingface import MODEL_LIBRARIES, find_model, fingerprint, load_model, load_part, read_config
 from extractors.transcripts.words import Word
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Recogniser:
         model: folder or hub id of a Whisper or a CTC model (`...ForCTC`).
 
     Attributes:
-        signature: identifier that changes whenever the results could.
+        identity: what decides the results.
 
     Raises:
         ValueError: the model is unavailable, or of another type.
@@ -64,7 +64,8 @@ class Recogniser:
                 "recogniser such as Wav2Vec2ForCTC"
             )
         check_preprocessor(self.folder)
-        self.signature = make_signature("transcribe.asr", VERSION, {}, fingerprint(self.folder))
+        weights = fingerprint(self.folder)
+        self.identity = Identity("transcribe.asr", VERSION, {}, weights, MODEL_LIBRARIES, "transformers")
 
     def load(self) -> int:
         """Load the weights, once, and return the batch size."""

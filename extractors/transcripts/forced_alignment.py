@@ -23,8 +23,8 @@ from extractors.audio.transformer import (
     check_preprocessor,
     receptive_field,
 )
-from extractors.base import ExtractionError
-from extractors.huggingface import find_model, fingerprint, load_model, load_part, read_config
+from extractors.base import ExtractionError, Identity
+from extractors.huggingface import MODEL_LIBRARIES, find_model, fingerprint, load_model, load_part, read_config
 from extractors.transcripts.words import Word, split_words
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERSION = 1
-"""To be raised when a change to this module changes the times; part of the fingerprint."""
+"""To be raised when a change to this module changes the times; part of the identity."""
 
 WILDCARD = -1
 WILDCARD_COST = 0.5
@@ -60,7 +60,7 @@ class CtcAligner:
         model: folder or hub id of a Hugging Face model.
 
     Attributes:
-        fingerprint: identifier of weights and code that changes whenever the times could.
+        identity: what decides the times.
 
     Raises:
         ValueError: the model is unavailable, or of another type.
@@ -78,7 +78,8 @@ class CtcAligner:
         check_preprocessor(self.folder)
         self._vocabulary = Vocabulary.read(self.folder, config.get("pad_token_id", 0), config.get("vocab_size", 32))
         self._stride, self._receptive = receptive_field(config["conv_kernel"], config["conv_stride"])
-        self.fingerprint = f"ctc-v{VERSION} {fingerprint(self.folder)}"
+        weights = f"ctc-v{VERSION} {fingerprint(self.folder)}"
+        self.identity = Identity("transcribe.ctc", 1, {}, weights, MODEL_LIBRARIES, "transformers")
 
     def align(self, samples: np.ndarray, words: Sequence[str], language: str) -> list[Word]:
         """Return the words with their times, in order and inside the clip.

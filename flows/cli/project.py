@@ -57,7 +57,7 @@ def prune(
     from corpora.problems import read_problems
     from extractors.corruption.dataset import corrupted_folders
     from extractors.execution import cache, units
-    from extractors.transcripts.transcribe import model_signatures
+    from extractors.transcripts.transcribe import model_identities
     from flows.config.params import load_params
     from flows.orchestration.settings import scratch_folder
     from flows.studies.trial import TRIALS
@@ -66,8 +66,12 @@ def prune(
     with plain_errors():
         params, scratch = load_params(), scratch_folder()
         chosen = [getattr(params.extract, modality) for modality in MODALITIES]
+        for item in chosen:
+            units.adopt_results(item.extractor, item.options, scratch)
         keep = {units.describe(item.extractor, item.options).signature for item in chosen}
-        keep |= model_signatures(params.transcribe)
+        for identity in model_identities(params.transcribe):
+            cache.adopt_results(scratch, identity)
+            keep.add(identity.signature)
         corrupted = corrupted_folders(scratch, keep)
         problems = read_problems(sorted(params.paths.problems.glob("*.parquet")))
         training = {MAPPED} if studies else {MAPPED, TRIALS}

@@ -28,8 +28,10 @@ class ModalityInfo:
         dim: D, the number of features.
         extractor: registered name of the extractor.
         options: of the extractor.
-        signature: hash of the extractor's name, version and options; it changes whenever the output may change.
+        signature: hash of the extractor's name, version, options and model files.
         feature_names: D names, in column order.
+        versions: of the libraries that computed the features; empty if unknown, as in earlier datasets, whose
+            signatures covered one of them.
     """
 
     dim: int
@@ -37,6 +39,19 @@ class ModalityInfo:
     options: Mapping[str, Any]
     signature: str
     feature_names: tuple[str, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def matches(self, other: ModalityInfo) -> bool:
+        """Return whether both are the same extractor's features, whatever the versions of its libraries.
+
+        A signature of an earlier dataset says the same about name and version; then the options decide.
+        """
+        if self.dim != other.dim or self.feature_names != other.feature_names:
+            return False
+        if bool(self.versions) == bool(other.versions):
+            return self.signature == other.signature
+        stems = {info.signature.rpartition("-")[0] for info in (self, other)}
+        return len(stems) == 1 and dict(self.options) == dict(other.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,7 @@ class DatasetInfo:
                 options=dict(entry["options"]),
                 signature=entry["signature"],
                 feature_names=tuple(entry["feature_names"]),
+                versions=dict(entry.get("versions", {})),
             )
             for m, entry in raw["modalities"].items()
         }
@@ -166,6 +182,7 @@ class DatasetInfo:
                     "options": dict(info.options),
                     "signature": info.signature,
                     "feature_names": list(info.feature_names),
+                    "versions": dict(info.versions),
                 }
                 for m, info in self.modalities.items()
             },
@@ -178,6 +195,11 @@ class DatasetInfo:
             "training": dict(self.training),
             "recogniser": self.recogniser,
         }
+
+
+def format_versions(versions: Mapping[str, str]) -> str:
+    """Return the versions of libraries as text."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown versions"
 
 
 def is_generated(dataset: Mapping[str, Any]) -> bool | None:

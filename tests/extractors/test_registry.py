@@ -89,17 +89,6 @@ def test_writing_a_default_out_keeps_the_signature():
     assert create("text.transformer", {"model": "minilm"}).signature == create("text.transformer", {}).signature
 
 
-@pytest.mark.parametrize("name", ["audio.librosa", "vision.face_mesh"])
-def test_signature_changes_with_the_library_that_measures(name, monkeypatch):
-    from extractors.audio import librosa
-    from extractors.vision import face_mesh
-
-    before = create(name, {}).signature
-    for module in (librosa, face_mesh):
-        monkeypatch.setattr(module, "version", lambda package: "99.0")
-    assert create(name, {}).signature != before
-
-
 def test_an_unknown_name_lists_the_nearest():
     with pytest.raises(ValueError, match=r"'vision\.facemesh'; did you mean 'vision\.face_mesh'\? Known: audio"):
         create("vision.facemesh", {})

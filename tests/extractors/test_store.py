@@ -140,6 +140,7 @@ def test_columns_and_metadata_on_disk(tmp_path):
         "extractor": "fake.text",
         "options": {},
         "signature": "fake.text-v1-abc",
+        "versions": {},
         "feature_names": ["h0", "h1"],
     }
 

@@ -235,7 +235,7 @@ def test_what_the_network_does_not_read_is_not_made(real_clips):
     ("change", "message"),
     [
         ({"extractor": "audio.nowhere"}, "no extractor is called 'audio.nowhere'.*install what is missing"),
-        ({"signature": "audio.librosa-v1-000000000000"}, "audio.librosa-v1-000000000000.*install the versions"),
+        ({"signature": "audio.librosa-v1-000000000000"}, "audio.librosa-v1-000000000000.*install the version"),
         ({"options": {"hops": 3}}, "hops"),
         ({"extractor": "audio.imported", "options": {"layout": "mmsa_pickle"}}, "from_features"),
     ],

@@ -279,9 +279,9 @@ def test_a_models_nan_is_refused(ctc_model):
         CtcAligner(str(ctc_model)).align(np.full(RATE, np.nan, np.float32), ["a"], "en")
 
 
-def test_the_fingerprint_follows_the_model(ctc_model, chinese_model):
-    assert CtcAligner(str(ctc_model)).fingerprint == CtcAligner(str(ctc_model)).fingerprint
-    assert CtcAligner(str(ctc_model)).fingerprint != CtcAligner(str(chinese_model)).fingerprint
+def test_the_signature_follows_the_model(ctc_model, chinese_model):
+    assert CtcAligner(str(ctc_model)).identity.signature == CtcAligner(str(ctc_model)).identity.signature
+    assert CtcAligner(str(ctc_model)).identity.signature != CtcAligner(str(chinese_model)).identity.signature
 
 
 class TestModels:

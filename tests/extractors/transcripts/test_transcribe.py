@@ -17,7 +17,7 @@ from extractors.execution.workers import Worker
 from extractors.transcripts import transcribe as stage
 from extractors.transcripts.asr import Recogniser
 from extractors.transcripts.table import Transcript, read_transcripts, with_transcripts, write_transcripts
-from extractors.transcripts.transcribe import TranscribeConfig, model_signatures, transcribe
+from extractors.transcripts.transcribe import TranscribeConfig, model_identities, transcribe
 from media.audio import read_audio
 
 VOCABULARY = [" good", " film", " no", " plot", " 好", "看"]
@@ -209,9 +209,8 @@ def test_what_was_heard_once_is_not_heard_again(tmp_path, media, whisper, in_pro
     assert place.run("b.parquet", model=whisper).processed == 0
     assert place.run("b.parquet", model=whisper, fresh=True).processed == 3
     kept = sorted(place.scratch.glob("transcribe.asr-*/*/*.json"))
-    assert len(kept) == 3 and {path.parents[1].name for path in kept} == model_signatures(
-        TranscribeConfig(str(whisper))
-    )
+    (identity,) = model_identities(TranscribeConfig(str(whisper)))
+    assert len(kept) == 3 and {path.parents[1].name for path in kept} == {identity.signature}
     kept[0].unlink()
     kept[1].write_text('{"text": "cut of')
     changed = json.loads(kept[2].read_text())
