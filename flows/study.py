@@ -1,4 +1,4 @@
-"""`dashfusion study`: train variants with several seeds, compare them, and add the results to the report.
+"""`dashfusion study`: train variants with several seeds, compare them on `valid`, and add the results to the report.
 
 A study is not a DVC stage, so that `dvc repro` does not run an hour of ablations. Trainings are cached in scratch by
 their inputs, so that an interrupted study resumes and studies share trainings. The report depends on the results.
@@ -31,7 +31,7 @@ from flows.orchestration.workspace import workspace
 from flows.pipeline import run_stages
 from flows.report.provenance import RunProvenance
 from flows.studies.results import ALL_CLIPS, CLEAN, StudyResult, write_study
-from flows.studies.spec import StudySpec, metric_keys, read_spec, variant_params
+from flows.studies.spec import SPLIT, StudySpec, metric_keys, read_spec, variant_params
 from flows.studies.statistics import Measurements, tidy_rows
 from flows.studies.tables import tables
 
@@ -58,7 +58,7 @@ def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
     from flows.studies.trial import train_trial as train
 
     params = trial.params
-    arguments = params.paths.dataset, params.model, params.train, trial.seed, scratch, params.evaluate.split
+    arguments = params.paths.dataset, params.model, params.train, trial.seed, scratch, SPLIT
     try:
         costs: dict[str, float] = _pools[study].call(train, *arguments)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -73,9 +73,7 @@ def predict_trial(trial: Trial, *, study: str, scratch: Path, views: Sequence[An
 
     params = trial.params
     folder = trial_folder(scratch, params.paths.dataset, params.model, params.train, trial.seed)
-    predictions: list[np.ndarray] = _pools[study].call(
-        predict_views, folder, views, params.evaluate.split, params.train.device
-    )
+    predictions: list[np.ndarray] = _pools[study].call(predict_views, folder, views, SPLIT, params.train.device)
     return predictions
 
 
@@ -92,7 +90,7 @@ def study(
 
     Args:
         name: Name of a file in studies/, or a path.
-        seeds: Seeds to use instead of the file's.
+        seeds: Seeds to use instead of the file's, at least 3.
         changes: Changes to params.yaml for all variants: dotted keys of the blocks model and train.
         workers: Number of parallel trainings; 0 for one per core, or per GPU.
         wait: Whether to wait while another run works in the same folder; otherwise fail at once.
@@ -130,7 +128,7 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
     scratch = scratch_folder()
     tag_scratch(scratch)
     provenance = RunProvenance(params, {"dataset": params.paths.dataset}, study=spec.name)
-    table = ClipTable.read(params.paths.dataset, params.evaluate.split, params.model.max_positions, cache=None)
+    table = ClipTable.read(params.paths.dataset, SPLIT, params.model.max_positions, cache=None)
     original = _original(params, spec)
     spec, notes = _drop_unsupported(spec, original)
     views = _views(params, spec, original, scratch)
@@ -144,6 +142,7 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
     measured = Measurements(
         spec=spec,
         label=table.labels,
+        speaker=table.clip_ids if table.speakers is None else table.speakers,
         label_range=table.info.label_range,
         metrics=metric_keys(spec.metrics, table.info.label_range),
         slices={name: slice_rows(table, name) for name in spec.slices},
@@ -167,7 +166,7 @@ def _result(params: Params, measured: Measurements, notes: Sequence[str], proven
         title=spec.title,
         question=spec.question,
         corpus=params.prepare.corpus,
-        split=params.evaluate.split,
+        split=SPLIT,
         clips=len(measured.groups[ALL_CLIPS]),
         reference=spec.reference,
         variants={name: {**spec.base, **changes} for name, changes in spec.variants.items()},
@@ -197,9 +196,9 @@ def _original(params: Params, spec: StudySpec) -> Original | None:
     """Return the clean split if any condition corrupts it."""
     if not any(item.corrupt for item in spec.conditions.values()):
         return None
-    paths, split = params.paths, params.evaluate.split
+    paths = params.paths
     features = {m: paths.features / m for m in MODALITIES}
-    return read_original(paths.manifest, paths.transcripts, features, split, params.align)
+    return read_original(paths.manifest, paths.transcripts, features, SPLIT, params.align)
 
 
 @task(task_run_name="{condition.corruption} {condition.level:g}")
@@ -271,6 +270,8 @@ def publish(result: StudyResult) -> None:
         row = {"variant": mean.variant, "metric": mean.metric, "mean": mean.value, "low": mean.low, "high": mean.high}
         difference = result.get(mean.variant, mean.metric, "difference")
         row["difference"] = format_difference(mean.metric, difference.value, difference.interval) if difference else ""
+        row["p"] = difference.p if difference else None
+        row["p adjusted"] = difference.p_adjusted if difference else None
         row["verdict"] = difference.verdict if difference else ""
         rows.append(row)
     title = f"{result.title}: means over the seeds, differences to {result.reference}"

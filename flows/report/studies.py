@@ -33,11 +33,12 @@ MAX_TICKS = 8
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A metric of a variant: its value, the spread over seeds, the paired difference to the reference, the verdict."""
+    """A metric of a variant: its value and spread; its difference to the reference with p value and verdict."""
 
     value: str
     spread: str = ""
     difference: str = ""
+    p: str = ""
     verdict: str = ""
 
 
@@ -112,7 +113,9 @@ def _mismatches(study: StudyResult, corpus: str, split: str, data: Mapping[str, 
     """Return how a study's data differ from the report's."""
     if study.corpus != corpus:
         return [f"another corpus, {study.corpus}"]
-    mismatches = [f"another split, {study.split}"] if study.split != split else []
+    mismatches = [f"another split, {study.split}"] if study.split not in (split, "valid") else []
+    if any(row.p is None and row.interval for row in study.find(statistic="difference")):
+        mismatches.append("intervals of an earlier version, over clips only: run the study again")
     theirs, ours = study.provenance.get("data", {}).get("dataset"), data.get("dataset")
     if theirs is None or ours is None:
         return [*mismatches, "perhaps another dataset: its provenance does not tell"]
@@ -169,6 +172,7 @@ def _cell(study: StudyResult, variant: str, metric: str, statistic: str = "mean"
         value=format_metric(metric, mean.value),
         spread=format_spread(metric, std.value if std else None),
         difference=format_difference(metric, difference.value, difference.interval) if difference else "",
+        p=difference.p_text if difference else "",
         verdict=difference.verdict if difference else "",
     )
 

@@ -29,6 +29,9 @@ COSTS = {
 }
 """Metrics of cost: key -> (column header, unit). Multiply-adds, in millions, are of a clip of median length."""
 
+ALPHA = 0.05
+"""Level of the verdicts: intervals are of 95 %."""
+
 Verdict = Literal["better", "worse", "undecided"]
 
 STUDY_SCHEMA = pa.schema(
@@ -45,6 +48,8 @@ STUDY_SCHEMA = pa.schema(
         pa.field("low", pa.float64()),
         pa.field("high", pa.float64()),
         pa.field("cost", pa.float64()),
+        pa.field("p", pa.float64()),
+        pa.field("p_adjusted", pa.float64()),
     ]
 )
 
@@ -63,9 +68,11 @@ class Row:
         statistic: `value` of one seed; over all seeds `mean`, `std` and `difference` (of the mean, to the reference);
             `area`, the mean over a condition's levels (trapezoidal rule), and `area_difference`.
         value: None where undefined.
-        low: Lower end of the 95 % bootstrap interval over the clips; None where there is no interval.
+        low: Lower end of the 95 % interval over seeds and speakers (`flows.studies.crossed`); None where there is none.
         high: Its upper end.
         cost: Millions of multiply-adds of the variant.
+        p: Two-sided p value of a difference; None where there is no interval.
+        p_adjusted: The same, adjusted for all comparisons of the study by this metric; None for single levels.
     """
 
     variant: str
@@ -79,6 +86,8 @@ class Row:
     low: float | None = None
     high: float | None = None
     cost: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
 
     @property
     def interval(self) -> Interval:
@@ -86,11 +95,29 @@ class Row:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
+    def p_text(self) -> str:
+        """The p value and the adjusted one as `p 0.012, adjusted 0.048`; empty without them."""
+        if self.p is None:
+            return ""
+        adjusted = "" if self.p_adjusted is None else f", adjusted {_format_p(self.p_adjusted)}"
+        return f"p {_format_p(self.p)}{adjusted}"
+
+    @property
     def verdict(self) -> Verdict:
-        """Whether a difference is for the better or for the worse: undecided unless its interval excludes 0."""
+        """Whether a difference is for the better or for the worse.
+
+        Undecided unless its interval excludes 0, and its adjusted p value is at most `ALPHA`. Results of earlier
+        versions have intervals over the clips alone and no p values: undecided.
+        """
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "undecided"
+        if self.p_adjusted is None or self.p_adjusted > ALPHA:
+            return "undecided"
         return "better" if (self.interval[1] < 0) == (self.metric in LESS_IS_BETTER) else "worse"
+
+
+def _format_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from model.evaluation.metrics import WIDE, evaluate_metrics
 from model.evaluation.subgroups import SLICES
 
 FOLDER = Path("studies")
+SPLIT = "valid"
+"""Split that studies measure. Variants are choices, and the test split is for the model that was chosen."""
 STRICT: dict[str, str] = {"extra": "forbid"}
 
 WIDE_NAMES = {"acc2": "acc2_np", "f1": "f1_np"}
@@ -28,6 +30,9 @@ WIDE_NAMES = {"acc2": "acc2_np", "f1": "f1_np"}
 
 REMOVED = ("checks", "questions")
 """Keys of earlier versions."""
+
+MIN_SEEDS = 3
+"""With fewer, the spread over the seeds is hardly known, and every comparison is undecided."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class StudySpec:
         question: What the study investigates, for people.
         variants: Name -> changes to params.yaml and `base`: dotted keys of the blocks model and train.
         reference: Variant that the others are compared with.
-        metrics: Keys of metrics/test.json; acc2 and f1 stand for acc2_np and f1_np where the labels are in [-3, 3].
-        seeds: Seeds that each variant is trained with.
+        metrics: Keys of metrics/<split>.json; acc2 and f1 stand for acc2_np and f1_np where the labels are in [-3, 3].
+        seeds: Seeds that each variant is trained with, at least `MIN_SEEDS`.
         base: Changes to params.yaml for all variants.
         conditions: Name -> condition under which the variants are evaluated too.
         slices: Slices of the split that are measured too, see `model.evaluation.subgroups`.
@@ -101,7 +106,7 @@ class StudySpec:
     variants: dict[str, dict[str, Any]]
     reference: str
     metrics: tuple[str, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     base: dict[str, Any] = field(default_factory=dict)
     conditions: dict[str, Condition] = field(default_factory=dict)
     slices: tuple[str, ...] = ()
@@ -114,8 +119,11 @@ class StudySpec:
         if self.pareto:
             _check_name("cost", self.pareto.cost, COSTS)
             _check_name("pareto.metric", self.pareto.metric, self.metrics)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: name each seed once, and at least one")
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < MIN_SEEDS:
+            raise ValueError(
+                f"seeds: {list(self.seeds)}; name each seed once, and at least {MIN_SEEDS}: a difference is compared "
+                "with the spread over the seeds"
+            )
 
 
 def read_spec(name: str) -> StudySpec:

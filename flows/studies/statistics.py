@@ -1,21 +1,23 @@
 """Statistics of a study: predictions -> metrics of each training and over the seeds, and differences to the reference.
 
-Shapes: N clips of the split, S seeds, R bootstrap draws.
+Shapes: N clips of the split, S seeds, R bootstrap resamples.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 
 import numpy as np
 
+from flows.display.metrics import is_fraction
+from flows.studies.crossed import crossed_draws, holm, p_value
 from flows.studies.results import ALL_CLIPS, CLEAN, Row
 from flows.studies.spec import StudySpec
-from model.evaluation.bootstrap import difference_interval, percentile_interval, resampled_metrics
+from model.evaluation.bootstrap import percentile_interval, resampled_by_seed
 from model.evaluation.metrics import evaluate_metrics
 
 Cell = tuple[str, str, float | None]
@@ -29,6 +31,7 @@ class Measurements:
     Attributes:
         spec: The study.
         label: Labels [N], NaN where unlabelled.
+        speaker: Speaker of each clip [N]; its clips are resampled together.
         label_range: Range of the labels.
         metrics: Metrics to report.
         slices: Name -> its clips, [N] bool.
@@ -38,6 +41,7 @@ class Measurements:
 
     spec: StudySpec
     label: np.ndarray
+    speaker: np.ndarray
     label_range: tuple[float, float]
     metrics: Sequence[str]
     slices: Mapping[str, np.ndarray]
@@ -51,6 +55,12 @@ class Measurements:
         groups = {ALL_CLIPS: labelled} | {name: rows & labelled for name, rows in self.slices.items()}
         return {name: np.flatnonzero(rows) for name, rows in groups.items() if rows.any()}
 
+    def speakers(self, clips: str) -> int:
+        """Return how many speakers of a group are resampled: of a single one, its clips are."""
+        rows = self.groups[clips]
+        count = len(set(self.speaker[rows].tolist()))
+        return count if count > 1 else len(rows)
+
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
@@ -58,12 +68,12 @@ class _Sample:
 
     Attributes:
         by_seed_S: Its value of each seed.
-        resampled_R: Its mean over the seeds on each draw of `model.evaluation.bootstrap`. The draws are the same for
-            all cells, so that differences between cells are paired.
+        resampled_SR: The same on each resample of `model.evaluation.bootstrap`. The resamples are the same for all
+            cells, so that differences between cells are paired.
     """
 
     by_seed_S: np.ndarray
-    resampled_R: np.ndarray
+    resampled_SR: np.ndarray
 
 
 def tidy_rows(measured: Measurements) -> list[Row]:
@@ -78,6 +88,7 @@ def tidy_rows(measured: Measurements) -> list[Row]:
         rows += _cost_rows(measured, variant, cost)
         for (condition, levels), clips, metric in product(conditions.items(), measured.groups, measured.metrics):
             row = partial(Row, variant=variant, condition=condition, clips=clips, metric=metric, cost=cost)
+            speakers = measured.speakers(clips)
             ours = [samples[variant, condition, level][clips, metric] for level in levels]
             theirs = [samples[spec.reference, condition, level][clips, metric] for level in levels]
             for level, our, their in zip(levels, ours, theirs, strict=True):
@@ -86,15 +97,29 @@ def tidy_rows(measured: Measurements) -> list[Row]:
                     at(seed=seed, statistic="value", value=_none_if_nan(value))
                     for seed, value in zip(spec.seeds, our.by_seed_S, strict=True)
                 ]
-                rows += _summary_rows(at, our, None if variant == spec.reference else their, "mean", "difference")
+                other = None if variant == spec.reference else their
+                rows += _summary_rows(at, our, other, speakers, "mean", "difference")
                 if len(spec.seeds) > 1:
                     std = _none_if_nan(np.std(our.by_seed_S, ddof=1))
                     rows.append(at(seed=None, statistic="std", value=std))
             if len(levels) > 1:
-                area, other = _area(levels, ours), _area(levels, theirs)
-                at = partial(row, level=None)
-                rows += _summary_rows(at, area, None if variant == spec.reference else other, "area", "area_difference")
-    return rows
+                area = _area(levels, ours)
+                other = None if variant == spec.reference else _area(levels, theirs)
+                rows += _summary_rows(partial(row, level=None), area, other, speakers, "area", "area_difference")
+    return _adjusted(rows)
+
+
+def _adjusted(rows: Sequence[Row]) -> list[Row]:
+    """Add adjusted p values to the comparisons of each metric; those of single levels count only by their area."""
+    families: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        if row.p is not None and row.level is None:
+            families.setdefault(row.metric, []).append(i)
+    adjusted = list(rows)
+    for family in families.values():
+        for i, p in zip(family, holm([rows[i].p or 0.0 for i in family]), strict=True):
+            adjusted[i] = replace(rows[i], p_adjusted=p)
+    return adjusted
 
 
 def _samples(measured: Measurements, cell: Cell) -> dict[tuple[str, str], _Sample]:
@@ -102,8 +127,9 @@ def _samples(measured: Measurements, cell: Cell) -> dict[tuple[str, str], _Sampl
     samples = {}
     for clips, rows in measured.groups.items():
         prediction_SN, label_N = measured.predictions[cell][:, rows], measured.label[rows]
+        speaker_N = measured.speaker[rows]
         by_seed = [evaluate_metrics(prediction_N, label_N, measured.label_range) for prediction_N in prediction_SN]
-        resampled = resampled_metrics(prediction_SN, label_N, measured.label_range)
+        resampled = resampled_by_seed(prediction_SN, label_N, measured.label_range, speaker_N=speaker_N)
         for metric in measured.metrics:
             values_S = np.array([metrics[metric] for metrics in by_seed], np.float64)  # None becomes NaN
             samples[clips, metric] = _Sample(values_S, resampled[metric])
@@ -115,23 +141,34 @@ def _area(levels: Sequence[float | None], samples: Sequence[_Sample]) -> _Sample
     level_L = np.array(levels, np.float64)
     order_L = np.argsort(level_L)
     x_L, width = level_L[order_L], float(np.ptp(level_L))
-    by_seed_LS, resampled_LR = (
-        np.stack(values)[order_L] for values in zip(*((s.by_seed_S, s.resampled_R) for s in samples), strict=True)
+    by_seed_LS, resampled_LSR = (
+        np.stack(values)[order_L] for values in zip(*((s.by_seed_S, s.resampled_SR) for s in samples), strict=True)
     )
-    return _Sample(np.trapz(by_seed_LS, x_L, axis=0) / width, np.trapz(resampled_LR, x_L, axis=0) / width)
+    return _Sample(np.trapz(by_seed_LS, x_L, axis=0) / width, np.trapz(resampled_LSR, x_L, axis=0) / width)
 
 
 def _summary_rows(
-    row: Callable[..., Row], ours: _Sample, theirs: _Sample | None, statistic: str, difference: str
+    row: Callable[..., Row], ours: _Sample, theirs: _Sample | None, speakers: int, statistic: str, difference: str
 ) -> Iterator[Row]:
     """Yield the mean over the seeds and, given the reference's sample, the paired difference to it."""
-    mean = _none_if_nan(ours.by_seed_S.mean())
-    low, high = (None if mean is None else percentile_interval(ours.resampled_R)) or (None, None)
-    yield row(seed=None, statistic=statistic, value=mean, low=low, high=high)
-    if theirs is None or mean is None or np.isnan(theirs.by_seed_S).any():
-        return
-    low, high = difference_interval(ours.resampled_R, theirs.resampled_R) or (None, None)
-    yield row(seed=None, statistic=difference, value=mean - float(theirs.by_seed_S.mean()), low=low, high=high)
+    of_all = partial(row, seed=None)
+    yield _summary(partial(of_all, statistic=statistic), ours, speakers, p=False)
+    if theirs is not None and np.isfinite(ours.by_seed_S).all() and np.isfinite(theirs.by_seed_S).all():
+        paired = _Sample(ours.by_seed_S - theirs.by_seed_S, ours.resampled_SR - theirs.resampled_SR)
+        yield _summary(partial(of_all, statistic=difference), paired, speakers, p=True)
+
+
+def _summary(row: Callable[..., Row], sample: _Sample, speakers: int, p: bool) -> Row:
+    """Return the mean over the seeds with its crossed interval and, of a difference, its p value."""
+    draws_R = crossed_draws(sample.by_seed_S, sample.resampled_SR, speakers)
+    interval = None if draws_R is None else percentile_interval(draws_R)
+    low, high = interval or (None, None)
+    found = row(value=_none_if_nan(sample.by_seed_S.mean()), low=low, high=high)
+    if draws_R is not None and interval is not None and p:
+        return replace(found, p=p_value(draws_R))
+    if interval is not None and is_fraction(found.metric):  # widened draws may leave the metric's range
+        return replace(found, low=max(0.0, interval[0]), high=min(1.0, interval[1]))
+    return found
 
 
 def _cost_rows(measured: Measurements, variant: str, cost: float) -> Iterator[Row]:

@@ -43,8 +43,9 @@ def _variants_table(result: StudyResult, clips: str) -> Table:
         costs = [_cost(result, variant, "madds", 1), _cost(result, variant, "step_seconds", 2)]
         table.add_row(variant, *cells, *costs, end_section=variant == result.reference)
     table.caption = (
-        f"Below a mean: its difference to '{result.reference}' on the same clips, the 95 % interval of that, and the "
-        "verdict: undecided unless the interval excludes 0. MAdds: millions of multiply-adds of a clip."
+        f"Below a mean: its difference to '{result.reference}', the 95 % interval for other seeds and speakers, p and "
+        "the p adjusted for all comparisons by this metric (Holm). The verdict is undecided unless the interval "
+        "excludes 0 and the adjusted p is at most 0.05. MAdds: millions of multiply-adds of a clip."
         + (f" {', '.join(METRICS[m].short for m in others)}: in the report." if others else "")
     )
     return table
@@ -72,9 +73,9 @@ def _cell(
         return NOTHING
     lines = [format_metric(metric, mean.value) + (f" ± {format_spread(metric, std.value)}" if std else "")]
     if difference:
-        lines += [] if short else [format_difference(metric, difference.value, difference.interval)]
-        lines.append(difference.verdict)
-    return "\n".join(lines)
+        lines += [] if short else [format_difference(metric, difference.value, difference.interval), difference.p_text]
+        lines += [difference.verdict] if difference.level is None else []  # single levels are judged by their area
+    return "\n".join(filter(None, lines))
 
 
 def _cost(result: StudyResult, variant: str, metric: str, digits: int) -> str:

@@ -1,9 +1,10 @@
-"""Bootstrap over clips, and percentile intervals of metrics.
+"""Bootstrap over clips or speakers, and percentile intervals of metrics.
 
 Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13: N clips are drawn with replacement R times,
-and each metric is computed of every resample. A resample is stored as the count of each clip, so that sums over its
-clips are matrix products. Resamples depend only on N, R and the seed: models measured on the same clips share them, and
-their metrics can be compared resample by resample.
+and each metric is computed of every resample. The clips of a speaker are alike, so where speakers are known, whole
+speakers are drawn (Davison and Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8). A resample is
+stored as the count of each clip, so that sums over its clips are matrix products. Resamples depend only on the groups,
+R and the seed: models measured on the same clips share them, and their metrics can be compared resample by resample.
 
 Shapes: R resamples, r resamples of a chunk, N clips, S seeds of a model.
 """
@@ -25,6 +26,9 @@ LEVEL = 0.95
 MAX_UNDEFINED = 0.1
 """Fraction of the resamples that may leave a metric undefined; above it there is no interval."""
 
+MIN_GROUPS = 2
+"""Speakers from which on speakers are drawn; with fewer, clips are."""
+
 _CHUNK_SIZE = 2**18
 """Resamples times clips of a chunk, which fits a CPU's cache."""
 
@@ -35,6 +39,7 @@ def resampled_metrics(
     label_range: tuple[float, float],
     resamples: int = RESAMPLES,
     seed: int = 0,
+    speaker_N: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Compute every metric of `evaluate_metrics` except n on each resample, averaged over the seeds.
 
@@ -44,6 +49,7 @@ def resampled_metrics(
         label_range: (-3, 3) or (-1, 1).
         resamples: R.
         seed: of the resampling.
+        speaker_N: speakers to draw, see `bootstrap_counts`; None: clips are drawn.
 
     Returns:
         Metric -> [R], NaN where it is undefined for any of the networks.
@@ -51,34 +57,64 @@ def resampled_metrics(
     Raises:
         ValueError: as `evaluate_metrics`.
     """
+    by_seed = resampled_by_seed(prediction_SN, label_N, label_range, resamples, seed, speaker_N)
+    return {key: values_SR.mean(axis=0) for key, values_SR in by_seed.items()}
+
+
+def resampled_by_seed(
+    prediction_SN: np.ndarray,
+    label_N: np.ndarray,
+    label_range: tuple[float, float],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    speaker_N: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Compute `resampled_metrics` of each seed's network: metric -> [S, R]."""
     prediction_SN, label_N = np.atleast_2d(prediction_SN), np.asarray(label_N)
     for prediction_N in prediction_SN:
         check_comparable(prediction_N, label_N, label_range)
     chunks = [
         [_metrics(count_RN, prediction_N, label_N, label_range) for prediction_N in prediction_SN]
-        for count_RN in bootstrap_counts(len(label_N), resamples, seed)
+        for count_RN in bootstrap_counts(len(label_N), resamples, seed, speaker_N)
     ]
     return {
-        key: np.concatenate([np.mean([by_seed[key] for by_seed in chunk], axis=0) for chunk in chunks])
+        key: np.concatenate([np.stack([by_seed[key] for by_seed in chunk]) for chunk in chunks], axis=1)
         for key in chunks[0][0]
     }
 
 
-def resampled_mean(value_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def resampled_mean(
+    value_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0, speaker_N: np.ndarray | None = None
+) -> np.ndarray:
     """Compute the mean [R] of the clips' values on each resample; NaN without clips."""
-    counts = bootstrap_counts(len(value_N), resamples, seed)
+    counts = bootstrap_counts(len(value_N), resamples, seed, speaker_N)
     return np.concatenate([_ratio(count_rN @ value_N, count_rN.sum(axis=1)) for count_rN in counts])
 
 
-def bootstrap_counts(clips: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the count of each clip in each resample, [r, N] float64, a chunk at a time; each row sums to N."""
-    rng = np.random.default_rng((seed, clips))
+def bootstrap_counts(
+    clips: int, resamples: int, seed: int, speaker_N: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Yield the count of each clip in each resample, [r, N] float64, a chunk at a time.
+
+    Args:
+        clips: N.
+        resamples: R.
+        seed: of the resampling.
+        speaker_N: the speaker, or another group, of each clip: as many speakers as there are are drawn, each with all
+            of its clips. None, or a single speaker, whose variation nothing is known of: N clips are drawn.
+    """
+    group_N = np.arange(clips) if speaker_N is None else np.unique(speaker_N, return_inverse=True)[1]
+    groups = int(group_N.max(initial=-1)) + 1
+    if groups < MIN_GROUPS:
+        group_N, groups = np.arange(clips), clips
+    rng = np.random.default_rng((seed, groups))
     rows = max(1, _CHUNK_SIZE // max(clips, 1))
     for first in range(0, resamples, rows):
         r = min(rows, resamples - first)
-        drawn_rN = rng.integers(clips, size=(r, clips)) if clips else np.zeros((r, 0), np.int64)
-        cell_rN = drawn_rN + clips * np.arange(r)[:, None]
-        yield np.bincount(cell_rN.ravel(), minlength=r * clips).reshape(r, clips).astype(np.float64)
+        drawn_rG = rng.integers(groups, size=(r, groups)) if groups else np.zeros((r, 0), np.int64)
+        cell_rG = drawn_rG + groups * np.arange(r)[:, None]
+        count_rG = np.bincount(cell_rG.ravel(), minlength=r * groups).reshape(r, groups)
+        yield count_rG[:, group_N].astype(np.float64)
 
 
 def percentile_interval(values_R: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:

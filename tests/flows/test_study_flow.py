@@ -17,7 +17,7 @@ STUDY = {
     "question": "Does it run?",
     "base": {"train.epochs": 1, "train.warmup_epochs": 0, "train.device": "cpu", "model.dim": 16, "model.heads": 4,
              "model.encoder_layers": 1, "model.max_positions": 32},
-    "seeds": [0, 1],
+    "seeds": [0, 1, 2],
     "metrics": ["acc2", "mae", "corr"],
     "reference": "full",
     "variants": {"full": {}, "no alignment": {"model.alignment": False}},
@@ -38,6 +38,7 @@ def test_trainings_are_compared_with_the_reference_on_every_view(dataset, tmp_pa
     params = replace(params, paths=replace(params.paths, dataset=Path(dataset.name)))
     trials = [flow.Trial(v, seed, variant_params(params, spec, v)) for v in spec.variants for seed in spec.seeds]
     result = flow._run_trials(params, spec, trials, workers=1)
+    assert (result.split, result.clips) == ("valid", 8), "the test split is not looked at"
     assert result.metrics[1:] == ["mae", "corr"] and result.pareto[0] == "fusion_madds"
     for place in ({}, {"condition": "no text"}, {"condition": "audio missing", "level": 0.5}):
         difference = result.get("no alignment", "mae", "difference", **place)

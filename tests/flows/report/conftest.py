@@ -280,7 +280,10 @@ def make_study(**changes: Any) -> StudyResult:
         cost = 20.0 + 10 * number
 
         def put(metric, statistic, value, low=None, high=None, condition=CLEAN, level=None, clips=ALL_CLIPS):
-            rows.append(Row(variant, None, condition, level, clips, metric, statistic, value, low, high, cost))  # noqa: B023
+            tested = (0.01, 0.04) if low and low * high > 0 else (0.2, 0.6)
+            p, adjusted = tested if "difference" in statistic else (None, None)
+            place = variant, None, condition, level, clips, metric, statistic  # noqa: B023
+            rows.append(Row(*place, value, low, high, cost, p, adjusted))  # noqa: B023
 
         put("madds", "mean", cost)
         put("fusion_madds", "mean", cost)

@@ -28,7 +28,7 @@ def test_variants_stand_with_their_spread_their_paired_difference_and_their_cost
     rows = page.rows[page.rows.index(head) + 1 :][:3]
     assert rows[0][0] == "full (reference)" and rows[0][1:3] == ["90.0% ± 1.2", "0.500 ± 0.012"]
     assert rows[1][0] == "no alignmentmodel.alignment: false"
-    assert rows[1][1] == "87.0% ± 1.2\u22123.0 [\u22127.0, +1.0]undecided"
+    assert rows[1][1] == "87.0% ± 1.2\u22123.0 [\u22127.0, +1.0]p 0.20, adjusted 0.60undecided"
     assert rows[1][3:] == ["–", "30.0 M", "30.0 M", "0.125 s"]  # noqa: RUF001
     assert rows[2][0].startswith("<b>wide</b>")
 
@@ -48,7 +48,9 @@ def test_the_verdict_stands_in_words_and_in_colour_only_where_the_interval_exclu
 def test_less_error_is_better(make):
     study = make.study()
     rows = [
-        replace(row, value=-0.06, low=-0.1, high=-0.01) if (row.metric, row.statistic) == ("mae", "difference") else row
+        replace(row, value=-0.06, low=-0.1, high=-0.01, p_adjusted=0.02)
+        if (row.metric, row.statistic) == ("mae", "difference")
+        else row
         for row in study.rows
     ]
     cells = view_of(replace(study, rows=rows)).tables[0].rows[1].cells
@@ -89,7 +91,10 @@ def test_the_front_of_the_best_trade_offs_is_marked(render, make):
 def test_results_of_other_data_are_marked(render, make):
     assert view_of(make.study()).mismatches == []
     assert view_of(make.study(corpus="mosi")).mismatches == ["another corpus, mosi"]
-    assert view_of(make.study(split="valid")).mismatches == ["another split, valid"]
+    assert view_of(make.study(split="valid")).mismatches == [], "studies measure valid"
+    assert view_of(make.study(), split="train").mismatches == ["another split, test"]
+    earlier = [replace(row, p=None, p_adjusted=None) for row in make.study().rows]
+    assert "intervals of an earlier version" in view_of(make.study(rows=earlier)).mismatches[0]
     assert "another dataset" in view_of(make.study(provenance={"data": {"dataset": "other"}})).mismatches[0]
     assert "perhaps another dataset" in view_of(make.study(provenance={})).mismatches[0]
     _, page = render(studies=[make.study(corpus="mosi")])

@@ -80,17 +80,32 @@ def test_results_of_the_version_with_questions_still_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "low", "high", "verdict"),
+    ("metric", "low", "high", "adjusted", "verdict"),
     [
-        ("acc2_np", 0.01, 0.03, "better"),
-        ("acc2_np", -0.03, -0.01, "worse"),
-        ("mae", -0.03, -0.01, "better"),
-        ("mae", 0.01, 0.03, "worse"),
-        ("acc2_np", -0.01, 0.03, "undecided"),
-        ("acc2_np", 0.0, 0.03, "undecided"),
-        ("acc2_np", None, None, "undecided"),
+        ("acc2_np", 0.01, 0.03, 0.02, "better"),
+        ("acc2_np", -0.03, -0.01, 0.05, "worse"),
+        ("mae", -0.03, -0.01, 0.001, "better"),
+        ("mae", 0.01, 0.03, 0.01, "worse"),
+        ("acc2_np", -0.01, 0.03, 0.02, "undecided"),
+        ("acc2_np", 0.0, 0.03, 0.02, "undecided"),
+        ("acc2_np", None, None, None, "undecided"),
+        ("acc2_np", 0.01, 0.03, 0.051, "undecided"),  # one of many comparisons
+        ("acc2_np", 0.01, 0.03, None, "undecided"),  # by an earlier version, over clips alone
     ],
 )
-def test_the_interval_alone_decides_the_verdict(metric, low, high, verdict):
-    row = Row("wide", None, CLEAN, None, ALL_CLIPS, metric, "difference", 0.02, low, high)
+def test_the_interval_and_the_adjusted_p_decide_the_verdict(metric, low, high, adjusted, verdict):
+    row = Row("wide", None, CLEAN, None, ALL_CLIPS, metric, "difference", 0.02, low, high, p_adjusted=adjusted)
     assert row.verdict == verdict
+
+
+def test_p_values_are_shown_raw_and_adjusted():
+    row = Row("wide", None, CLEAN, None, ALL_CLIPS, "mae", "difference", 0.02)
+    assert row.p_text == ""
+    assert replace(row, p=0.0004, p_adjusted=0.0123).p_text == "p < 0.001, adjusted 0.012"
+    assert replace(row, p=0.5).p_text == "p 0.50"
+
+
+def test_results_without_p_values_still_load(tmp_path):
+    path = write_study(RESULT, tmp_path)
+    pq.write_table(pq.read_table(path).drop(["p", "p_adjusted"]), path)
+    assert read_study(path) == RESULT

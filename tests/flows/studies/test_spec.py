@@ -36,7 +36,7 @@ def write(folder: Path, changes: dict) -> str:
 
 def test_a_file_is_a_study_of_its_name(tmp_path):
     spec = read_spec(write(tmp_path, {}))
-    assert spec.name == "mine" and spec.seeds == (0, 1, 2)
+    assert spec.name == "mine" and spec.seeds == (0, 1, 2, 3, 4)
     assert spec.conditions["audio missing"].levels == (0.5, 1)
 
 
@@ -56,7 +56,8 @@ def test_a_file_is_a_study_of_its_name(tmp_path):
         ({"questions": []}, "`questions` was removed; delete it"),
         ({"pareto": {"cost": "madds", "metric": "acc5"}}, "pareto.metric: there is no 'acc5'"),
         ({"pareto": {"cost": "money", "metric": "acc2"}}, r"cost: there is no 'money'"),
-        ({"seeds": [1, 1]}, "each seed once"),
+        ({"seeds": [1, 1, 2]}, "each seed once"),
+        ({"seeds": [1, 2]}, r"seeds: \[1, 2\]; .* at least 3"),
     ],
     ids=str,
 )
@@ -112,5 +113,6 @@ def test_every_study_of_the_project_can_be_run(monkeypatch):
         spec = read_spec(name)
         for variant in spec.variants:
             variant_params(load_params(), spec, variant)
+        assert len(spec.seeds) >= 5
         assert re.fullmatch(r"[a-z_]+", name) and spec.title and spec.question.endswith("?")
         assert (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").isascii()

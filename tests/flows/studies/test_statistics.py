@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from flows.studies.crossed import crossed_draws, holm, p_value
 from flows.studies.spec import StudySpec
 from flows.studies.statistics import Measurements, tidy_rows
-from model.evaluation.bootstrap import difference_interval, resampled_metrics
+from model.evaluation.bootstrap import percentile_interval, resampled_by_seed
 from model.evaluation.metrics import evaluate_metrics
 
-CLIPS, SEEDS = 60, (0, 1)
+CLIPS, SEEDS = 60, (0, 1, 2)
 RNG = np.random.default_rng(0)
 LABEL = RNG.uniform(-3, 3, CLIPS).round(1)
 LABEL[5] = np.nan
 MISLEADS = np.arange(CLIPS) % 4 == 0
+SPEAKER = np.array([f"speaker {i % 12}" for i in range(CLIPS)], object)
 
 
 def guess(noise: float, seed: int) -> np.ndarray:
@@ -44,9 +46,9 @@ def measured() -> Measurements:
     predictions = {
         (variant, *place): guess(noise[variant] + i / 4, i) for variant in noise for i, place in enumerate(where)
     }
-    costs = {v: [{"madds": madds, "fusion_madds": madds / 2}] * 2 for v, madds in zip(noise, (50, 90, 20), strict=True)}
+    costs = {v: [{"madds": madds, "fusion_madds": madds / 2}] * 3 for v, madds in zip(noise, (50, 90, 20), strict=True)}
     slices = {"text misleads": MISLEADS, "audio misleads": np.zeros(CLIPS, bool)}
-    return Measurements(spec(), LABEL, (-3, 3), ["acc2_np", "mae"], slices, predictions, costs)
+    return Measurements(spec(), LABEL, SPEAKER, (-3, 3), ["acc2_np", "mae"], slices, predictions, costs)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +85,13 @@ def test_differences_are_to_the_reference_under_the_same_condition_and_paired(me
     sides = [measured.predictions[v, "audio missing", 1][:, labelled] for v in ("worse", "full")]
     means = [statistics.fmean(evaluate_metrics(p, LABEL[labelled], (-3, 3))["acc2_np"] for p in s) for s in sides]
     assert found.value == pytest.approx(means[0] - means[1])
-    resampled = [resampled_metrics(side, LABEL[labelled], (-3, 3))["acc2_np"] for side in sides]
-    assert (found.low, found.high) == pytest.approx(difference_interval(*resampled))
+    values = [[evaluate_metrics(p, LABEL[labelled], (-3, 3))["acc2_np"] for p in side] for side in sides]
+    resampled = [
+        resampled_by_seed(side, LABEL[labelled], (-3, 3), speaker_N=SPEAKER[labelled])["acc2_np"] for side in sides
+    ]
+    draws = crossed_draws(np.subtract(*values), np.subtract(*resampled), speakers=12)
+    assert (found.low, found.high) == pytest.approx(percentile_interval(draws))
+    assert found.p == p_value(draws) and found.p_adjusted is None, "levels are judged by their area"
     assert not find(rows, variant="full", statistic="difference")
 
 
@@ -126,5 +133,37 @@ def test_an_undefined_metric_has_neither_spread_nor_difference(measured):
 
 
 def test_costs_are_rows_of_their_own(rows):
-    assert [row.value for row in find(rows, variant="cheap", metric="fusion_madds", statistic="value")] == [10, 10]
+    assert [row.value for row in find(rows, variant="cheap", metric="fusion_madds", statistic="value")] == [10, 10, 10]
     assert one(rows, variant="cheap", metric="madds", statistic="mean").value == 20
+
+
+def test_the_comparisons_of_a_metric_are_one_family(rows):
+    for metric in ("acc2_np", "mae"):
+        family = [row for row in find(rows, metric=metric, level=None) if row.statistic.endswith("difference")]
+        assert len(family) == 2 * 3 * 2, (
+            "two variants, clean, without text and by the area, on all clips and on a slice"
+        )
+        assert [row.p_adjusted for row in family] == holm([row.p for row in family])
+    everywhere = [row for row in rows if row.level is not None or not row.statistic.endswith("difference")]
+    assert {row.p_adjusted for row in everywhere} == {None}
+
+
+def test_intervals_of_fractions_stay_in_their_range(measured):
+    perfect = {cell: np.tile(np.nan_to_num(LABEL), (3, 1)) for cell in measured.predictions}
+    for row in find(tidy_rows(replace(measured, predictions=perfect)), metric="acc2_np", statistic="mean"):
+        assert (row.value, row.low, row.high) == (1, 1, 1)
+
+
+def test_a_single_speaker_is_measured_by_its_clips_and_a_single_clip_by_nothing(measured):
+    alone = replace(measured, speaker=np.array(["Ann"] * CLIPS, object))
+    difference = one(tidy_rows(alone), variant="worse", condition="", clips="all", metric="mae", statistic="difference")
+    assert difference.verdict == "worse" and difference.p < 0.05
+    one_clip = np.full(CLIPS, np.nan)
+    one_clip[3] = LABEL[3]
+    for row in tidy_rows(replace(measured, label=one_clip, metrics=["mae"])):
+        assert row.interval is None and row.p is None and row.verdict == "undecided"
+
+
+def test_no_labels_are_no_rows_but_costs(measured):
+    unlabelled = replace(measured, label=np.full(CLIPS, np.nan))
+    assert {row.metric for row in tidy_rows(unlabelled)} == {"madds", "fusion_madds"}

@@ -18,8 +18,9 @@ def numbers(variant, condition="", level=None, clips="all", better=0.0):
             yield Row(variant, None, condition, level, clips, metric, statistic, shown)
         if variant != "full":
             yield Row(
-                variant, None, condition, level, clips, metric, "difference", better, better - 0.02, better + 0.03
-            )
+                variant, None, condition, level, clips, metric, "difference", better, better - 0.02, better + 0.03,
+                p=0.01, p_adjusted=0.04,
+            )  # fmt: skip
 
 
 RESULT = StudyResult(
@@ -65,7 +66,9 @@ def test_means_differences_and_costs_stand_beside_each_other():
     assert "75.0% ± 1.1" in text and "\u22125.0 [\u22127.0, \u22122.0]" in text
     assert "\u22120.050 [\u22120.070, \u22120.020]" in text
     lines = text.splitlines()
-    verdicts = lines[next(i for i, line in enumerate(lines) if "\u22125.0" in line) + 1].split("│")[2:5]
+    first = next(i for i, line in enumerate(lines) if "\u22125.0" in line)
+    assert [cell.strip() for cell in lines[first + 1].split("│")[2:5]] == ["p 0.010, adjusted 0.040"] * 3
+    verdicts = lines[first + 2].split("│")[2:5]
     assert [cell.strip() for cell in verdicts] == ["worse", "worse", "better"], "less error is better"
     assert "Correlation: in the report" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 120
