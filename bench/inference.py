@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.data.clips import ClipTable
+    from model.network.base import Network
 
 CLIPS, SINGLE, BATCH = 640, 100, 64
 
@@ -58,7 +59,7 @@ PARTS = ("network", "videos", "text")
 FOLDER_CLIPS, WARM_CLIPS, COLD_RUNS = 100, 30, 3
 
 
-def padded(network: DashFusion, clips: ClipTable, shape: Shape, device: torch.device) -> np.ndarray:
+def padded(network: Network, clips: ClipTable, shape: Shape, device: torch.device) -> np.ndarray:
     """Return predictions [N] with every clip padded to the corpus's fixed lengths."""
     predictions = []
     for first in range(0, len(clips), BATCH):

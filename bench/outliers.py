@@ -32,17 +32,17 @@ from model.prediction.protocol import Video, VideoFeatures, find_maker
 
 if TYPE_CHECKING:
     from model.checkpoint.io import CheckpointInfo
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 Vectors = Mapping[str, np.ndarray]
 
 
-def dataset(project: Path, split: str, network: DashFusion) -> ClipTable:
+def dataset(project: Path, split: str, network: Network) -> ClipTable:
     """Read a split of a project."""
     return ClipTable.read(project / "data/dataset", split, network.config.max_positions, text=network.text)
 
 
-def real_clips(folder: Path, network: DashFusion, info: CheckpointInfo) -> ClipTable:
+def real_clips(folder: Path, network: Network, info: CheckpointInfo) -> ClipTable:
     """Extract the features of the videos as for the checkpoint's training."""
     maker = find_maker()(info.dataset.to_dict(), list(MODALITIES))
     videos = [Video(path) for path in find_media([str(folder)])]
@@ -53,7 +53,7 @@ def real_clips(folder: Path, network: DashFusion, info: CheckpointInfo) -> ClipT
     return ClipTable.from_clips(info.dataset, ids, steps, [clip.text for clip in clips], network.config.max_positions)
 
 
-def noise_videos(network: DashFusion, info: CheckpointInfo, count: int = 8) -> ClipTable:
+def noise_videos(network: Network, info: CheckpointInfo, count: int = 8) -> ClipTable:
     """Extract the features of videos of white noise with random frames."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

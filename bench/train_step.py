@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from model.data.batch import Batch
     from model.data.clips import ClipTable
+    from model.network.base import Network
 
 CLIPS = 600
 """Size of the synthetic split: enough for batches and partners of all lengths."""
@@ -70,7 +71,7 @@ class Setting:
     clips: ClipTable
     classes: np.ndarray
     partners: Partners
-    network: DashFusion
+    network: Network
     device: torch.device
 
     def config(self, scope: str) -> TrainConfig:

@@ -12,9 +12,15 @@ from itertools import combinations
 from typing import Any, ClassVar, Literal, get_args
 
 Modality = Literal["text", "audio", "vision"]
+NetworkName = Literal["dashfusion", "dashfusion_published"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
 Reduction = Literal["paper", "published"]
+SemanticNegatives = Literal["paired", "anchor"]
+MinedIndex = Literal["clip", "rank"]
+ClassRounding = Literal["away", "even"]
+Batching = Literal["by_length", "shuffled"]
+BestEpoch = Literal["first", "last"]
 Scope = Literal["retrieved", "in_batch"]
 Negatives = Literal["hard", "random"]
 TextMode = Literal["frozen", "finetune", "scratch"]
@@ -115,10 +121,31 @@ _MODES_BY_OPTION = {"max_tokens": ("finetune", "scratch"), "encoder": ("finetune
 
 
 @dataclass(frozen=True)
+class PaddingConfig:
+    """Steps to which `dashfusion_published` pads a clip's audio and vision; 0: padding is masked.
+
+    The authors' code pads every clip to one length, and its alignment and fusion attend to the padding.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    audio: int = 0
+    vision: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("audio", "vision"):
+            _require_at_least(f"model.padding.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Architecture of the network.
 
     Attributes:
+        name: dashfusion, as the paper describes it; dashfusion_published, as the authors' code has it, for which
+            `FIXED_OPTIONS` lists the options without effect.
+        normalise: Whether audio and vision are normalised by the training statistics; false: used as extracted.
+        padding: Length to which dashfusion_published pads audio and vision; other networks mask all padding.
         dim: Width d of every sequence after its encoder.
         heads: Attention heads of the encoders and of the fusion; divides `dim`.
         encoder_layers: Transformer layers of the audio and vision encoders (2 for MOSI and CH-SIMS, 4 for MOSEI).
@@ -139,6 +166,9 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    name: NetworkName = "dashfusion"
+    normalise: bool = True
+    padding: PaddingConfig = field(default_factory=PaddingConfig)
     dim: int = 128
     heads: int = 8
     encoder_layers: int = 2
@@ -153,6 +183,16 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
+        _require_choice("model.name", self.name, NetworkName)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            _require(
+                item.name not in FIXED_OPTIONS.get(self.name, ()) or value == item.default,
+                f"model.{item.name}",
+                value,
+                f"model.name {self.name} has it as the authors' code does",
+                f"leave it at {item.default}, or set model.name to dashfusion",
+            )
         for name in ("dim", "heads", "encoder_layers", "bottleneck_tokens", "fusion_layers", "max_positions"):
             _require_at_least(f"model.{name}", getattr(self, name), 1)
         _require(
@@ -174,6 +214,10 @@ class ModelConfig:
         _require_probability("model.dropout", self.dropout)
 
 
+FIXED_OPTIONS = {"dashfusion_published": ("anchor", "alignment", "fusion", "dropout", "unimodal_heads")}
+"""Options of `ModelConfig` that a network does not have."""
+
+
 @dataclass(frozen=True)
 class ContrastiveConfig:
     """Contrastive losses: `L = MSE + weight * contrastive`.
@@ -182,6 +226,9 @@ class ContrastiveConfig:
         weight: lambda, at least 0; 0 switches both losses and the mining off.
         temperature: tau of both losses, positive.
         semantic: Whether to align the modalities' embeddings of the same clip.
+        semantic_negatives: What the semantic loss contrasts a clip's pair of modalities with. paired: the other clips'
+            embeddings of the modality that is paired with the anchor; anchor: embeddings of the anchor modality, those
+            of the clip's negative partners, as in the authors' code.
         supervised: Whether to contrast clips of one class with clips of others; only this loss needs partners.
         reduction: How the two losses become one. paper: the sum of their means over pairs; published: the mean over all
             pairs of the authors' code, which has about a fifth of that gradient (`losses.combine_contrastive`).
@@ -194,6 +241,7 @@ class ContrastiveConfig:
     weight: float = 0.2
     temperature: float = 0.5
     semantic: bool = True
+    semantic_negatives: SemanticNegatives = "paired"
     supervised: bool = True
     reduction: Reduction = "paper"
     scope: Scope = "retrieved"
@@ -209,6 +257,14 @@ class ContrastiveConfig:
         )
         _require_choice("train.contrastive.reduction", self.reduction, Reduction)
         _require_choice("train.contrastive.scope", self.scope, Scope)
+        _require_choice("train.contrastive.semantic_negatives", self.semantic_negatives, SemanticNegatives)
+        _require(
+            self.semantic_negatives == "paired" or self.supervised,
+            "train.contrastive.semantic_negatives",
+            self.semantic_negatives,
+            "these are the partners of the supervised loss, which is off",
+            "set it to paired, or train.contrastive.supervised to true",
+        )
         _require(
             self.weight == 0 or self.semantic or self.supervised,
             "train.contrastive.weight",
@@ -228,6 +284,9 @@ class MiningConfig:
             pool is drawn at each refresh, so that ranking costs clips x pool instead of clips squared.
         negatives: hard (the most and the least similar clips of other classes, as in the paper) or random (any clips
             of other classes, the paper's ablation).
+        index: clip: the ranked clips are the partners; rank: the clips whose index equals the position in the ranking,
+            always the first and last of the corpus. This is a mistake of the authors' code, to reproduce it.
+        class_rounding: Rounding of a label half-way between two classes: away from zero, or even, as NumPy rounds.
         candidates: Number of most (least) similar clips that partners are drawn from.
         positives: Positives drawn per anchor, from 1 to `candidates`.
         hard_negatives: Most similar negatives drawn per anchor, from 0 to `candidates`.
@@ -239,6 +298,8 @@ class MiningConfig:
     refresh_epochs: int = 2
     pool_size: int = 20_000
     negatives: Negatives = "hard"
+    index: MinedIndex = "clip"
+    class_rounding: ClassRounding = "away"
     candidates: int = 10
     positives: int = 2
     hard_negatives: int = 2
@@ -249,6 +310,15 @@ class MiningConfig:
             _require_at_least(f"train.mining.{name}", getattr(self, name), 1)
         _require_at_least("train.mining.pool_size", self.pool_size, 2)
         _require_choice("train.mining.negatives", self.negatives, Negatives)
+        _require_choice("train.mining.index", self.index, MinedIndex)
+        _require_choice("train.mining.class_rounding", self.class_rounding, ClassRounding)
+        _require(
+            self.index == "clip" or self.negatives == "hard",
+            "train.mining.index",
+            self.index,
+            "with random negatives there is no ranking",
+            "set it to clip, or train.mining.negatives to hard",
+        )
         for name in ("positives", "hard_negatives", "easy_negatives"):
             value = getattr(self, name)
             _require(
@@ -303,13 +373,17 @@ class TrainConfig:
         batch_size: Maximum clips per batch; their partners are encoded in addition.
         batch_tokens: Maximum cost of a batch in steps, including padding and attention's square, over all modalities
             (`model.data.batching.batch_cost`). Bounds memory: a batch of long clips holds fewer. 0: no limit.
-        accumulate: Batches whose gradients are averaged into one update.
+        batching: by_length: clips of similar length together, so that little of a batch is padding; shuffled: any.
+        accumulate: Batches of one update, whose loss is the mean over all their clips.
+        clip_norm: Maximum norm of an update's gradient, which is scaled down to it; 0: no limit.
         learning_rate: Peak learning rate, reached after `warmup_epochs`, then decaying linearly to 0.
         text_learning_rate: Peak learning rate of a text encoder that is trained (model.text.mode finetune or scratch);
             null: `learning_rate`. Pre-trained encoders need a lower one, such as 2e-5.
         warmup_epochs: Epochs of linear learning-rate warm-up.
         unimodal_weight: Weight of the loss of model.unimodal_heads, positive.
         weight_decay: Weight decay of AdamW, except on biases, LayerNorms and learned vectors.
+        best_epoch: Epoch that is kept, of those with the lowest validation MAE. first: the first; last: the last,
+            equal to four decimals counting as equal and the first epoch left out, as in the authors' code.
         patience: Epochs without a better validation MAE after which training stops.
         device: auto (first available of cuda, mps, cpu), cpu, cuda, cuda:<n> or mps.
         precision: 32, bf16 (autocast; weights and losses stay in float32) or auto (bf16 on a CUDA device that supports
@@ -330,12 +404,15 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 16
     batch_tokens: int = 0
+    batching: Batching = "by_length"
     accumulate: int = 1
+    clip_norm: float = 1.0
     learning_rate: float = 5e-4
     text_learning_rate: float | None = None
     warmup_epochs: int = 2
     unimodal_weight: float = 0.5
     weight_decay: float = 1e-3
+    best_epoch: BestEpoch = "first"
     patience: int = 10
     device: str = "auto"
     precision: Precision = "auto"
@@ -359,8 +436,17 @@ class TrainConfig:
         )
         for name in ("epochs", "batch_size", "accumulate", "patience"):
             _require_at_least(f"train.{name}", getattr(self, name), 1)
-        for name in ("warmup_epochs", "weight_decay", "batch_tokens", "checkpoint_minutes"):
+        for name in ("warmup_epochs", "weight_decay", "batch_tokens", "checkpoint_minutes", "clip_norm"):
             _require_at_least(f"train.{name}", getattr(self, name), 0)
+        _require_choice("train.batching", self.batching, Batching)
+        _require_choice("train.best_epoch", self.best_epoch, BestEpoch)
+        _require(
+            self.best_epoch == "first" or self.epochs > 1,
+            "train.best_epoch",
+            self.best_epoch,
+            "it leaves out the first epoch, and train.epochs is 1",
+            "set it to first, or train longer",
+        )
         _require(
             self.warmup_epochs <= self.epochs,
             "train.warmup_epochs",

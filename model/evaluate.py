@@ -24,7 +24,7 @@ from model.files import atomic_file
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
 
 
 def _without_each(
-    predictions: pa.Table, network: DashFusion, table: ClipTable, used: Sequence[str], batch_size: int
+    predictions: pa.Table, network: Network, table: ClipTable, used: Sequence[str], batch_size: int
 ) -> pa.Table:
     has = {m: table.lengths((m,))[:, 0] > 0 for m in used}
     for m in used if len(used) > 1 else ():

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.checkpoint.io import CheckpointInfo
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 LEVEL = 0.9
 """Default coverage of the prediction intervals."""
@@ -100,7 +100,7 @@ class Predictor:
         self.recogniser: str | None = None
         self._notes: list[Note] = []
         self._loading = threading.Lock()
-        self._network: tuple[DashFusion, CheckpointInfo] | None = None
+        self._network: tuple[Network, CheckpointInfo] | None = None
         self._maker: FeatureMaker | None = None
 
     @classmethod
@@ -222,14 +222,14 @@ class Predictor:
         self.maker().prepare()
         self.network()
 
-    def network(self) -> tuple[DashFusion, CheckpointInfo]:
+    def network(self) -> tuple[Network, CheckpointInfo]:
         """Return the network and its checkpoint's description; loaded by the first call."""
         with self._loading:
             if self._network is None:
                 self._network = self._load_network()
             return self._network
 
-    def _load_network(self) -> tuple[DashFusion, CheckpointInfo]:
+    def _load_network(self) -> tuple[Network, CheckpointInfo]:
         from model.checkpoint.io import load_checkpoint
         from model.device import resolve_device
 

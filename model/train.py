@@ -28,7 +28,7 @@ from model.evaluation.calibration import calibrate
 from model.evaluation.inference import infer, predict
 from model.evaluation.metrics import defined_metrics
 from model.evaluation.outliers import clip_vectors, fit_density, sample_rows
-from model.network.dashfusion import DashFusion
+from model.network.registry import build_network
 from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner, RankBatch
 from model.training.labelled import check_unimodal_labels, read_labelled
 from model.training.mining import Partners, label_classes, mine
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from model.data.clips import ClipTable
-
-MAX_GRADIENT_NORM = 1.0
+    from model.network.base import Network
 
 MAPPED = "mapped"
 """Folder of memory-mapped features, in scratch."""
@@ -108,7 +107,7 @@ class _Run:
         began, epoch_began: Start times of the run and of the epoch, less the time that earlier processes spent.
     """
 
-    def __init__(self, fabric: Fabric, network: DashFusion, config: TrainConfig, planner: BatchPlanner) -> None:
+    def __init__(self, fabric: Fabric, network: Network, config: TrainConfig, planner: BatchPlanner) -> None:
         self.fabric, self.network, self.config, self.planner = fabric, network, config, planner
         self.objective = fabric.setup_module(Objective(network, config, fabric.world_size))
         groups = parameter_groups(network, config)
@@ -134,9 +133,11 @@ class _Run:
 
     def finish_epoch(self, metrics: dict[str, float]) -> bool:
         """Move on to the next epoch; return whether this one is the best so far."""
-        improved = metrics["valid_mae"] < self.best_mae
+        mae, improved = metrics["valid_mae"], metrics["valid_mae"] < self.best_mae
+        if self.config.best_epoch == "last":
+            improved = self.epoch > 1 and round(mae, 4) <= round(self.best_mae, 4)
         if improved:
-            self.best_mae, self.best_epoch = metrics["valid_mae"], self.epoch
+            self.best_mae, self.best_epoch = mae, self.epoch
         self.history.append(metrics)
         self.epoch, self.batch = self.epoch + 1, 0
         return improved
@@ -219,7 +220,7 @@ def train(
 
     # Build the network and its optimizer
     torch.manual_seed(seed)
-    network = DashFusion(model, clips.info, text).to(device)
+    network = build_network(model, clips.info, text).to(device)
     run = _Run(fabric, network, config, _planner(clips, config, seed, fabric))
 
     # Resume an interrupted run
@@ -279,7 +280,7 @@ def runs_folder(scratch: Path, dataset: Path, model: ModelConfig, config: TrainC
 
 
 def _planner(clips: ClipTable, config: TrainConfig, seed: int, fabric: Fabric) -> BatchPlanner:
-    classes = label_classes(clips.labels, clips.info.label_range)
+    classes = label_classes(clips.labels, clips.info.label_range, config.mining.class_rounding)
     overhead = CHUNK_OVERHEAD.get(fabric.device.type, CHUNK_OVERHEAD["cuda"])
     return BatchPlanner(clips, classes, config, seed, fabric.global_rank, fabric.world_size, overhead)
 
@@ -332,7 +333,8 @@ def _resume(run: _Run, store: RunStore, out: Path, observer: Observer | None) ->
         return None
     run.load_state(state)
     if run.fabric.is_global_zero and run.history:
-        store.restore_best(out / "best", run.best_epoch)
+        if run.best_epoch:
+            store.restore_best(out / "best", run.best_epoch)
         if run.batch == 0:
             epoch, metrics = len(run.history), run.history[-1]
             save_checkpoint(out / "last", run.network, run.config, run.planner.seed, epoch, metrics)
@@ -349,7 +351,15 @@ def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
     device, first = fabric.device, fabric.is_global_zero
     lengths = planner.clips.lengths(config.modalities)
     balanced = planner.classes if config.contrastive.scope == "in_batch" else None
-    batches = training_batches(lengths, config.batch_size, planner.seed, run.epoch, config.batch_tokens, balanced)
+    batches = training_batches(
+        lengths,
+        config.batch_size,
+        planner.seed,
+        run.epoch,
+        config.batch_tokens,
+        balanced,
+        shuffled=config.batching == "shuffled",
+    )
     updates = -(-len(batches) // config.accumulate)
 
     def make(number: int) -> RankBatch:
@@ -362,13 +372,13 @@ def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
     remaining = range(run.batch, len(batches))
     for number, batch in zip(remaining, prefetch(make, remaining), strict=True):
         # Forward and backward
-        since_update = number % config.accumulate
-        group_size = min(config.accumulate, len(batches) - number + since_update)
-        is_update = since_update + 1 == group_size
+        first_of_update = number - number % config.accumulate
+        group = batches[first_of_update : first_of_update + config.accumulate]
+        is_update = number + 1 == first_of_update + len(group)
         torch.manual_seed(_dropout_seed(planner.seed, run.epoch, number, fabric.global_rank))
         with fabric.no_backward_sync(run.objective, enabled=not is_update):
             losses = run.objective(batch.to(device))
-            fabric.backward(losses[0] / group_size)
+            fabric.backward(losses[0] * (batch.clips / sum(map(len, group))))
         run.sums += losses.detach() * batch.clips
         run.steps += batch.steps
         clip_ids += batch.clip_ids
@@ -398,8 +408,9 @@ def _update(run: _Run, factor: float, clip_ids: Sequence[str]) -> None:
             f"the gradient's norm is {norm.item()} in a batch of the clips {', '.join(clip_ids)}; "
             "look at these clips' features, or lower train.learning_rate"
         )
-    if norm > MAX_GRADIENT_NORM:  # usually not: skip a pass over the text encoder's gradients
-        nn.utils.clip_grads_with_norm_(parameters, MAX_GRADIENT_NORM, norm)
+    limit = run.config.clip_norm
+    if 0 < limit < norm:  # usually not: skip a pass over the text encoder's gradients
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     for group, peak in zip(run.optimizer.param_groups, run.peak_rates, strict=True):
         group["lr"] = peak * factor
     run.optimizer.step()

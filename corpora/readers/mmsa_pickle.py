@@ -372,7 +372,9 @@ class _Source:
     def _start(self, modality: str, split: str, key: str, row: np.ndarray) -> int:
         """Return the number of steps of padding at the front of a clip's row [T, D] (see `read_mmsa`)."""
         filled = row.any(axis=1)
-        return 0 if modality == "text" or not filled.any() or self._is_aligned(split, key, row) else int(filled.argmax())
+        return (
+            0 if modality == "text" or not filled.any() or self._is_aligned(split, key, row) else int(filled.argmax())
+        )
 
     def _is_aligned(self, split: str, key: str, row: np.ndarray) -> bool:
         """Return whether the clip's text has as many steps, with padding, as this row."""

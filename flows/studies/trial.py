@@ -22,7 +22,7 @@ from model.data.sequences import fingerprint
 from model.device import resolve_device
 from model.evaluation.inference import predict
 from model.files import atomic_file
-from model.network.dashfusion import DashFusion
+from model.network.base import Network
 from model.network.flops import network_costs
 from model.train import forget_run, train
 from model.training.resume import run_signature
@@ -109,7 +109,7 @@ def predict_views(folder: Path, views: Sequence[View], split: str, device: str =
     """
 
     @cache
-    def checkpoint() -> tuple[DashFusion, CheckpointInfo]:
+    def checkpoint() -> tuple[Network, CheckpointInfo]:
         return load_checkpoint(folder / "best", resolve_device(device))
 
     predictions = []
@@ -123,7 +123,7 @@ def predict_views(folder: Path, views: Sequence[View], split: str, device: str =
     return predictions
 
 
-def _predict_view(network: DashFusion, info: CheckpointInfo, view: View, split: str) -> np.ndarray:
+def _predict_view(network: Network, info: CheckpointInfo, view: View, split: str) -> np.ndarray:
     table = ClipTable.read(view.dataset, split, info.model.max_positions, text=network.text)
     info.check_compatible(table.info)
     if not len(table):

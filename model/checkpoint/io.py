@@ -14,17 +14,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint.description import DESCRIPTION, REMEDY, SCHEMA_VERSION, read_description
-from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TextConfig, TrainConfig
+from model.config import (
+    AugmentConfig,
+    ContrastiveConfig,
+    MiningConfig,
+    ModelConfig,
+    PaddingConfig,
+    TextConfig,
+    TrainConfig,
+)
 from model.data.info import DatasetInfo
 from model.data.tokens import TextBackbone
 from model.files import atomic_file, atomic_folder, sha256_of
-from model.network.dashfusion import DashFusion
+from model.network.registry import build_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
     import torch
+
+    from model.network.base import Network
 
 WEIGHTS = "model.safetensors"
 DENSITY = "density.safetensors"
@@ -96,7 +106,7 @@ class CheckpointInfo:
 
 
 def save_checkpoint(
-    folder: Path, network: DashFusion, train: TrainConfig, seed: int, epoch: int, metrics: Mapping[str, float]
+    folder: Path, network: Network, train: TrainConfig, seed: int, epoch: int, metrics: Mapping[str, float]
 ) -> None:
     """Write `folder`/model.safetensors, checkpoint.json and, for a network that reads transcripts, text/.
 
@@ -145,7 +155,7 @@ def read_checkpoint_info(folder: Path) -> CheckpointInfo:
     return _parse(read_description(folder), Path(folder) / DESCRIPTION)
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[DashFusion, CheckpointInfo]:
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[Network, CheckpointInfo]:
     """Read a checkpoint: the network, in eval mode on `device`, and its description.
 
     Raises:
@@ -157,7 +167,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[D
     info = _parse(raw, folder / DESCRIPTION)
     _check_files(folder, raw.get("sha256", {}))
     text = None if info.model.text.mode == "frozen" else TextBackbone.load(folder / TEXT)
-    network = DashFusion(info.model, info.dataset, text)
+    network = build_network(info.model, info.dataset, text)
     network.load_state_dict(_read_weights(folder / WEIGHTS, network.state_dict()))
     return network.to(device).eval(), replace(info, density=_read_density(folder / DENSITY))
 
@@ -224,7 +234,13 @@ def _to_info(raw: dict[str, Any], path: Path) -> CheckpointInfo:
         }
     )
     return CheckpointInfo(
-        model=ModelConfig(**raw["model"] | {"text": TextConfig(**raw["model"].get("text", {}))}),
+        model=ModelConfig(
+            **raw["model"]
+            | {
+                "text": TextConfig(**raw["model"].get("text", {})),
+                "padding": PaddingConfig(**raw["model"].get("padding", {})),
+            }
+        ),
         train=config,
         dataset=DatasetInfo.from_dict(raw["dataset"], str(path)),
         seed=raw["seed"],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from model.checkpoint.io import CheckpointInfo
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 TOLERANCE = 1e-4
 """Maximum difference, in label units, between the predictions of PyTorch and of the exported graph."""
@@ -63,7 +63,7 @@ class _Inputs:
 class _FromFeatures(nn.Module):
     """The network without its training-only parts, as a function of tensors."""
 
-    def __init__(self, network: DashFusion) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
         self.padding = network.config.bottleneck_tokens
@@ -128,7 +128,7 @@ def export_onnx(folder: Path, path: Path) -> Exported:
     return Exported(path, {i.name: tuple(i.shape) for i in session.get_inputs()}, difference, len(clips))
 
 
-def _export(network: DashFusion, clips: list[dict[str, Tensor]], info: CheckpointInfo) -> Any:
+def _export(network: Network, clips: list[dict[str, Tensor]], info: CheckpointInfo) -> Any:
     from torch.export import Dim
 
     inputs = _padded(clips)
@@ -200,7 +200,7 @@ def _padded(clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def _difference(session: Any, network: DashFusion, clips: list[dict[str, Tensor]]) -> float:
+def _difference(session: Any, network: Network, clips: list[dict[str, Tensor]]) -> float:
     """Return the maximum difference from the network's predictions, for each clip alone and for all in one batch."""
     expected = np.array([network(_batch(_padded([clip]))).prediction.item() for clip in clips])
     together = session.run(None, {name: x.numpy() for name, x in _padded(clips).items()})[0]

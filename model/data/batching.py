@@ -1,4 +1,4 @@
-"""Length-bucketed batches: clips of similar length go together, so that little of a batch is padding.
+"""Batches of an epoch: uniformly shuffled, or clips of similar length together, so that little is padding.
 
 Batches depend on lengths, classes, seed and epoch only: they are the same on every machine and for any number of
 processes, and the rest of an interrupted epoch is a slice of its list.
@@ -41,11 +41,13 @@ def training_batches(
     epoch: int,
     limit: int = 0,
     classes_N: np.ndarray | None = None,
+    shuffled: bool = False,
 ) -> list[np.ndarray]:
     """Return one epoch's batches, which hold every clip once.
 
-    The clips are shuffled and cut into pools; each pool is sorted by approximate length and cut into batches, and the
-    batches are shuffled. All but the last of a pool hold `batch_size` clips, unless that would cost more than `limit`.
+    Unless `shuffled`, the clips are shuffled and cut into pools; each pool is sorted by approximate length and cut into
+    batches, and the batches are shuffled. All but the last of a pool hold `batch_size` clips, unless that would cost
+    more than `limit`.
 
     Args:
         lengths_NM: steps of each clip in each modality.
@@ -55,12 +57,15 @@ def training_batches(
         limit: maximum `batch_cost` of a batch of more than one clip; 0 = unlimited.
         classes_N: for class-balanced batches, in which each anchor finds others of its class: clips of one class then
             stay together in groups of `CLASS_GROUP`.
+        shuffled: cut the batches from the shuffled clips, whatever their lengths and classes.
 
     Returns:
         Arrays of clip indices.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths_NM))
+    if shuffled:
+        return _cut(order, lengths_NM, batch_size, limit)
     length_N = lengths_NM.sum(axis=1) * rng.uniform(1 - LENGTH_NOISE, 1 + LENGTH_NOISE, len(lengths_NM))
     batches = []
     for first in range(0, len(order), batch_size * POOL_BATCHES):

@@ -23,7 +23,7 @@ from model.evaluation.inference import predict
 
 if TYPE_CHECKING:
     from model.data.clips import ClipTable
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
@@ -77,7 +77,7 @@ def subset_name(modalities: Sequence[str]) -> str:
     return "+".join(m for m in MODALITIES if m in modalities)
 
 
-def calibrate(network: DashFusion, clips: ClipTable, modalities: Sequence[str]) -> dict[str, dict[str, float | None]]:
+def calibrate(network: Network, clips: ClipTable, modalities: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """Calibrate the intervals of every subset of `modalities`.
 
     Args:

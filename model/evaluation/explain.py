@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from model.data.batch import Batch
     from model.data.tokens import TextBackbone
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
     from model.network.layers import MaskedSequence
 
 MAX_FEATURES = 3
@@ -183,7 +183,7 @@ def explain(
     return Explanation(views, features, info.model.anchor, reason)
 
 
-def _no_attention_reason(network: DashFusion, modalities: Sequence[str]) -> str:
+def _no_attention_reason(network: Network, modalities: Sequence[str]) -> str:
     """Return why a network cannot have attention between words and steps; empty if it can."""
     if isinstance(network.alignment, NoAlignment):
         return NO_ALIGNMENT
@@ -306,7 +306,7 @@ def words_of_tokens(text: TextBackbone, transcript: str, words: Sequence[str]) -
 
 @torch.inference_mode()
 def _attention(
-    network: DashFusion,
+    network: Network,
     table: ClipTable,
     modalities: Sequence[str],
     tokens: Mapping[int, np.ndarray],

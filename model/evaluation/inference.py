@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from model.data.clips import ClipTable
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Inference:
 
 
 def predict(
-    network: DashFusion,
+    network: Network,
     table: ClipTable,
     modalities: Sequence[str],
     batch_size: int = 64,
@@ -56,7 +56,7 @@ def predict(
 
 @torch.inference_mode()
 def infer(
-    network: DashFusion,
+    network: Network,
     table: ClipTable,
     modalities: Sequence[str],
     batch_size: int = 64,

@@ -72,12 +72,12 @@ class SymmetricAlignment(nn.Module):
     ) -> MaskedSequence:
         """Return H."""
         aligned: list[MaskedSequence] = [align(sequences, {}, steps) for align in self.anchors]
-        longest = functools.reduce(_max_length, (h.mask.shape[1] for h in aligned))
+        longest = functools.reduce(max_length, (h.mask.shape[1] for h in aligned))
         weights, terms = [], []
         for h, weight_B in zip(aligned, self.anchor_weights(sequences, missing).unbind(dim=1), strict=True):
             weight_BS = h.mask * weight_B[:, None]
-            weights.append(_pad_steps(weight_BS, longest))
-            terms.append(_pad_steps(h.values * weight_BS[:, :, None], longest))
+            weights.append(pad_steps(weight_BS, longest))
+            terms.append(pad_steps(h.values * weight_BS[:, :, None], longest))
         weight_BT = functools.reduce(torch.add, weights)
         mask_BT = weight_BT > 0
         return MaskedSequence(functools.reduce(torch.add, terms) / weight_BT.where(mask_BT, 1)[:, :, None], mask_BT)
@@ -151,25 +151,25 @@ def _anchor_sequence(
             continue
         fill_B = unfilled_B & ~missing[m] if m in missing else unfilled_B
         other = sequences[m].head(steps)
-        longest = _max_length(result.mask.shape[1], other.mask.shape[1])
+        longest = max_length(result.mask.shape[1], other.mask.shape[1])
         values_BTd = torch.where(
-            fill_B[:, None, None], _pad_steps(other.values, longest), _pad_steps(result.values, longest)
+            fill_B[:, None, None], pad_steps(other.values, longest), pad_steps(result.values, longest)
         )
         # Logic in place of `where`, which ONNX Runtime does not implement for bool
-        filled_BT = fill_B[:, None] & _pad_steps(other.mask, longest)
-        mask_BT = filled_BT | (~fill_B[:, None] & _pad_steps(result.mask, longest))
+        filled_BT = fill_B[:, None] & pad_steps(other.mask, longest)
+        mask_BT = filled_BT | (~fill_B[:, None] & pad_steps(result.mask, longest))
         result = MaskedSequence(values_BTd, mask_BT)
         unfilled_B = unfilled_B & ~fill_B
     return result
 
 
-def _max_length(a: int, b: int) -> int:
+def max_length(a: int, b: int) -> int:
     """Return the greater length; unlike `max`, torch.export can trace it."""
     longest: int = torch.sym_max(a, b)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return longest
 
 
-def _pad_steps(x: Tensor, steps: int) -> Tensor:
+def pad_steps(x: Tensor, steps: int) -> Tensor:
     """Pad [B, T, ...] with zeros to [B, steps, ...]."""
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, steps - x.shape[1]))
 

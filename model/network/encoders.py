@@ -52,6 +52,8 @@ class TextEncoder(nn.Module):
 class SequenceEncoder(nn.Module):
     """Encode audio or vision: normalise, project, prepend [CLS], add positions, Transformer layers, LayerNorm.
 
+    Without `config.normalise` the features are used as they are.
+
     A clip that lacks the modality has position 0 only, with a learned embedding in place of [CLS].
 
     Attributes:
@@ -66,8 +68,9 @@ class SequenceEncoder(nn.Module):
 
     def __init__(self, dim_in: int, statistics: Statistics, config: ModelConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(statistics.mean, dtype=torch.float32), persistent=False)
-        self.register_buffer("std", torch.tensor(statistics.std, dtype=torch.float32), persistent=False)
+        mean, std = (statistics.mean, statistics.std) if config.normalise else ((0.0,) * dim_in, (1.0,) * dim_in)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
         self.project = nn.Linear(dim_in, config.dim)
         self.cls = nn.Parameter(torch.randn(config.dim) * 0.02)
         self.stand_in = nn.Parameter(torch.randn(config.dim) * 0.02)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from model.data.clips import ClipTable
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 
 def count_multiply_adds(forward: Callable[[], object]) -> float:
@@ -26,7 +26,7 @@ def count_multiply_adds(forward: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def network_costs(network: DashFusion, clips: ClipTable, modalities: Sequence[str]) -> dict[str, float]:
+def network_costs(network: Network, clips: ClipTable, modalities: Sequence[str]) -> dict[str, float]:
     """Measure the network on a clip of median length.
 
     Args:

@@ -74,7 +74,7 @@ class HierarchicalBottleneckFusion(nn.Module):
         bottleneck = aligned
         for layer in self.layers:
             bottleneck, sequences = layer(bottleneck, sequences)
-        return _first_positions(bottleneck, sequences)
+        return first_positions(bottleneck, sequences)
 
 
 class ConcatAttentionFusion(nn.Module):
@@ -107,7 +107,7 @@ class ConcatFusion(nn.Module):
 
     def forward(self, aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
         """Return position 0 of H, text, audio and vision, [B, 4d]."""
-        return _first_positions(aligned, sequences)
+        return first_positions(aligned, sequences)
 
 
 def build_fusion(config: ModelConfig) -> nn.Module:
@@ -117,5 +117,6 @@ def build_fusion(config: ModelConfig) -> nn.Module:
     return ConcatAttentionFusion(config) if config.fusion == "concat_attention" else ConcatFusion()
 
 
-def _first_positions(aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+def first_positions(aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+    """Return position 0 of H, text, audio and vision, [B, 4d]."""
     return torch.cat([x.values[:, 0] for x in (aligned, *(sequences[m] for m in MODALITIES))], dim=-1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from model.config import ModelConfig
+    from model.data.info import DatasetInfo
     from model.data.tokens import TextBackbone
     from model.network.layers import MaskedSequence
 
@@ -62,6 +63,15 @@ class TokenEncoder(nn.Module):
             batch_BTD, attended_BT = torch.unflatten(batch_SD, 0, mask_BT.shape), (mask_BT | first_T).long()
             hidden.append(self.encoder(inputs_embeds=batch_BTD, attention_mask=attended_BT).last_hidden_state)
         return hidden
+
+
+def build_text_encoder(config: ModelConfig, info: DatasetInfo, text: TextBackbone | None) -> TokenEncoder | TextEncoder:
+    """Build the encoder of tokens, or without a backbone that of the dataset's text features.
+
+    Raises:
+        ValueError: the backbone's weights cannot be loaded, or do not fit `config.text`.
+    """
+    return TokenEncoder(text, config) if text else TextEncoder(info.modalities["text"].dim, config)
 
 
 def _at_least_one_step(tokens_BT: Tensor) -> Tensor:

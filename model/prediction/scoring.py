@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from model.checkpoint.io import CheckpointInfo
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 WINDOWED_FROM = 2.0
 """A video more than this many times as long as the longest training clip is scored by its windows."""
@@ -42,7 +42,7 @@ SOURCE_OF = {"text": "a transcript", "audio": "sound", "vision": "a face"}
 
 def score_videos(
     batch: Sequence[tuple[str, VideoFeatures | FeatureFailure]],
-    network: DashFusion,
+    network: Network,
     info: CheckpointInfo,
     level: float,
     notes_without_text: Sequence[Note] = (),
@@ -73,7 +73,7 @@ def score_videos(
 
 
 def score_segments(
-    segments: Sequence[Segment], network: DashFusion, info: CheckpointInfo, level: float
+    segments: Sequence[Segment], network: Network, info: CheckpointInfo, level: float
 ) -> list[Score | None]:
     """Return the score of each segment; None for a segment without a usable modality.
 
@@ -164,7 +164,7 @@ def _result(
     name: str,
     features: VideoFeatures,
     scores: Sequence[Score | None],
-    network: DashFusion,
+    network: Network,
     info: CheckpointInfo,
     seconds: Mapping[str, float],
     notes: Sequence[Note],
@@ -216,7 +216,7 @@ def _foreign_notes(score: Score, windows: Sequence[Score | None], info: Checkpoi
 
 
 def _notes(
-    features: VideoFeatures, score: Score, by_windows: bool, network: DashFusion, info: CheckpointInfo
+    features: VideoFeatures, score: Score, by_windows: bool, network: Network, info: CheckpointInfo
 ) -> Iterator[Note]:
     """Yield how the video differs from the training clips."""
     missing_clips = info.dataset.training.get("missing", {})
@@ -237,7 +237,7 @@ def _notes(
         yield Note("no_interval", f"no prediction interval: {reason}")
 
 
-def _truncations(whole: Segment, network: DashFusion, info: CheckpointInfo) -> Iterator[Note]:
+def _truncations(whole: Segment, network: Network, info: CheckpointInfo) -> Iterator[Note]:
     """Yield the modalities that are cut to the network's longest sequence."""
     for m in info.train.modalities:
         if m == "text" and network.text:

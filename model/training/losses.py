@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import MODALITIES, MiningConfig, Reduction
-from model.network.dashfusion import STREAMS, Embedding
+from model.network.base import STREAMS, Embedding
 from model.network.layers import at_least_float32
 
 
@@ -75,6 +75,42 @@ def semantic_loss(embedding: Embedding, temperature: float, anchor: str = "text"
                 embedding.streams[second],
                 pair_BB & same_BB,
                 pair_BB & ~same_BB,
+                temperature,
+            )
+        )
+    return _mean(losses)
+
+
+def semantic_loss_against_partners(
+    embedding: Embedding,
+    anchors: int,
+    partners_BP: Tensor,
+    valid_BP: Tensor,
+    positives: int,
+    temperature: float,
+    anchor: str = "text",
+) -> Tensor:
+    """Compute the semantic loss as the authors' code does, with the negatives in the anchor modality.
+
+    The pairs are those of `semantic_loss`. Their negatives are the anchor modality's vectors of the clip's negative
+    partners. The other arguments are those of `supervised_loss`.
+
+    Returns:
+        The mean over clips and pairs of modalities; 0 without any pair.
+    """
+    firsts = (anchor,) if anchor in MODALITIES else MODALITIES
+    negative_BC = _scatter(partners_BP[:, positives:], valid_BP[:, positives:], len(embedding.present["aligned"]))
+    losses = []
+    for first, second in ((a, m) for a in firsts for m in MODALITIES if m != a):
+        both_B = embedding.present[first][:anchors] & embedding.present[second][:anchors]
+        own_BB = both_B.diag()
+        usable_BC = negative_BC & both_B[:, None] & embedding.present[first]
+        losses.append(
+            nt_xent(
+                embedding.streams[first][:anchors],
+                torch.cat([embedding.streams[second][:anchors], embedding.streams[first]]),
+                torch.cat([own_BB, torch.zeros_like(usable_BC)], dim=1),
+                torch.cat([torch.zeros_like(own_BB), usable_BC], dim=1),
                 temperature,
             )
         )

@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from model.config import MiningConfig
+    from model.config import ClassRounding, MiningConfig
 
 BLOCKS = {"cpu": 256, "cuda": 4096}
 """Anchors ranked at a time: a block of similarities fits the CPU's caches, or keeps a GPU busy."""
 
 
-def label_classes(labels_N: np.ndarray, label_range: tuple[float, float]) -> np.ndarray:
+def label_classes(
+    labels_N: np.ndarray, label_range: tuple[float, float], rounding: ClassRounding = "away"
+) -> np.ndarray:
     """Return the sentiment classes for supervised contrastive learning, [N] int64.
 
     [-3, 3]: the nearest integer (7 classes). [-1, 1]: the nearest multiple of 0.2, the grid of CH-SIMS's labels (11
-    classes). Halves are rounded away from zero, so that the classes are symmetric.
+    classes). Halves are rounded away from zero or, with `rounding` even, to the even neighbour as NumPy does.
 
     Raises:
         ValueError: another label range.
@@ -36,7 +38,8 @@ def label_classes(labels_N: np.ndarray, label_range: tuple[float, float]) -> np.
         raise ValueError(f"label range {(low, high)}: classes are defined for [-3, 3] and [-1, 1] only")
     # Rounding to five decimals absorbs the float32 error of labels on a half step
     scaled = np.round(labels_N.astype(np.float64) / step, 5)
-    classes_N: np.ndarray = (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64)
+    rounded = np.round(scaled) if rounding == "even" else np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)
+    classes_N: np.ndarray = rounded.astype(np.int64)
     return classes_N
 
 
@@ -120,6 +123,12 @@ def mine(
         anchors_R = torch.arange(first, min(first + block_size, count), device=device)
         similarity_RP = unit_Nd[anchors_R] @ unit_Pd.T
         same_RP = classes[anchors_R, None] == classes[None, pool_P]
+        if config.index == "rank":
+            for kind, top in zip(
+                (positives, hard, easy), _by_rank(similarity_RP, same_RP, anchors_R, kept), strict=True
+            ):
+                kind.append(top)
+            continue
         ranked_by = similarity_RP
         if config.negatives == "random":
             ranked_by = torch.rand(similarity_RP.shape, generator=noise, device=device)
@@ -131,6 +140,24 @@ def mine(
     none_0K = torch.zeros((0, kept), dtype=torch.int64, device=device)
     candidates = [torch.cat([none_0K, *kind]).cpu().numpy() for kind in (positives, hard, easy)]
     return Partners(candidates[0], candidates[1], candidates[2], config)
+
+
+def _by_rank(similarity_RP: Tensor, same_RP: Tensor, anchors_R: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positions in each anchor's ranking, where the authors' code expects the ranked clips: three [R, kept].
+
+    The first positions with a clip of the same class, the first with one of another class, and the last such. The first
+    two kinds leave out the position that equals the anchor's own index, instead of the anchor.
+    """
+    order_RP = similarity_RP.argsort(dim=1, descending=True, stable=True)
+    same_RP = same_RP.gather(1, order_RP)
+    position_P = torch.arange(similarity_RP.shape[1], device=similarity_RP.device)
+    score_RP = position_P.to(similarity_RP.dtype).expand_as(similarity_RP)
+    skipped_RP = position_P == anchors_R[:, None]
+    return (
+        _top((-score_RP).masked_fill(~same_RP | skipped_RP, float("-inf")), kept, position_P),
+        _top((-score_RP).masked_fill(same_RP | skipped_RP, float("-inf")), kept, position_P),
+        _top(score_RP.masked_fill(same_RP, float("-inf")), kept, position_P),
+    )
 
 
 def in_batch_partners(embeddings_Bd: Tensor, classes_B: Tensor, config: MiningConfig) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from model.config import MODALITIES, TrainConfig
-from model.network.dashfusion import DashFusion, Embedding, Output
-from model.training.losses import combine_contrastive, semantic_loss, supervised_loss
+from model.network.base import Embedding, Network, Output
+from model.training.losses import (
+    combine_contrastive,
+    semantic_loss,
+    semantic_loss_against_partners,
+    supervised_loss,
+)
 from model.training.mining import in_batch_partners
 
 if TYPE_CHECKING:
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
     from model.data.batch import Batch
     from model.training.batch_planner import RankBatch
 
+_Partners = tuple[Tensor, Tensor]
+"""Positions of the anchors' partners [B, P] among the step's clips, and their validity [B, P]."""
+
 LOSS_TERMS = ("loss", "regression", "semantic", "supervised", "unimodal")
 """What `Objective` returns, in this order."""
 
@@ -30,7 +38,7 @@ LOSS_TERMS = ("loss", "regression", "semantic", "supervised", "unimodal")
 class Objective(nn.Module):
     """The network with its loss, as one forward pass per step."""
 
-    def __init__(self, network: DashFusion, config: TrainConfig, processes: int = 1) -> None:
+    def __init__(self, network: Network, config: TrainConfig, processes: int = 1) -> None:
         super().__init__()
         self.network, self.config, self.processes = network, config, processes
 
@@ -57,7 +65,9 @@ class Objective(nn.Module):
             zero = torch.zeros_like(regression)
             return torch.stack([total, regression, zero, zero, unimodal])
         embedding = _exchange(_concatenate(embeddings), rank_batch.exchange)
-        semantic, supervised = self._semantic(embedding, rank_batch), self._supervised(embedding, rank_batch)
+        partners = self._partners(embedding, rank_batch)
+        semantic = self._semantic(embedding, rank_batch, partners)
+        supervised = self._supervised(embedding, rank_batch, partners)
         contrastive = combine_contrastive(semantic, supervised, self.config.contrastive.reduction, self.config.mining)
         total = total + weight * contrastive
         return torch.stack([total, regression, semantic, supervised, unimodal])
@@ -87,27 +97,35 @@ class Objective(nn.Module):
         error_bM = torch.where(counts_bM, output.unimodal - anchors.unimodal_labels, 0.0)
         return error_bM.square().sum() * (self.processes / (rank_batch.clips * len(MODALITIES)))
 
-    def _semantic(self, embedding: Embedding, rank_batch: RankBatch) -> Tensor:
-        if not self.config.contrastive.semantic:
+    def _partners(self, embedding: Embedding, rank_batch: RankBatch) -> _Partners | None:
+        """Return the anchors' partners, drawn by the planner or found in the batch; None without supervised loss."""
+        contrastive = self.config.contrastive
+        if contrastive.supervised and contrastive.scope == "in_batch":
+            return in_batch_partners(mining_embeddings(embedding), rank_batch.classes_B, self.config.mining)
+        return rank_batch.partners if contrastive.supervised else None
+
+    def _semantic(self, embedding: Embedding, rank_batch: RankBatch, partners: _Partners | None) -> Tensor:
+        contrastive, anchor = self.config.contrastive, self.network.config.anchor
+        if not contrastive.semantic:
             return rank_batch.weight_b.new_zeros(())
+        if contrastive.semantic_negatives == "anchor":
+            assert partners is not None, "the configuration requires the supervised loss"
+            positives = self.config.mining.positives
+            return semantic_loss_against_partners(
+                embedding, rank_batch.clips, *partners, positives, contrastive.temperature, anchor
+            )
         anchors = Embedding(
             {stream: vectors[: rank_batch.clips] for stream, vectors in embedding.streams.items()},
             {stream: present[: rank_batch.clips] for stream, present in embedding.present.items()},
         )
-        return semantic_loss(anchors, self.config.contrastive.temperature, self.network.config.anchor)
+        return semantic_loss(anchors, contrastive.temperature, anchor)
 
-    def _supervised(self, embedding: Embedding, rank_batch: RankBatch) -> Tensor:
-        contrastive, mining = self.config.contrastive, self.config.mining
-        if not contrastive.supervised:
+    def _supervised(self, embedding: Embedding, rank_batch: RankBatch, partners: _Partners | None) -> Tensor:
+        if not self.config.contrastive.supervised:
             return rank_batch.weight_b.new_zeros(())
-        partners = rank_batch.partners
-        if contrastive.scope == "in_batch":
-            partners = in_batch_partners(mining_embeddings(embedding), rank_batch.classes_B, mining)
         assert partners is not None, "the planner draws partners for scope retrieved"
-        positions_BP, valid_BP = partners
-        return supervised_loss(
-            embedding, rank_batch.clips, positions_BP, valid_BP, mining.positives, contrastive.temperature
-        )
+        positives, temperature = self.config.mining.positives, self.config.contrastive.temperature
+        return supervised_loss(embedding, rank_batch.clips, *partners, positives, temperature)
 
 
 def mining_embeddings(embedding: Embedding) -> Tensor:

@@ -5,28 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from model.config import TrainConfig
-    from model.network.dashfusion import DashFusion
+    from model.network.base import Network
 
 
-def parameter_groups(network: DashFusion, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: no decay on biases, LayerNorms and learned vectors, all of one dimension.
+def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups, with weight decay on the parameters that the network names (`is_decayed`).
 
     A trained text encoder has two further groups with its own learning rate; frozen parameters are in none.
     """
-    text_encoder: Any = network.encoders["text"]
-    text: list[nn.Parameter] = list(text_encoder.encoder.parameters()) if network.text else []
-    of_text = {id(p) for p in text}
-    others = [p for p in network.parameters() if id(p) not in of_text]
+    of_text = {id(p) for p in network.token_encoder.encoder.parameters()} if network.text else set()
     groups = []
-    for parameters, rate in ((others, config.learning_rate), (text, config.text_learning_rate or config.learning_rate)):
-        trained = [p for p in parameters if p.requires_grad]
-        groups += [
-            {"params": [p for p in trained if p.ndim > 1], "lr": rate, "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
-        ]
+    for is_text, rate in ((False, config.learning_rate), (True, config.text_learning_rate or config.learning_rate)):
+        trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in trained if (id(p) in of_text) == is_text]
+        for is_decayed in (True, False):
+            parameters = [p for name, p in trained if network.is_decayed(name, p) == is_decayed]
+            decay = config.weight_decay if is_decayed else 0.0
+            groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return [group for group in groups if group["params"]]
 
 

@@ -47,7 +47,7 @@ def run_signature(dataset: Path, model: ModelConfig, train: TrainConfig) -> str:
     content.update(files[0].read_bytes())
     package = Path(__file__).parents[1]
     for name in TRAINING_CODE:
-        for path in sorted((package / name).glob("*.py")) if (package / name).is_dir() else [package / name]:
+        for path in sorted((package / name).rglob("*.py")) if (package / name).is_dir() else [package / name]:
             content.update(path.read_bytes())
     return content.hexdigest()[:16]
 

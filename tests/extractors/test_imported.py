@@ -130,7 +130,9 @@ def read_padded(folder: Path, where: str, mode: str = "unaligned") -> Path:
     rng = np.random.default_rng(0)
     content: dict[str, dict[str, Any]] = {}
     for split, count in {"train": 12, "valid": 4}.items():
-        rows: dict[str, Any] = {m: [rng.normal(3, 1, (rng.integers(4, 9), DIMS[m])) for _ in range(count)] for m in DIMS}
+        rows: dict[str, Any] = {
+            m: [rng.normal(3, 1, (rng.integers(4, 9), DIMS[m])) for _ in range(count)] for m in DIMS
+        }
         rows["audio"][1][3] = 0  # nothing was measured
         for m in ("audio", "vision") if where else ():
             padding = [np.zeros((12 - len(row), DIMS[m])) for row in rows[m]]
@@ -140,9 +142,7 @@ def read_padded(folder: Path, where: str, mode: str = "unaligned") -> Path:
         content[split] = {**rows, **names, "regression_labels": np.linspace(-2, 2, count)}
     folder.mkdir()
     (folder / "features.pkl").write_bytes(pickle.dumps(content))
-    corpus = read_mmsa(
-        folder / "features.pkl", corpus="mine", language="en", label_range=(-3.0, 3.0), root=str(folder)
-    )
+    corpus = read_mmsa(folder / "features.pkl", corpus="mine", language="en", label_range=(-3.0, 3.0), root=str(folder))
     write_imported(corpus, folder, "mmsa_pickle")
     write_manifest(corpus.manifest, folder / "manifest.parquet")
     transcribe(folder / "manifest.parquet", folder / "words.parquet", TranscribeConfig(), folder / "scratch", 1.0)

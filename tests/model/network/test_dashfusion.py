@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from model.config import MODALITIES, ModelConfig
 from model.data.batch import Batch
 from model.data.clips import ClipTable
-from model.network.dashfusion import STREAMS, DashFusion
+from model.network.base import STREAMS
+from model.network.dashfusion import DashFusion
 from model.training.losses import semantic_loss
 
 SMALL = ModelConfig(dim=32, heads=4, max_positions=64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.config import MODALITIES, MiningConfig
-from model.network.dashfusion import STREAMS, Embedding
+from model.network.base import STREAMS, Embedding
 from model.training.losses import combine_contrastive, nt_xent, semantic_loss, supervised_loss
 from model.training.mining import in_batch_partners
 
