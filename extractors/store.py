@@ -8,6 +8,7 @@ Shapes: T steps, D features.
 from __future__ import annotations
 
 import functools
+import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -208,16 +209,32 @@ class Summary:
     failed: int
 
 
-class FeatureWriter:
-    """Context manager that writes a modality's store; the folder appears or is replaced when the block succeeds."""
+REFERENCE = "reference.safetensors"
+"""File of a store with the features of the reference clip, see `extractors.execution.reference`; not in all stores."""
 
-    def __init__(self, folder: Path, meta: FeatureMeta, shard_clips: int = SHARD_CLIPS) -> None:
+
+class FeatureWriter:
+    """Context manager that writes a modality's store; the folder appears or is replaced when the block succeeds.
+
+    Args:
+        folder: folder of the store.
+        meta: description of the features.
+        shard_clips: maximum number of clips in a part.
+        reference: file with the features of the reference clip, to copy; None if there is none.
+    """
+
+    def __init__(
+        self, folder: Path, meta: FeatureMeta, shard_clips: int = SHARD_CLIPS, reference: Path | None = None
+    ) -> None:
         self.meta = meta
         self._folder, self._shard_clips = Path(folder), shard_clips
+        self._reference = reference
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         temporary = self._stack.enter_context(atomic_folder(self._folder))
+        if self._reference is not None:
+            shutil.copyfile(self._reference, temporary / REFERENCE)
         self._shards = self._stack.enter_context(ShardWriter(temporary, feature_schema(self.meta), self._shard_clips))
         return self
 

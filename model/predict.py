@@ -26,6 +26,7 @@ from model.prediction.protocol import (
     VideoFeatures,
     find_maker,
 )
+from model.prediction.reference import check_reference
 from model.prediction.results import Failure, Prediction, Result
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class Predictor:
         recogniser: Folder or id of a speech recogniser for videos without a transcript. None: the one that the
             checkpoint names, if any and if available; empty: none.
         quantise_text: Compute the text encoder's Linear layers in int8, see `model.prediction.quantisation`.
+        allow_different_features: Whether to score even if the extractors, with other versions of their libraries than
+            in training, compute far other features of the checkpoint's reference clip.
         allow_download: Whether pre-trained models that the checkpoint or `recogniser` names may be downloaded from the
             Hugging Face hub. By default no request leaves this machine.
 
@@ -90,6 +93,7 @@ class Predictor:
         recogniser: str | None = None,
         quantise_text: bool = False,
         allow_download: bool = False,
+        allow_different_features: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.description = read_description(self.folder)
@@ -97,7 +101,9 @@ class Predictor:
             raise ValueError(f"{folder}: trained without text, so there is no text encoder to quantise")
         self._device, self._quantise, self._allow_download = device, quantise_text, allow_download
         self._language, self._recogniser = language, recogniser
+        self._allow_different = allow_different_features
         self.recogniser: str | None = None
+        self._notes_without_text: list[Note] = []
         self._notes: list[Note] = []
         self._loading = threading.Lock()
         self._network: tuple[Network, CheckpointInfo] | None = None
@@ -243,11 +249,15 @@ class Predictor:
         """Return the feature maker; built by the first call.
 
         Raises:
-            ValueError: None is registered, or it would extract other features than those of the training.
+            ValueError: None is registered, it would extract other features than those of the training, or the
+                features of the reference clip differ from those of the training.
         """
         with self._loading:
             if self._maker is None:
-                self._maker = self._build_maker()
+                maker = self._build_maker()
+                if note := check_reference(self.folder, self.description, maker, self._allow_different):
+                    self._notes.append(note)
+                self._maker = maker
             return self._maker
 
     def _build_maker(self) -> FeatureMaker:
@@ -271,7 +281,7 @@ class Predictor:
         except ValueError as error:
             maker = build(recogniser=None)  # raises again if the recogniser was not the reason
             message = f"the speech recogniser of the training transcripts is not available here: {error}"
-            self._notes.append(Note("no_recogniser", message))
+            self._notes_without_text.append(Note("no_recogniser", message))
         return maker
 
     def _check(self, level: float, **seconds: float | None) -> None:
@@ -299,7 +309,7 @@ class Predictor:
     def _score(self, batch: Sequence[tuple[str, VideoFeatures | FeatureFailure]], level: float) -> list[Result]:
         from model.prediction.scoring import score_videos
 
-        return score_videos(batch, *self.network(), level, self._notes)
+        return score_videos(batch, *self.network(), level, self._notes, self._notes_without_text)
 
 
 def _prediction_of(result: Result) -> Prediction:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint.io import add_calibration, load_checkpoint, save_checkpoint
+from model.checkpoint.io import add_calibration, add_reference, load_checkpoint, save_checkpoint
 from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
@@ -248,6 +248,9 @@ def train(
                 observer.on_epoch(epoch, metrics)
 
     # Calibrate
+    if fabric.is_global_zero:
+        for folder in (out / "best", out / "last"):
+            add_reference(folder, dataset)
     return _finish(run, out, valid, unlabelled, resumed)
 
 

@@ -8,8 +8,10 @@ each modality in memory at a time.
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,12 +23,11 @@ from corpora.tables import versioned_schema
 from extractors.base import IMPORTED
 from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimer, align_clip, missing_sequence
 from extractors.dataset.statistics import RunningStatistics, TrainingClips
-from extractors.store import FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
+from extractors.store import REFERENCE, FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
 from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from extractors.base import FeatureSequence
 
@@ -95,6 +96,8 @@ def align(
 ) -> AlignSummary:
     """Write the dataset: `out`/dataset.json and `out`/<split>/part-*.parquet, clips in the manifest's order.
 
+    Features of the reference clip, of stores that have them, are copied to `out`/reference/<modality>.safetensors.
+
     A modality without a row for a clip is missing from that clip. The same inputs give the same bytes.
 
     Args:
@@ -155,6 +158,10 @@ def align(
             "recogniser": read_recogniser(transcripts_path),
         }
         _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
+        for m in MODALITIES:
+            if (reference := Path(feature_folders[m]) / REFERENCE).is_file():
+                (folder / "reference").mkdir(exist_ok=True)
+                shutil.copyfile(reference, folder / "reference" / f"{m}{reference.suffix}")
     hidden = {m: 1 - visible[m] / total[m] if total[m] else 0.0 for m in MODALITIES}
     return AlignSummary(clips, missing, hidden, timer.to_json(), tuple(problems))
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRACEBACKS = "tracebacks"
+REFERENCE = "reference"
+"""Folder in scratch with features of the reference clip."""
 
 
 def scratch_path(
@@ -98,6 +100,17 @@ def adopt_results(scratch: Path, identity: Identity) -> None:
         shutil.rmtree(folder)
 
 
+def reference_path(scratch: Path, meta: FeatureMeta) -> Path | None:
+    """Return the file in scratch with the extractor's features of the clip, as its libraries' versions make them.
+
+    None without recorded versions, by which the features could differ.
+    """
+    if not meta.versions:
+        return None
+    versions = "-".join(f"{name}{version}" for name, version in sorted(meta.versions.items()))
+    return Path(scratch) / REFERENCE / f"{meta.signature}-{versions}.safetensors"
+
+
 def traceback_path(scratch: Path, reference: str) -> Path:
     """Return the file with the traceback of a problem, given the reference in its row."""
     return scratch / TRACEBACKS / f"{reference}.txt"
@@ -147,7 +160,9 @@ def prune(scratch: Path, keep: Collection[str]) -> tuple[int, int]:
         return 0, 0
     if not (scratch / CACHE_TAG).is_file():
         raise ValueError(f"{scratch}: no {CACHE_TAG} here, so this is not a scratch folder; nothing was removed")
-    old = sorted(path for path in scratch.iterdir() if path.is_dir() and path.name not in {*keep, TRACEBACKS})
+    old = sorted(
+        path for path in scratch.iterdir() if path.is_dir() and path.name not in {*keep, TRACEBACKS, REFERENCE}
+    )
     tracebacks = [path for path in (scratch / TRACEBACKS).glob("*.txt") if path.stem not in keep]
     results = [path for folder in old for path in folder.rglob("*") if path.is_file()]
     freed = sum(path.stat().st_size for path in (*results, *tracebacks))

@@ -395,7 +395,8 @@ def assemble(
     """
     failed = {problem.clip_id for problem in problems}
     rows = missing = steps = 0
-    with FeatureWriter(out_folder, meta) as writer:
+    reference = cache.reference_path(Path(scratch), meta) if condition is None else None
+    with FeatureWriter(out_folder, meta, reference=reference if reference and reference.is_file() else None) as writer:
         for clip in clips:
             if clip.clip_id in failed:
                 continue

@@ -25,6 +25,7 @@ import psutil
 
 from corpora.problems import Problem
 from corpora.processes import exit_with_parent
+from extractors.execution.reference import save_reference
 from extractors.execution.units import (
     THREAD_LIMITS,
     UnitReport,
@@ -279,6 +280,8 @@ class WorkerPool:
         job = (root, extractor, options, scratch, condition)
         try:
             meta: FeatureMeta = worker.call(None, describe, extractor, options)
+            if condition is None:
+                self._save_reference(worker, extractor, options, scratch)
             size: int = worker.call(None, clips_per_call, extractor, options)
             batches = [clips[i : i + size] for i in range(0, len(clips), size)]
             return _merged(meta, [report for batch in batches for report in self._extract(worker, meta, batch, job)])
@@ -287,6 +290,13 @@ class WorkerPool:
             raise
         finally:
             self._idle.put(worker)
+
+    def _save_reference(self, worker: Worker, extractor: str, options: Mapping[str, Any], scratch: Path) -> None:
+        """Extract the reference clip; that a worker is lost with it must not stop an extraction."""
+        try:
+            worker.call(self.clip_timeout, save_reference, extractor, options, scratch)
+        except WorkerLostError as lost:
+            logger.warning("%s: the reference clip was not extracted: %s", extractor, lost)
 
     def _extract(self, worker: Worker, meta: FeatureMeta, clips: Sequence[Clip], job: Job) -> Iterator[UnitReport]:
         """Yield reports of the clips: one, or one per clip if the worker was lost with them."""

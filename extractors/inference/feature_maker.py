@@ -9,6 +9,7 @@ Shapes: T steps, D features, W words. Times are seconds from the start of the vi
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import threading
 import time
 from collections import deque
@@ -22,8 +23,9 @@ from corpora.manifest import MODALITIES, Clip
 from extractors.base import IMPORTED, ExtractionError, Extractor, FeatureSequence, made_by
 from extractors.dataset.align import SEVERAL_LANGUAGES
 from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence
+from extractors.execution.reference import reproduce_reference, reproduce_with
 from extractors.execution.units import checked, extract_all, feature_meta, shared_extractor, source_of
-from extractors.execution.workers import Worker, WorkerLostError
+from extractors.execution.workers import MEMORY_LIMIT, Worker, WorkerLostError
 from extractors.huggingface import downloads
 from extractors.inference.media_features import MEDIA_MODALITIES, MediaFeatures, extract_media
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
@@ -38,10 +40,15 @@ from model.prediction.protocol import FeatureFailure, Note, Segment, Steps, Vide
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import numpy as np
+
     from extractors.store import FeatureMeta
 
 MAX_FRAMES_WITHOUT_FACE = 0.1
 """Fraction of the frames without a face from which a note says so."""
+
+REFERENCE_TIMEOUT = 120.0
+"""Seconds that an extractor may take to start and to extract the reference clip."""
 
 MIN_VOICED = 0.02
 """Fraction of voiced audio steps below which a note says that there is no voice."""
@@ -64,6 +71,9 @@ class FeatureMaker:
     Raises:
         ValueError: An extractor that is not available or would extract other features than the dataset's, or a
             recogniser that is not available; the message says what to do.
+
+    Attributes:
+        versions: Versions of the libraries that compute the features, by modality.
     """
 
     def __init__(
@@ -90,6 +100,8 @@ class FeatureMaker:
             extractors = {m: load_extractor(m, dataset["modalities"][m]) for m in extracted}
         self._media = {m: (meta.extractor, meta.options) for m, (_, meta) in extractors.items() if m != "text"}
         self._text = extractors.get("text")
+        self._text_changed = change_text is not None
+        self.versions = {m: dict(meta.versions) for m, (_, meta) in extractors.items()}
         self._in_use = threading.Lock()
         if change_text:
             self._change_text(change_text)
@@ -112,6 +124,37 @@ class FeatureMaker:
                 self._recogniser.load()
             if self._text is not None:
                 extract_all(self._text[0], [source_of(Clip("", "", "test", self.language, "", "a"), Path(), "text")])
+
+    def reproduce_reference(self, folder: Path) -> dict[str, np.ndarray]:
+        """Return the features of the reference clip as they are computed here, by modality.
+
+        Args:
+            folder: Folder with `<modality>.safetensors`; a modality without a file, or whose model was replaced, is
+                left out.
+
+        Raises:
+            ValueError: A file is damaged, or an extractor fails on the clip.
+        """
+        found = {}
+        own_process = not multiprocessing.current_process().daemon  # a scoring process of the server may start none
+        worker = Worker(memory=MEMORY_LIMIT) if own_process else None
+        try:
+            for m, settings in self._media.items():
+                if (path := _reference(folder, m)).is_file():
+                    arguments = *settings, path
+                    if worker:
+                        found[m] = worker.call(REFERENCE_TIMEOUT, reproduce_reference, *arguments)
+                    else:
+                        found[m] = reproduce_reference(*arguments)
+        except WorkerLostError as lost:
+            raise ValueError(lost.explain(str(path), "try it again")) from lost
+        finally:
+            if worker:
+                worker.close(grace=0)
+        if self._text and not self._text_changed and (path := _reference(folder, "text")).is_file():
+            with self._in_use:
+                found["text"] = reproduce_with(*self._text, path)
+        return found
 
     def make(
         self,
@@ -376,6 +419,10 @@ def load_extractor(modality: str, entry: Mapping[str, Any]) -> tuple[Extractor, 
             "that it was trained with, give the same model files, or train again"
         )
     return extractor, meta
+
+
+def _reference(folder: Path, modality: str) -> Path:
+    return Path(folder) / f"{modality}.safetensors"
 
 
 def in_other_script(text: str, language: str) -> bool:

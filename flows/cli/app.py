@@ -38,6 +38,12 @@ Device = Annotated[str, typer.Option(help="Device of the network: auto, cpu, cud
 AllowDownload = Annotated[
     bool, typer.Option("--allow-download", help="Download missing models from the Hugging Face hub.")
 ]
+AllowDifferentFeatures = Annotated[
+    bool,
+    typer.Option(
+        "--allow-different-features", help="Score even if the features of the reference clip differ from training's."
+    ),
+]
 QuantiseText = Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for another run in this folder.")]
 

@@ -1,4 +1,4 @@
-"""`dashfusion doctor FILE`: whether a media file can be read, and what a checkpoint's extractors find in it."""
+"""`dashfusion doctor` of a media file or a checkpoint: whether it can be used here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from media.audio import read_audio
 from media.container import MediaError, MediaInfo, MissingStreamError, probe
 from media.video import read_frames
 from model.checkpoint.description import read_description
+from model.data.info import format_versions
+from model.prediction.reference import LIMIT, compare
 
 TIMEOUT = 300.0
 """Seconds that reading the file may take."""
@@ -55,6 +57,33 @@ def doctor_file(path: Path, model: Path | None) -> bool:
         table.add_row(name, value)
     console.print(table)
     return True
+
+
+def doctor_checkpoint(folder: Path) -> bool:
+    """Compare the extractors here with those of a checkpoint's training, and return whether they fit.
+
+    Raises:
+        FileNotFoundError: No checkpoint there.
+        ValueError: An extractor is not available here, or would extract other features than those of the training.
+    """
+    from model.predict import Predictor
+
+    predictor = Predictor(folder, recogniser="", allow_different_features=True)
+    maker: Any = predictor.maker()
+    differences = compare(folder, predictor.description, maker)
+    table = Table(title=str(folder), title_justify="left", title_style="bold", box=None)
+    for name in ("", "extractor", "trained with", "here", "difference, std"):
+        table.add_column(name, overflow="fold")
+    for m, here in maker.versions.items():
+        entry = predictor.description["dataset"]["modalities"][m]
+        found = f"{differences[m]:.2g}" if m in differences else "no reference clip"
+        versions = (format_versions(entry.get("versions", {})), format_versions(here))
+        table.add_row(m, entry["extractor"], *versions, found)
+    console.print(table)
+    fit = max(differences.values(), default=0.0) <= LIMIT
+    verdict = "can be used here" if fit else "would be given other features than in training; see docs/predict.md"
+    console.print(f"{folder}: {verdict}", style=None if fit else "bold red", markup=False)
+    return fit
 
 
 def _decode(path: Path) -> tuple[MediaInfo, dict[str, str]]:

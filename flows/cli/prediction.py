@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.app import (
+    AllowDifferentFeatures,
     AllowDownload,
     Asr,
     Checkpoint,
@@ -48,6 +49,7 @@ def predict(
     memory: ReadMemory = 4.0,
     device: Device = "auto",
     allow_download: AllowDownload = False,
+    allow_different_features: AllowDifferentFeatures = False,
     quantise_text: QuantiseText = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 if any file cannot be scored.")] = False,
 ) -> None:
@@ -69,6 +71,7 @@ def predict(
             recogniser=asr,
             quantise_text=quantise_text,
             allow_download=allow_download,
+            allow_different_features=allow_different_features,
         )
         videos = inputs.to_videos(inputs.find_media(paths), text, transcript)
         output = scoring.OutputOptions(as_json, out, report, strict)
@@ -104,6 +107,7 @@ def serve(
     memory: Annotated[float, typer.Option(min=0.5, help="Memory limit of a scoring process, GiB.")] = 4.0,
     device: Device = "auto",
     allow_download: AllowDownload = False,
+    allow_different_features: AllowDifferentFeatures = False,
     quantise_text: QuantiseText = False,
 ) -> None:
     """Score clips on a web page and by HTTP: [bold]http://127.0.0.1:8000[/bold], for this machine only.
@@ -117,7 +121,9 @@ def serve(
         from flows.serving.worker import Model
         from flows.serving.worker_pool import Limits
 
-        chosen = Model(model or default_model(), device, language, asr, quantise_text, allow_download)
+        chosen = Model(
+            model or default_model(), device, language, asr, quantise_text, allow_download, allow_different_features
+        )
         limits = Limits(
             size=max_megabytes << 20,
             length=max_seconds,
@@ -153,6 +159,7 @@ def watch(
     memory: ReadMemory = 4.0,
     device: Device = "auto",
     allow_download: AllowDownload = False,
+    allow_different_features: AllowDifferentFeatures = False,
     once: Annotated[bool, typer.Option("--once", help="Score the new files once they are complete, and end.")] = False,
 ) -> None:
     """Score new files in a folder, each once, until Ctrl-C.
@@ -178,6 +185,7 @@ def watch(
             language=language,
             recogniser=asr,
             allow_download=allow_download,
+            allow_different_features=allow_different_features,
         )
         if notice := first_notice(predictor.description):
             say(notice)

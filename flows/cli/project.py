@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from flows.cli.app import app, plain_errors
+from model.checkpoint.description import DESCRIPTION
 
 
 @app.command()
 def doctor(
     path: Annotated[
-        Path, typer.Argument(help="Corpus: a folder with label.csv and Raw/<video_id>/<clip_id>.mp4; or a media file.")
+        Path,
+        typer.Argument(
+            help="Corpus: a folder with label.csv and Raw/<video_id>/<clip_id>.mp4; or a file or checkpoint."
+        ),
     ],
     sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
     model: Annotated[
@@ -27,15 +31,20 @@ def doctor(
 
     Of a media file: its streams, whether they can be decoded, and with a checkpoint what its extractors find. This
     needs no [bold]params.yaml[/bold]. The exit status is 1 if the file cannot be used.
+
+    Of a checkpoint: the versions of the libraries in training and here, and whether the extractors here give the same
+    features of its reference clip.
     """
     from flows.cli.doctor import doctor as examine
-    from flows.cli.doctor_file import doctor_file
+    from flows.cli.doctor_file import doctor_checkpoint, doctor_file
     from flows.config.params import load_params
     from flows.prediction.inputs import project_model
 
     with plain_errors():
         if path.is_file():
             fit = doctor_file(path, model or project_model())
+        elif (path / DESCRIPTION).is_file():
+            fit = doctor_checkpoint(path)
         else:
             fit = examine(path, load_params(), sample=sample)
     if not fit:

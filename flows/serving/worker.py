@@ -24,6 +24,7 @@ class Model:
     recogniser: str | None = None
     quantise_text: bool = False
     allow_download: bool = False
+    allow_different_features: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 DESCRIPTION = "checkpoint.json"
+REFERENCE = "reference"
+"""Folder of a dataset and a checkpoint: `<modality>.safetensors` with a reference clip and its features `values`."""
 GENERATED_NOTICE = (
     "This model was trained on generated videos (animated faces, synthetic voices): "
     "its scores of real people mean nothing."

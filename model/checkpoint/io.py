@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +15,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint.description import DESCRIPTION, REMEDY, SCHEMA_VERSION, read_description
+from model.checkpoint.description import DESCRIPTION, REFERENCE, REMEDY, SCHEMA_VERSION, read_description
 from model.config import (
     AugmentConfig,
     ContrastiveConfig,
@@ -23,7 +25,7 @@ from model.config import (
     TextConfig,
     TrainConfig,
 )
-from model.data.info import DatasetInfo
+from model.data.info import DatasetInfo, format_versions
 from model.data.tokens import TextBackbone
 from model.files import atomic_file, atomic_folder, sha256_of
 from model.network.registry import build_network
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     import torch
 
     from model.network.base import Network
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 DENSITY = "density.safetensors"
@@ -77,6 +81,8 @@ class CheckpointInfo:
 
         Modalities that it was trained without do not matter, nor do text features if it reads transcripts.
 
+        Other versions of the libraries that computed the features are logged as a warning.
+
         Raises:
             ValueError: Another label range, extractor signature or feature width, or, for a text encoder trained from
                 scratch, another language; the message names both and what to do.
@@ -96,13 +102,18 @@ class CheckpointInfo:
             if modality == "text" and self.model.text.mode != "frozen":
                 continue
             trained, found = self.dataset.modalities[modality], dataset.modalities[modality]
-            if (trained.signature, trained.dim) != (found.signature, found.dim):
+            if not trained.matches(found):
                 raise ValueError(
                     f"the checkpoint was trained on {modality} features {trained.signature} "
                     f"({trained.dim} wide), the dataset holds {found.signature} ({found.dim} wide); "
                     f"train again on this dataset, or extract {modality} again with {trained.extractor} "
                     f"and {dict(trained.options)}"
                 )
+            if trained.versions != found.versions:
+                log.warning(
+                    "%s features were computed with %s in training, and with %s here",
+                    modality, format_versions(trained.versions), format_versions(found.versions),
+                )  # fmt: skip
 
 
 def save_checkpoint(
@@ -143,6 +154,20 @@ def add_calibration(
             safetensors.numpy.save_file(dict(density), temporary)
         description["sha256"] = description.get("sha256", {}) | {DENSITY: sha256_of(folder / DENSITY)}
     with atomic_file(folder / DESCRIPTION) as temporary:
+        temporary.write_text(_as_json(description), encoding="utf-8")
+
+
+def add_reference(folder: Path, dataset: Path) -> None:
+    """Add the dataset's features of the reference clip, if it has any; see `model.prediction.reference`."""
+    source, target = Path(dataset) / REFERENCE, Path(folder) / REFERENCE
+    if not source.is_dir():
+        return
+    with atomic_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+    description = read_description(folder)
+    hashes = {f"{REFERENCE}/{path.name}": sha256_of(path) for path in sorted(target.iterdir())}
+    description["sha256"] = description.get("sha256", {}) | hashes
+    with atomic_file(Path(folder) / DESCRIPTION) as temporary:
         temporary.write_text(_as_json(description), encoding="utf-8")
 
 

@@ -45,6 +45,7 @@ def score_videos(
     network: Network,
     info: CheckpointInfo,
     level: float,
+    notes: Sequence[Note] = (),
     notes_without_text: Sequence[Note] = (),
 ) -> list[Result]:
     """Return one result per video; all their clips and windows go through the network together.
@@ -54,6 +55,7 @@ def score_videos(
         network: The network, in eval mode.
         info: Description of its checkpoint.
         level: Coverage of the prediction intervals.
+        notes: Warnings for every video.
         notes_without_text: Warnings for every video without a text.
     """
     began = time.perf_counter()
@@ -67,8 +69,8 @@ def score_videos(
         if isinstance(features, FeatureFailure):
             results.append(Failure(name, features.error, features.message))
         else:
-            notes = () if features.text_source else notes_without_text
-            results.append(_result(name, features, next(scores_by_video), network, info, seconds, notes))
+            more = [*notes, *(() if features.text_source else notes_without_text)]
+            results.append(_result(name, features, next(scores_by_video), network, info, seconds, more))
     return results
 
 

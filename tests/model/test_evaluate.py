@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,23 @@ def test_features_of_another_signature_are_refused_naming_both(dataset, tmp_path
     load_checkpoint(tmp_path / "text")[1].check_compatible(other)
     with pytest.raises(ValueError, match="predicts labels in"):
         load_checkpoint(tmp_path / "all")[1].check_compatible(replace(info, label_range=(-1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"versions": {"lib": "2.0"}, "signature": "vision.synthetic-v1-222222222222"}, ""),  # of an earlier version
+        ({"versions": {"lib": "2.0"}, "signature": "vision.synthetic-v2-222222222222"}, "train again"),
+        ({"versions": {"lib": "2.0"}, "signature": "vision.synthetic-v1-2", "options": {}}, "train again"),
+    ],
+)
+def test_other_versions_of_libraries_are_a_warning(dataset, tmp_path, caplog, change, message):
+    untrained(dataset, tmp_path / "best", seed=0)
+    checkpoint, info = load_checkpoint(tmp_path / "best")[1], read_info(dataset)
+    other = replace(info, modalities={**info.modalities, "vision": replace(info.modalities["vision"], **change)})
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        checkpoint.check_compatible(other)
+    assert bool(message) != ("vision features were computed with unknown versions in training" in caplog.text)
 
 
 def test_a_missing_or_foreign_checkpoint_is_refused(dataset, tmp_path):

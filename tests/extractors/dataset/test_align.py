@@ -126,6 +126,7 @@ def test_dataset_json_says_what_is_inside(tmp_path):
         "options": {"rate": 2},
         "signature": "fake.vision-v1-abc",
         "feature_names": ["v0", "v1"],
+        "versions": {},
     }
     assert info["clips"] == {"train": 7, "valid": 7, "test": 6}
     assert info["word_times"] == {"methods": {"proportional": {"clips": 20, "words": 60}}}

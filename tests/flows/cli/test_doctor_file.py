@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from extractors.execution.reference import save_reference
 from flows.cli.app import app
 
 if TYPE_CHECKING:
@@ -56,3 +60,19 @@ def test_a_checkpoint_is_exported_without_a_project(empty, corpus, capfd):
     assert "On the validation clips" in (empty / "out/README.md").read_text()
     code, output = run("export", "model", "out2", capfd=capfd)
     assert code == 1 and "--model" in output
+
+
+def test_a_checkpoint_is_compared_with_this_environment(empty, corpus, capfd, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty / "cache"))
+    best = shutil.copytree(corpus / "models-unaligned/best", empty / "best")
+    code, output = run("doctor", "best", capfd=capfd)
+    assert code == 0 and "no reference clip" in output and "librosa" in output, output
+    audio = json.loads((best / "checkpoint.json").read_text())["dataset"]["modalities"]["audio"]
+    save_reference(audio["extractor"], audio["options"], empty)
+    (made,) = (empty / "reference").iterdir()
+    (best / "reference").mkdir()
+    content = load_file(made)
+    for by, expected, verdict in ((0.0, 0, "can be used here"), (1000.0, 1, "would be given other features")):
+        save_file(content | {"values": content["values"] + np.float32(by)}, best / "reference/audio.safetensors")
+        code, output = run("doctor", "best", capfd=capfd)
+        assert code == expected and verdict in output, output
