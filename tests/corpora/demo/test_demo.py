@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -224,6 +225,12 @@ def test_mandarin_voice_times_every_character() -> None:
     assert len(speech.starts) == len(words)
     assert all(start < end for start, end in zip(speech.starts, speech.ends, strict=True))
     assert speech.ends[-1] <= len(speech.samples) / speech.sample_rate
+
+
+def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(ValueError, match=r"pip install 'dashfusion\[demo\]'"):
+        synthesize(["good"], "en-us", Prosody(150, 50, 50, 1.0, 1.0))
 
 
 def test_unknown_voice_is_named() -> None:
