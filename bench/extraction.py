@@ -1,7 +1,8 @@
 """Speed and memory of extraction: one core, two workers, the first clip, and memory by clip length.
 
 Run:  python -m bench.extraction CLIPS_FOLDER     (a folder with a few real videos of faces, with sound)
-The real-time factor is seconds of processing per second of video, for warm audio.librosa and vision.face_mesh together.
+The real-time factor is seconds of processing per second of video, for warm audio.librosa and vision.face_landmarker
+together.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def in_new_process(task: Callable[..., float], *arguments: object) -> float:
 def real_time_factor(clips: list[Source], fps: float, passes: int = 3) -> float:
     """Return seconds of processing per second of video on one core: the median of several passes after a warm-up."""
     os.sched_setaffinity(0, {0})
-    extractors = [create(*AUDIO), create("vision.face_mesh", {"fps": fps})]
+    extractors = [create(*AUDIO), create("vision.face_landmarker", {"fps": fps})]
     seconds = []
     for _ in range(passes + 1):
         began = time.perf_counter()
@@ -67,7 +68,7 @@ def real_time_factor(clips: list[Source], fps: float, passes: int = 3) -> float:
 
 def wall_seconds(clips: list[Clip], root: Path, workers: int) -> float:
     """Time vision at 10 frames per second in warm worker processes, as in the extract stage."""
-    job = (root, "vision.face_mesh", {"fps": 10.0})
+    job = (root, "vision.face_landmarker", {"fps": 10.0})
     with (
         tempfile.TemporaryDirectory() as scratch,
         WorkerPool(workers, 600.0) as pool,
@@ -151,7 +152,7 @@ def main() -> None:
         figures["first_clip_seconds"] = first_clip_seconds(manifest, Path(folder))
         for minutes in (1, 10):
             long = write_long_clip(clips[0].media, 60 * minutes, Path(folder) / f"{minutes}.mp4")
-            for name, options in (AUDIO, ("vision.face_mesh", {"fps": 10.0})):
+            for name, options in (AUDIO, ("vision.face_landmarker", {"fps": 10.0})):
                 key = f"peak_megabytes_{name.split('.')[0]}_{minutes}_minutes"
                 figures[key] = in_new_process(peak_megabytes, name, options, long)
     for name, value in figures.items():

@@ -18,10 +18,12 @@ BUILT_IN = {
     "audio.librosa": "extractors.audio.librosa:LibrosaAudio",
     "audio.opensmile": "extractors.audio.opensmile:OpenSmileAudio",
     "audio.transformer": "extractors.audio.transformer:TransformerAudio",
-    "vision.face_mesh": "extractors.vision.face_mesh:FaceMeshVision",
     "vision.face_landmarker": "extractors.vision.face_landmarker:FaceLandmarkerVision",
     "vision.transformer": "extractors.vision.transformer:TransformerVision",
 }
+
+REPLACED = {"vision.face_mesh": "vision.face_landmarker"}
+"""Names of extractors that are gone -> the extractor to use instead."""
 
 
 def available() -> dict[str, str]:
@@ -39,6 +41,12 @@ def create(name: str, options: Mapping[str, Any]) -> Extractor:
     import importlib
 
     known = available()
+    if name in REPLACED and name not in known:
+        modality, new = name.partition(".")[0], REPLACED[name]
+        raise ValueError(
+            f"extractor {name!r} was replaced by {new!r}, whose features are close but not the same: set "
+            f"extract.{modality}.extractor to {new} in params.yaml, extract again, and train again"
+        )
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import av
 from av.error import FFmpegError
@@ -54,6 +54,9 @@ _OPTIONS = {
     "protocol_whitelist": "file,crypto,data",
     "format_whitelist": ",".join(av.formats_available - REFERENCE_FORMATS),
 }
+
+_TAG_ARGUMENTS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Have av accept tags that are not UTF-8, as av 19 always does; it has no such argument."""
 
 _clock = threading.local()
 
@@ -139,7 +142,7 @@ def open_media(path: Path) -> Iterator[InputContainer]:
     try:
         # `file:` keeps a colon in the name from being read as a protocol; the whitelists in _OPTIONS keep a file from
         # reaching the network or other files.
-        container = av.open(f"file:{path}", metadata_errors="replace", options=_OPTIONS)
+        container = av.open(f"file:{path}", options=_OPTIONS, **_TAG_ARGUMENTS)
     except (FFmpegError, ValueError) as error:
         raise MediaError(
             f"{path}: {path.stat().st_size} bytes, but not a media file, or cut off before its index "

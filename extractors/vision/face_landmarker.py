@@ -1,12 +1,9 @@
-"""Facial features with mediapipe's face landmarker task: head pose and 52 blendshapes."""
+"""Facial features with MediaPipe's face landmarker: head pose, gaze, expression, landmarks, and blendshapes."""
 
 from __future__ import annotations
 
 import re
-import zipfile
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,27 +13,23 @@ from extractors.base import (
     Feature,
     FeatureDescription,
     FeatureSequence,
+    Identity,
     Source,
     extract_each,
-    make_signature,
 )
-from extractors.vision.face_mesh import head_angles
-from extractors.vision.face_tracking import (
-    FaceSelector,
-    MaskedFrame,
-    check_face_options,
-    frame_steps,
-    suppress_mediapipe_log,
-)
+from extractors.vision.face_bundle import find_bundle
+from extractors.vision.face_geometry import FEATURE_NAMES, FEATURES, USED_LANDMARKS, face_features
+from extractors.vision.face_tracking import Face, FaceTracker, TrackedFrame, check_face_options, frame_steps
 from media.video import MAX_SIDE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 
-BUNDLED = "face_blendshapes.tflite"
-"""File that identifies a face landmarker bundle; bundles of other tasks do not contain it."""
+BATCH_FRAMES = 512
+"""Faces that are measured at once."""
 
 _SIDES = ("left", "right")
 _BLENDSHAPES = (
@@ -73,19 +66,22 @@ _BLENDSHAPES = (
 BLENDSHAPES = tuple(f"{stem}_{end}" if end else stem for stem, *ends in _BLENDSHAPES for end in (ends or ("",)))
 """The task's 52 categories in its order, in snake case."""
 
+BLENDSHAPE_NAMES = tuple(f"blendshape_{name}" for name in BLENDSHAPES)
+
 
 class FaceLandmarkerVision:
-    """`vision.face_landmarker`: head pose and 52 blendshapes of one face per clip, see `FaceSelector`.
+    """`vision.face_landmarker`: pose, gaze, expression and landmarks of one face per clip, see `FaceSelector`.
 
-    Blendshapes are the task's scores, 0 to 1. The pose is the task's transformation of a canonical face to camera
-    space, x to the right of the frame, y up, z towards the camera; angles have the signs of
-    `extractors.vision.face_mesh.head_angles`. A frame without a face is an invalid step of zeros. Each clip is tracked
-    independently of the others.
+    Gaze, expression (see `face_geometry.face_measures`) and the coordinates of `face_geometry.LANDMARKS` are measured
+    after the rotation, scale and position of the head have been removed. Blendshapes are the landmarker's own scores. A
+    frame without a face is an invalid step of zeros. Each clip is tracked independently of the others. mediapipe is
+    loaded with the first clip.
 
     Args:
-        model: path of `face_landmarker.task`, as published by MediaPipe.
         fps: frames to process per second; steps are exactly 1 / fps apart.
         min_confidence: minimum score of a detected or tracked face.
+        blendshapes: whether to append the 52 blendshapes to the features.
+        model: path of another `face_landmarker.task` than the installed one.
 
     Raises:
         ValueError: an option is out of range, or `model` is not a face landmarker bundle.
@@ -93,124 +89,93 @@ class FaceLandmarkerVision:
 
     modality = "vision"
     description = FeatureDescription(
-        source="mediapipe's face landmarker task (video mode; of several faces the largest that is present "
-        f"consistently), on frames scaled down to at most {MAX_SIDE} pixels",
+        source="MediaPipe's face landmarker (video mode; of several faces the largest that is present consistently) on "
+        f"frames scaled down to at most {MAX_SIDE} pixels; pose by a similarity transform to a reference face. Gaze, "
+        "expression and landmarks are independent of pose and scale; left and right are the person's own",
         rate="`fps`; frames are repeated if the video has fewer; a step starts at its frame's time and lasts 1 / `fps`",
-        window="one frame; the task tracks the face from frame to frame",
+        window="one frame; the landmarker tracks the face from frame to frame and smooths its landmarks",
         valid="a face is detected; other steps are zeros",
         features=(
-            Feature(("head_pitch",), "rotation of the head, positive looking up", "rad"),
-            Feature(("head_yaw",), "rotation of the head, positive to the person's left (right of the frame)", "rad"),
+            *FEATURES,
             Feature(
-                ("head_roll",),
-                "tilt of the head, positive to the person's right (counter-clockwise in the frame)",
-                "rad",
+                BLENDSHAPE_NAMES,
+                "with `blendshapes` only: scores of expressions as in ARKit; left and right are the person's own",
+                "0 to 1",
             ),
-            Feature(
-                ("head_x", "head_y", "head_z"),
-                "position of the canonical face's origin relative to the camera, assuming a face of average size; x to "
-                "the right of the frame, y up, z towards the camera",
-                "cm",
-            ),
-            Feature(BLENDSHAPES, "scores of expressions as in ARKit; left and right are the person's own", "0 to 1"),
         ),
     )
-    feature_names = description.names
 
-    def __init__(self, model: str, fps: float = 10.0, min_confidence: float = 0.5) -> None:
+    def __init__(
+        self, fps: float = 25.0, min_confidence: float = 0.5, blendshapes: bool = False, model: str | None = None
+    ) -> None:
         check_face_options(fps=fps, min_confidence=min_confidence)
-        self._bundle = check_bundle(model)
-        self.fps, self.min_confidence = float(fps), float(min_confidence)
-        self._selector = FaceSelector(self.min_confidence)
-        options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
-        weights = f"{sha256_of(self._bundle)} mediapipe {version('mediapipe')}"
-        self.signature = make_signature("vision.face_landmarker", VERSION, options, weights)
+        if not isinstance(blendshapes, bool):
+            raise ValueError(f"blendshapes must be true or false, found {blendshapes!r}")
+        bundle = find_bundle(model)
+        self.fps, self._blendshapes = float(fps), blendshapes
+        self.feature_names = FEATURE_NAMES + BLENDSHAPE_NAMES * blendshapes
+        self._tracker = FaceTracker(bundle, float(min_confidence), blendshapes)
+        options = {"fps": self.fps, "min_confidence": float(min_confidence), "max_side": MAX_SIDE}
+        options |= {"blendshapes": True} if blendshapes else {}
+        libraries = ("mediapipe", "av", "numpy")
+        self.identity = Identity("vision.face_landmarker", VERSION, options, sha256_of(bundle), libraries)
+        self.signature = self.identity.signature
 
     def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
         """Yield one result per source, in order."""
         return extract_each(sources, self._extract)
 
     def _extract(self, media: Path) -> FeatureSequence:
-        return self._selector.process(media, self.fps, self._collect)
+        return self._tracker.track(media, self.fps, self._collect)
 
-    def _collect(self, frames: Iterator[MaskedFrame]) -> FeatureSequence:
+    def _collect(self, frames: Iterator[TrackedFrame]) -> FeatureSequence:
         times: list[float] = []
-        faces: list[np.ndarray | None] = []
-        previous = face = None
-        try:
-            with suppress_mediapipe_log(), self._open() as landmarker:
-                for time, image, masked in frames:
-                    if image is not previous:  # not a repeated frame
-                        previous, face = image, self._detect(landmarker, masked, time)
-                    times.append(time)
-                    faces.append(face)
-        except RuntimeError as error:
-            raise ExtractionError(f"mediapipe failed: {error}; is {self._bundle} complete?") from error
-        valid = np.array([face is not None for face in faces])
-        zeros = np.zeros(len(self.feature_names), np.float32)
-        values = np.stack([zeros if face is None else face for face in faces])
-        return frame_steps(values, times, valid, self.fps)
+        valid: list[bool] = []
+        batches: list[np.ndarray] = []
+        faces: list[Face] = []
+        sizes: list[tuple[int, int]] = []
 
-    def _open(self) -> Any:
-        """Return a landmarker without tracking state from other clips."""
-        from mediapipe.tasks.python import BaseOptions, vision
+        def measure() -> None:
+            """Measure the faces collected so far, since landmarks take more memory than features."""
+            points = np.stack([face.points[USED_LANDMARKS, :] for face in faces])
+            columns = [*face_features(points, np.array(sizes)).values()]
+            if self._blendshapes:
+                columns += [*np.array([blendshape_scores(face.blendshapes) for face in faces]).T]
+            batches.append(np.column_stack(columns).astype(np.float32))
+            faces.clear()
+            sizes.clear()
 
-        options = vision.FaceLandmarkerOptions(
-            base_options=BaseOptions(model_asset_path=str(self._bundle)),
-            running_mode=vision.RunningMode.VIDEO,
-            min_face_detection_confidence=self.min_confidence,
-            min_face_presence_confidence=self.min_confidence,
-            min_tracking_confidence=self.min_confidence,
-            output_face_blendshapes=True,
-            output_facial_transformation_matrixes=True,
-        )
-        return vision.FaceLandmarker.create_from_options(options)
-
-    def _detect(self, landmarker: Any, image: np.ndarray, time: float) -> np.ndarray | None:
-        import mediapipe
-
-        frame = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
-        return to_features(landmarker.detect_for_video(frame, round(time * 1000)))
+        for time, image, face in frames:
+            times.append(time)
+            valid.append(face is not None)
+            if face is not None:
+                faces.append(face)
+                sizes.append((image.shape[1], image.shape[0]))
+            if len(faces) == BATCH_FRAMES:
+                measure()
+        if faces:
+            measure()
+        values = np.zeros((len(times), len(self.feature_names)), np.float32)
+        if batches:
+            values[valid] = np.concatenate(batches)
+        return frame_steps(values, times, np.array(valid), self.fps)
 
 
-def to_features(result: Any) -> np.ndarray | None:
-    """Return pose and blendshapes [58] float32 of the first face in a `FaceLandmarkerResult`, None without a face.
+def blendshape_scores(categories: Mapping[str, float]) -> list[float]:
+    """Return the scores of the 52 blendshapes in the order of `BLENDSHAPES`.
 
     Raises:
-        ExtractionError: its blendshapes are not the 52 known ones.
+        ExtractionError: the categories are not the 52 known ones.
     """
-    if not result.face_blendshapes:
-        return None
-    scores = {to_snake(category.category_name): category.score for category in result.face_blendshapes[0]}
+    scores = {to_snake(name): score for name, score in categories.items()}
     if tuple(scores) != BLENDSHAPES:
         difference = sorted({*scores} ^ {*BLENDSHAPES}) or "another order"
         raise ExtractionError(
-            f"the task's blendshapes are not the 52 known ones: {difference}; use mediapipe's own bundle"
+            f"the model's blendshapes are not the 52 known ones: {difference}; use MediaPipe's own bundle"
         )
-    matrix = np.asarray(result.facial_transformation_matrixes[0], float)
-    linear = matrix[:3, :3]
-    rotation = linear / np.cbrt(np.linalg.det(linear))  # remove the scale
-    angles = [angle[0] for angle in head_angles(rotation[None])]
-    return np.array([*angles, *matrix[:3, 3], *scores.values()], np.float32)
+    return [*scores.values()]
 
 
 def to_snake(name: str) -> str:
     """Convert a category name to snake case: `browDownLeft` -> `brow_down_left`; `_neutral` -> `neutral`."""
     return re.sub(r"(?=[A-Z])", "_", name).lower().lstrip("_")
-
-
-def check_bundle(model: str) -> Path:
-    """Return the path of the face landmarker bundle `model`.
-
-    Raises:
-        ValueError: the file does not exist, or is not a face landmarker bundle.
-    """
-    path = Path(model).expanduser() if isinstance(model, str) and model else None
-    if path is None or not path.is_file():
-        raise ValueError(
-            f"model must be the path of MediaPipe's face_landmarker.task, found {model!r}; download it from "
-            "MediaPipe's page on face landmark detection"
-        )
-    if not zipfile.is_zipfile(path) or BUNDLED not in zipfile.ZipFile(path).namelist():
-        raise ValueError(f"model {model!r} is not a face landmarker bundle ({BUNDLED} is not in it); download it again")
-    return path

@@ -21,7 +21,7 @@ MIN_PRESENCE = 0.25
 """Minimum number of detections of a track, relative to the track with most; faces that pass by have fewer."""
 
 VIEW_SCALE = 2.5
-"""Side of the visible region around the selected face, relative to its box; FaceMesh reads a region of about two."""
+"""Side of the visible region around the selected face, relative to its box; the landmarker reads one of about two."""
 
 FACE_SCALE = 1.3
 """Side of the region that stays visible next to another face, relative to the box, which ends at the brows."""

@@ -1,6 +1,6 @@
 """Face detection and tracking with mediapipe, shared by the vision extractors.
 
-`FaceSelector` reads a clip's frames and masks all faces but one; `FaceTracker` runs FaceMesh on the result.
+`FaceSelector` reads a clip's frames and masks all faces but one; `FaceTracker` runs the face landmarker on the result.
 Coordinates are x to the right of the frame, y up, z towards the camera.
 Shapes: H, W height and width of a frame; K faces in a frame; P landmarks.
 """
@@ -11,38 +11,56 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import weakref
+from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from extractors.base import ExtractionError, FeatureSequence
+from extractors.vision.face_bundle import read_detector
 from extractors.vision.face_selection import FaceTracks, mask_other_faces
 from media.video import read_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _LOG_LINES = (
     b"Created TensorFlow Lite XNNPACK delegate",
     b"absl::InitializeLog()",
     b"inference_feedback_manager.cc",
-    b"landmark_projection_calculator.cc",
+    b"face_landmarker_graph.cc",
 )
 
 DETECTION_SECONDS = 1.0
 """Interval at which a clip with a single face is searched for a second one."""
 
 DECODED_FRAMES = 16
-"""Frames to decode before FaceMesh processes them; alternating frame by frame would thrash the CPU's caches."""
+"""Frames to decode before they are processed; alternating frame by frame would thrash the CPU's caches."""
+
+CLIP_GAP = 1000
+"""Milliseconds between two clips in the landmarker's time."""
 
 MaskedFrame = tuple[float, np.ndarray, np.ndarray]
 """Time, RGB frame [H, W, 3], and the same frame with all faces masked except the selected one."""
 
-LandmarkFrame = tuple[float, np.ndarray, Sequence[Any] | None]
-"""Time, RGB frame [H, W, 3], and mediapipe's landmarks of the face; None without a face."""
+
+class Face(NamedTuple):
+    """The landmarker's result for one face.
+
+    Attributes:
+        points: landmarks [478, 3] in pixels of the frame.
+        blendshapes: category name -> score, 0 to 1; empty unless requested.
+    """
+
+    points: np.ndarray
+    blendshapes: Mapping[str, float]
+
+
+TrackedFrame = tuple[float, np.ndarray, Face | None]
+"""Time, RGB frame [H, W, 3], and its face; None without a face."""
 
 Result = TypeVar("Result")
 
@@ -51,7 +69,7 @@ Result = TypeVar("Result")
 def suppress_mediapipe_log() -> Iterator[None]:
     """Remove the lines that mediapipe's C++ code always logs from standard error, and pass on all others.
 
-    No setting turns them off. They are written when a graph starts and at the first face.
+    No setting turns them off. They are written when a graph starts.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -82,13 +100,14 @@ class FaceSelector:
     with the first clip.
 
     Args:
+        bundle: from `face_bundle.find_bundle`.
         min_confidence: minimum score of a detected face.
     """
 
-    def __init__(self, min_confidence: float) -> None:
-        os.environ.setdefault("GLOG_minloglevel", "2")
-        self._min_confidence = min_confidence
+    def __init__(self, bundle: Path, min_confidence: float) -> None:
+        self._bundle, self._min_confidence = bundle, min_confidence
         self._detector: Any = None
+        self._tasks = _open_tasks(self)
 
     def process(self, media: Path, fps: float, collect: Callable[[Iterator[MaskedFrame]], Result]) -> Result:
         """Return `collect(frames)` for the masked frames of a clip, `fps` per second.
@@ -132,46 +151,53 @@ class FaceSelector:
             yield time, image, masked
 
     def _detect(self, image: np.ndarray) -> np.ndarray:
-        """Return the boxes [K, 3] float32 of the faces in a frame, by the detector that FaceMesh uses."""
+        """Return the boxes [K, 3] float32 of the faces in a frame, by the detector that the landmarker uses."""
         try:
-            with suppress_mediapipe_log() if self._detector is None else nullcontext():
-                if self._detector is None:
-                    from mediapipe.python.solutions.face_detection import FaceDetection
-
-                    self._detector = FaceDetection(min_detection_confidence=self._min_confidence)
-                detections = self._detector.process(image).detections or ()
-        except RuntimeError as error:
+            if self._detector is None:
+                self._detector = self._start()
+            detections = self._detector.detect(to_mediapipe(image)).detections
+        except (RuntimeError, ValueError) as error:
+            self._tasks.close()
             self._detector = None
-            raise _mediapipe_error(error) from error
-        height, width = image.shape[:2]
-        relative = [detection.location_data.relative_bounding_box for detection in detections]
+            raise mediapipe_error(error, self._bundle) from error
         boxes = [
-            (
-                (box.xmin + box.width / 2) * width,
-                (box.ymin + box.height / 2) * height,
-                math.sqrt(max(box.width * width * box.height * height, 1.0)),
-            )
-            for box in relative
+            (box.origin_x + box.width / 2, box.origin_y + box.height / 2, math.sqrt(max(box.width * box.height, 1)))
+            for box in (detection.bounding_box for detection in detections)
         ]
         return np.array(boxes, np.float32).reshape(-1, 3)
 
+    def _start(self) -> Any:
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        options = vision.FaceDetectorOptions(
+            base_options=BaseOptions(model_asset_buffer=read_detector(self._bundle)),
+            min_detection_confidence=self._min_confidence,
+        )
+        with suppress_mediapipe_log():
+            return self._tasks.enter_context(vision.FaceDetector.create_from_options(options))
+
 
 class FaceTracker:
-    """FaceMesh on the selected face of each clip. mediapipe is loaded with the first clip.
+    """The face landmarker on the selected face of each clip. mediapipe is loaded with the first clip.
+
+    It tracks one face in video mode: its own detector runs only while no face is tracked.
 
     Args:
+        bundle: from `face_bundle.find_bundle`.
         min_confidence: minimum score of a detected or tracked face.
+        blendshapes: whether to return blendshapes as well.
     """
 
-    def __init__(self, min_confidence: float) -> None:
-        self._min_confidence = min_confidence
-        self._selector = FaceSelector(min_confidence)
-        self._mesh: Any = None
-        self._tracking = False  # whether FaceMesh searches the next frame near the last face
-        self._log_complete = False  # whether mediapipe has written its lines at the first face
+    def __init__(self, bundle: Path, min_confidence: float, blendshapes: bool = False) -> None:
+        self._bundle, self._min_confidence, self._blendshapes = bundle, min_confidence, blendshapes
+        self._selector = FaceSelector(bundle, min_confidence)
+        self._landmarker: Any = None
+        self._tracking = False  # whether the landmarker searches the next frame near the last face
+        self._now = 0  # milliseconds; must increase over the landmarker's life
+        self._tasks = _open_tasks(self)
 
-    def track(self, media: Path, fps: float, collect: Callable[[Iterator[LandmarkFrame]], Result]) -> Result:
-        """Return `collect(frames)` for the frames of a clip with their landmarks, `fps` per second.
+    def track(self, media: Path, fps: float, collect: Callable[[Iterator[TrackedFrame]], Result]) -> Result:
+        """Return `collect(frames)` for the frames of a clip with their face, `fps` per second.
 
         `collect` may be called twice, see `FaceSelector.process`.
 
@@ -179,59 +205,88 @@ class FaceTracker:
             ExtractionError: mediapipe failed.
             MediaError: see `media.video.read_frames`.
         """
-        return self._selector.process(media, fps, lambda frames: collect(self._add_landmarks(frames)))
+        return self._selector.process(media, fps, lambda frames: collect(self._add_faces(frames)))
 
-    def _add_landmarks(self, frames: Iterator[MaskedFrame]) -> Iterator[LandmarkFrame]:
+    def _add_faces(self, frames: Iterator[MaskedFrame]) -> Iterator[TrackedFrame]:
         self._reset()
-        previous = landmarks = None
+        began = self._now + CLIP_GAP  # not 0, which the landmarker's smoothing takes for unknown
+        previous = face = None
         while decoded := list(islice(frames, DECODED_FRAMES)):
             for time, image, masked in decoded:
                 if image is not previous:  # not a repeated frame
-                    previous, landmarks = image, self._find_landmarks(masked)
-                yield time, image, landmarks
+                    previous, face = image, self._find_face(masked, began + round(1000 * time))
+                yield time, image, face
 
     def _reset(self) -> None:
-        """Stop tracking the face of the previous clip, by a black frame, since restarting the graph takes 50 ms."""
+        """Stop tracking the face of the previous clip, by a black frame, as a new landmarker would take 30 ms."""
         if self._tracking:
-            self._find_landmarks(np.zeros((64, 64, 3), np.uint8))
+            self._find_face(_BLACK, self._now + CLIP_GAP)
         if self._tracking:  # still, which happens at confidences near 0
-            self._mesh.reset()
-            self._tracking = False
+            self._close()
 
-    def _start(self) -> None:
-        from mediapipe.python.solutions.face_mesh import FaceMesh
+    def _close(self) -> None:
+        self._tasks.close()
+        self._landmarker, self._tracking = None, False
 
-        self._mesh = FaceMesh(
-            max_num_faces=1,
-            refine_landmarks=True,
-            min_detection_confidence=self._min_confidence,
+    def _start(self) -> Any:
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        options = vision.FaceLandmarkerOptions(
+            base_options=BaseOptions(model_asset_path=str(self._bundle)),
+            running_mode=vision.RunningMode.VIDEO,
+            min_face_detection_confidence=self._min_confidence,
+            min_face_presence_confidence=self._min_confidence,
             min_tracking_confidence=self._min_confidence,
+            output_face_blendshapes=self._blendshapes,
         )
-        self._log_complete = False
+        with suppress_mediapipe_log():
+            return self._tasks.enter_context(vision.FaceLandmarker.create_from_options(options))
 
-    def _find_landmarks(self, image: np.ndarray) -> Sequence[Any] | None:
+    def _find_face(self, image: np.ndarray, now: int) -> Face | None:
+        """Return the face in the frame at `now` milliseconds."""
         try:
-            with nullcontext() if self._log_complete else suppress_mediapipe_log():
-                if self._mesh is None:
-                    self._start()
-                faces = self._mesh.process(image).multi_face_landmarks
-        except RuntimeError as error:
-            self._mesh, self._tracking = None, False  # a graph that failed cannot be used again
-            raise _mediapipe_error(error) from error
-        self._tracking = bool(faces)
-        self._log_complete |= self._tracking
-        return faces[0].landmark if faces else None
+            if self._landmarker is None:
+                self._landmarker = self._start()
+            self._now = now
+            result = self._landmarker.detect_for_video(to_mediapipe(image), now)
+        except (RuntimeError, ValueError) as error:
+            self._close()  # a graph that failed cannot be used again
+            raise mediapipe_error(error, self._bundle) from error
+        self._tracking = bool(result.face_landmarks)
+        if not self._tracking:
+            return None
+        height, width = image.shape[:2]
+        relative = np.array([(point.x, point.y, point.z) for point in result.face_landmarks[0]])
+        categories = result.face_blendshapes[0] if result.face_blendshapes else ()
+        return Face(
+            relative * (width, -height, -width),  # z is in units of the width
+            {category.category_name: category.score for category in categories},
+        )
 
 
-def _mediapipe_error(error: RuntimeError) -> ExtractionError:
-    return ExtractionError(f"mediapipe failed: {error}; try another min_confidence or fps")
+_BLACK = np.zeros((64, 64, 3), np.uint8)
 
 
-def to_pixels(landmarks: Sequence[Any], indices: Sequence[int], image: np.ndarray) -> np.ndarray:
-    """Return mediapipe's landmarks `indices` as points [P, 3] in pixels of the frame [H, W, 3] they were found in."""
-    height, width = image.shape[:2]
-    points = [(landmarks[i].x, landmarks[i].y, landmarks[i].z) for i in indices]
-    return np.array(points) * (width, -height, -width)  # z is in units of the width
+def _open_tasks(owner: object) -> ExitStack:
+    """Return a stack for the owner's mediapipe tasks that closes them with the owner, or when the process ends.
+
+    Tasks that are still open when the interpreter is taken down print an error.
+    """
+    tasks = ExitStack()
+    weakref.finalize(owner, tasks.close)
+    return tasks
+
+
+def to_mediapipe(image: np.ndarray) -> Any:
+    """Return a copy of an RGB image [H, W, 3] as mediapipe's type, which reads arrays as if they were contiguous."""
+    import mediapipe
+
+    return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
+
+
+def mediapipe_error(error: Exception, bundle: Path) -> ExtractionError:
+    """Return the error of a clip for which mediapipe failed."""
+    return ExtractionError(f"mediapipe failed: {error}; is {bundle} complete? If so, try another min_confidence or fps")
 
 
 def frame_steps(values: np.ndarray, times: Sequence[float], valid: np.ndarray, fps: float) -> FeatureSequence:

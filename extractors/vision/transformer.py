@@ -9,29 +9,30 @@ from __future__ import annotations
 import json
 import math
 from functools import cached_property
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from corpora.files import sha256_of
 from extractors.base import (
     ExtractionError,
     Feature,
     FeatureDescription,
     FeatureSequence,
+    Identity,
     Source,
     extract_each,
-    make_signature,
 )
-from extractors.huggingface import find_model, fingerprint, hidden_names, load_model, read_config
-from extractors.vision.face_tracking import FaceTracker, LandmarkFrame, check_face_options, frame_steps, to_pixels
+from extractors.huggingface import MODEL_LIBRARIES, find_model, fingerprint, hidden_names, load_model, read_config
+from extractors.vision.face_bundle import find_bundle
+from extractors.vision.face_tracking import FaceTracker, TrackedFrame, check_face_options, frame_steps
 from media.video import MAX_SIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-VERSION = 2
+VERSION = 3
 
 KINDS = ("vit", "dinov2", "clip", "clip_vision_model")
 
@@ -41,14 +42,14 @@ CLIP_WIDTH = 768
 BATCH_FRAMES = 32
 """Maximum number of faces that are encoded at once."""
 
-FACE_POINTS = range(468)
-"""Landmarks that determine the face's box: all except the irises."""
+FACE_POINTS = 468
+"""Number of landmarks that determine the face's box: all except the irises, which come last."""
 
 
 class TransformerVision:
     """`vision.transformer`: output of a CLIP, DINOv2 or ViT encoder for the face tracked by mediapipe, in float32.
 
-    The face is cropped to the square around its FaceMesh landmarks, enlarged by `margin` and black outside the frame,
+    The face is cropped to the square around its landmarks, enlarged by `margin` and black outside the frame,
     then scaled to the model's input (bicubic, antialiased) and normalised with the mean and deviation of the model's
     `preprocessor_config.json`. The feature vector is the class token of the output for ViT and DINOv2, and the class
     token after the final normalisation for CLIP.
@@ -68,7 +69,7 @@ class TransformerVision:
 
     modality = "vision"
     description = FeatureDescription(
-        source="transformers: CLIP's image encoder, DINOv2 or ViT, on the face found by mediapipe's FaceMesh (of "
+        source="transformers: CLIP's image encoder, DINOv2 or ViT, on the face that MediaPipe's landmarker finds (of "
         f"several the largest that is present consistently) in frames scaled down to at most {MAX_SIDE} pixels: its "
         "square box enlarged by `margin`, scaled to the model's input, and normalised with the mean and deviation of "
         "the model's `preprocessor_config.json`",
@@ -97,10 +98,13 @@ class TransformerVision:
         self.feature_names = hidden_names(config, self.folder)
         self.side, self._mean, self._deviation = read_preprocessor(self.folder)
         self.fps, self.margin = float(fps), float(margin)
-        self._tracker = FaceTracker(float(min_confidence))
+        bundle = find_bundle()
+        self._tracker = FaceTracker(bundle, float(min_confidence))
         options = {"model": model, "fps": self.fps, "margin": self.margin, "min_confidence": float(min_confidence)}
-        weights = f"{fingerprint(self.folder)} mediapipe {version('mediapipe')} {MAX_SIDE}"
-        self.signature = make_signature("vision.transformer", VERSION, options, weights)
+        weights = f"{fingerprint(self.folder)} {sha256_of(bundle)} {MAX_SIDE}"
+        libraries = (*MODEL_LIBRARIES, "mediapipe", "av", "numpy")
+        self.identity = Identity("vision.transformer", VERSION, options, weights, libraries)
+        self.signature = self.identity.signature
 
     @cached_property
     def _model(self) -> Any:
@@ -114,20 +118,20 @@ class TransformerVision:
     def _extract(self, media: Path) -> FeatureSequence:
         return self._tracker.track(media, self.fps, self._collect)
 
-    def _collect(self, frames: Iterator[LandmarkFrame]) -> FeatureSequence:
+    def _collect(self, frames: Iterator[TrackedFrame]) -> FeatureSequence:
         times: list[float] = []
         rows: list[int] = []  # index of each step's vector, -1 without a face
         vectors: list[np.ndarray] = []
         crops: list[np.ndarray] = []
         previous, count = None, 0
-        for time, image, landmarks in frames:
+        for time, image, face in frames:
             if image is not previous:  # a repeated frame is encoded once
                 previous = image
-                if landmarks is not None:
-                    crops.append(self._prepare(image, to_pixels(landmarks, FACE_POINTS, image)[:, :2] * (1, -1)))
+                if face is not None:
+                    crops.append(self._prepare(image, face.points[:FACE_POINTS, :2] * (1, -1)))
                     count += 1
             times.append(time)
-            rows.append(count - 1 if landmarks is not None else -1)
+            rows.append(count - 1 if face is not None else -1)
             if len(crops) == BATCH_FRAMES:
                 vectors.append(self._encode(crops))
                 crops.clear()

@@ -144,7 +144,7 @@ def _area(levels: Sequence[float | None], samples: Sequence[_Sample]) -> _Sample
     by_seed_LS, resampled_LSR = (
         np.stack(values)[order_L] for values in zip(*((s.by_seed_S, s.resampled_SR) for s in samples), strict=True)
     )
-    return _Sample(np.trapz(by_seed_LS, x_L, axis=0) / width, np.trapz(resampled_LSR, x_L, axis=0) / width)
+    return _Sample(np.trapezoid(by_seed_LS, x_L, axis=0) / width, np.trapezoid(resampled_LSR, x_L, axis=0) / width)
 
 
 def _summary_rows(

@@ -36,8 +36,8 @@ TERMS = {
     "text.words": "no weights",
     "audio.librosa": "librosa (ISC), no weights",
     "audio.opensmile": "openSMILE, whose licence allows research and private use only",
-    "vision.face_mesh": "mediapipe with the weights of FaceMesh (Apache-2.0)",
-    "vision.face_landmarker": "mediapipe (Apache-2.0); the `.task` file under its own terms",
+    "vision.face_mesh": "mediapipe with the weights of FaceMesh (Apache-2.0)",  # of checkpoints made until 0.1
+    "vision.face_landmarker": "mediapipe with its face landmarker's weights (Apache-2.0)",
 }
 """Licence terms by extractor; an extractor that takes any model is subject to that model's terms."""
 

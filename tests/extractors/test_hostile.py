@@ -19,7 +19,7 @@ from corpora.readers.raw import read_raw
 from extractors.base import ExtractionError, Source
 from extractors.execution.units import assemble, extract_unit
 from extractors.store import FeatureReader
-from extractors.vision.face_mesh import FaceMeshVision
+from extractors.vision.face_landmarker import FaceLandmarkerVision
 from media.audio import read_audio, read_audio_blocks
 from media.container import MAX_GAP, MediaError, probe
 from media.video import read_frames
@@ -182,7 +182,7 @@ def test_an_hour_is_read_to_its_end_in_small_pieces(tmp_path):
             piece = av.AudioFrame.from_ndarray(np.full((1, block), 1000, np.int16), "s16", "mono")
             piece.sample_rate, piece.pts, piece.time_base = rate, start, Fraction(1, rate)
             container.mux(sound.encode(piece))
-    (seen,) = FaceMeshVision(fps=1).extract([Source("hour", path, "", "en", 3600.0)])
+    (seen,) = FaceLandmarkerVision(fps=1).extract([Source("hour", path, "", "en", 3600.0)])
     assert seen.start == pytest.approx(np.arange(len(seen)))
     assert 3571 <= len(seen) <= 3600  # how long the last slide stays is the container's to say
     blocks = [len(samples) for samples in read_audio_blocks(path, rate)]

@@ -21,8 +21,8 @@ def sources(folder):
 
 
 @pytest.fixture(scope="module")
-def vision(real_clips, face_mesh):
-    return dict(zip(ALL, face_mesh.extract(sources(real_clips)), strict=True))
+def vision(real_clips, face_landmarker):
+    return dict(zip(ALL, face_landmarker.extract(sources(real_clips)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -62,35 +62,35 @@ def test_missing_streams_are_missing_modalities(vision, audio):
 
 
 @pytest.mark.parametrize("name", WITH_FACE)
-def test_head_and_eyes_are_where_they_can_be(vision, face_mesh, name):
+def test_head_and_eyes_are_where_they_can_be(vision, face_landmarker, name):
     result = vision[name]
     for angle in ("head_pitch", "head_yaw", "head_roll"):
-        assert np.abs(column(face_mesh, result, angle)).max() < 0.25  # they look at the camera
+        assert np.abs(column(face_landmarker, result, angle)).max() < 0.25  # they look at the camera
     for side in ("left", "right"):
-        assert np.abs(column(face_mesh, result, f"gaze_{side}_x")).max() < 0.5
-        assert 0.15 < np.median(column(face_mesh, result, f"eye_open_{side}")) < 0.45
-    assert (column(face_mesh, result, "mouth_width") > 0.5).all()
-    assert (column(face_mesh, result, "mouth_open") > -0.05).all()
-    assert 0.05 < column(face_mesh, result, "head_scale").mean() < 0.3
+        assert np.abs(column(face_landmarker, result, f"gaze_{side}_x")).max() < 0.5
+        assert 0.15 < np.median(column(face_landmarker, result, f"eye_open_{side}")) < 0.45
+    assert (column(face_landmarker, result, "mouth_width") > 0.5).all()
+    assert (column(face_landmarker, result, "mouth_open") > -0.05).all()
+    assert 0.05 < column(face_landmarker, result, "head_scale").mean() < 0.3
 
 
-def test_a_head_bent_over_a_phone_looks_down_and_away(vision, face_mesh):
+def test_a_head_bent_over_a_phone_looks_down_and_away(vision, face_landmarker):
     result = vision["silent_face.mp4"]
     assert result.valid.all()
-    assert np.median(column(face_mesh, result, "head_pitch")) < -0.15
-    assert np.median(column(face_mesh, result, "head_yaw")) < -0.1
-    assert np.median(column(face_mesh, result, "eye_open_left")) < 0.15  # lids down
+    assert np.median(column(face_landmarker, result, "head_pitch")) < -0.15
+    assert np.median(column(face_landmarker, result, "head_yaw")) < -0.1
+    assert np.median(column(face_landmarker, result, "eye_open_left")) < 0.15  # lids down
 
 
-def test_a_speaking_mouth_moves_more_than_the_head(vision, face_mesh):
+def test_a_speaking_mouth_moves_more_than_the_head(vision, face_landmarker):
     for name in GRID:
-        assert np.ptp(column(face_mesh, vision[name], "mouth_open")) > 0.1
-        assert np.ptp(column(face_mesh, vision[name], "head_scale")) < 0.02
+        assert np.ptp(column(face_landmarker, vision[name], "mouth_open")) > 0.1
+        assert np.ptp(column(face_landmarker, vision[name], "head_scale")) < 0.02
 
 
-def test_a_clip_gives_the_same_features_after_any_other(vision, real_clips, face_mesh):
+def test_a_clip_gives_the_same_features_after_any_other(vision, real_clips, face_landmarker):
     clips = [Source(name, real_clips / name, "", "en", None) for name in ("single_face.mp4", GRID[0])]
-    _, again = face_mesh.extract(clips)
+    _, again = face_landmarker.extract(clips)
     assert np.array_equal(again.values, vision[GRID[0]].values)
 
 
@@ -116,9 +116,9 @@ def test_sound_that_starts_late_is_silent_before(audio, real_clips):
 def test_extraction_of_real_clips_is_silent(real_clips):
     code = (
         "import sys; from pathlib import Path; from extractors.base import Source; "
-        "from extractors.vision.face_mesh import FaceMeshVision; "
+        "from extractors.vision.face_landmarker import FaceLandmarkerVision; "
         "clips = [Source(p, Path(p), '', 'en', None) for p in sys.argv[1:]]; "
-        "print([int(r.valid.sum()) for r in FaceMeshVision(fps=5).extract(clips)])"
+        "print([int(r.valid.sum()) for r in FaceLandmarkerVision(fps=5).extract(clips)])"
     )
     paths = [real_clips / "no_face.mp4", real_clips / GRID[0]]
     ran = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)

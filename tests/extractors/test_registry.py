@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-import zipfile
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -20,20 +19,16 @@ from extractors.store import FeatureReader
 VARIANTS = {
     "text.transformer": [{}, {"max_tokens": 64}, {"layer": -2}, {"layer": "last_four"}, {"pooling": "words"}],
     "audio.librosa": [{}, {"hop_seconds": 0.023}],
-    "vision.face_mesh": [{}, {"fps": 12.5}, {"min_confidence": 0.7}, {"fps": 12.5, "min_confidence": 0.7}],
+    "vision.face_landmarker": [{}, {"fps": 12.5}, {"min_confidence": 0.7}, {"fps": 12.5, "min_confidence": 0.7}],
 }
 
 
 @pytest.fixture(scope="session")
-def models(speech_models, image_models, tmp_path_factory):
+def models(speech_models, image_models):
     """A model for each extractor that has none of its own."""
-    bundle = tmp_path_factory.mktemp("task") / "face_landmarker.task"
-    with zipfile.ZipFile(bundle, "w") as archive:
-        archive.writestr("face_blendshapes.tflite", b"")
     return {
         "audio.transformer": str(speech_models / "hubert"),
         "vision.transformer": str(image_models / "vit"),
-        "vision.face_landmarker": str(bundle),
     }
 
 
@@ -70,7 +65,7 @@ def test_another_extractor_fills_the_store_by_name_and_options_alone(name, optio
     assert (sequence.word_index is not None) == (report.meta.modality == "text")
 
 
-@pytest.mark.parametrize("name", ["audio.transformer", "vision.transformer", "vision.face_landmarker"])
+@pytest.mark.parametrize("name", ["audio.transformer", "vision.transformer"])
 def test_an_extractor_without_weights_of_its_own_asks_for_a_model(name):
     with pytest.raises(ValueError, match=f"'{name}'.*'model'"):
         create(name, {})
@@ -84,14 +79,19 @@ def test_signature_changes_with_each_option_and_not_otherwise(name):
 
 
 def test_writing_a_default_out_keeps_the_signature():
-    assert create("vision.face_mesh", {"fps": 25}).signature == create("vision.face_mesh", {}).signature
+    assert create("vision.face_landmarker", {"fps": 25}).signature == create("vision.face_landmarker", {}).signature
     assert create("audio.librosa", {"hop_seconds": 0.046}).signature == create("audio.librosa", {}).signature
     assert create("text.transformer", {"model": "minilm"}).signature == create("text.transformer", {}).signature
 
 
 def test_an_unknown_name_lists_the_nearest():
-    with pytest.raises(ValueError, match=r"'vision\.facemesh'; did you mean 'vision\.face_mesh'\? Known: audio"):
-        create("vision.facemesh", {})
+    with pytest.raises(ValueError, match=r"'face_landmarker'; did you mean 'vision\.face_landmarker'\? Known: audio"):
+        create("face_landmarker", {})
+
+
+def test_an_extractor_that_is_gone_names_the_one_that_replaces_it():
+    with pytest.raises(ValueError, match=r"replaced by 'vision\.face_landmarker'.*set extract\.vision\.extractor to"):
+        create("vision.face_mesh", {"fps": 10})
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

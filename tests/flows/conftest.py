@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 EXTRACTORS = {
     "text": ("text.transformer", {"model": "minilm"}),
     "audio": ("audio.librosa", {"hop_seconds": 0.064}),
-    "vision": ("vision.face_mesh", {"fps": 10}),
+    "vision": ("vision.face_landmarker", {"fps": 10}),
 }
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, fusion_layers=1)
 SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu", modality_dropout=0.2)

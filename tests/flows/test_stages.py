@@ -148,7 +148,7 @@ EXTRACT = {"extract@text", "extract@audio", "extract@vision"}
         ("media/video.py", {"extract@vision"}),
         ("corpora/readers/raw.py", {"prepare"}),
         ("corpora/demo/voice.py", {"prepare", "transcribe"}),  # its folder is the demo's `prepare.root`
-        ("extractors/vision/face_mesh.py", {"extract@vision"}),
+        ("extractors/vision/face_landmarker.py", {"extract@vision"}),
         ("extractors/dataset/align_clip.py", {"align"}),
         ("model/network/fusion.py", {"train", "evaluate"}),
         ("model/training/mining.py", {"train"}),

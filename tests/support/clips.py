@@ -131,11 +131,11 @@ def librosa_audio():
 
 
 @pytest.fixture(scope="session")
-def face_mesh():
-    """The default vision extractor; FaceMesh starts once."""
-    from extractors.vision.face_mesh import FaceMeshVision
+def face_landmarker():
+    """The default vision extractor; mediapipe starts once."""
+    from extractors.vision.face_landmarker import FaceLandmarkerVision
 
-    return FaceMeshVision()
+    return FaceLandmarkerVision()
 
 
 SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -227,12 +226,6 @@ def test_mandarin_voice_times_every_character() -> None:
     assert speech.ends[-1] <= len(speech.samples) / speech.sample_rate
 
 
-def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(ValueError, match=r"pip install 'dashfusion\[demo\]'"):
-        synthesize(["good"], "en-us", Prosody(150, 50, 50, 1.0, 1.0))
-
-
 def test_unknown_voice_is_named() -> None:
     with pytest.raises(ValueError, match="no voice 'xx-none'"):
         synthesize(["hello"], "xx-none", CALM)
@@ -254,11 +247,13 @@ def test_words_said_as_one_share_its_time_and_pauses_belong_to_no_word() -> None
     assert ends == pytest.approx([0.22, 0.40, 1.00])
 
 
-def test_face_mesh_finds_the_avatar_and_measures_its_smile(demo: Path) -> None:
-    import mediapipe
+def test_face_landmarker_finds_the_avatar_and_measures_its_smile(demo: Path) -> None:
+    from mediapipe.tasks.python.vision import FaceLandmarker
 
     from corpora.demo.face import Motion, render
     from corpora.demo.plan import plan_speaker
+    from extractors.vision.face_bundle import find_bundle
+    from extractors.vision.face_tracking import to_mediapipe
 
     def lift(points: np.ndarray) -> float:
         """How far the mouth's corners are above its middle, over the distance of the eyes."""
@@ -270,12 +265,12 @@ def test_face_mesh_finds_the_avatar_and_measures_its_smile(demo: Path) -> None:
         smile=np.array([0.7, -0.7]), jaw=zero, brow=zero, blink=zero, yaw=zero, pitch=zero, roll=zero,
         shift=np.zeros((2, 2)),
     )  # fmt: skip
-    with mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True) as mesh:
+    with FaceLandmarker.create_from_model_path(str(find_bundle())) as landmarker:
 
         def points_of(picture: np.ndarray) -> np.ndarray:
-            found = mesh.process(np.ascontiguousarray(picture)).multi_face_landmarks
+            found = landmarker.detect(to_mediapipe(picture)).face_landmarks
             assert found, "no face found"
-            return np.array([(p.x, p.y) for p in found[0].landmark])
+            return np.array([(p.x, p.y) for p in found[0]])
 
         for speaker in range(4):
             glad, sad = (points_of(p[..., ::-1]) for p in render(plan_speaker(7, speaker).look, motion))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXTRACTORS = {
     "text": ("text.words", {}),
     "audio": ("audio.librosa", {"hop_seconds": 0.1}),
-    "vision": ("vision.face_mesh", {"fps": 3}),
+    "vision": ("vision.face_landmarker", {"fps": 3}),
 }
 MUTE, MUTE_TEXT = "extra/mute", "I liked it."
 ONLY_TEXT = "extra/text"

@@ -218,11 +218,11 @@ def test_the_clip_itself_is_not_touched(make_clip, tmp_path, change):
     assert clip.read_bytes() == before
 
 
-def test_a_face_is_lost_behind_a_patch_and_in_the_blur(real_clips, face_mesh, tmp_path):
+def test_a_face_is_lost_behind_a_patch_and_in_the_blur(real_clips, face_landmarker, tmp_path):
     media = real_clips / "grid_bbaf2n.mpg"
     files = [media, occlude(media, tmp_path / "covered", 1, rng()), blur(media, tmp_path / "blurred", 0.3, rng())]
     files.append(blur(media, tmp_path / "soft", 0.01, rng()))
-    seen, covered, blurred, soft = face_mesh.extract([Source("a", path, "", "en", None) for path in files])
+    seen, covered, blurred, soft = face_landmarker.extract([Source("a", path, "", "en", None) for path in files])
     assert seen.valid.all() and soft.valid.all()
     assert not covered.valid.any() and not blurred.valid.any()
     assert len(seen) == len(covered) == len(blurred) == len(soft)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXTRACTORS = {
     "text": ("text.words", {}),
     "audio": ("audio.librosa", {"hop_seconds": 0.064}),
-    "vision": ("vision.face_mesh", {"fps": 10}),
+    "vision": ("vision.face_landmarker", {"fps": 10}),
 }
 
 
@@ -184,9 +184,9 @@ def test_bad_files_fail_alone_and_say_what_to_do(real_clips, maker, make_clip, t
 
 
 def test_a_modality_that_is_damaged_counts_as_missing(maker, real_clips, monkeypatch):
-    from extractors.vision.face_mesh import FaceMeshVision
+    from extractors.vision.face_landmarker import FaceLandmarkerVision
 
-    monkeypatch.setattr(FaceMeshVision, "_extract", lambda self, media: 1 / 0)
+    monkeypatch.setattr(FaceLandmarkerVision, "_extract", lambda self, media: 1 / 0)
     (made,) = maker.make([Video(real_clips / "grid_bbaf2n.mpg", "bin blue")])
     assert steps(made)["vision"] == 0 and steps(made)["audio"] > 0
     assert any(note.code == "vision_failed" and "division by zero" in note.message for note in made.notes)

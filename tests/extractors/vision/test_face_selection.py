@@ -15,7 +15,8 @@ from corpora.demo.plan import plan_clip, split_of_speakers
 from corpora.demo.script import load_script
 from extractors.base import Source
 from extractors.vision import face_tracking
-from extractors.vision.face_mesh import FEATURE_NAMES, FaceMeshVision
+from extractors.vision.face_geometry import FEATURE_NAMES
+from extractors.vision.face_landmarker import FaceLandmarkerVision
 from extractors.vision.face_selection import FaceTracks, mask_other_faces
 
 FPS, FRAMES = 10, 30
@@ -133,7 +134,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def extractor():
-    return FaceMeshVision(fps=FPS)
+    return FaceLandmarkerVision(fps=FPS)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -141,7 +142,7 @@ def test_features_are_those_of_the_followed_face_alone(film, extractor, case):
     followed, other = CASES[case]
     alone, both = extractor.extract([film("alone", followed), film("both", followed, other)])
     there = np.array([followed[2](n) is not None for n in range(FRAMES)])
-    assert (alone.valid == there).mean() > 0.95  # a jump costs FaceMesh a picture
+    assert (alone.valid == there).mean() > 0.95  # a jump costs the landmarker a frame
     assert (both.valid == alone.valid).mean() > 0.95
     same = both.valid & alone.valid
     difference = np.abs(both.values[same] - alone.values[same])

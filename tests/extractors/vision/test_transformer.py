@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.vision import transformer
+from extractors.vision.face_tracking import Face
 from extractors.vision.transformer import TransformerVision, crop_square, read_preprocessor
 from media.container import probe
 
@@ -25,16 +26,16 @@ def source(path, name="clip"):
 
 @pytest.fixture(scope="session")
 def face():
-    """A face in a picture, where mediapipe's landmarks would be: a box of 30 by 40 pixels."""
+    """A face in a picture, where the landmarks would be: a box of 30 by 40 pixels."""
     image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
-    corners = np.array([[0.25, 0.1], [0.25 + 30 / 64, 0.1 + 40 / 48]])
+    corners = np.array([[16, 4.8], [46, 44.8]])
     return image, corners
 
 
-def landmarks_at(corners):
-    from types import SimpleNamespace
-
-    return [SimpleNamespace(x=x, y=y, z=0.0) for x, y in [*corners] * 239]
+def face_at(corners):
+    """A face with these two corners [2, 2] in pixels, x right and y down."""
+    points = np.array([(x, -y, 0.0) for x, y in [*corners] * 239])
+    return Face(points, {})
 
 
 @pytest.fixture
@@ -46,8 +47,7 @@ def follow(monkeypatch, face):
         frames = [image, *(np.roll(image, i + 1, axis=1) for i in range(len(seen)))]
 
         def frames_of(self, media, fps, collect):
-            points = landmarks_at(corners)
-            return collect((i / fps, frames[i], points if there else None) for i, there in enumerate(seen))
+            return collect((i / fps, frames[i], face_at(corners) if there else None) for i, there in enumerate(seen))
 
         monkeypatch.setattr(transformer.FaceTracker, "track", frames_of)
         return frames
@@ -70,7 +70,7 @@ def test_values_are_the_image_models_class_token_of_each_face(image_models, foll
     assert result.end == pytest.approx(np.arange(1, 7) / 10)
     model = AutoModel.from_pretrained(image_models / kind).eval()
     for step in (0, 2, 5):
-        crop = crop_square(frames[step], face[1] * (64, 48), 0.1)
+        crop = crop_square(frames[step], face[1], 0.1)
         pixels = torch.nn.functional.interpolate(
             torch.from_numpy(crop).permute(2, 0, 1)[None].float(), (32, 32), mode="bicubic", antialias=True
         ).clamp(0, 255)
@@ -83,8 +83,8 @@ def test_values_are_the_image_models_class_token_of_each_face(image_models, foll
 
 def test_a_frame_that_repeats_is_encoded_once(image_models, follow, face, tmp_path, monkeypatch):
     image, corners = face
-    points = landmarks_at(corners)
-    shown = [(0.0, image, points), (0.1, image, points), (0.2, np.roll(image, 9), points), (0.3, image.copy(), None)]
+    there = face_at(corners)
+    shown = [(0.0, image, there), (0.1, image, there), (0.2, np.roll(image, 9), there), (0.3, image.copy(), None)]
     monkeypatch.setattr(transformer.FaceTracker, "track", lambda self, media, fps, collect: collect(iter(shown)))
     extractor = TransformerVision(str(image_models / "vit"))
     sizes = []

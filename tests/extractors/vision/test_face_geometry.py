@@ -1,30 +1,21 @@
-"""Pose, measures and bookkeeping of `vision.face_mesh`; real faces are in test_real_clips.py."""
+"""Pose and measures of a face's landmarks; real faces are in test_real_clips.py."""
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 import pytest
 
-from extractors.base import ExtractionError, MissingModalityError, Source
-from extractors.vision.face_mesh import (
+from extractors.vision.face_geometry import (
     _POSITION,
     FEATURE_NAMES,
     LANDMARKS,
     REFERENCE_FACE,
     USED_LANDMARKS,
-    FaceMeshVision,
     face_features,
     face_measures,
     head_angles,
     head_pose,
 )
-from extractors.vision.face_tracking import suppress_mediapipe_log
-
-
-def source(path, name="clip"):
-    return Source(clip_id=name, media=path, text="", language="en", duration=None)
 
 
 def rotation(pitch, yaw, roll):
@@ -115,47 +106,3 @@ def test_every_feature_has_its_own_name():
     assert len(set(FEATURE_NAMES)) == len(FEATURE_NAMES)
     assert FEATURE_NAMES[:3] == ("head_pitch", "head_yaw", "head_roll")
     assert FEATURE_NAMES[-2 * len(LANDMARKS) :][0] == f"landmark_{LANDMARKS[0]}_x"
-    assert FaceMeshVision().feature_names == FEATURE_NAMES
-
-
-def test_frames_without_a_face_are_kept_as_invalid_zeros(tmp_path, make_clip, face_mesh):
-    (result,) = face_mesh.extract([source(make_clip(tmp_path / "clip.mp4", seconds=0.4))])
-    assert result.values.shape == (10, len(FEATURE_NAMES))
-    assert not result.valid.any()
-    assert not result.values.any()
-    assert result.start == pytest.approx(np.arange(10) / 25)
-    assert result.end == pytest.approx(np.arange(1, 11) / 25)
-
-
-def test_what_is_missing_and_what_fails(tmp_path, make_clip, face_mesh):
-    broken = tmp_path / "broken.mp4"
-    broken.write_text("no media")
-    sound = make_clip(tmp_path / "sound.m4a", "a")
-    good = make_clip(tmp_path / "good.mp4", "v", seconds=0.2)
-    results = list(face_mesh.extract([source(p) for p in (sound, broken, None, good)]))
-    assert [type(r) for r in results[:3]] == [MissingModalityError, ExtractionError, MissingModalityError]
-    assert len(results[3]) == 5
-
-
-def test_only_known_noise_is_kept_from_standard_error(capfd):
-    with suppress_mediapipe_log():
-        os.write(2, b"W0000 inference_feedback_manager.cc:114] Feedback manager\nsomething real\n")
-    os.write(2, b"afterwards\n")
-    assert capfd.readouterr().err == "something real\nafterwards\n"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"fps": 0},
-        {"fps": -5},
-        {"fps": "25"},
-        {"fps": float("nan")},
-        {"min_confidence": 1.5},
-        {"min_confidence": None},
-    ],
-)
-def test_options_are_validated(options):
-    (name,) = options
-    with pytest.raises(ValueError, match=f"{name} must be a number between"):
-        FaceMeshVision(**options)

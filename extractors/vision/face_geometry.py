@@ -1,40 +1,18 @@
-"""Facial features with mediapipe's FaceMesh: head pose, gaze, expression, and landmarks in a head-fixed frame.
+"""Facial features from landmarks: head pose, gaze, expression, and landmarks in a head-fixed frame.
 
 Coordinates are x to the right of the frame, y up, z towards the camera; left and right are the person's own. Landmarks
-are numbered as in the face mesh: 468 points, then the irises.
+are numbered as in MediaPipe's face mesh: 468 points, then the irises.
 Shapes: F frames with a face, P landmarks in use.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from extractors.base import (
-    ExtractionError,
-    Feature,
-    FeatureDescription,
-    FeatureSequence,
-    Source,
-    extract_each,
-    make_signature,
-)
-from extractors.vision.face_tracking import FaceTracker, LandmarkFrame, check_face_options, frame_steps, to_pixels
-from media.video import MAX_SIDE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-VERSION = 2
-
-BATCH_FRAMES = 512
-"""Faces that are measured at once."""
+from extractors.base import Feature
 
 # Landmarks that hardly move with the expression, as in a face that looks at the camera. The unit is the distance
-# between the centres of the eyes, the origin is midway between them. Measured with FaceMesh: the mean of four people,
+# between the centres of the eyes, the origin is midway between them. Measured with MediaPipe: the mean of four people,
 # superimposed and averaged with its mirror image; pitch 0 is that of two people who read to a camera at eye level.
 _MIDLINE = {
     10: (0.929, 0.244),
@@ -209,7 +187,7 @@ def _left_right(name: str) -> tuple[str, str]:
 
 _EYES = "distance between the eyes"
 _SIDE = "longer side of the frame"
-_FEATURES = (
+FEATURES = (
     Feature(("head_pitch",), "rotation about the axis through the ears, positive looking up", "rad"),
     Feature(("head_yaw",), "rotation about the neck, positive to the person's left (right of the frame)", "rad"),
     Feature(("head_roll",), "tilt, positive to the person's right (counter-clockwise in the frame)", "rad"),
@@ -251,74 +229,3 @@ _FEATURES = (
         for group, indices in LANDMARK_GROUPS.items()
     ),
 )
-
-
-class FaceMeshVision:
-    """`vision.face_mesh`: pose, gaze, expression and landmarks of one face per clip, see `FaceSelector`.
-
-    Gaze, expression (see `face_measures`) and the coordinates of `LANDMARKS` are measured after the rotation, scale and
-    position of the head have been removed. A frame without a face is an invalid step of zeros. Each clip is tracked
-    independently of the others. mediapipe is loaded with the first clip.
-
-    Args:
-        fps: frames to process per second; steps are exactly 1 / fps apart.
-        min_confidence: minimum score of a detected or tracked face.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-
-    modality = "vision"
-    feature_names = FEATURE_NAMES
-    description = FeatureDescription(
-        source="mediapipe's FaceMesh (`refine_landmarks`; of several faces the largest that is present consistently), "
-        f"on frames scaled down to at most {MAX_SIDE} pixels; pose by a similarity transform to a reference face. "
-        "Gaze, expression and landmarks are independent of pose and scale; left and right are the person's own",
-        rate="`fps`; frames are repeated if the video has fewer; a step starts at its frame's time and lasts 1 / `fps`",
-        window="one frame; FaceMesh tracks the face from frame to frame",
-        valid="a face is detected; other steps are zeros",
-        features=_FEATURES,
-    )
-
-    def __init__(self, fps: float = 25.0, min_confidence: float = 0.5) -> None:
-        check_face_options(fps=fps, min_confidence=min_confidence)
-        self.fps, self.min_confidence = float(fps), float(min_confidence)
-        options = {"fps": self.fps, "min_confidence": self.min_confidence, "max_side": MAX_SIDE}
-        self.signature = make_signature("vision.face_mesh", VERSION, options, f"mediapipe {version('mediapipe')}")
-        self._tracker = FaceTracker(self.min_confidence)
-
-    def extract(self, sources: Sequence[Source]) -> Iterator[FeatureSequence | ExtractionError]:
-        """Yield one result per source, in order."""
-        return extract_each(sources, self._extract)
-
-    def _extract(self, media: Path) -> FeatureSequence:
-        return self._tracker.track(media, self.fps, self._collect)
-
-    def _collect(self, frames: Iterator[LandmarkFrame]) -> FeatureSequence:
-        times: list[float] = []
-        valid: list[bool] = []
-        batches: list[np.ndarray] = []
-        points: list[np.ndarray] = []
-        sizes: list[tuple[int, int]] = []
-
-        def measure() -> None:
-            """Measure the faces collected so far, since landmarks take more memory than features."""
-            features = face_features(np.stack(points), np.array(sizes))
-            batches.append(np.column_stack([*features.values()]).astype(np.float32))
-            points.clear()
-            sizes.clear()
-
-        for time, image, landmarks in frames:
-            times.append(time)
-            valid.append(landmarks is not None)
-            if landmarks is not None:
-                points.append(to_pixels(landmarks, USED_LANDMARKS, image))
-                sizes.append((image.shape[1], image.shape[0]))
-            if len(points) == BATCH_FRAMES:
-                measure()
-        if points:
-            measure()
-        values = np.zeros((len(times), len(FEATURE_NAMES)), np.float32)
-        if batches:
-            values[valid] = np.concatenate(batches)
-        return frame_steps(values, times, np.array(valid), self.fps)
