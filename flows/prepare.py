@@ -15,6 +15,7 @@ from corpora.readers.csd import read_csd
 from corpora.readers.mmsa_pickle import read_mmsa
 from corpora.readers.raw import read_raw
 from extractors.imported import write_imported
+from flows.config.encoder import check_encoder
 from flows.config.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_params
 from flows.display.console import console, progress
 from flows.orchestration import engine
@@ -80,6 +81,7 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
         params_file: Parameters of all stages.
     """
     params: Params = load_params(params_file)
+    check_encoder(params, str(params_file))
     media = params.paths.media
     if params.prepare.layout == "demo":
         engine.call(generate_demo, params.prepare, media, params.extract.workers)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from corpora.files import atomic_file
+from flows.config.encoder import check_encoder
 from flows.config.outputs import check_outputs
 from flows.config.params import check_params, load_params
 
@@ -64,12 +65,15 @@ def compose(choices: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
 def apply(choices: Sequence[str], path: Path = PARAMS, conf: Path = CONF) -> Changes:
     """Write the composition of the defaults and `choices` to params.yaml, and store the choices in conf/.
 
-    Earlier choices are discarded. Returns what changed in params.yaml. Raises as `compose` and `check_outputs` do.
+    Earlier choices are discarded. Returns what changed in params.yaml. Raises as `compose`, `check_outputs` and
+    `check_encoder` do.
     """
     groups = _groups(choices, conf)
     with _default_conf(conf) as default:
         values = compose(choices, default)
-        check_outputs(check_params(values, "conf/"), " ".join(choices))
+        params, source = check_params(values, "conf/"), " ".join(choices)
+        check_outputs(params, source)
+        check_encoder(params, source)
         chosen_files = _chosen_files(groups, values, default)
     changes = _differences(_read(path), values)
     _write_files(chosen_files, conf)

@@ -191,7 +191,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[N
     raw = read_description(folder)
     info = _parse(raw, folder / DESCRIPTION)
     _check_files(folder, raw.get("sha256", {}))
-    text = None if info.model.text.mode == "frozen" else TextBackbone.load(folder / TEXT)
+    stored = info.model.text.tokens == "text_bert"
+    text = None if info.model.text.mode == "frozen" else TextBackbone.load(folder / TEXT, stored)
     network = build_network(info.model, info.dataset, text)
     network.load_state_dict(_read_weights(folder / WEIGHTS, network.state_dict()))
     return network.to(device).eval(), replace(info, density=_read_density(folder / DENSITY))

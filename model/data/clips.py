@@ -91,7 +91,10 @@ class ClipTable:
         truncated = {m: int((s.lengths > max_positions).sum()) for m, s in full.items()}
         sequences = {m: replace(s, lengths=np.minimum(s.lengths, max_positions)) for m, s in full.items()}
         if text:
-            sequences["text"], truncated["text"] = text.sequences(read_column(parts, "text").to_pylist())
+            texts = [] if text.stored else read_column(parts, "text").to_pylist()
+            sequences["text"], truncated["text"] = (
+                text.stored_sequences(parts) if text.stored else text.sequences(texts)
+            )
         speakers = _read_speakers(parts)
         return cls(info, split, clip_ids, labels, unimodal_labels, sequences, truncated, text, speakers)
 

@@ -53,11 +53,13 @@ class TextBackbone:
         tokenizer: truncates at its limit and adds special tokens, without padding.
         config: of the Hugging Face encoder.
         pretrained: folder or hub id of the weights; None: random weights, or those of a checkpoint.
+        stored: read the token ids of datasets where there are transcripts and ids (`model.text.tokens` text_bert).
     """
 
     tokenizer: Tokenizer
     config: PretrainedConfig
     pretrained: str | None = None
+    stored: bool = False
 
     @property
     def limit(self) -> int:
@@ -82,6 +84,26 @@ class TextBackbone:
                 truncated += bool(encoding.overflowing)
         values_S = np.concatenate(ids)
         return Sequences(values_S, np.ones(len(values_S), bool), np.cumsum(lengths) - lengths, lengths), truncated
+
+    def stored_sequences(self, parts: Sequence[Path]) -> tuple[Sequences, int]:
+        """Read the token ids of a split's files, as `sequences` returns those of its transcripts.
+
+        Raises:
+            ValueError: the dataset has no ids, or ids that the encoder does not have.
+        """
+        column = read_column(parts, "text_token_ids")
+        ids_S, offsets = column.values.to_numpy(zero_copy_only=False).astype(np.int32), column.offsets.to_numpy()
+        wrong = ids_S[(ids_S < 0) | (ids_S >= self.config.vocab_size)]
+        if len(wrong):
+            known = f"the token id {wrong[0]}, but the encoder has {self.config.vocab_size} tokens"
+            found = "no token ids" if wrong[0] < 0 else known
+            raise ValueError(
+                f"model.text.tokens is text_bert: {parts[0].parents[1]} has {found}; "
+                "set it to transcript, or import a file with text_bert and name its encoder in model.text.encoder"
+            )
+        starts, lengths = offsets[:-1].astype(np.int64), np.diff(offsets).astype(np.int64)
+        truncated = int((lengths > self.limit).sum())
+        return Sequences(ids_S, np.ones(len(ids_S), bool), starts, np.minimum(lengths, self.limit)), truncated
 
     def build(self) -> PreTrainedModel:
         """Build the encoder in float32; weights that are not loaded are drawn from torch's global generator.
@@ -109,8 +131,12 @@ class TextBackbone:
         self.config.to_json_file(str(folder / "config.json"), use_diff=False)
 
     @classmethod
-    def load(cls, folder: Path) -> TextBackbone:
+    def load(cls, folder: Path, stored: bool = False) -> TextBackbone:
         """Read what `save` wrote; the weights come from the checkpoint.
+
+        Args:
+            folder: with the files.
+            stored: see the class.
 
         Raises:
             ValueError: a file is missing or damaged, or of a type that needs its own Python code.
@@ -120,7 +146,7 @@ class TextBackbone:
 
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config)
+            return cls(Tokenizer.from_file(str(folder / TOKENIZER)), config, stored=stored)
         except Exception as error:  # tokenizers raises plain `Exception`
             raise ValueError(
                 f"{folder}: no usable config.json and {TOKENIZER} ({str(error).splitlines()[0]}); copy the checkpoint "
@@ -200,7 +226,7 @@ def _pretrained_backbone(config: TextConfig, info: DatasetInfo) -> TextBackbone:
         meta_model = AutoModel.from_config(shape, trust_remote_code=False)  # type: ignore[no-untyped-call]  # transformers
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(config.max_tokens, wrapper.model_max_length, _count_positions(meta_model)))
-    return TextBackbone(tokenizer, shape, name)
+    return TextBackbone(tokenizer, shape, name, stored=config.tokens == "text_bert")
 
 
 def _count_positions(encoder: PreTrainedModel) -> int:

@@ -257,7 +257,7 @@ class _StoredTimes:
     def word_of_token(self, row: int, words: Sequence[str], text: TextBackbone | None) -> np.ndarray:
         """Return the word of each token that the network reads, [K], -1 for special tokens."""
         length = self.table.sequences["text"].lengths[row]
-        if text is None:
+        if text is None or text.stored:
             return self._list(row, "text_word_index")[:length]
         return words_of_tokens(text, self._value(row, "text").as_py(), words) if length else np.zeros(0, np.int64)
 

@@ -29,7 +29,8 @@ _NOT_IN_SIGNATURE = ("seeds", "checkpoint_minutes", "tensorboard")
 """Training options that do not change the numbers."""
 
 TRAINING_CODE = (
-    "config.py", "data", "device.py", "evaluation/bootstrap.py", "evaluation/calibration.py", "evaluation/inference.py",
+    "config.py", "config_blocks.py", "data", "device.py", "evaluation/bootstrap.py",
+    "evaluation/calibration.py", "evaluation/inference.py",
     "evaluation/metrics.py", "evaluation/outliers.py", "network", "train.py", "training",
 )  # fmt: skip
 """Modules and packages of `model` that training computes with."""

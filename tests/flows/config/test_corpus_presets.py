@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,43 @@ def test_published_corpora_are_trained_as_the_authors_did(corpus):
     chinese = corpus.startswith("sims")
     assert params.prepare.language == ("zh" if chinese else "en")
     assert params.prepare.label_range == ((-1, 1) if chinese else (-3, 3))
+
+
+@pytest.mark.parametrize("corpus", RECIPES)
+def test_a_pickle_of_a_corpus_is_trained_alike(corpus):
+    """One command for who owns the file: encoder, seeds, padding, and the rest as from videos."""
+    videos, pickled = preset(f"corpus={corpus}"), preset(f"corpus={corpus}_pickle")
+    text = replace(videos.model.text, encoder=videos.extract.text.options["model"])
+    assert pickled.model == replace(videos.model, text=text)
+    assert pickled.train == replace(videos.train, seeds=(1111, 1112, 1113, 1114, 1115))
+    assert pickled.prepare == replace(videos.prepare, layout="mmsa_pickle", root=pickled.prepare.root)
+    assert (pickled.extract, pickled.align) == (videos.extract, videos.align)
+
+
+PADDED = {"mosi": (375, 500), "mosei": (500, 500), "sims": (400, 55), "sims2": (0, 0)}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("corpus", RECIPES)
+def test_the_published_recipe_is_that_of_the_authors_code(corpus, pickled):
+    params = preset(f"corpus={corpus}{'_pickle' if pickled else ''}", "experiment=published")
+    model, train = params.model, params.train
+    assert (model.name, model.normalise) == ("dashfusion_published", False)
+    assert (model.padding.audio, model.padding.vision) == PADDED[corpus]
+    assert train.seeds == (1, 12, 123, 1234)
+    assert (train.batching, train.clip_norm, train.best_epoch, train.precision) == ("shuffled", 0, "last", 32)
+    assert (train.contrastive.semantic_negatives, train.contrastive.reduction) == ("anchor", "published")
+    assert (train.mining.index, train.mining.class_rounding) == ("rank", "even")
+    rates = (train.batch_size, train.learning_rate, train.epochs, train.warmup_epochs)
+    assert (*rates, model.encoder_layers, model.fusion_layers) == RECIPES[corpus][1:]
+
+
+def test_ch_sims_is_measured_at_the_rate_of_its_own_features():
+    from extractors.audio.librosa import SAMPLE_RATE, LibrosaAudio
+
+    audio = preset("corpus=sims").extract.audio
+    assert audio.extractor == "audio.librosa" and SAMPLE_RATE == 22_050
+    assert LibrosaAudio(**audio.options).hop == 512
 
 
 def test_the_chinese_demo_needs_no_weights_and_differs_in_parameters_alone():
