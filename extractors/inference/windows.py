@@ -42,7 +42,7 @@ def cut_transcript(transcript: Transcript, times: np.ndarray, start: float, end:
     midpoint = times.mean(axis=1)
     rows = np.flatnonzero((midpoint >= start) & (midpoint < end))
     inside = np.clip(times[rows] - start, 0, end - start)
-    chosen = [transcript.words[row] for row in rows]
+    chosen = [transcript.words[int(row)] for row in rows]
     text = ("" if language == CHINESE else " ").join(chosen)
     words = split_words(text, language)  # the joined text may split differently
     matched = match_words(words, [Word(word, *span) for word, span in zip(chosen, inside.tolist(), strict=True)])

@@ -171,7 +171,8 @@ def _metrics(
 
 def _ratio(part_R: np.ndarray, whole_R: np.ndarray) -> np.ndarray:
     """Divide; NaN where the whole is 0."""
-    return np.divide(part_R, whole_R, out=np.full(len(whole_R), np.nan), where=whole_R > 0)
+    ratio: np.ndarray = np.divide(part_R, whole_R, out=np.full(len(whole_R), np.nan), where=whole_R > 0)
+    return ratio
 
 
 def _weighted_f1(count: Callable[[np.ndarray], np.ndarray], predicted_N: np.ndarray, true_N: np.ndarray) -> np.ndarray:
@@ -199,4 +200,5 @@ def _correlation(count_RN: np.ndarray, prediction_N: np.ndarray, label_N: np.nda
         drawn = np.repeat(np.arange(len(x_N)), count_RN[row].astype(np.int64))
         exact = correlation(prediction_N[drawn], label_N[drawn])
         correlation_R[row] = np.nan if exact is None else exact
-    return np.clip(correlation_R, -1, 1)
+    clipped: np.ndarray = np.clip(correlation_R, -1, 1)
+    return clipped

@@ -148,7 +148,8 @@ def to_classes(values: np.ndarray, label_range: tuple[float, float], count: int)
         return rounded + limit
     # float32, like the labels: a label of 0.1 must not exceed the edge 0.1
     edges = np.asarray(INNER_EDGES[count], np.float32)
-    return np.searchsorted(edges, np.clip(values, *UNIT).astype(np.float32), side="left")
+    indices: np.ndarray = np.searchsorted(edges, np.clip(values, *UNIT).astype(np.float32), side="left")
+    return indices
 
 
 def class_names(label_range: tuple[float, float], count: int) -> list[str]:
