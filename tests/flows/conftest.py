@@ -25,6 +25,7 @@ from flows.serving.security import LOOPBACK, Rules
 from flows.serving.worker import Model
 from flows.serving.worker_pool import Limits, ScoringPool
 from model.config import ModelConfig, TrainConfig
+from tests.support.corpora import make_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,16 @@ def running_server() -> Callable[[], AbstractContextManager[str]]:
     return run_server
 
 
+@pytest.fixture(scope="session")
+def api_url(tmp_path_factory) -> Iterator[str]:
+    """Address of a Prefect server that several modules share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("server"))
+        patch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
+        with run_server() as url:
+            yield url
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
     """A folder with the project's parameters and presets, as the working directory."""
@@ -69,12 +80,9 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """A generated corpus of 16 clips, with a dataset and a checkpoint of each mode, made by the stages' functions."""
+def _write_corpus(folder: Path) -> None:
     from model.train import train  # loads torch, which most tests here do without
 
-    folder = tmp_path_factory.mktemp("corpus")
     generate(folder / "media", DemoConfig(clips=16, speakers=8, seed=3))
     manifest, _ = read_raw(folder / "media", corpus="demo_en", language="en", label_range=(-3, 3))
     write_manifest(manifest, folder / "manifest.parquet")
@@ -88,7 +96,12 @@ def corpus(tmp_path_factory) -> Path:
         tables = folder / "manifest.parquet", folder / "transcripts.parquet"
         align(*tables, features, folder / mode, AlignConfig(mode=mode, mask_invalid=("audio", "vision")))
         train(folder / mode, folder / f"models-{mode}", SMALL, SHORT, seed=0)
-    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A generated corpus of 16 clips, with a dataset and a checkpoint of each mode, made by the stages' functions."""
+    return make_once(tmp_path_factory, "corpus", _write_corpus)
 
 
 @pytest.fixture(scope="session")

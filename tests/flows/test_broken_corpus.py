@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from corpora.demo import DemoConfig, generate
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
 from extractors.execution.cache import traceback_path
@@ -27,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 BROKEN = ("truncated", "empty", "text")
 
 
-def write_corpus(root: Path, silent_clip: Path) -> None:
-    """Six generated clips; then copies that are truncated, empty, a text file, without transcript, without sound."""
-    generate(root, DemoConfig(clips=6, speakers=4, seed=5), workers=1)
+def write_corpus(root: Path, demo: Path, silent_clip: Path) -> None:
+    """Five generated clips; then copies that are truncated, empty, a text file, without transcript, without sound."""
+    shutil.copytree(demo, root)
     with (root / "label.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
     good = (root / "Raw" / rows[0]["video_id"] / f"{rows[0]['clip_id']}.mp4").read_bytes()
@@ -66,10 +65,10 @@ def write_silent_clip(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
+def project(tmp_path_factory, demo) -> Path:
     """A folder with params.yaml for the broken corpus."""
     folder = tmp_path_factory.mktemp("broken")
-    write_corpus(folder / "corpus", write_silent_clip(folder / "silent.mp4"))
+    write_corpus(folder / "corpus", demo, write_silent_clip(folder / "silent.mp4"))
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"] |= {"corpus": "broken", "layout": "mmsa", "root": "corpus"}
     params["extract"] |= {"workers": 1, "max_failed_fraction": 0.5}
@@ -88,13 +87,13 @@ def test_unreadable_media_stay_in_the_manifest_and_are_listed(here):
     prepare.fn()
     clips = {clip.clip_id: clip for clip in read_manifest(Path("data/manifest.parquet")).clips}
     problems = read_problems([Path("data/problems/prepare.parquet")])
-    assert len(clips) == 11 and clips["odd/empty"].duration is None
+    assert len(clips) == 10 and clips["odd/empty"].duration is None
     unreadable = {problem.clip_id for problem in problems if problem.error == "UnreadableMedia"}
     assert {"odd/empty", "odd/text"} <= unreadable <= {f"odd/{name}" for name in BROKEN}
 
 
 def test_without_models_the_transcripts_are_the_corpuss_own(here):
-    assert transcribe.fn() == {"texts": {"corpus": 10, "none": 1}, "methods": {"proportional": 10}}
+    assert transcribe.fn() == {"texts": {"corpus": 9, "none": 1}, "methods": {"proportional": 9}}
     assert read_problems([Path("data/problems/transcribe.parquet")]) == []
 
 
@@ -108,7 +107,7 @@ def test_a_broken_file_fails_alone(here, modality):
         assert "MediaError" in trace and problem.message in trace
     failed = {problem.clip_id for problem in problems}
     assert failed == (set() if modality == "text" else {f"odd/{name}" for name in BROKEN})
-    assert len(reader) == 11 - len(failed)
+    assert len(reader) == 10 - len(failed)
     missing = {clip_id for clip_id, sequence in reader if not len(sequence)}
     assert missing == {"audio": {"odd/silent"}, "vision": set(), "text": {"odd/wordless"}}[modality]
 
@@ -117,7 +116,7 @@ def test_a_second_extraction_takes_what_is_done_and_tries_the_broken_again(here,
     before = {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()}
     shutil.rmtree("data/features/audio")  # as `dvc repro` does before it runs a stage
     extract.fn("audio")
-    assert "8 from an earlier run" in " ".join(capfd.readouterr().out.split())
+    assert "7 from an earlier run" in " ".join(capfd.readouterr().out.split())
     assert {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()} == before
 
 
@@ -127,11 +126,11 @@ def test_a_forced_extraction_reuses_nothing(here, capfd, monkeypatch):
     monkeypatch.setenv(FORCE, "1")
     extract.fn("audio")
     capfd.readouterr()
-    assert all(path.stat().st_mtime_ns > time for path, time in scratch.items()) and len(scratch) == 7
+    assert all(path.stat().st_mtime_ns > time for path, time in scratch.items()) and len(scratch) == 6
     assert {path.name: path.read_bytes() for path in Path("data/features/audio").iterdir()} == before
     monkeypatch.delenv(FORCE)
     extract.fn("audio")
-    assert "8 from an earlier run" in " ".join(capfd.readouterr().out.split())
+    assert "7 from an earlier run" in " ".join(capfd.readouterr().out.split())
 
 
 def test_too_many_failures_stop_the_stage_and_name_the_clips(here):
@@ -141,7 +140,7 @@ def test_too_many_failures_stop_the_stage_and_name_the_clips(here):
     with pytest.raises(TooManyFailuresError) as error:
         extract.fn("audio", Path("strict.yaml"))
     message = str(error.value)
-    assert "3 of 11 clips failed" in message and "odd/truncated" in message and "max_failed_fraction" in message
+    assert "3 of 10 clips failed" in message and "odd/truncated" in message and "max_failed_fraction" in message
 
 
 def test_a_clip_keeps_the_modalities_that_are_whole(here):

@@ -322,12 +322,12 @@ def waited_for(look: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.server
-def test_prefect_shows_run_cached_and_failed_stages_with_their_words(repository, tmp_path, monkeypatch, running_server):
+def test_prefect_shows_run_cached_and_failed_stages_with_their_words(repository, tmp_path, monkeypatch, api_url):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     folder = repository(MAKE)
     shutil.copy(ROOT / "params.yaml", folder)
 
-    def flow_run(api_url: str) -> dict[str, Any]:
+    def flow_run() -> dict[str, Any]:
         process = start(RUN)
         said = process.communicate(timeout=PATIENCE)[0]
         return ask(api_url, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0] | {"said": said}
@@ -337,31 +337,30 @@ def test_prefect_shows_run_cached_and_failed_stages_with_their_words(repository,
         ended = {"task_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED"]}}}}
         return waited_for(lambda: ask(api_url, "task_runs/filter", of | ended))[0]
 
-    with running_server() as api_url:
-        monkeypatch.setenv("PREFECT_API_URL", api_url)
-        first, second = flow_run(api_url), flow_run(api_url)
-        repository("print('prepare stopped: ValueError: row 7: no such clip')\nraise SystemExit(1)")
-        third = flow_run(api_url)
-        assert [run["name"] for run in (first, second, third)] == ["pipeline demo_en"] * 3, first["said"]
-        assert all("corpus:demo_en" in run["tags"] for run in (first, second, third))
-        assert [stage(run)["state_name"] for run in (first, second, third)] == ["Completed", "Cached", "Failed"]
-        assert stage(first)["name"] == "prepare" and stage(first)["total_run_time"] > 0
-        assert third["state"]["type"] == "FAILED"
-        words = "StageFailedError: stage prepare failed: ValueError: row 7: no such clip"
-        assert words in third["state"]["message"].splitlines()[0] and words in stage(third)["state"]["message"]
-        logged = waited_for(
-            lambda: [
-                log["message"]
-                for log in ask(api_url, "logs/filter", {"logs": {"flow_run_id": {"any_": [first["id"]]}}})
-                if "made it" in log["message"]
-            ]
-        )
-        assert logged == ["made it"]
-        tables = ask(api_url, "artifacts/filter", {"artifacts": {"key": {"any_": ["pipeline-stages"]}}})
-        states = {table["flow_run_id"]: json.loads(table["data"])[0]["state"] for table in tables}
-        assert states == {first["id"]: "run", second["id"]: "cached", third["id"]: "failed"}
-        for run in (first, second, third):
-            assert "Traceback" not in run["said"], run["said"]
+    monkeypatch.setenv("PREFECT_API_URL", api_url)
+    first, second = flow_run(), flow_run()
+    repository("print('prepare stopped: ValueError: row 7: no such clip')\nraise SystemExit(1)")
+    third = flow_run()
+    assert [run["name"] for run in (first, second, third)] == ["pipeline demo_en"] * 3, first["said"]
+    assert all("corpus:demo_en" in run["tags"] for run in (first, second, third))
+    assert [stage(run)["state_name"] for run in (first, second, third)] == ["Completed", "Cached", "Failed"]
+    assert stage(first)["name"] == "prepare" and stage(first)["total_run_time"] > 0
+    assert third["state"]["type"] == "FAILED"
+    words = "StageFailedError: stage prepare failed: ValueError: row 7: no such clip"
+    assert words in third["state"]["message"].splitlines()[0] and words in stage(third)["state"]["message"]
+    logged = waited_for(
+        lambda: [
+            log["message"]
+            for log in ask(api_url, "logs/filter", {"logs": {"flow_run_id": {"any_": [first["id"]]}}})
+            if "made it" in log["message"]
+        ]
+    )
+    assert logged == ["made it"]
+    tables = ask(api_url, "artifacts/filter", {"artifacts": {"key": {"any_": ["pipeline-stages"]}}})
+    states = {table["flow_run_id"]: json.loads(table["data"])[0]["state"] for table in tables}
+    assert states == {first["id"]: "run", second["id"]: "cached", third["id"]: "failed"}
+    for run in (first, second, third):
+        assert "Traceback" not in run["said"], run["said"]
 
 
 TRAIN = """
@@ -382,7 +381,7 @@ engine.run_flow(training, name='NAME')
 
 
 @pytest.mark.server
-def test_two_trainings_never_share_the_gpu(tmp_path, monkeypatch, running_server):
+def test_two_trainings_never_share_the_gpu(tmp_path, monkeypatch, api_url):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.chdir(tmp_path)
 
@@ -392,9 +391,8 @@ def test_two_trainings_never_share_the_gpu(tmp_path, monkeypatch, running_server
         assert [run.returncode for run in runs] == [0] * len(runs), said
         return sorted([float(time) for time in (tmp_path / name).read_text().split()] for name in names)
 
-    with running_server() as api_url:
-        monkeypatch.setenv("PREFECT_API_URL", api_url)
-        assert train("without-a-limit")
-        ask(api_url, "v2/concurrency_limits/", {"name": "gpu", "limit": 1})
-        (_, first_end), (second_begin, _) = train("one", "other")
-        assert first_end <= second_begin
+    monkeypatch.setenv("PREFECT_API_URL", api_url)
+    assert train("without-a-limit")
+    ask(api_url, "v2/concurrency_limits/", {"name": "gpu", "limit": 1})
+    (_, first_end), (second_begin, _) = train("one", "other")
+    assert first_end <= second_begin

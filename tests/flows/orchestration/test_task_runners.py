@@ -19,7 +19,6 @@ import psutil
 import pytest
 import yaml
 
-from corpora.demo import DemoConfig, generate
 from corpora.manifest import write_manifest
 from corpora.problems import read_problems
 from corpora.readers.raw import read_raw
@@ -102,11 +101,10 @@ def place(folder: Path, corpus: Path, runner: str, api_url: str, hop_seconds: fl
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
+def corpus(tmp_path_factory, demo) -> Path:
     """Copies of a few generated clips, made different by a box at their end; one of them is no video."""
     root = tmp_path_factory.mktemp("corpus")
-    generate(root / "originals", DemoConfig(clips=4, speakers=4, seed=3), workers=1)
-    originals = sorted((root / "originals/Raw").rglob("*.mp4"))
+    originals = sorted((demo / "Raw").rglob("*.mp4"))
     with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["video_id", "clip_id", "text", "label", "mode"])
@@ -117,16 +115,6 @@ def corpus(tmp_path_factory) -> Path:
             path.write_bytes(originals[i % len(originals)].read_bytes() + struct.pack(">I4sI", 12, b"free", i))
     (root / "Raw/v/07.mp4").write_text("this is no video\n" * 100)
     return root
-
-
-@pytest.fixture(scope="module")
-def api_url(tmp_path_factory, running_server) -> Iterator[str]:
-    """A Prefect server for all of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("server"))
-        patch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
-        with running_server() as url:
-            yield url
 
 
 @pytest.fixture(scope="module")

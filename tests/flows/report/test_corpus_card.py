@@ -60,7 +60,7 @@ def write_dataset(folder: Path, clips: Sequence[Clip], valid: Mapping[str, Mappi
 
 
 def make_row(clip: Clip, valid: Mapping[str, list[int]]) -> dict[str, object]:
-    row = {name: getattr(clip, name) for name in ("clip_id", "video_id", "text", "label")}
+    row = {name: getattr(clip, name) for name in ("clip_id", "video_id", "speaker", "text", "label")}
     row |= {f"label_{m}": getattr(clip, f"label_{m}") for m in MODALITIES}
     for m, mask in valid.items():
         row |= {f"{m}_values": np.ones((len(mask), 2), np.float32), f"{m}_mask": np.array(mask, bool)}

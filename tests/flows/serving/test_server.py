@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.server
+
 TEXT = "It was fine."
 HEAD = "POST /predict HTTP/1.1\nHost: {}\nContent-Type: multipart/form-data; boundary=x\n"
 BEGIN = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.mp4"\r\n\r\n'
