@@ -61,11 +61,12 @@ $(VENV)/pyvenv.cfg:
 	done; echo "Python 3.11 to 3.14 with its venv module (Debian: python3-venv) is needed; none found on PATH" >&2; exit 1
 
 $(VENV)/.run: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[demo,zh]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[dev,dask,onnx,ray,opensmile,s3,tensorboard,words]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt \
+	  -e '.[demo,zh,asr,dev,dask,onnx,ray,opensmile,s3,tensorboard,words]'
 	@touch $@
 
 clean:
