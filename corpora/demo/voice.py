@@ -97,8 +97,10 @@ class _Library:
     """
 
     def __init__(self) -> None:
-        import espeakng_loader
-
+        try:
+            import espeakng_loader
+        except ModuleNotFoundError as error:
+            raise ValueError("the demo's voices need espeakng-loader; pip install 'dashfusion[demo]'") from error
         data = str(espeakng_loader.get_data_path())
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         self.sample_rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), DO_NOT_EXIT)

@@ -30,9 +30,9 @@ from extractors.huggingface import downloads
 from extractors.inference.media_features import MEDIA_MODALITIES, MediaFeatures, extract_media
 from extractors.inference.windows import cut_sequence, cut_transcript, window_times
 from extractors.registry import create
-from extractors.transcripts.asr import Recogniser
 from extractors.transcripts.subtitles import read_transcript
 from extractors.transcripts.table import Transcript
+from extractors.transcripts.tiny_whisper import create_recogniser
 from extractors.transcripts.words import CHINESE, is_ideographic, match_words, split_words
 from media.container import MediaError
 from model.prediction.protocol import FeatureFailure, Note, Segment, Steps, Video, VideoFeatures
@@ -64,7 +64,8 @@ class FeatureMaker:
         modalities: Modalities that the network uses.
         tokens: Whether the network reads transcripts instead of text features.
         language: ISO 639-1 code of the spoken language; None: the dataset's.
-        recogniser: Folder or id of a speech recogniser for videos without a transcript; None: they stay without text.
+        recogniser: Speech recogniser for videos without a transcript: tiny, a folder or a hub id; None: they stay
+            without text.
         change_text: Replaces the model of the text extractor once it is loaded, for example by a quantised one.
         allow_download: Whether models that are not on this machine may be downloaded from the Hugging Face hub.
 
@@ -108,7 +109,7 @@ class FeatureMaker:
         if recogniser and not self.language:
             raise ValueError("the corpus is in several languages: say which one is spoken, for the recogniser to know")
         with downloads(allow_download):
-            self._recogniser = Recogniser(recogniser) if recogniser and self._reads_text else None
+            self._recogniser = create_recogniser(recogniser) if recogniser and self._reads_text else None
 
     def _change_text(self, change: Callable[[Any], Any]) -> None:
         extractor: Any = self._text[0] if self._text else None

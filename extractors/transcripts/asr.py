@@ -15,7 +15,7 @@ from extractors.huggingface import MODEL_LIBRARIES, find_model, fingerprint, loa
 from extractors.transcripts.words import Word
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -124,11 +124,22 @@ class Recogniser:
 
 
 def _speech(result: Mapping[str, Any], samples: int, timed: bool) -> Speech:
-    """Convert the pipeline's result: normalise white space, and make times monotonic and end within the clip."""
-    duration, reached = samples / SAMPLE_RATE, 0.0
-    words = []
-    for chunk in result["chunks"] if timed else ():
-        start, end = (reached if edge is None else min(edge, duration) for edge in chunk["timestamp"])
+    """Convert the pipeline's result."""
+    words = [(chunk["text"], *chunk["timestamp"]) for chunk in (result["chunks"] if timed else ())]
+    return to_speech(result["text"], words, samples / SAMPLE_RATE)
+
+
+def to_speech(text: str, timed_words: Iterable[tuple[str, float | None, float | None]], duration: float) -> Speech:
+    """Normalise a recogniser's output: white space, and times that are monotonic and end within the clip.
+
+    Args:
+        text: The text.
+        timed_words: Word, start and end in seconds; None where a time is unknown.
+        duration: Seconds of the clip.
+    """
+    reached, words = 0.0, []
+    for word, *edges in timed_words:
+        start, end = (reached if edge is None else min(edge, duration) for edge in edges)
         reached = max(start, reached)
-        words.append(Word(chunk["text"].strip(), reached, max(end, reached)))
-    return Speech(" ".join(result["text"].split()), tuple(words))
+        words.append(Word(word.strip(), reached, max(end, reached)))
+    return Speech(" ".join(text.split()), tuple(words))

@@ -33,6 +33,7 @@ from extractors.execution.workers import Worker, WorkerLostError
 from extractors.transcripts.asr import SAMPLE_RATE, Recogniser, Speech
 from extractors.transcripts.forced_alignment import CtcAligner
 from extractors.transcripts.table import PROPORTIONAL, Transcript, write_transcripts
+from extractors.transcripts.tiny_whisper import TinyWhisper, create_recogniser
 from extractors.transcripts.word_timings import read_word_files
 from extractors.transcripts.words import Word, match_words, split_words
 from media.audio import read_audio
@@ -54,7 +55,8 @@ class TranscribeConfig:
     """Sources of transcripts and word times besides the corpus's own transcripts.
 
     Attributes:
-        model: speech recogniser for clips without a transcript, a folder or a hub id; None leaves them without text.
+        model: speech recogniser for clips without a transcript: tiny, a folder or a hub id; None leaves them without
+            text.
         word_times: word times of the corpus: a CSV file, a folder of TextGrids or a .csd file.
         segments: for a .csd of word times, the .csd with the clips' starts and ends in their videos.
         aligner: CTC model that times words without times in `word_times`, a folder or a hub id.
@@ -280,9 +282,9 @@ def _lost(clip: Clip, lost: WorkerLostError) -> Problem:
 
 
 @functools.lru_cache(maxsize=2)
-def _build_model(kind: Kind, model: str) -> Recogniser | CtcAligner:
+def _build_model(kind: Kind, model: str) -> Recogniser | TinyWhisper | CtcAligner:
     """Return the recogniser or aligner, one instance per process."""
-    return Recogniser(model) if kind == "asr" else CtcAligner(model)
+    return create_recogniser(model) if kind == "asr" else CtcAligner(model)
 
 
 def model_identities(config: TranscribeConfig) -> list[Identity]:
@@ -298,7 +300,7 @@ def model_identities(config: TranscribeConfig) -> list[Identity]:
 def _load_model(kind: Kind, model: str) -> int:
     """Load the weights, in the worker, and return the batch size."""
     built = _build_model(kind, model)
-    return built.load() if isinstance(built, Recogniser) else 1
+    return 1 if isinstance(built, CtcAligner) else built.load()
 
 
 def _process_batch(kind: Kind, model: str, clips: Sequence[Clip], root: Path, paths: Sequence[Path]) -> list[Problem]:
@@ -334,7 +336,7 @@ def _infer(kind: Kind, model: str, inputs: Sequence[tuple[Clip, Path, np.ndarray
     language = inputs[0][0].language
 
     def infer(batch: Sequence[tuple[Clip, Path, np.ndarray]]) -> list[Speech]:
-        if isinstance(built, Recogniser):
+        if not isinstance(built, CtcAligner):
             return [*built.recognise([samples for *_, samples in batch], language)]
         return [Speech(clip.text, tuple(built.align(samples, _words(clip), language))) for clip, _, samples in batch]
 

@@ -9,7 +9,6 @@ import functools
 import itertools
 import re
 import unicodedata
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import jieba
+    import rjieba
 
     from extractors.base import FeatureSequence
 
@@ -51,31 +50,34 @@ def split_words(text: str, language: str = "") -> list[str]:
 
     In other languages each Chinese or Japanese character is a word. Punctuation stays with the word that it follows:
     `"Well, 你好吗。"` in Chinese gives `["Well,", "你好", "吗。"]`.
+
+    Raises:
+        ValueError: Chinese, and rjieba is not installed.
     """
     if language != CHINESE:
         return _WORD.findall(text)
     words: list[str] = []
     for match in _RUN.finditer(text):
         run, punctuation = match.groups()
-        words += _segmenter().lcut(run) if run else [match[0]]
+        words += _segmenter().cut(run) if run else [match[0]]
         words[-1] += punctuation or ""
     return words
 
 
 @functools.cache
-def _segmenter() -> jieba.Tokenizer:
-    """Return jieba's tokenizer with its packaged dictionary, so that a text has the same words everywhere.
+def _segmenter() -> rjieba.Jieba:
+    """Return jieba's segmenter (its Rust version) with the packaged dictionary: a text has the same words everywhere.
 
-    Reading the dictionary takes 1 s. jieba's own `initialize` would cache it in the shared temporary folder, where
-    anybody may have written it, and print messages.
+    Raises:
+        ValueError: rjieba is not installed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # jieba's own syntax warnings
-        import jieba
-    segmenter = jieba.Tokenizer()
-    segmenter.FREQ, segmenter.total = segmenter.gen_pfdict(segmenter.get_dict_file())
-    segmenter.initialized = True
-    return segmenter
+    try:
+        import rjieba
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "words of Chinese transcripts need the package rjieba; pip install 'dashfusion[zh]'"
+        ) from error
+    return rjieba.Jieba()
 
 
 def word_length(word: str) -> int:

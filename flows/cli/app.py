@@ -27,7 +27,7 @@ app = typer.Typer(
 Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint folder; by default the first seed's best.")]
 Asr = Annotated[
     str | None,
-    typer.Option(help="Speech recogniser where there is no transcript: folder or Hugging Face id; '': none."),
+    typer.Option(help="Speech recogniser where there is no transcript: tiny, folder or Hugging Face id; '': none."),
 ]
 Language = Annotated[str | None, typer.Option(help="Spoken language, such as en; by default the training corpus's.")]
 Level = Annotated[float, typer.Option(help="Interval level: 0.5, 0.8, 0.9 or 0.95.")]

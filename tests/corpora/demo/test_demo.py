@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -245,6 +246,12 @@ def test_words_said_as_one_share_its_time_and_pauses_belong_to_no_word() -> None
     starts, ends = word_times(["of", "the", "end."], 1, [(0, 10), (7, 60)], samples, 100)
     assert starts == pytest.approx([0.10, 0.22, 0.60])
     assert ends == pytest.approx([0.22, 0.40, 1.00])
+
+
+def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(ValueError, match=r"pip install 'dashfusion\[demo\]'"):
+        synthesize(["good"], "en-us", Prosody(150, 50, 50, 1.0, 1.0))
 
 
 def test_face_landmarker_finds_the_avatar_and_measures_its_smile(demo: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from extractors.base import FeatureSequence
 from extractors.transcripts.words import (
     Word,
+    _segmenter,
     match_words,
     place_words,
     split_words,
@@ -56,6 +57,14 @@ def test_chinese_words_take_the_time_of_their_characters():
     assert times.tolist() == [[0, 1], [1, 2], [2, 3]]
     placed = word_times(words, None, 6.0)
     assert placed.tolist() == [[0, 2], [2, 4], [4, 6]]
+
+
+def test_without_rjieba_the_extra_is_named(monkeypatch):
+    _segmenter.cache_clear()
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    with pytest.raises(ValueError, match=r"pip install 'dashfusion\[zh\]'"):
+        split_words("看电影", "zh")
+    assert split_words("看", "en") == ["看"]
 
 
 def test_cutting_chinese_prints_nothing_and_leaves_no_file(tmp_path):
