@@ -1,4 +1,8 @@
-"""Stage `train`: dataset -> one checkpoint per seed, with learning curves.
+"""Stage `train`: dataset -> one checkpoint per seed, with learning curves and prediction intervals.
+
+The intervals come from the errors of further networks, each trained without some of the speakers (`model.intervals`).
+They belong to this stage, because a checkpoint contains its intervals, and because the same dataset, parameters and
+code decide both.
 
 On several GPUs: `torchrun --standalone --nproc-per-node <n> -m flows.train`, then `dvc commit train`. The processes
 share every batch; only the first one writes files, shows progress and reports to Prefect.
@@ -13,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from rich.progress import Progress, TaskID
@@ -22,13 +26,23 @@ from flows.config.params import Params, load_params
 from flows.display.console import console, progress
 from flows.orchestration import engine
 from flows.orchestration.settings import STATE, forced, open_scratch, scratch_folder
+from flows.orchestration.training_pool import TrainingPool, training_pool
 from flows.report.provenance import PROVENANCE_FILE, RunProvenance
+
+if TYPE_CHECKING:
+    from model.intervals import FoldTrainings
+    from model.training.folds import Fold
 
 MIN_PUBLISH_SECONDS = 2.0
 """Minimum time between two updates of the progress artifact: a small corpus takes less than a second an epoch."""
 
 FIRST_PROCESS = os.environ.get("RANK", "0") == "0"
 """Whether this is the first of the processes that torchrun has started, or the only one."""
+
+SEVERAL_PROCESSES = os.environ.get("WORLD_SIZE", "1") != "1"
+"""Whether torchrun has started several processes, which share each training."""
+
+_pools: list[TrainingPool] = []  # of this stage: processes cannot be passed as a task's parameter
 
 
 class CurveObserver:
@@ -124,6 +138,65 @@ def _tensorboard(seed: int) -> Any:
     return SummaryWriter(str(folder))
 
 
+@task(task_run_name="fold {fold.number}")
+def train_fold(fold: Fold, *, trainings: FoldTrainings) -> dict[str, Any]:
+    """Train without a fold of the clips and return the errors on it, in a process of its own.
+
+    An interrupted training resumes, and a finished one is not repeated.
+    """
+    from model.intervals import train_fold as train
+
+    errors: dict[str, Any] = _pools[0].call(train, trainings, fold) if _pools else train(trainings, fold)
+    return errors
+
+
+def calibrate(params: Params) -> FoldTrainings | None:
+    """Calibrate the intervals of all seeds' checkpoints, if that needs trainings; return these."""
+    from model.intervals import calibrate_checkpoints, plan_folds
+
+    config = params.train
+    if config.intervals.method == "split":
+        return None
+    seed, began = config.seeds[0], time.monotonic()
+    history = json.loads((params.paths.models / f"seed-{seed}" / "history.json").read_text(encoding="utf-8"))
+    trainings = plan_folds(params.paths.dataset, params.model, config, seed, len(history), open_scratch())
+    if forced() and FIRST_PROCESS:
+        trainings.forget()
+    if SEVERAL_PROCESSES:
+        errors = [train_fold.fn(fold, trainings=trainings) for fold in trainings.folds]
+    else:
+        errors = _train_beside_each_other(trainings)
+    if FIRST_PROCESS:
+        checkpoints = [params.paths.models / f"seed-{seed}" / "best" for seed in config.seeds]
+        calibrate_checkpoints(checkpoints, trainings, errors)
+        console.print(
+            f"intervals: errors of {len(errors)} networks on the speakers that each was trained without, "
+            f"{trainings.config.epochs} epochs each, {time.monotonic() - began:.0f} s"
+        )
+    return trainings
+
+
+def _train_beside_each_other(trainings: FoldTrainings) -> list[dict[str, Any]]:
+    """Return the errors of all folds, trained in processes, one per core or GPU."""
+    folds = trainings.folds
+    publish = engine.publish_progress("train-intervals-progress", "Trainings for the prediction intervals")
+    with training_pool(trainings.config.device, 0, len(folds)) as pool, progress("trainings") as bar:
+        row = bar.add_task("train: intervals", total=len(folds), note="")
+        done = 0
+
+        def each(_: Any) -> None:
+            nonlocal done
+            done += 1
+            bar.advance(row)
+            publish(100 * done / len(folds), f"{done} of {len(folds)}")
+
+        _pools.append(pool)
+        try:
+            return engine.map_tasks(train_fold, folds, workers=pool.size, each=each, trainings=trainings)
+        finally:
+            _pools.clear()
+
+
 def _remove_other_seeds(params: Params) -> None:
     """Remove what a stage with other seeds, left behind by a killed `dvc`, wrote after DVC had cleared the outputs."""
     for outputs in (params.paths.models, params.paths.training_curves):
@@ -136,7 +209,7 @@ def _remove_other_seeds(params: Params) -> None:
 def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     """Train DashFusion once for each seed of `train.seeds`, and keep the best epoch by validation MAE.
 
-    An interrupted stage resumes, without training finished seeds again, unless it is forced.
+    An interrupted stage resumes, without training finished seeds and folds again, unless it is forced.
 
     Args:
         params_file: Parameters of all stages.
@@ -150,8 +223,11 @@ def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     if FIRST_PROCESS:
         _remove_other_seeds(params)
     results = [engine.call(train_seed, seed, params) for seed in params.train.seeds]
+    trainings = calibrate(params)
     if FIRST_PROCESS:
         forget_run(*run)
+        if trainings:
+            trainings.forget()
         engine.publish_table("training", results, "The best epoch of every seed, with its metrics")
     return results
 

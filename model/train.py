@@ -24,13 +24,13 @@ from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
 from model.data.tokens import prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
-from model.evaluation.calibration import calibrate
 from model.evaluation.inference import infer, predict
+from model.evaluation.intervals import calibrate_split, subset_errors
 from model.evaluation.metrics import defined_metrics
 from model.evaluation.outliers import clip_vectors, fit_density, sample_rows
 from model.network.registry import build_network
 from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner, RankBatch
-from model.training.labelled import check_unimodal_labels, read_labelled
+from model.training.labelled import check_unimodal_labels, read_training
 from model.training.mining import Partners, label_classes, mine
 from model.training.objective import LOSS_TERMS, Objective, mining_embeddings
 from model.training.optimizer import learning_rate_factor, parameter_groups
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from model.data.clips import ClipTable
     from model.network.base import Network
+    from model.training.folds import Fold
 
 MAPPED = "mapped"
 """Folder of memory-mapped features, in scratch."""
@@ -183,6 +184,7 @@ def train(
     seed: int,
     observer: Observer | None = None,
     scratch: Path | None = None,
+    fold: Fold | None = None,
 ) -> TrainResult:
     """Train one network and write its best and last checkpoints to `out`/best and `out`/last.
 
@@ -199,6 +201,7 @@ def train(
         scratch: Folder for memory-mapped features and for the training state. A run with the same dataset,
             configuration, seed and code resumes from that state, or returns at once if the earlier run had finished;
             `forget_run` removes it. None: features in memory, and no resumption.
+        fold: Train without this fold of both splits and validate on it, without calibration; None: use the splits.
 
     Raises:
         FileNotFoundError: No dataset there.
@@ -214,8 +217,7 @@ def train(
     # Load the data
     with fabric.rank_zero_first():
         text = prepare_text(model, dataset)
-        clips, unlabelled = read_labelled(dataset, "train", model, config.modalities, cache, text)
-        valid, _ = read_labelled(dataset, "valid", model, config.modalities, cache, text)
+        clips, valid, unlabelled = read_training(dataset, model, config.modalities, cache, text, fold)
     check_unimodal_labels(clips, model)
 
     # Build the network and its optimizer
@@ -224,7 +226,8 @@ def train(
     run = _Run(fabric, network, config, _planner(clips, config, seed, fabric))
 
     # Resume an interrupted run
-    store = RunStore(scratch and runs_folder(scratch, dataset, model, config) / f"seed-{seed}")
+    name = fold.name if fold else f"seed-{seed}"
+    store = RunStore(scratch and runs_folder(scratch, dataset, model, config) / name)
     resumed = _resume(run, store, out, observer)
 
     while not run.finished:
@@ -248,10 +251,11 @@ def train(
                 observer.on_epoch(epoch, metrics)
 
     # Calibrate
-    if fabric.is_global_zero:
+    if fabric.is_global_zero and not fold:
+        _calibrate(run, out / "best", valid)
         for folder in (out / "best", out / "last"):
             add_reference(folder, dataset)
-    return _finish(run, out, valid, unlabelled, resumed)
+    return _finish(run, out, unlabelled, resumed)
 
 
 def forget_run(
@@ -299,30 +303,30 @@ def _save_epoch(run: _Run, store: RunStore, out: Path, improved: bool) -> None:
     store.save(run.state(), run.best_epoch)
 
 
-def _finish(run: _Run, out: Path, valid: ClipTable, unlabelled: int, resumed: tuple[int, int] | None) -> TrainResult:
-    """Calibrate the best checkpoint's intervals and outlier test, write its model card, and return the run's result."""
-    fabric, config, best = run.fabric, run.config, out / "best"
-    if len(run.history) < config.epochs:
-        log.info("no better validation MAE for %d epochs: stopped after %d", config.patience, len(run.history))
-    if fabric.is_global_zero:
-        network, _ = load_checkpoint(best, fabric.device)
-        clips = run.planner.clips
-        sample = clips.select(sample_rows(len(clips)))
-        train_vectors, valid_vectors = (
-            clip_vectors(table, infer(network, table, config.modalities).pooled) for table in (sample, valid)
-        )
-        calibration = calibrate(network, valid, config.modalities)
-        add_calibration(best, calibration, fit_density(train_vectors, valid_vectors))
-        write_card(best)
-    fabric.barrier()
+def _calibrate(run: _Run, best: Path, valid: ClipTable) -> None:
+    """Calibrate the best checkpoint by the validation split: intervals and outlier test; write its model card."""
+    modalities, clips = run.config.modalities, run.planner.clips
+    network, _ = load_checkpoint(best, run.fabric.device)
+    sample = clips.select(sample_rows(len(clips)))
+    vectors = [clip_vectors(table, infer(network, table, modalities).pooled) for table in (sample, valid)]
+    calibration = calibrate_split(subset_errors(network, valid, modalities))
+    add_calibration(best, calibration, {"method": "split"}, fit_density(*vectors))
+    write_card(best)
+
+
+def _finish(run: _Run, out: Path, unlabelled: int, resumed: tuple[int, int] | None) -> TrainResult:
+    """Return the run's result once all processes have finished."""
+    if len(run.history) < run.config.epochs:
+        log.info("no better validation MAE for %d epochs: stopped after %d", run.config.patience, len(run.history))
+    run.fabric.barrier()
     return TrainResult(
-        best=best,
+        best=out / "best",
         last=out / "last",
         best_epoch=run.best_epoch,
         history=run.history,
         unlabelled=unlabelled,
         truncated=run.planner.clips.truncated,
-        device=str(fabric.device),
+        device=str(run.fabric.device),
         seconds=time.perf_counter() - run.began,
         resumed=resumed,
     )

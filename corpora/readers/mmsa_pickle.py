@@ -282,7 +282,7 @@ def _clips(
     for row, key in enumerate(splits[0].keys):
         where = f"{splits[0].where}, row {row}"
         video, clip = _ids(key)
-        values = {
+        values: dict[str, Any] = {
             field: _label(column[key], f"{where}: {LABELS[field]}") for field, column in labels.items() if key in column
         }
         text = _string(texts.get(key)).strip()

@@ -20,13 +20,13 @@ from model.evaluation.subgroups import (
     ClipAttributes,
     Subgroup,
     accuracy_key,
+    measure_speakers,
     measure_subgroups,
-    measure_videos,
     split_into_subgroups,
 )
 
-MAX_VIDEOS = 12
-"""Rows of the table of videos; of more videos, the worst and the best are shown."""
+MAX_SPEAKERS = 12
+"""Rows of the table of speakers; of more speakers, the worst and the best are shown."""
 
 
 def checkpoints(params: Params) -> list[Path]:
@@ -45,9 +45,9 @@ def analyse(params: Params, result: Any, manifest: Manifest, transcripts: Mappin
     if not labelled.clip_ids:
         return explorer
     return explorer | {
-        "intervals": metric_intervals(labelled, manifest.label_range),
+        "intervals": metric_intervals(labelled, manifest.label_range, attributes.speaker_N[np.isfinite(clips.label_N)]),
         "subgroups": subgroup_analysis(clips, subgroups, attributes, manifest.label_range),
-        "calibration": calibration(params, clips, result.steps),
+        "calibration": calibration(params, clips, result.steps, attributes.speaker_N),
     }
 
 
@@ -65,7 +65,8 @@ def clip_attributes(
     }
     return ClipAttributes(
         seconds_N=_to_array(clip.duration for clip in rows),
-        video_N=np.array([clip.video_id for clip in rows], object),
+        speaker_N=np.array([clip.speaker_or_video for clip in rows], object),
+        gender_N=np.array([clip.gender for clip in rows], object),
         steps=steps,
         valid={m: np.array(share_N, np.float64) for m, share_N in shares.items()},
         label_N=clips.label_N,
@@ -78,32 +79,39 @@ def _to_array(values: Iterable[float | None]) -> np.ndarray:
     return np.array(list(values), np.float64)
 
 
-def metric_intervals(labelled: ClipPredictions, label_range: tuple[float, float]) -> dict[str, Any]:
-    """Return a 95 % interval of each metric of the split."""
-    draws = resampled_metrics(labelled.prediction_SN, labelled.label_N, label_range)
+def metric_intervals(
+    labelled: ClipPredictions, label_range: tuple[float, float], speaker_N: np.ndarray
+) -> dict[str, Any]:
+    """Return a 95 % interval of each metric of the split, for other speakers."""
+    draws = resampled_metrics(labelled.prediction_SN, labelled.label_N, label_range, speaker_N=speaker_N)
     return {key: percentile_interval(values_R) for key, values_R in draws.items()}
 
 
 def subgroup_analysis(
     clips: ClipPredictions, subgroups: Sequence[Subgroup], attributes: ClipAttributes, label_range: tuple[float, float]
 ) -> SubgroupAnalysis:
-    """Measure the whole split, its subgroups and its videos."""
+    """Measure the whole split, its subgroups and its speakers."""
     whole = Subgroup("", "all clips", np.ones(len(clips.clip_ids), bool))
-    measured = measure_subgroups([whole, *subgroups], clips.prediction_SN, clips.label_N, label_range)
-    videos, count = measure_videos(attributes, clips.prediction_SN, label_range, MAX_VIDEOS)
-    return SubgroupAnalysis(measured[0], measured[1:], videos, count, accuracy_key(label_range))
+    speaker_N = attributes.speaker_N
+    measured = measure_subgroups([whole, *subgroups], clips.prediction_SN, clips.label_N, speaker_N, label_range)
+    speakers, count = measure_speakers(attributes, clips.prediction_SN, label_range, MAX_SPEAKERS)
+    return SubgroupAnalysis(measured[0], measured[1:], speakers, count, accuracy_key(label_range))
 
 
-def calibration(params: Params, clips: ClipPredictions, steps: Mapping[str, np.ndarray]) -> CalibrationInput:
+def calibration(
+    params: Params, clips: ClipPredictions, steps: Mapping[str, np.ndarray], speaker_N: np.ndarray
+) -> CalibrationInput:
     """Measure the calibration of the predictions and the coverage of the checkpoints' prediction intervals.
 
     Args:
         params: parameters that locate the checkpoints.
         clips: predictions of the split; clips without a label are left out.
         steps: number of steps of each clip by modality; 0 where the modality is missing.
+        speaker_N: speaker of each clip.
     """
     from model.checkpoint.io import read_checkpoint_info
-    from model.evaluation.calibration import coverage, mean_widths, reliability, subset_name
+    from model.evaluation.calibration import coverage, mean_widths, reliability
+    from model.evaluation.intervals import subset_name
 
     infos = [read_checkpoint_info(folder) for folder in checkpoints(params)]
     modalities = infos[0].train.modalities
@@ -113,8 +121,9 @@ def calibration(params: Params, clips: ClipPredictions, steps: Mapping[str, np.n
     calibrations = [info.calibration for info in infos]
     return CalibrationInput(
         bins=reliability(labelled.mean_N, labelled.label_N),
-        coverage=coverage(calibrations, subsets, labelled.prediction_SN, labelled.label_N),
+        coverage=coverage(calibrations, subsets, labelled.prediction_SN, labelled.label_N, speaker_N[rows]),
         widths=mean_widths(calibrations),
+        source="train and valid" if infos[0].calibrated_by.get("method") == "grouped_cv" else "valid",
     )
 
 

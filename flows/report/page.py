@@ -33,7 +33,7 @@ from flows.report.explorer import ExplorerInput, explorer
 from flows.report.figures import calibration_plots, curve_plots, error_plots
 from flows.report.provenance import provenance_rows, version_rows
 from flows.report.studies import study_views
-from flows.report.subgroups import SubgroupAnalysis, subgroup_table, video_table
+from flows.report.subgroups import SubgroupAnalysis, speaker_table, subgroup_table
 from model.checkpoint.description import GENERATED_NOTICE
 
 if TYPE_CHECKING:
@@ -57,12 +57,14 @@ class CalibrationInput:
     Attributes:
         bins: Mean label by prediction.
         coverage: Coverage of the checkpoints' intervals.
-        widths: Subset of modalities -> n and half-width by level, see `model.evaluation.calibration`.
+        widths: Subset of modalities -> n and half-width by level, see `model.evaluation.intervals`.
+        source: Splits whose clips the intervals were calibrated on.
     """
 
     bins: Sequence[Bin] = ()
     coverage: Sequence[Coverage] = ()
     widths: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    source: str = "valid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def _predictions(report: ReportInput) -> dict[str, Any]:
         "errors": error_plots(labelled.label_N, labelled.mean_N, report.label_range),
         "calibration_plots": calibration_plots(calibration.bins, calibration.coverage, report.label_range),
         "subgroups": subgroup_table(subgroups) if subgroups else None,
-        "videos": video_table(subgroups) if subgroups and subgroups.videos else None,
+        "speakers": speaker_table(subgroups) if subgroups and subgroups.speakers else None,
         "explorer": explorer(clips.clip_ids, clips.label_N, clips.mean_N, clips.without, report.clips, report.explorer),
     }
 

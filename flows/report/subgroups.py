@@ -18,20 +18,21 @@ MIN_CLIPS = 10
 
 @dataclass(frozen=True, slots=True)
 class SubgroupAnalysis:
-    """Metrics of the whole split, its subgroups and its videos.
+    """Metrics of the whole split, its subgroups and its speakers.
 
     Attributes:
         whole: The whole split.
         subgroups: Subgroups of clips.
-        videos: Videos with enough clips, largest error first; of many, the worst and the best.
-        videos_measured: Number of videos with enough clips.
+        speakers: Speakers, or videos where they are unknown, with enough clips, largest error first; of many, the worst
+            and the best.
+        speakers_measured: Number of speakers with enough clips.
         accuracy: Key of the metric `SubgroupMetrics.accuracy`.
     """
 
     whole: SubgroupMetrics
     subgroups: Sequence[SubgroupMetrics]
-    videos: Sequence[SubgroupMetrics]
-    videos_measured: int
+    speakers: Sequence[SubgroupMetrics]
+    speakers_measured: int
     accuracy: str
 
 
@@ -84,9 +85,9 @@ def subgroup_table(analysis: SubgroupAnalysis) -> SubgroupTable:
     return _table(analysis, [analysis.whole, *analysis.subgroups], MIN_CLIPS)
 
 
-def video_table(analysis: SubgroupAnalysis) -> SubgroupTable:
-    """Return the table of the videos, which has scales of its own: their metrics vary more."""
-    return _table(analysis, analysis.videos, 0)
+def speaker_table(analysis: SubgroupAnalysis) -> SubgroupTable:
+    """Return the table of the speakers, which has scales of its own: their metrics vary more."""
+    return _table(analysis, analysis.speakers, 0)
 
 
 def _table(analysis: SubgroupAnalysis, measured: Sequence[SubgroupMetrics], min_clips: int) -> SubgroupTable:

@@ -23,7 +23,7 @@ class Interval(BaseModel):
     level: float = Field(description="Coverage probability, such as 0.9")
     low: float
     high: float
-    clips: int = Field(description="Number of validation clips that calibrate the interval")
+    clips: int = Field(description="Number of clips that calibrate the interval")
 
 
 class OutlierTest(BaseModel):

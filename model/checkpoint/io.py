@@ -19,6 +19,7 @@ from model.checkpoint.description import DESCRIPTION, REFERENCE, REMEDY, SCHEMA_
 from model.config import (
     AugmentConfig,
     ContrastiveConfig,
+    IntervalConfig,
     MiningConfig,
     ModelConfig,
     PaddingConfig,
@@ -60,8 +61,9 @@ class CheckpointInfo:
         epoch: Epoch after which it was saved, from 1.
         metrics: Metrics of that epoch.
         versions: Versions of Python and of the packages used.
-        calibration: Half-widths of the prediction intervals, see `model.evaluation.calibration`; empty until training
+        calibration: Half-widths of the prediction intervals, see `model.evaluation.intervals`; empty until training
             has ended.
+        calibrated_by: How they were calibrated, see `add_calibration`; empty for older checkpoints.
         density: Distribution of the training clips, see `model.evaluation.outliers`; empty until training has ended,
             for older checkpoints, and if read without the weights.
     """
@@ -74,6 +76,7 @@ class CheckpointInfo:
     metrics: Mapping[str, float]
     versions: Mapping[str, str]
     calibration: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    calibrated_by: Mapping[str, Any] = field(default_factory=dict)
     density: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def check_compatible(self, dataset: DatasetInfo) -> None:
@@ -144,11 +147,22 @@ def save_checkpoint(
 
 
 def add_calibration(
-    folder: Path, calibration: Mapping[str, Mapping[str, float | None]], density: Mapping[str, np.ndarray]
+    folder: Path,
+    calibration: Mapping[str, Mapping[str, float | None]],
+    calibrated_by: Mapping[str, Any],
+    density: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Add the half-widths of the prediction intervals and the distribution of the training clips to a checkpoint."""
+    """Add the half-widths of the prediction intervals and the distribution of the training clips to a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+        calibration: Half-widths, see `model.evaluation.intervals`.
+        calibrated_by: `method`, a value of train.intervals.method; of cross-validation also `folds`, `epochs`, `seed`
+            and `speakers`.
+        density: Distribution of the training clips; None: leave it as it is.
+    """
     folder = Path(folder)
-    description = read_description(folder) | {"calibration": calibration}
+    description = read_description(folder) | {"calibration": calibration, "calibrated_by": calibrated_by}
     if density:
         with atomic_file(folder / DENSITY) as temporary:
             safetensors.numpy.save_file(dict(density), temporary)
@@ -257,6 +271,7 @@ def _to_info(raw: dict[str, Any], path: Path) -> CheckpointInfo:
             "augment": AugmentConfig(**train["augment"]),
             "contrastive": ContrastiveConfig(**train["contrastive"]),
             "mining": MiningConfig(**train["mining"]),
+            "intervals": IntervalConfig(**train.get("intervals", {})),
         }
     )
     return CheckpointInfo(
@@ -274,4 +289,5 @@ def _to_info(raw: dict[str, Any], path: Path) -> CheckpointInfo:
         metrics=raw["metrics"],
         versions=raw["versions"],
         calibration=raw.get("calibration", {}),
+        calibrated_by=raw.get("calibrated_by", {}),
     )

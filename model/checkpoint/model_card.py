@@ -158,8 +158,8 @@ def _intervals(description: Mapping[str, Any]) -> Iterator[str]:
     levels = sorted({name for entry in calibration.values() for name in entry} - {"n"}, key=float)
     if not levels:
         return
-    yield "Half-widths of the prediction intervals by coverage and available modalities (split conformal prediction on"
-    yield "the validation clips; a dash: too few of them):"
+    yield "Half-widths of the prediction intervals by coverage and available modalities, from errors on"
+    yield f"{_calibrated_by(description)} (a dash: too few clips):"
     yield ""
     yield f"| modalities | clips | {' | '.join(f'{float(level):.0%}' for level in levels)} |"
     yield "|---|---|" + "---|" * len(levels)
@@ -167,6 +167,13 @@ def _intervals(description: Mapping[str, Any]) -> Iterator[str]:
         widths = ("-" if entry[level] is None else f"{entry[level]:.2f}" for level in levels)
         yield f"| {subset} | {entry['n']} | {' | '.join(widths)} |"
     yield ""
+
+
+def _calibrated_by(description: Mapping[str, Any]) -> str:
+    by = description.get("calibrated_by", {})
+    if by.get("method") == "grouped_cv":
+        return f"clips of {by['speakers']} speakers that {by['folds']} further networks were trained without"
+    return "the validation clips, which also chose the epoch"
 
 
 def _use(description: Mapping[str, Any]) -> Iterator[str]:
@@ -181,7 +188,7 @@ def _use(description: Mapping[str, Any]) -> Iterator[str]:
     if not train.get("modality_dropout"):
         yield "- Trained without modality dropout: unreliable on clips that lack a modality (see intervals)."
     yield "- Clips far longer than the training clips are scored by windows; the mean of these has no interval."
-    yield "- Interval coverage is marginal: it holds on average over clips like the validation clips."
+    yield "- Interval coverage is marginal: it holds on average over clips like the training and validation clips."
     yield ""
 
 

@@ -24,13 +24,17 @@ if TYPE_CHECKING:
     from model.data.tokens import TextBackbone
 
 
+TRAIN_AND_VALID = "train+valid"
+"""Both splits, one after the other."""
+
+
 @dataclass(frozen=True)
 class ClipTable:
     """The clips of one split, ready to be batched.
 
     Attributes:
         info: of the dataset.
-        split: train, valid or test; empty for `from_clips`.
+        split: train, valid, test or `TRAIN_AND_VALID`; empty for `from_clips`.
         clip_ids: [N] object array of str.
         labels: [N] float32, NaN where unlabelled.
         unimodal_labels: [N, 3] float32, labels of text, audio and vision alone, NaN where unlabelled.
@@ -63,7 +67,7 @@ class ClipTable:
 
         Args:
             dataset: folder with dataset.json and the splits.
-            split: train, valid or test.
+            split: train, valid, test or `TRAIN_AND_VALID`.
             max_positions: maximum steps of an audio, vision or text feature sequence; longer ones are cut.
             cache: folder for memory-mapped copies of the values, see `model.data.sequences.read_sequences`; None reads
                 them into memory.
@@ -75,12 +79,7 @@ class ClipTable:
                 that of dataset.json.
         """
         info = read_info(dataset)
-        parts = sorted((Path(dataset) / split).glob("part-*.parquet"))
-        if not parts and info.clips.get(split, 0):
-            raise FileNotFoundError(
-                f"{Path(dataset) / split}: dataset.json counts {info.clips[split]} clips here, but there is "
-                f"no part-*.parquet; {CREATE_HINT}"
-            )
+        parts = [part for name in split.split("+") for part in _parts(Path(dataset), name, info)]
         if not parts:
             return replace(cls.from_clips(info, [], [], [], max_positions, text), split=split)
         clip_ids = read_column(parts, "clip_id").to_numpy(zero_copy_only=False)
@@ -208,6 +207,16 @@ def _check_clip(clip_id: str, modality: str, values: np.ndarray, mask: np.ndarra
         )
     if not np.isfinite(values).all():
         raise ValueError(f"clip {clip_id}: {modality} holds values that are NaN or infinite; replace or hide them")
+
+
+def _parts(dataset: Path, split: str, info: DatasetInfo) -> list[Path]:
+    parts = sorted((dataset / split).glob("part-*.parquet"))
+    if not parts and info.clips.get(split, 0):
+        raise FileNotFoundError(
+            f"{dataset / split}: dataset.json counts {info.clips[split]} clips here, but there is "
+            f"no part-*.parquet; {CREATE_HINT}"
+        )
+    return parts
 
 
 def _read_speakers(parts: Sequence[Path]) -> np.ndarray:

@@ -98,7 +98,7 @@ def read_sequences(
     """Read the modalities of a split.
 
     Args:
-        parts: the split's files, all in one folder.
+        parts: the files of a split, or of several.
         dims: modality -> expected D.
         clip_ids: [N], for error messages.
         cache: folder for the mapped files. They are written if missing, unreadable, or if `parts` have changed, and
@@ -110,8 +110,9 @@ def read_sequences(
     """
     if cache is None:
         return {m: _Column(parts, m, dim, clip_ids).decode() for m, dim in dims.items()}
-    split = parts[0].parent.resolve()
-    prefix = f"{split.name}-{hashlib.sha256(' '.join([str(split), *dims]).encode()).hexdigest()[:8]}"
+    splits = list(dict.fromkeys(part.parent.resolve() for part in parts))
+    name = "+".join(split.name for split in splits)
+    prefix = f"{name}-{hashlib.sha256(' '.join([*map(str, splits), *dims]).encode()).hexdigest()[:8]}"
     folder = Path(cache) / f"{prefix}-{LAYOUT}-{fingerprint(parts)}"
     mapped = _open_mapped(folder, dims)
     if mapped is None:
@@ -178,7 +179,7 @@ class _Column:
         np.save(folder / f"{self.modality}_visible.npy", self.visible_S)
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         with (folder / f"{self.modality}_values.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]  # NumPy's stubs
+            np.lib.format.write_array_header_1_0(file, header)
             for block in self._blocks():
                 block.tofile(file)
 

@@ -1,35 +1,26 @@
-"""Split-conformal prediction intervals per modality subset, their coverage, and the reliability of predictions.
+"""Coverage of prediction intervals, and the reliability of predictions.
 
-Vovk et al., "Algorithmic Learning in a Random World", 2005; Lei et al., "Distribution-Free Predictive Inference for
-Regression", JASA 113(523), 2018, section 2.2: the k-th smallest absolute error of n clips that the network was not
-trained on, k = ceil((n + 1) level), covers the error of a further exchangeable clip with at least that probability.
-Errors depend on the modalities that a clip has, so every subset of modalities has its own intervals.
-
-Shapes: N clips, S seeds.
+Shapes: N clips, S seeds, G speakers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from model.config import MODALITIES, subsets
 from model.evaluation.bootstrap import percentile_interval, resampled_mean
-from model.evaluation.inference import predict
+from model.evaluation.intervals import LEVELS, Calibration
 
 if TYPE_CHECKING:
-    from model.data.clips import ClipTable
-    from model.network.base import Network
+    from collections.abc import Sequence
 
-LEVELS = (0.5, 0.8, 0.9, 0.95)
+Judgement = Literal["too narrow", "too wide", ""]
 
-Calibration = Mapping[str, Mapping[str, float | None]]
-"""`subset_name` of the modalities -> "n", the number of calibration clips, and each level -> the interval's half-width
-in label units, None if n is too small for the level."""
+Z = 1.96
+"""97.5 % quantile of the normal distribution."""
 
 MAX_BINS = 10
 """Maximum number of bins of `reliability`."""
@@ -46,13 +37,20 @@ class Coverage:
         level: nominal coverage, such as 0.9.
         clips: number of clips that the checkpoints have an interval for.
         share: fraction of them whose label lies inside, averaged over the seeds; None without clips.
-        interval: 95 % bootstrap interval of the share.
+        interval: 95 % interval of the share, see `share_interval`.
     """
 
     level: float
     clips: int
     share: float | None
     interval: tuple[float, float] | None
+
+    @property
+    def judgement(self) -> Judgement:
+        """Whether the intervals are too narrow or too wide; empty if the share is consistent with the level."""
+        if self.interval is None or self.interval[0] <= self.level <= self.interval[1]:
+            return ""
+        return "too narrow" if self.interval[1] < self.level else "too wide"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,38 +70,12 @@ class Bin:
     interval: tuple[float, float] | None
 
 
-def subset_name(modalities: Sequence[str]) -> str:
-    """Join the modalities in the order of `MODALITIES`, such as `text+audio`."""
-    return "+".join(m for m in MODALITIES if m in modalities)
-
-
-def calibrate(network: Network, clips: ClipTable, modalities: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Calibrate the intervals of every subset of `modalities`.
-
-    Args:
-        network: shown each subset in turn.
-        clips: labelled clips that it was not trained on; a subset uses those that have all of its modalities.
-        modalities: those that it was trained with.
-    """
-    has = {m: clips.lengths((m,))[:, 0] > 0 for m in MODALITIES}
-    calibration: dict[str, dict[str, float | None]] = {}
-    for shown in subsets(modalities):
-        rows = np.flatnonzero(np.logical_and.reduce([has[m] for m in shown]))
-        complete = clips.select(rows)
-        error_N = np.abs(predict(network, complete, shown) - complete.labels)
-        widths = {f"{level:g}": half_width(error_N, level) for level in LEVELS}
-        calibration[subset_name(shown)] = {"n": len(rows), **widths}
-    return calibration
-
-
-def half_width(error_N: np.ndarray, level: float) -> float | None:
-    """Return the conformal quantile of N absolute errors; None if N is less than level / (1 - level)."""
-    rank = math.ceil((len(error_N) + 1) * level - 1e-9)
-    return float(np.sort(error_N)[rank - 1]) if rank <= len(error_N) else None
-
-
 def coverage(
-    calibrations: Sequence[Calibration], subset_N: Sequence[str], prediction_SN: np.ndarray, label_N: np.ndarray
+    calibrations: Sequence[Calibration],
+    subset_N: Sequence[str],
+    prediction_SN: np.ndarray,
+    label_N: np.ndarray,
+    speaker_N: np.ndarray,
 ) -> list[Coverage]:
     """Measure the fraction of clips whose label lies within the interval around the prediction, for each of `LEVELS`.
 
@@ -112,6 +84,7 @@ def coverage(
         subset_N: `subset_name` of the modalities that the network was shown of each clip.
         prediction_SN: predictions of each seed's network.
         label_N: without NaN.
+        speaker_N: speakers of the clips.
     """
     results = []
     for level in LEVELS:
@@ -120,8 +93,29 @@ def coverage(
         known_N = np.isfinite(width_SN).all(axis=0)
         inside_N = (np.abs(prediction_SN - label_N) <= width_SN).mean(axis=0)[known_N]
         share = float(inside_N.mean()) if len(inside_N) else None
-        results.append(Coverage(level, len(inside_N), share, percentile_interval(resampled_mean(inside_N))))
+        results.append(Coverage(level, len(inside_N), share, share_interval(inside_N, speaker_N[known_N])))
     return results
+
+
+def share_interval(inside_N: np.ndarray, speaker_N: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % binomial interval of a share of clips; None without clips.
+
+    Clips of a speaker are alike, and count as fewer: as N divided by the design effect, the ratio of the share's
+    variance over speakers to that of independent clips, at least 1 (Kish, "Survey Sampling", 1965). The interval is
+    Wilson's ("Probable Inference", JASA 22, 1927), which holds for few clips and shares near 1.
+    """
+    if not len(inside_N):
+        return None
+    n, share = float(len(inside_N)), float(inside_N.mean())
+    _, group_N = np.unique(speaker_N, return_inverse=True)
+    deviation_G = np.bincount(group_N, weights=inside_N - share)
+    groups = len(deviation_G)
+    if groups > 1 and 0 < share < 1:
+        variance = groups / (groups - 1) * float((deviation_G**2).sum()) / n**2
+        n /= max(1.0, variance / (share * (1 - share) / (n - 1)))
+    centre, spread = share + Z**2 / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    scale = 1 + Z**2 / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def _width(calibration: Calibration, subset: str, level: float) -> float:

@@ -1,6 +1,6 @@
-"""Metrics of subgroups of a split, by length, modalities, voicing, faces, polarity, conflict and video.
+"""Metrics of subgroups of a split, by length, modalities, voicing, faces, polarity, conflict, gender and speaker.
 
-Shapes: N clips, n labelled clips of a subgroup, S seeds, V videos.
+Shapes: N clips, n labelled clips of a subgroup, S seeds, G speakers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SLICES = tuple(f"{m} misleads" for m in MODALITIES)
 """Clips in which the modality's own label (label_text, ...) and the clip's label have opposite signs."""
 
-MIN_VIDEO_CLIPS = 5
-"""Minimum labelled clips of a video that is measured."""
+MIN_SPEAKER_CLIPS = 5
+"""Minimum labelled clips of a speaker that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class ClipAttributes:
 
     Attributes:
         seconds_N: durations, NaN where unknown.
-        video_N: id of the recording that each clip is from.
+        speaker_N: speaker of each clip, or where unknown the video that it is from.
+        gender_N: gender of the speaker, empty where unknown.
         steps: modality -> [N] steps, 0 where the clip lacks the modality.
         valid: modality -> [N] fraction of valid steps (voiced, with a face), NaN where unknown.
         label_N: NaN where unlabelled.
@@ -40,7 +41,8 @@ class ClipAttributes:
     """
 
     seconds_N: np.ndarray
-    video_N: np.ndarray
+    speaker_N: np.ndarray
+    gender_N: np.ndarray
     steps: Mapping[str, np.ndarray]
     valid: Mapping[str, np.ndarray]
     label_N: np.ndarray
@@ -100,6 +102,7 @@ def split_into_subgroups(attributes: ClipAttributes) -> list[Subgroup]:
         "Frames with a face": _by_face(attributes.valid.get("vision", unknown_N)),
         "Polarity": _by_sign(attributes.label_N),
         "Conflict": _by_conflict(attributes.label_N, attributes.own_label),
+        "Gender": ((name, attributes.gender_N == name) for name in sorted({*attributes.gender_N.tolist()} - {""})),
     }
     nonempty = [
         [Subgroup(group, name, rows_N) for name, rows_N in members if rows_N.any()] for group, members in groups.items()
@@ -113,9 +116,13 @@ def slice_rows(clips: ClipTable, name: str) -> np.ndarray:
 
 
 def measure_subgroups(
-    subgroups: Sequence[Subgroup], prediction_SN: np.ndarray, label_N: np.ndarray, label_range: tuple[float, float]
+    subgroups: Sequence[Subgroup],
+    prediction_SN: np.ndarray,
+    label_N: np.ndarray,
+    speaker_N: np.ndarray,
+    label_range: tuple[float, float],
 ) -> list[SubgroupMetrics]:
-    """Measure the labelled clips of each subgroup."""
+    """Measure the labelled clips of each subgroup; intervals are for other speakers, or other clips of a single one."""
     labelled_N = np.isfinite(label_N)
     accuracy = accuracy_key(label_range)
     results = []
@@ -123,7 +130,7 @@ def measure_subgroups(
         rows = np.flatnonzero(subgroup.rows_N & labelled_N)
         prediction_Sn, label_n = prediction_SN[:, rows], label_N[rows]
         runs = [evaluate_metrics(prediction_n, label_n, label_range) for prediction_n in prediction_Sn]
-        resampled = resampled_metrics(prediction_Sn, label_n, label_range)
+        resampled = resampled_metrics(prediction_Sn, label_n, label_range, speaker_N=speaker_N[rows])
         results.append(
             SubgroupMetrics(
                 group=subgroup.group,
@@ -138,31 +145,33 @@ def measure_subgroups(
     return results
 
 
-def measure_videos(
-    attributes: ClipAttributes, prediction_SN: np.ndarray, label_range: tuple[float, float], max_videos: int
+def measure_speakers(
+    attributes: ClipAttributes, prediction_SN: np.ndarray, label_range: tuple[float, float], max_speakers: int
 ) -> tuple[list[SubgroupMetrics], int]:
-    """Measure the videos with at least `MIN_VIDEO_CLIPS` labelled clips.
+    """Measure the speakers, or videos of unknown speakers, with at least `MIN_SPEAKER_CLIPS` labelled clips.
 
     Args:
         attributes: of the clips.
         prediction_SN: predictions of each seed's network.
         label_range: (-3, 3) or (-1, 1).
-        max_videos: maximum videos to return: of more, the half with the greatest error and the half with the least.
+        max_speakers: maximum speakers to return: of more, the half with the greatest error and the half with the least.
 
     Returns:
-        Metrics of the videos, the greatest error first, and the number of videos with enough clips.
+        Metrics of the speakers, the greatest error first, and the number of speakers with enough clips.
     """
     labelled_N = np.isfinite(attributes.label_N)
-    videos, index_N = np.unique(attributes.video_N, return_inverse=True)
-    clips_V = np.bincount(index_N, weights=labelled_N, minlength=len(videos))
+    speakers, index_N = np.unique(attributes.speaker_N, return_inverse=True)
+    clips_G = np.bincount(index_N, weights=labelled_N, minlength=len(speakers))
     error_N = np.abs(within(prediction_SN, label_range) - attributes.label_N).mean(axis=0)
     error_N = np.where(labelled_N, error_N, 0)
-    error_V = np.bincount(index_N, weights=error_N, minlength=len(videos)) / np.maximum(clips_V, 1)
-    enough = np.flatnonzero(clips_V >= MIN_VIDEO_CLIPS)
-    ordered = enough[np.argsort(-error_V[enough], kind="stable")]
-    shown = ordered if len(ordered) <= max_videos else np.r_[ordered[: max_videos // 2], ordered[-(max_videos // 2) :]]
-    subgroups = [Subgroup("Video", str(videos[video]), index_N == video) for video in shown]
-    return measure_subgroups(subgroups, prediction_SN, attributes.label_N, label_range), len(ordered)
+    error_G = np.bincount(index_N, weights=error_N, minlength=len(speakers)) / np.maximum(clips_G, 1)
+    enough = np.flatnonzero(clips_G >= MIN_SPEAKER_CLIPS)
+    ordered = enough[np.argsort(-error_G[enough], kind="stable")]
+    half = max_speakers // 2
+    shown = ordered if len(ordered) <= max_speakers else np.r_[ordered[:half], ordered[-half:]]
+    subgroups = [Subgroup("Speaker", str(speakers[speaker]), index_N == speaker) for speaker in shown]
+    measured = measure_subgroups(subgroups, prediction_SN, attributes.label_N, attributes.speaker_N, label_range)
+    return measured, len(ordered)
 
 
 def _thirds(value_N: np.ndarray, form: str, unit: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -10,8 +10,8 @@ import numpy as np
 from model.checkpoint.description import GENERATED_NOTICE
 from model.config import MODALITIES
 from model.data.clips import ClipTable
-from model.evaluation.calibration import subset_name
 from model.evaluation.inference import infer, predict
+from model.evaluation.intervals import subset_name
 from model.evaluation.metrics import WIDE, class_names, to_classes
 from model.evaluation.outliers import OutlierTest, clip_vectors, detect_outliers
 from model.prediction.protocol import FeatureFailure, Note, Segment, VideoFeatures
@@ -259,4 +259,4 @@ def _why_no_interval(score: Score, info: CheckpointInfo) -> str:
     if not info.calibration:
         return "the checkpoint was saved without calibration"
     count = info.calibration.get(subset_name(score.used), {}).get("n", 0)
-    return f"only {count} validation clips have {' and '.join(score.used)}"
+    return f"only {count} of the clips that calibrate it have {' and '.join(score.used)}"

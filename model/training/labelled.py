@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.data.clips import ClipTable
+from model.data.clips import TRAIN_AND_VALID, ClipTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +15,41 @@ if TYPE_CHECKING:
 
     from model.config import ModelConfig
     from model.data.tokens import TextBackbone
+    from model.training.folds import Fold
 
 log = logging.getLogger(__name__)
+
+
+def read_training(
+    dataset: Path,
+    model: ModelConfig,
+    modalities: Sequence[str],
+    cache: Path | None,
+    text: TextBackbone | None,
+    fold: Fold | None = None,
+) -> tuple[ClipTable, ClipTable, int]:
+    """Read the labelled clips to train on and to validate on, and count the training clips without a label.
+
+    Args:
+        dataset: Folder of the dataset.
+        model: Configuration of the network.
+        modalities: Modalities to train with.
+        cache: Folder for memory-mapped features; None: in memory.
+        text: Tokenises the transcripts, see `ClipTable.read`.
+        fold: Validate on this fold of both splits, and train on the others; None: on the splits.
+
+    Raises:
+        FileNotFoundError: No dataset there.
+        ValueError: No labelled clip, or none with any of the modalities.
+    """
+    if fold:
+        both, unlabelled = read_labelled(dataset, TRAIN_AND_VALID, model, modalities, cache, text)
+        assert both.speakers is not None, "read from a dataset"
+        inside_N = fold.contains(both.speakers)
+        return both.select(~inside_N), both.select(inside_N), unlabelled
+    clips, unlabelled = read_labelled(dataset, "train", model, modalities, cache, text)
+    valid, _ = read_labelled(dataset, "valid", model, modalities, cache, text)
+    return clips, valid, unlabelled
 
 
 def read_labelled(
@@ -31,7 +64,7 @@ def read_labelled(
 
     Args:
         dataset: Folder of the dataset.
-        split: Name of the split.
+        split: Name of the split, or `TRAIN_AND_VALID`.
         model: Configuration of the network.
         modalities: Modalities to train with.
         cache: Folder for memory-mapped features; None: in memory.

@@ -123,8 +123,12 @@ def test_what_clips_are_told_apart_by_comes_from_manifest_dataset_and_features()
     valid["audio"]["a/00"] = np.zeros(0, bool)
     facts = analysis.clip_attributes(clips, steps, manifest, valid)
     assert np.isnan(facts.seconds_N[1]) and facts.seconds_N[2] == 3.0
-    assert list(facts.video_N[:3]) == ["a", "b", "a"]
+    assert list(facts.speaker_N[:3]) == ["a", "b", "a"]
     assert np.isnan(facts.valid["audio"][0]) and facts.valid["audio"][1] == 0.5
+    assert set(facts.gender_N) == {""}
+    named = replace(manifest, clips=[replace(clip, speaker="Ann", gender="female") for clip in manifest.clips])
+    facts_of_named = analysis.clip_attributes(clips, steps, named, valid)
+    assert set(facts_of_named.speaker_N) == {"Ann"} and set(facts_of_named.gender_N) == {"female"}
     assert facts.own_label["text"].tolist() == [-1.0] * 12 and np.isnan(facts.own_label["audio"]).all()
 
 
@@ -134,8 +138,8 @@ def test_parts_and_videos_of_a_split_are_measured():
     found = analysis.subgroup_analysis(clips, split_into_subgroups(facts), facts, manifest.label_range)
     assert found.whole.clips == 11 and found.whole.mae == pytest.approx(0.3)
     assert {part.group for part in found.subgroups} == {"Length", "Modalities", "Polarity", "Conflict"}
-    assert {video.name: video.clips for video in found.videos} == {"a": 5, "b": 6} and found.videos_measured == 2
-    low, high = analysis.metric_intervals(clips.labelled(), manifest.label_range)["acc2_np"]
+    assert {video.name: video.clips for video in found.speakers} == {"a": 5, "b": 6} and found.speakers_measured == 2
+    low, high = analysis.metric_intervals(clips.labelled(), manifest.label_range, np.arange(11))["acc2_np"]
     assert 0.5 < low < high <= 1
 
 
@@ -143,10 +147,15 @@ def test_a_clip_is_measured_against_the_intervals_of_the_modalities_that_it_has(
     _, clips, steps = make_split()
     steps["vision"][1:] = [0, *[5] * 10]
     widths = {"text+audio+vision": {"n": 9, "0.5": 1.0}, "text+audio": {"n": 9, "0.5": 0.1}}
-    info = SimpleNamespace(calibration=widths, train=SimpleNamespace(modalities=("text", "audio", "vision")))
+    info = SimpleNamespace(
+        calibration=widths,
+        calibrated_by={"method": "grouped_cv"},
+        train=SimpleNamespace(modalities=("text", "audio", "vision")),
+    )
     monkeypatch.setattr(checkpoint_io, "read_checkpoint_info", lambda folder: info)
     two_seeds = replace(params, train=replace(params.train, seeds=(0, 1)))
-    found = analysis.calibration(two_seeds, clips, steps)
+    found = analysis.calibration(two_seeds, clips, steps, np.arange(12))
     half = found.coverage[0]
     assert (half.level, half.clips) == (0.5, 11) and half.share == pytest.approx(10 / 11)
+    assert found.source == "train and valid"
     assert found.widths["text+audio"]["0.5"] == pytest.approx(0.1) and len(found.bins) == 1

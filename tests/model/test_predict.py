@@ -159,7 +159,7 @@ def test_an_interval_that_is_not_known_is_said(data, trained, tmp_path):
         result = Predictor(folder, device="cpu").from_features({"audio": clips(data)[3]["audio"].values})
         (notice,) = [w for w in result.warnings if w.code == "no_interval"]
         assert result.score.interval is None
-        assert ("without calibration" if name == "none" else "only 4 validation clips") in notice.message
+        assert ("without calibration" if name == "none" else "only 4 of the clips") in notice.message
 
 
 @pytest.mark.parametrize(

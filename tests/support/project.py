@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 CLIPS = 12
-SMALL = {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1}
+SMALL = {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1,
+         "train.intervals.method": "split"}  # fmt: skip
 
 
 @dataclass(frozen=True)

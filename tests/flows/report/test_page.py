@@ -82,7 +82,7 @@ def test_transcripts_ids_and_messages_are_escaped(render, make):
         problems=[make.problem(HOSTILE)],
         provenance=make.record(params={"prepare": {"root": HOSTILE}}),
         explorer=make.explorer(clips),
-        subgroups=make.subgroups(videos=[make.subgroup("Video", HOSTILE, 8, 0.5, 0.5)]),
+        subgroups=make.subgroups(speakers=[make.subgroup("Speaker", HOSTILE, 8, 0.5, 0.5)]),
         studies=[study],
     )
     assert "<script>alert" not in html and "]]>" not in html.replace("]]&gt;", "") and "49" not in page.words

@@ -1,10 +1,13 @@
-"""The tables of subgroups and of videos."""
+"""The tables of subgroups and of speakers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from flows.report.subgroups import subgroup_table, video_table
+from flows.report.subgroups import speaker_table, subgroup_table
+from model.evaluation.calibration import Coverage
 from model.evaluation.subgroups import SubgroupMetrics
 
 
@@ -25,14 +28,14 @@ def test_a_subgroup_of_few_clips_is_small_and_does_not_stretch_the_scale(make):
     assert rows["neutral (0)"].cells[1][2].high == 100.0, "cut at the end of the scale"
 
 
-def test_videos_have_scales_of_their_own(make):
+def test_speakers_have_scales_of_their_own(make):
     analysis = make.subgroups()
     assert subgroup_table(analysis).scales[1] == ("0.3", "0.7")
-    assert video_table(analysis).scales[1] == ("0.1", "1.0")
+    assert speaker_table(analysis).scales[1] == ("0.1", "1.0")
 
 
 def test_a_video_is_measured_from_fewer_clips_than_a_subgroup(make):
-    assert not any(row.small for row in video_table(make.subgroups()).rows)
+    assert not any(row.small for row in speaker_table(make.subgroups()).rows)
 
 
 def test_an_interval_without_width_is_not_drawn(make):
@@ -50,15 +53,26 @@ def test_the_page_has_a_group_a_heading_and_greys_what_is_small(render, make):
     assert ["v3", "8", "75.0% 67.0 to 81.0%", "", "0.900 0.800 to 1.000", ""] in page.rows
 
 
-def test_the_page_says_of_how_many_videos_it_shows_the_ends(render, make):
-    _, page = render(subgroups=make.subgroups(videos_measured=1234))
-    assert "Of 1,234 videos with 5 labelled clips or more" in page.words
-    _, page = render(subgroups=make.subgroups(videos=[], videos_measured=0))
-    assert "No video has 5 labelled clips or more" in page.words
+def test_the_page_says_of_how_many_speakers_it_shows_the_ends(render, make):
+    _, page = render(subgroups=make.subgroups(speakers_measured=1234))
+    assert (
+        "Of 1,234 speakers (or videos, where the corpus names no speakers) with 5 labelled clips or more" in page.words
+    )
+    _, page = render(subgroups=make.subgroups(speakers=[], speakers_measured=0))
+    assert "No speaker has 5 labelled clips or more" in page.words
 
 
 def test_calibration_stands_with_coverage_and_widths(render, make):
     _, page = render(calibration=make.calibration())
     assert page.svgs()[2:] == ["Mean label by prediction", "Coverage of the intervals"]
     assert ["Clips inside", "45.0%", "75.0%", "85.0%", "90.0%", "80 of test"] in page.rows
+    assert ["95\u00a0% interval of that", "40% to 50%", "70% to 80%", "80% to 90%", "85% to 95%", ""] in page.rows
+    assert ["Intervals are", "consistent", "consistent", "consistent", "consistent", ""] in page.rows
     assert ["± with text, audio, vision", "0.300", "0.700", "0.800", "–", "48 of valid"] in page.rows  # noqa: RUF001
+
+
+def test_intervals_that_hold_too_few_clips_are_called_too_narrow_and_never_a_little(render, make):
+    coverage = [Coverage(0.9, 80, 0.775, (0.672, 0.853)), Coverage(0.95, 80, 0.9, (0.81, 0.95))]
+    _, page = render(calibration=replace(make.calibration(), coverage=coverage))
+    assert ["Intervals are", "too narrow", "consistent", ""] in page.rows
+    assert "a little" not in page.words and "slightly" not in page.words

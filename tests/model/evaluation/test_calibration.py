@@ -1,67 +1,12 @@
-"""Intervals from errors on held-out clips: their coverage, and what a checkpoint keeps of them."""
+"""Coverage of intervals and reliability of predictions."""
 
 from __future__ import annotations
-
-import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from model.checkpoint.io import load_checkpoint
-from model.config import MODALITIES, ModelConfig, TrainConfig, subsets
-from model.data.clips import ClipTable
-from model.evaluation.calibration import LEVELS, calibrate, coverage, half_width, mean_widths, reliability, subset_name
-from model.evaluation.inference import predict
-from model.train import train
-
-SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
-SHORT = TrainConfig(epochs=2, warmup_epochs=1, batch_size=8, learning_rate=2e-3, device="cpu")
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_further_clip_is_covered_as_often_as_is_said(level):
-    rng = np.random.default_rng(0)
-    clips, trials = 60, 4000
-    errors = np.abs(rng.standard_t(3, (trials, clips + 1)))
-    covered = [row[-1] <= half_width(row[:-1], level) for row in errors]
-    exact = np.ceil((clips + 1) * level) / (clips + 1)  # of exchangeable errors without ties
-    assert np.mean(covered) == pytest.approx(exact, abs=0.02) and exact >= level
-
-
-def test_few_clips_promise_little():
-    errors = np.arange(1.0, 10.0)
-    assert half_width(errors, 0.9) == 9.0 and half_width(errors, 0.5) == 5.0
-    assert half_width(errors, 0.95) is None and half_width(np.zeros(0), 0.5) is None
-
-
-def test_subsets_come_from_the_largest_to_the_smallest():
-    names = [subset_name(chosen) for chosen in subsets(("vision", "text", "audio"))]
-    assert names == ["text+audio+vision", "text+audio", "text+vision", "audio+vision", "text", "audio", "vision"]
-    assert subsets(("audio",)) == [("audio",)]
-
-
-def test_a_trained_checkpoint_knows_how_far_it_is_off_for_every_subset(dataset_writer, tmp_path):
-    dataset = dataset_writer(tmp_path / "data", clips={"train": 24, "valid": 40, "test": 4})
-    result = train(dataset, tmp_path / "out", SMALL, SHORT, seed=0)
-    network, info = load_checkpoint(result.best)
-    valid = ClipTable.read(dataset, "valid", 32)
-    assert [*info.calibration] == [subset_name(chosen) for chosen in subsets(MODALITIES)]
-    shown = ("text", "vision")
-    rows = np.flatnonzero((valid.lengths(shown) > 0).all(axis=1))
-    error = np.abs(predict(network, valid.select(rows), shown) - valid.labels[rows])
-    found = info.calibration["text+vision"]
-    assert found["n"] == len(rows) < 40
-    assert found["0.8"] == pytest.approx(half_width(error, 0.8), abs=1e-6)
-    assert found["0.5"] < found["0.9"] < found["0.95"] or found["0.95"] is None
-    assert "calibration" not in json.loads((result.last / "checkpoint.json").read_text())
-
-
-def test_a_network_of_fewer_modalities_is_calibrated_for_these(dataset, tmp_path):
-    result = train(dataset, tmp_path, SMALL, replace(SHORT, modalities=("audio",)), seed=0)
-    network, info = load_checkpoint(result.best)
-    assert [*info.calibration] == ["audio"]
-    assert info.calibration == calibrate(network, ClipTable.read(dataset, "valid", 32), ("audio",))
+from model.evaluation.calibration import Coverage, coverage, mean_widths, reliability, share_interval
+from model.evaluation.intervals import LEVELS, marginal_rank, order_statistic
 
 
 def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
@@ -72,7 +17,8 @@ def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
     label = np.zeros(4)
     prediction_SN = np.array([[0.5, 1.5, 0.05, 0.5]])
     found = {
-        entry.level: entry for entry in coverage([widths], ["text", "text", "audio", "audio"], prediction_SN, label)
+        entry.level: entry
+        for entry in coverage([widths], ["text", "text", "audio", "audio"], prediction_SN, label, np.arange(4))
     }
     assert (found[0.5].clips, found[0.5].share) == (4, 0.5)
     assert found[0.8].share == 0.75
@@ -84,7 +30,7 @@ def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
 
 def test_coverage_of_several_seeds_is_their_mean():
     seeds = [{"text": {"n": 9, "0.5": 1.0}}, {"text": {"n": 9, "0.5": 3.0}}]
-    found = coverage(seeds, ["text"] * 3, np.array([[2.0, 2.0, 0.5], [2.0, 2.0, 4.0]]), np.zeros(3))[0]
+    found = coverage(seeds, ["text"] * 3, np.array([[2.0, 2.0, 0.5], [2.0, 2.0, 4.0]]), np.zeros(3), np.arange(3))[0]
     assert found.share == pytest.approx(3 / 6)
     assert mean_widths(seeds) == {"text": {"n": 9, "0.5": 2.0, "0.8": None, "0.9": None, "0.95": None}}
     assert mean_widths([]) == {}
@@ -93,9 +39,14 @@ def test_coverage_of_several_seeds_is_their_mean():
 def test_conformal_intervals_cover_as_often_as_they_say():
     rng = np.random.default_rng(0)
     errors = rng.normal(size=5000)
-    widths = {"text": {"n": 2000, **{f"{level:g}": half_width(np.abs(errors[:2000]), level) for level in LEVELS}}}
+    widths = {
+        "text": {
+            "n": 2000,
+            **{f"{level:g}": order_statistic(np.abs(errors[:2000]), marginal_rank(2000, level)) for level in LEVELS},
+        }
+    }
     label = rng.uniform(-3, 3, 3000)
-    for entry in coverage([widths], ["text"] * 3000, (label + errors[2000:])[None], label):
+    for entry in coverage([widths], ["text"] * 3000, (label + errors[2000:])[None], label, np.arange(3000)):
         assert entry.share == pytest.approx(entry.level, abs=0.03)
         assert entry.interval[0] < entry.share < entry.interval[1]
 
@@ -112,3 +63,32 @@ def test_bins_hold_equal_numbers_of_neighbouring_predictions():
         assert entry.interval[0] < entry.label < entry.interval[1]
     assert len(reliability(prediction[:20], prediction[:20])) == 2
     assert reliability(prediction[:7], prediction[:7]) == []
+
+
+def test_the_interval_of_a_share_is_wilsons_with_clips_of_a_speaker_counted_as_fewer():
+    inside = np.repeat([1.0, 0.0], [72, 8])
+    low, high = share_interval(inside, np.arange(80))
+    assert (low, high) == pytest.approx((0.8149, 0.9486), abs=1e-3), "Wilson's for 72 of 80"
+    mixed = share_interval(inside, np.arange(80) % 10)
+    assert mixed == pytest.approx((low, high)), "every speaker is like the others"
+    apart = share_interval(inside, np.arange(80) // 8)
+    assert apart[0] < low and high < apart[1], "one speaker has all the misses"
+    assert share_interval(np.zeros(0), np.zeros(0)) is None
+    assert share_interval(np.ones(10), np.zeros(10)) == pytest.approx((0.722, 1.0), abs=1e-3)
+    assert share_interval(np.ones(1), np.zeros(1))[1] == 1.0
+
+
+@pytest.mark.parametrize(("inside", "judgement"), [(62, "too narrow"), (72, ""), (80, "too wide")])
+def test_coverage_is_judged_by_its_interval(inside, judgement):
+    share = share_interval(np.repeat([1.0, 0.0], [inside, 80 - inside]), np.arange(80))
+    assert Coverage(0.9, 80, inside / 80, share).judgement == judgement
+
+
+def test_the_interval_of_a_share_covers_as_often_as_it_says_for_few_speakers():
+    rng = np.random.default_rng(0)
+    speaker, covered = np.arange(80) // 8, 0
+    for _ in range(1000):
+        rate = np.clip(0.9 + 0.05 * rng.normal(size=10), 0, 1)
+        low, high = share_interval((rng.random(80) < rate[speaker]).astype(float), speaker)
+        covered += low <= 0.9 <= high
+    assert covered > 900

@@ -9,12 +9,12 @@ import pytest
 from model.data.clips import ClipTable
 from model.evaluation.metrics import evaluate_metrics
 from model.evaluation.subgroups import (
-    MIN_VIDEO_CLIPS,
+    MIN_SPEAKER_CLIPS,
     SLICES,
     ClipAttributes,
     Subgroup,
+    measure_speakers,
     measure_subgroups,
-    measure_videos,
     slice_rows,
     split_into_subgroups,
 )
@@ -26,7 +26,8 @@ def make_facts(clips: int = 12, **changes) -> ClipAttributes:
     """Clips alike in everything that is not changed."""
     alike = {
         "seconds_N": np.full(clips, 3.0),
-        "video_N": np.array(["v"] * clips, object),
+        "speaker_N": np.array(["v"] * clips, object),
+        "gender_N": np.array([""] * clips, object),
         "steps": {m: np.full(clips, 5) for m in ("text", "audio", "vision")},
         "valid": {},
         "label_N": np.ones(clips),
@@ -90,7 +91,7 @@ def test_a_part_has_the_metrics_of_its_labelled_clips(label_range, accuracy):
     prediction_SN = label + rng.normal(size=(2, 40))
     label[:3] = np.nan
     rows = np.arange(40) < 20
-    found = measure_subgroups([Subgroup("some", "first", rows)], prediction_SN, label, label_range)[0]
+    found = measure_subgroups([Subgroup("some", "first", rows)], prediction_SN, label, np.arange(40), label_range)[0]
     kept = slice(3, 20)
     runs = [evaluate_metrics(prediction[kept], label[kept], label_range) for prediction in prediction_SN]
     assert found.clips == 17 and (found.group, found.name) == ("some", "first")
@@ -101,35 +102,53 @@ def test_a_part_has_the_metrics_of_its_labelled_clips(label_range, accuracy):
 
 def test_what_is_undefined_in_a_part_is_none():
     label = np.zeros(4)
-    neutral = measure_subgroups([Subgroup("", "", np.ones(4, bool))], np.ones((1, 4)), label, WIDE)[0]
+    neutral = measure_subgroups([Subgroup("", "", np.ones(4, bool))], np.ones((1, 4)), label, np.arange(4), WIDE)[0]
     assert neutral.accuracy is None and neutral.accuracy_interval is None and neutral.mae == 1.0
-    nobody = measure_subgroups([Subgroup("", "", np.zeros(4, bool))], np.ones((1, 4)), label, WIDE)[0]
+    nobody = measure_subgroups([Subgroup("", "", np.zeros(4, bool))], np.ones((1, 4)), label, np.arange(4), WIDE)[0]
     assert (nobody.clips, nobody.mae, nobody.mae_interval) == (0, None, None)
 
 
-def test_videos_come_with_the_greatest_error_first_and_only_those_with_enough_clips():
-    videos = np.repeat(["good", "few", "bad", "unlabelled"], [6, MIN_VIDEO_CLIPS - 1, 5, 8]).astype(object)
+def test_intervals_are_for_other_speakers():
+    rng = np.random.default_rng(0)
+    speaker = np.repeat(np.arange(8), 10)
+    error = 0.5 + 0.4 * rng.random(8)[speaker] + 0.05 * rng.random(80)
+    whole, label = [Subgroup("", "", np.ones(80, bool))], np.zeros(80)
+    by_speaker = measure_subgroups(whole, error[None], label, speaker, WIDE)[0].mae_interval
+    by_clip = measure_subgroups(whole, error[None], label, np.arange(80), WIDE)[0].mae_interval
+    assert by_speaker[1] - by_speaker[0] > 2 * (by_clip[1] - by_clip[0]), "clips of a speaker are alike"
+    alone = measure_subgroups(whole, error[None], label, np.zeros(80), WIDE)[0].mae_interval
+    assert alone == by_clip, "nothing is known of other speakers than one"
+
+
+def test_genders_are_told_apart_where_the_corpus_says_them():
+    gender = np.array(["female", "", "male", "female"], object)
+    assert rows_of(make_facts(4, gender_N=gender)) == {"Gender": {"female": [0, 3], "male": [2]}}
+    assert rows_of(make_facts(2, gender_N=np.array(["female", ""], object))) == {}
+
+
+def test_speakers_come_with_the_greatest_error_first_and_only_those_with_enough_clips():
+    videos = np.repeat(["good", "few", "bad", "unlabelled"], [6, MIN_SPEAKER_CLIPS - 1, 5, 8]).astype(object)
     error = np.repeat([0.1, 2.0, 1.0, 3.0], [6, 4, 5, 8])
     label = np.where(videos == "unlabelled", np.nan, 1.0)
-    facts = make_facts(len(videos), video_N=videos, label_N=label)
-    found, measured = measure_videos(facts, (np.nan_to_num(label) + error)[None], WIDE, max_videos=10)
+    facts = make_facts(len(videos), speaker_N=videos, label_N=label)
+    found, measured = measure_speakers(facts, (np.nan_to_num(label) + error)[None], WIDE, max_speakers=10)
     assert [(video.name, video.clips, round(video.mae, 3)) for video in found] == [("bad", 5, 1.0), ("good", 6, 0.1)]
     assert measured == 2
 
 
 def test_a_prediction_beyond_the_labels_counts_as_the_metrics_count_it():
     videos = np.repeat(["far", "off"], 5).astype(object)
-    facts = make_facts(10, video_N=videos, label_N=np.ones(10))
+    facts = make_facts(10, speaker_N=videos, label_N=np.ones(10))
     prediction = np.where(videos == "far", 4.0, 0.5)
-    found, _ = measure_videos(facts, prediction[None], UNIT, max_videos=4)
+    found, _ = measure_speakers(facts, prediction[None], UNIT, max_speakers=4)
     assert [(video.name, video.mae) for video in found] == [("off", 0.5), ("far", 0.0)]
 
 
-def test_of_many_videos_both_ends_are_measured():
+def test_of_many_speakers_both_ends_are_measured():
     videos = np.repeat([f"v{i:02d}" for i in range(20)], 5).astype(object)
-    facts = make_facts(100, video_N=videos, label_N=np.zeros(100))
+    facts = make_facts(100, speaker_N=videos, label_N=np.zeros(100))
     error = np.repeat(np.arange(20) / 10, 5)
-    found, measured = measure_videos(facts, error[None], WIDE, max_videos=4)
+    found, measured = measure_speakers(facts, error[None], WIDE, max_speakers=4)
     assert [video.name for video in found] == ["v19", "v18", "v01", "v00"] and measured == 20
 
 
