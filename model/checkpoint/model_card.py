@@ -80,6 +80,7 @@ def card_lines(
     """Yield the card's lines in Markdown, from the content of checkpoint.json."""
     dataset, train = description["dataset"], description["train"]
     low, high = dataset["label_range"]
+    published = description["model"].get("name") == "dashfusion_published"
     yield f"# DashFusion, trained on {dataset['corpus']}"
     yield ""
     if is_generated(dataset):
@@ -87,7 +88,8 @@ def card_lines(
         yield ""
     yield (
         f"Sentiment of a talking-head video from {_and(train['modalities'])}: a number from {low:g} (negative) to "
-        f"{high:g} (positive). Architecture: DashFusion (Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515)."
+        f"{high:g} (positive). Architecture: DashFusion (Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515)"
+        f"{', as the code of its authors computes it' if published else ''}."
     )
     yield ""
     yield "```\ndashfusion predict talk.mp4 --model THIS_FOLDER\n```"

@@ -156,6 +156,15 @@ def test_a_clip_is_the_same_alone_in_a_batch_and_without_a_modality(clips):
 
 
 @torch.no_grad()
+def test_attention_can_be_shown_and_includes_the_padding(clips):
+    network, batch = build(clips), one(clips, complete(clips)[0])
+    weights = network.alignment.weights(network.encode(batch), {})
+    for m, steps in PADDING.items():
+        assert weights[m].shape[2] == steps + 1
+        close(weights[m].sum(dim=2), torch.ones(weights[m].shape[:2], dtype=torch.float64))
+
+
+@torch.no_grad()
 def test_padding_counts_and_can_be_masked(clips):
     batch, network = one(clips, complete(clips)[0]), build(clips)
     padded, masked = network(batch).prediction, build(clips, replace(CONFIG, padding=PaddingConfig()))(batch).prediction

@@ -13,10 +13,14 @@ from torch import nn
 
 import model.train
 from model.checkpoint.io import load_checkpoint
-from model.config import AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
+from model.checkpoint.model_card import CARD
+from model.config import MODALITIES, AugmentConfig, ContrastiveConfig, MiningConfig, ModelConfig, TrainConfig
 from model.data.batching import training_batches
+from model.data.clips import ClipTable
 from model.data.info import read_info
+from model.evaluate import evaluate
 from model.network.base import STREAMS, Embedding
+from model.network.flops import network_costs
 from model.network.registry import build_network
 from model.train import train
 from model.training.losses import combine_contrastive, semantic_loss_against_partners, supervised_loss
@@ -231,4 +235,9 @@ def test_the_recipe_trains_with_missing_modalities_and_predicts(dataset, tmp_pat
     loaded, info = load_checkpoint(result.best)
     assert (info.model, info.train) == (network, config)
     assert loaded.config.name == "dashfusion_published"
+    assert "2512.05515), as the code of its authors computes it." in (result.best / CARD).read_text(encoding="utf-8")
+    table = ClipTable.read(dataset, "test", network.max_positions)
+    assert evaluate(dataset, [result.best], "test").metrics["n"] == len(table)
+    costs = network_costs(loaded, table, MODALITIES)
+    assert 0 < costs["fusion_madds"] < costs["madds"]
     assert all(0 < metrics["train_supervised"] < 3 and 0 < metrics["train_semantic"] < 3 for metrics in result.history)
