@@ -5,12 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """Commands of which some need packages that an installation for scoring lacks."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; a package that is not installed is named in a line, with what to install."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if not is_missing_package(error):
+                raise
+            typer.echo(format_missing_package(error), err=True)
+            raise typer.Exit(1) from error
+
+
+def is_missing_package(error: ImportError) -> bool:
+    """Return whether an import failed for want of a package of others, without a message of our own."""
+    ours = ("media", "corpora", "extractors", "model", "flows")
+    return bool(error.name) and str(error).startswith("No module named") and str(error.name).split(".")[0] not in ours
+
+
+def format_missing_package(error: ImportError) -> str:
+    """Return what to install if a package is missing."""
+    return (
+        f"{str(error.name).split('.')[0]} is not installed: predict, watch, doctor FILE and export model need the "
+        "packages of deploy/requirements-predict.txt, serve those of deploy/requirements-serve.txt, and everything "
+        "else needs DashFusion with its dependencies (pip install -c constraints.txt -e .)"
+    )
+
 
 app = typer.Typer(
     name="dashfusion",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
@@ -60,5 +92,7 @@ def plain_errors(stderr: bool = False) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        (error_console if stderr else console).print(str(error), style="bold red", markup=False)
+        missing = isinstance(error, ImportError) and is_missing_package(error)
+        message = format_missing_package(error) if missing else str(error)
+        (error_console if stderr else console).print(message, style="bold red", markup=False)
         raise typer.Exit(1) from error

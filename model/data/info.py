@@ -199,7 +199,7 @@ class DatasetInfo:
 
 def format_versions(versions: Mapping[str, str]) -> str:
     """Return the versions of libraries as text."""
-    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown versions"
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) or "unknown versions"
 
 
 def is_generated(dataset: Mapping[str, Any]) -> bool | None:
