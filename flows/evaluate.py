@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
 from rich.table import Table
@@ -21,6 +22,7 @@ from flows.display.console import console
 from flows.orchestration import engine, settings
 from flows.orchestration.settings import REPORT_PAGE, REPORT_URL
 from flows.report import (
+    Looks,
     PreviousEvaluation,
     ReportInput,
     compared_rows,
@@ -34,6 +36,13 @@ from flows.report.corpus_card import corpus_card
 from flows.report.provenance import PROVENANCE_FILE, RunProvenance, read_training_provenance
 from flows.studies.results import read_studies
 from model.data.info import is_generated
+from model.files import sha256_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LOOKS = "test_looks.jsonl"
+"""File in the state folder: one line for each set of models that was evaluated on a test split."""
 
 HISTORY = settings.STATE / "metrics.jsonl"
 """One line per evaluation in this folder. DVC removes a stage's outputs, the previous metrics, before it runs it."""
@@ -69,7 +78,7 @@ def measure(params: Params) -> Any:
 
 
 @task
-def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
+def report(params: Params, result: Any, record: dict[str, Any], looks: Looks | None) -> Path:
     """Write the report and the data of DVC's plots, and return the report's path."""
     transcripts = read_transcripts(params.paths.transcripts)
     manifest = with_transcripts(read_manifest(params.paths.manifest), transcripts)
@@ -87,6 +96,7 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
             predictions=result.predictions,
             clips={clip.clip_id: clip for clip in manifest.clips},
             previous=previous_evaluation(params, result.metrics),
+            looks=looks,
             studies=read_studies(params.paths.studies),
             curves=training_curves(params),
             problems=problems,
@@ -98,6 +108,36 @@ def report(params: Params, result: Any, record: dict[str, Any]) -> Path:
         ),
     )
     return path
+
+
+def record_look(params: Params, predictions: pa.Table) -> Looks | None:
+    """Record that these models were evaluated on the test split, and return how many were so far.
+
+    None for other splits.
+
+    A split is known by its clips and labels, models by their weights: the same models count once, however often they
+    are evaluated. Copies of the project that DVC makes for experiments count with the project. What DVC restores from
+    its cache was counted when it was computed.
+    """
+    if params.evaluate.split != "test":
+        return None
+    clips = dict(zip(predictions["clip_id"].to_pylist(), predictions["label"].to_pylist(), strict=True))
+    look = {
+        "dataset": _digest([params.prepare.corpus, sorted(clips.items())]),
+        "models": _digest(sorted(sha256_of(folder / "model.safetensors") for folder in checkpoints(params))),
+    }
+    path = settings.project_folder() / settings.STATE / LOOKS
+    same_split = [entry for entry in _read_lines(path) if entry.get("dataset") == look["dataset"] and "models" in entry]
+    if look["models"] not in {entry["models"] for entry in same_split}:
+        same_split.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), **look})
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(same_split[-1]) + "\n")
+    return Looks(len(same_split), same_split[0]["time"])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def append_to_history(params: Params, metrics: Mapping[str, Any]) -> None:
@@ -115,8 +155,12 @@ def append_to_history(params: Params, metrics: Mapping[str, Any]) -> None:
 
 def history() -> list[dict[str, Any]]:
     """Return the evaluations in this folder, oldest first."""
+    return _read_lines(HISTORY)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     entries = []
-    for line in HISTORY.read_text(encoding="utf-8").splitlines() if HISTORY.is_file() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:  # incomplete after a kill or on a full disk; the others are still useful
@@ -191,10 +235,13 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     training = read_training_provenance(params.paths.models, params.train.seeds)
     record = run.write(params.paths.metrics / PROVENANCE_FILE, train=training)
     append_to_history(params, result.metrics)
-    path = engine.call(report, params, result, record)
+    looks = record_look(params, result.predictions)
+    path = engine.call(report, params, result, record, looks)
     publish_metrics(params, result.metrics)
     publish_plots(params, result)
     console.print(metrics_table(params, result.metrics, previous_metrics(params, result.metrics)))
+    if looks:
+        console.print(f"the test split of this dataset has been evaluated {looks.text}")
     console.print(f"report: {path.resolve()}")
     return dict(result.metrics)
 

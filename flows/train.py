@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,37 @@ def calibrate(params: Params) -> FoldTrainings | None:
     return trainings
 
 
+def validation_metrics(checkpoints: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return mae, corr, acc2 on the validation split and the epoch: all of the one epoch that was kept.
+
+    Args:
+        checkpoints: Descriptions of the seeds' best checkpoints. Of several, the mean is returned, the sample standard
+            deviation under `<key>_std`, and their number under `seeds`; metrics that one of them lacks are left out.
+    """
+    names = {"mae": "valid_mae", "corr": "valid_corr", "acc2": "valid_acc2"}
+    values = {name: [c["metrics"].get(key) for c in checkpoints] for name, key in names.items()}
+    values["epoch"] = [checkpoint["epoch"] for checkpoint in checkpoints]
+    defined = {name: found for name, found in values.items() if None not in found}
+    if len(checkpoints) == 1:
+        return {name: found[0] for name, found in defined.items()}
+    means = {name: statistics.fmean(found) for name, found in defined.items()}
+    return (
+        means
+        | {f"{name}_std": statistics.stdev(found) for name, found in defined.items()}
+        | {"seeds": len(checkpoints)}
+    )
+
+
+def _write_validation(params: Params) -> None:
+    """Write `metrics/validation.json`."""
+    from model.checkpoint.description import read_description
+    from model.files import atomic_file
+
+    checkpoints = [read_description(params.paths.models / f"seed-{seed}" / "best") for seed in params.train.seeds]
+    with atomic_file(params.paths.metrics / "validation.json") as temporary:
+        temporary.write_text(json.dumps(validation_metrics(checkpoints), indent=2) + "\n", encoding="utf-8")
+
+
 def _train_beside_each_other(trainings: FoldTrainings) -> list[dict[str, Any]]:
     """Return the errors of all folds, trained in processes, one per core or GPU."""
     folds = trainings.folds
@@ -225,6 +257,7 @@ def train(params_file: Path = Path("params.yaml")) -> list[dict[str, Any]]:
     results = [engine.call(train_seed, seed, params) for seed in params.train.seeds]
     trainings = calibrate(params)
     if FIRST_PROCESS:
+        _write_validation(params)
         forget_run(*run)
         if trainings:
             trainings.forget()

@@ -68,6 +68,23 @@ class CalibrationInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Looks:
+    """How many sets of models were evaluated on the test split, and the time of the first (ISO 8601)."""
+
+    count: int
+    first: str
+
+    @property
+    def text(self) -> str:
+        """The number as `with 3 different models since 2026-11-24`."""
+        return (
+            "with this model only"
+            if self.count == 1
+            else f"with {self.count:,} different models since {self.first[:10]}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReportInput:
     """Everything that a report shows; sections without input are left out.
 
@@ -81,6 +98,7 @@ class ReportInput:
         clips: Clip id -> its row of the manifest, all splits.
         intervals: 95 % intervals of the metrics.
         previous: The previous evaluation.
+        looks: How often the test split was looked at; None for other splits.
         subgroups: Metrics of subgroups of the split.
         calibration: Calibration of the checkpoints on this split.
         explorer: Data of single clips.
@@ -101,6 +119,7 @@ class ReportInput:
     clips: Mapping[str, Clip]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     previous: PreviousEvaluation | None = None
+    looks: Looks | None = None
     subgroups: SubgroupAnalysis | None = None
     calibration: CalibrationInput | None = None
     explorer: ExplorerInput = field(default_factory=ExplorerInput)

@@ -66,6 +66,31 @@ def test_the_last_evaluation_says_when_it_was(params):
     assert before.metrics == OLD and before.time.endswith("+00:00") and before.day.endswith(" UTC")
 
 
+def looked_at(params, tmp_path, weights: bytes, labels=(1.0, None)) -> evaluate.Looks | None:
+    """A look at a split of two clips with models of these weights."""
+    path = params.paths.models / "seed-0/best/model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(weights)
+    return evaluate.record_look(params, pa.table({"clip_id": ["a/1", "a/2"], "label": list(labels)}))
+
+
+def test_looks_at_the_test_split_are_counted_by_models_and_dataset(params, tmp_path, monkeypatch):
+    first = looked_at(params, tmp_path, b"one")
+    assert first.count == 1 and first.text == "with this model only"
+    assert looked_at(params, tmp_path, b"one") == first, "the same models again"
+    second = looked_at(params, tmp_path, b"two")
+    assert second.count == 2 and second.text == f"with 2 different models since {first.first[:10]}"
+    assert looked_at(params, tmp_path, b"two", labels=(1.0, 2.0)).count == 1, "another split"
+    on_valid = replace(params, evaluate=replace(params.evaluate, split="valid"))
+    assert looked_at(on_valid, tmp_path, b"three") is None
+    with (evaluate.settings.STATE / evaluate.LOOKS).open("a", encoding="utf-8") as file:
+        file.write('{"time": "2026\n{"dataset": "' + "0" * 16 + '"}\n')
+    copy = tmp_path / ".dvc/tmp/exps/standalone/copy"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert looked_at(params, copy, b"four").count == 3, "an experiment's copy counts with its project"
+
+
 def test_a_line_that_was_cut_short_does_not_hide_the_others(params):
     evaluate.append_to_history(params, OLD)
     with evaluate.HISTORY.open("a", encoding="utf-8") as file:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from flows import train
 
 
@@ -28,3 +30,12 @@ def test_outputs_of_other_seeds_that_a_killed_run_left_behind_are_removed(tmp_pa
     train._remove_other_seeds(SimpleNamespace(paths=paths, train=SimpleNamespace(seeds=[0])))
     assert sorted(path.name for path in tmp_path.rglob("*-*")) == ["seed-0", "seed-0"]
     assert (tmp_path / "models/mine").is_dir()
+
+
+def test_validation_metrics_are_those_of_the_epoch_that_was_kept():
+    one = {"epoch": 7, "metrics": {"valid_mae": 0.5, "valid_corr": 0.8, "train_loss": 2.0}}
+    other = {"epoch": 9, "metrics": {"valid_mae": 0.7, "valid_corr": 0.6, "valid_acc2": 0.9}}
+    assert train.validation_metrics([one]) == {"mae": 0.5, "corr": 0.8, "epoch": 7}, "undefined metrics are left out"
+    both = train.validation_metrics([one, other])
+    assert both.pop("mae") == pytest.approx(0.6) and both.pop("mae_std") == pytest.approx(0.1414, abs=1e-4)
+    assert both.keys() == {"corr", "corr_std", "epoch", "epoch_std", "seeds"} and both["seeds"] == 2

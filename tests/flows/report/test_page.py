@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from corpora.problems import Problem
-from flows.report import PreviousEvaluation, metrics_rows, write_report
+from flows.report import Looks, PreviousEvaluation, metrics_rows, write_report
 from flows.report.page import content_policy
 from model.checkpoint.description import GENERATED_NOTICE
 
@@ -347,3 +347,12 @@ def test_importing_the_module_loads_no_heavy_package():
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_says_how_often_the_test_split_was_looked_at(render):
+    _, page = render(looks=Looks(1, "2026-11-24T02:57:00+00:00"))
+    assert "has been evaluated with this model only in this project" in page.words
+    _, page = render(looks=Looks(12, "2026-11-24T02:57:00+00:00"))
+    assert "with 12 different models since 2026-11-24 in this project" in page.words
+    _, page = render()
+    assert "has been evaluated" not in page.words
