@@ -201,7 +201,8 @@ class Predictor:
         Args:
             features: Modality -> values [T, D] as its extractor returns them, not normalised; for a checkpoint of the
                 aligned mode, pooled onto the text's tokens. A modality that is left out is missing.
-            masks: Modality -> [T] bool, True where the network may attend; default: everywhere.
+            masks: Modality -> [T] bool, True where the network may attend; default: everywhere, except at all-zero
+                steps of audio and vision whose training features came with the corpus.
             text: Transcript, for a checkpoint that reads transcripts (model.text.mode finetune or scratch).
             name: Name of the clip in the result.
             level: Coverage of the prediction interval.
@@ -214,10 +215,19 @@ class Predictor:
         unknown = sorted(set(features) - set(MODALITIES))
         if unknown:
             raise ValueError(f"features of {unknown[0]!r}: name them {', '.join(MODALITIES)}")
-        masks = masks or {}
-        steps = {m: Steps(x, np.asarray(masks.get(m, np.ones(len(x), bool)))) for m, x in features.items()}
+        steps = {m: Steps(x, self._mask(m, np.asarray(x), (masks or {}).get(m))) for m, x in features.items()}
         clip = VideoFeatures(None, "given" if text else "", Segment(0.0, 0.0, text, steps))
         return _prediction_of(self._score([(name, clip)], level)[0])
+
+    def _mask(self, modality: str, values_TD: np.ndarray, mask_T: np.ndarray | None) -> np.ndarray:
+        """Return the given mask [T], or the default of `from_features`."""
+        if mask_T is not None:
+            return np.asarray(mask_T)
+        is_imported = self.description["dataset"]["modalities"][modality]["extractor"].endswith(".imported")
+        if is_imported and modality != "text" and values_TD.ndim == 2:
+            visible_T: np.ndarray = values_TD.any(axis=1)
+            return visible_T
+        return np.ones(len(values_TD), bool)
 
     def warm_up(self) -> None:
         """Load all models, so that the first video does not wait for them and errors appear early.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -117,6 +118,22 @@ def test_what_is_left_out_is_missing(data, predictor):
     with pytest.raises(PredictionError, match="nothing to score it by") as nothing:
         predictor.from_features({"vision": steps["vision"].values}, masks=hidden)
     assert nothing.value.failure.error == "NoModality"
+
+
+def test_padding_of_features_that_came_with_a_corpus_is_hidden(data, trained, tmp_path):
+    steps = {m: s.values[:6] for m, s in clips(data)[3].items()}
+    padded = {m: np.concatenate([x, np.zeros((3, x.shape[1]))]).astype(np.float32) for m, x in steps.items()}
+    del padded["text"]
+    shutil.copytree(trained, tmp_path / "imported")
+    path = tmp_path / "imported" / "checkpoint.json"
+    description = json.loads(path.read_text())
+    for m in ("audio", "vision"):
+        description["dataset"]["modalities"][m]["extractor"] = f"{m}.imported"
+    path.write_text(json.dumps(description))
+    imported, extracted = (Predictor.load(folder, device="cpu") for folder in (tmp_path / "imported", trained))
+    real = imported.from_features({m: steps[m] for m in padded}).score.raw
+    assert imported.from_features(padded).score.raw == pytest.approx(real, abs=1e-5)
+    assert abs(extracted.from_features(padded).score.raw - real) > 1e-4, "zeros may be measured"
 
 
 @pytest.mark.parametrize(
