@@ -3,13 +3,14 @@
     python -m bench.reductions data/dataset --seeds 0 1 2 3 4 --out /tmp/reductions
 
 Trains each variant on each seed, one after the other and one thread each, resuming what an earlier call has trained,
-and compares it on the test split with the default, paired by seed; intervals hold for other seeds and other speakers.
-Other settings are those of params.yaml.
+and compares it on the test split with the first, paired by seed: mean, difference and its 95 % interval, which holds
+for other seeds and other speakers. Other settings are those of params.yaml.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from bench.results import write_result
 from flows.config.params import load_params
 from flows.studies.crossed import crossed_draws
 from flows.studies.trial import View, predict_views, train_trial, trial_folder
@@ -54,7 +56,7 @@ def variants(model: ModelConfig, train: TrainConfig) -> Mapping[str, Setting]:
 
 
 def main() -> None:
-    """Train, predict and print a Markdown table."""
+    """Train, predict and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -83,23 +85,25 @@ def main() -> None:
     # Compare with the reference
     shown = METRICS[label_range[1]]
     values = {
-        n: {k: np.array([evaluate_metrics(p, labels, label_range)[k] for p in x], float) for k in shown}
-        for n, x in results.items()
+        name: {k: np.array([evaluate_metrics(p, labels, label_range)[k] for p in predictions], float) for k in shown}
+        for name, predictions in results.items()
     }
     draws = {name: resampled_by_seed(x, labels, label_range, speaker_N=speakers) for name, x in results.items()}
-    print(f"\n| {table.info.corpus} | " + " | ".join(shown) + " |\n|---|" + "---|" * len(shown))
-    reference, *others = results
+    figures: dict[str, float] = {"seeds": len(options.seeds), "clips": len(labels), "speakers": len(set(speakers))}
+    reference, *_ = results
     for name in results:
-        cells = [f"{values[name][k].mean():.3f} ± {values[name][k].std(ddof=1):.3f}" for k in shown]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    for name in others:
-        cells = []
         for k in shown:
-            difference = values[name][k] - values[reference][k]
+            key, value = f"{name.replace(' ', '_')}_{k}", values[name][k]
+            figures |= {key: value.mean(), f"{key}_std": value.std(ddof=1)}
+            if name == reference:
+                continue
+            difference = value - values[reference][k]
             drawn = crossed_draws(difference, draws[name][k] - draws[reference][k], len(set(speakers)))
-            low, high = np.nanquantile(drawn, [0.025, 0.975]) if drawn is not None else (np.nan, np.nan)
-            cells.append(f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
-        print(f"| {name} - {reference} | " + " | ".join(cells) + " |")
+            assert drawn is not None, "several seeds and speakers"
+            low, high = np.nanquantile(drawn, [0.025, 0.975])
+            figures |= {f"{key}_difference": difference.mean(), f"{key}_low": low, f"{key}_high": high}
+            print(f"{name}, {k}: {value.mean():.3f}, {difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+    write_result(f"reductions_{table.info.corpus}", figures, f"reductions {' '.join(sys.argv[1:])}")
 
 
 if __name__ == "__main__":

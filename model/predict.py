@@ -225,8 +225,7 @@ class Predictor:
             return np.asarray(mask_T)
         is_imported = self.description["dataset"]["modalities"][modality]["extractor"].endswith(".imported")
         if is_imported and modality != "text" and values_TD.ndim == 2:
-            visible_T: np.ndarray = values_TD.any(axis=1)
-            return visible_T
+            return np.asarray(values_TD.any(axis=1))
         return np.ones(len(values_TD), bool)
 
     def warm_up(self) -> None:
