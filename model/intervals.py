@@ -25,7 +25,7 @@ from model.checkpoint.model_card import write_card
 from model.data.clips import TRAIN_AND_VALID
 from model.data.tokens import prepare_text
 from model.device import resolve_device
-from model.evaluation.intervals import calibrate_grouped_cv, subset_errors
+from model.evaluation.intervals import Errors, calibrate, grouped_half_width, subset_errors
 from model.files import atomic_file
 from model.train import MAPPED, runs_folder, train
 from model.training.folds import Fold, fold_count
@@ -106,7 +106,7 @@ def plan_folds(
     return FoldTrainings(dataset, model, budget, folds, len(set(clips.speakers.tolist())), scratch)
 
 
-def train_fold(trainings: FoldTrainings, fold: Fold) -> dict[str, np.ndarray]:
+def train_fold(trainings: FoldTrainings, fold: Fold) -> dict[str, Errors]:
     """Train without a fold, unless it was done before, and return the errors on it, see `subset_errors`.
 
     A training that was killed resumes. Under `torchrun` all processes train, and only the first one returns errors.
@@ -127,20 +127,29 @@ def train_fold(trainings: FoldTrainings, fold: Fold) -> dict[str, np.ndarray]:
         )
         with atomic_file(folder / ERRORS) as temporary, temporary.open("wb") as file:
             errors = subset_errors(network, held_out, config.modalities)
-            np.savez(file, **errors)  # type: ignore[arg-type]  # NumPy's stubs take them for allow_pickle
+            arrays = {f"{subset}.errors": found.error_n for subset, found in errors.items()}
+            arrays |= {f"{subset}.speakers": found.speaker_n.astype(str) for subset, found in errors.items()}
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's stubs take them for allow_pickle
         shutil.rmtree(out)
     with np.load(folder / ERRORS) as stored:
-        return dict(stored)
+        subsets = [name.removesuffix(".errors") for name in stored if name.endswith(".errors")]
+        return {subset: Errors(stored[f"{subset}.errors"], stored[f"{subset}.speakers"]) for subset in subsets}
 
 
 def calibrate_checkpoints(
-    checkpoints: Sequence[Path], trainings: FoldTrainings, errors: Sequence[Mapping[str, np.ndarray]]
+    checkpoints: Sequence[Path], trainings: FoldTrainings, errors: Sequence[Mapping[str, Errors]]
 ) -> None:
     """Replace the checkpoints' intervals by those of the folds' errors, and write their model cards again."""
     if not errors:
         log.warning("too few clips for folds: the intervals are those of the validation split")
         return
-    merged = {subset: np.concatenate([fold[subset] for fold in errors]) for subset in errors[0]}
+    merged = {
+        subset: Errors(
+            np.concatenate([fold[subset].error_n for fold in errors]),
+            np.concatenate([fold[subset].speaker_n for fold in errors]),
+        )
+        for subset in errors[0]
+    }
     calibrated_by = {
         "method": "grouped_cv",
         "folds": len(trainings.folds),
@@ -149,5 +158,5 @@ def calibrate_checkpoints(
         "speakers": trainings.speakers,
     }
     for folder in checkpoints:
-        add_calibration(folder, calibrate_grouped_cv(merged), calibrated_by)
+        add_calibration(folder, calibrate(merged, grouped_half_width), calibrated_by)
         write_card(folder)

@@ -25,7 +25,7 @@ from model.data.batching import sorted_batches, training_batches
 from model.data.tokens import prepare_text
 from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
 from model.evaluation.inference import infer, predict
-from model.evaluation.intervals import calibrate_split, subset_errors
+from model.evaluation.intervals import calibrate, split_half_width, subset_errors
 from model.evaluation.metrics import defined_metrics
 from model.evaluation.outliers import clip_vectors, fit_density, sample_rows
 from model.network.registry import build_network
@@ -309,7 +309,7 @@ def _calibrate(run: _Run, best: Path, valid: ClipTable) -> None:
     network, _ = load_checkpoint(best, run.fabric.device)
     sample = clips.select(sample_rows(len(clips)))
     vectors = [clip_vectors(table, infer(network, table, modalities).pooled) for table in (sample, valid)]
-    calibration = calibrate_split(subset_errors(network, valid, modalities))
+    calibration = calibrate(subset_errors(network, valid, modalities), split_half_width)
     add_calibration(best, calibration, {"method": "split"}, fit_density(*vectors))
     write_card(best)
 

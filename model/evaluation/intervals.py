@@ -3,9 +3,11 @@
 An interval is the prediction plus and minus an order statistic of the absolute errors. Errors depend on the modalities
 that a clip has, so every subset of modalities has its own.
 
-- `grouped_cv`: the k-th smallest of the errors of n clips, each of a network that was trained without the clip's
-  speaker; k = ceil((n + 1) level). Barber et al., "Predictive Inference with the Jackknife+", Annals of Statistics 49,
-  2021, section 1.2, where the CV of this kind is the one with half-widths.
+- `grouped_cv`: errors of networks on clips whose speakers they were trained without (the CV of Barber et al.,
+  "Predictive Inference with the Jackknife+", Annals of Statistics 49, 2021, section 1.2). Clips of a speaker are alike,
+  so it is the G speakers that are exchangeable with a further one: every speaker has the weight 1 / (G + 1), divided
+  among the clips, and the half-width is the least error up to which the weights add up to the level. Lee, Barber and
+  Willett, "Distribution-Free Inference with Hierarchical Data", 2023, section 3.
 - `split`: errors of one network on n clips of its validation split. The k-th smallest of them covers a further
   exchangeable clip with a probability that itself is Beta(k, n + 1 - k) distributed; k is the smallest for which it
   is at least the level in 90 % of all draws of the n clips. Vovk, "Conditional Validity of Inductive Conformal
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,40 +47,61 @@ def subset_name(modalities: Sequence[str]) -> str:
     return "+".join(m for m in MODALITIES if m in modalities)
 
 
-def subset_errors(network: Network, clips: ClipTable, modalities: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the absolute errors [n] of the network for every subset of `modalities`, by `subset_name`.
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Absolute errors [n] of a network, and the speakers [n] of the clips."""
+
+    error_n: np.ndarray
+    speaker_n: np.ndarray
+
+
+def subset_errors(network: Network, clips: ClipTable, modalities: Sequence[str]) -> dict[str, Errors]:
+    """Return the errors of the network for every subset of `modalities`, by `subset_name`.
 
     Args:
         network: shown each subset in turn.
-        clips: labelled clips that it was not trained on; a subset uses those that have all of its modalities.
+        clips: labelled clips of a dataset that it was not trained on; a subset uses those that have all of its
+            modalities.
         modalities: those that it was trained with.
     """
     has = {m: clips.lengths((m,))[:, 0] > 0 for m in MODALITIES}
     errors = {}
     for shown in subsets(modalities):
         complete = clips.select(np.flatnonzero(np.logical_and.reduce([has[m] for m in shown])))
-        errors[subset_name(shown)] = np.abs(predict(network, complete, shown) - complete.labels)
+        assert complete.speakers is not None, "read from a dataset"
+        error_n = np.abs(predict(network, complete, shown) - complete.labels)
+        errors[subset_name(shown)] = Errors(error_n, complete.speakers)
     return errors
 
 
-def calibrate_split(errors: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """Return the `split` intervals of `subset_errors` on a validation split."""
-    return _calibrate(errors, conditional_rank)
-
-
-def calibrate_grouped_cv(errors: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """Return the `grouped_cv` intervals of errors on clips that the networks were trained without."""
-    return _calibrate(errors, marginal_rank)
-
-
-def _calibrate(
-    errors: Mapping[str, np.ndarray], rank: Callable[[int, float], int | None]
+def calibrate(
+    errors: Mapping[str, Errors], half_width: Callable[[Errors, float], float | None]
 ) -> dict[str, dict[str, float | None]]:
+    """Return the half-widths of all subsets and levels: those of `split_half_width` or `grouped_half_width`."""
     return {
-        subset: {"n": len(error_n)}
-        | {f"{level:g}": order_statistic(error_n, rank(len(error_n), level)) for level in LEVELS}
-        for subset, error_n in errors.items()
+        subset: {"n": len(found.error_n)} | {f"{level:g}": half_width(found, level) for level in LEVELS}
+        for subset, found in errors.items()
     }
+
+
+def split_half_width(errors: Errors, level: float) -> float | None:
+    """Return the half-width of the method `split`; None if there are too few clips."""
+    return order_statistic(errors.error_n, conditional_rank(len(errors.error_n), level))
+
+
+def grouped_half_width(errors: Errors, level: float) -> float | None:
+    """Return the half-width of the method `grouped_cv`; None if there are too few clips.
+
+    With fewer than level / (1 - level) speakers nothing can be said of further ones: then it is that of
+    `marginal_rank`, for further clips of these speakers.
+    """
+    _, group_n, size_G = np.unique(errors.speaker_n, return_inverse=True, return_counts=True)
+    groups = len(size_G)
+    if groups < max(2.0, level * (groups + 1) - 1e-9):
+        return order_statistic(errors.error_n, marginal_rank(len(errors.error_n), level))
+    order = np.argsort(errors.error_n, kind="stable")
+    weight_n = np.cumsum(1 / ((groups + 1) * size_G[group_n[order]]))
+    return float(errors.error_n[order][np.searchsorted(weight_n, level - 1e-9)])
 
 
 def order_statistic(error_n: np.ndarray, rank: int | None) -> float | None:

@@ -12,11 +12,12 @@ import pytest
 from model.checkpoint.io import load_checkpoint
 from model.checkpoint.model_card import CARD
 from model.config import IntervalConfig, ModelConfig, TrainConfig
-from model.evaluation.intervals import marginal_rank, order_statistic
+from model.evaluation.intervals import Errors, grouped_half_width
 from model.intervals import ERRORS, calibrate_checkpoints, plan_folds, train_fold
 from model.train import train
 from model.training import resume
 
+FIELDS = ("error_n", "speaker_n")
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, fusion_layers=1, max_positions=32)
 SHORT = TrainConfig(
     epochs=2, warmup_epochs=1, batch_size=8, learning_rate=2e-3, device="cpu", intervals=IntervalConfig(folds=3)
@@ -48,9 +49,10 @@ def test_every_clip_has_an_error_of_a_network_that_was_trained_without_its_speak
     _, info = load_checkpoint(result.best)
     assert info.calibrated_by == {"method": "grouped_cv", "folds": 3, "epochs": 1, "seed": 0, "speakers": 6}
     assert info.density, "the outlier test stays"
-    merged = np.concatenate([fold["audio"] for fold in errors])
-    assert info.calibration["audio"]["n"] == len(merged) < 32 == 24 + 8
-    assert info.calibration["audio"]["0.8"] == order_statistic(merged, marginal_rank(len(merged), 0.8))
+    merged = Errors(*(np.concatenate([getattr(fold["audio"], name) for fold in errors]) for name in FIELDS))
+    assert info.calibration["audio"]["n"] == len(merged.error_n) < 32 == 24 + 8
+    assert len(set(merged.speaker_n)) == 6
+    assert info.calibration["audio"]["0.8"] == grouped_half_width(merged, 0.8)
     assert "6 speakers that 3 further networks were trained without" in (result.best / CARD).read_text()
     trainings.forget()
     assert not any(trainings.folder(fold).exists() for fold in trainings.folds)
@@ -67,7 +69,7 @@ def test_a_finished_fold_is_not_trained_again_and_a_killed_one_resumes(dataset, 
             path.unlink()
     monkeypatch.setattr("model.intervals.train", lambda *a, **k: pytest.fail("trained again"))
     again = train_fold(trainings, first)
-    assert errors.keys() == again.keys() and all((errors[subset] == again[subset]).all() for subset in errors)
+    assert errors.keys() == again.keys() and all((errors[s].error_n == again[s].error_n).all() for s in errors)
     monkeypatch.undo()
 
     class KilledError(Exception):
@@ -84,7 +86,7 @@ def test_a_finished_fold_is_not_trained_again_and_a_killed_one_resumes(dataset, 
     monkeypatch.undo()
     resumed = train_fold(trainings, second)
     for subset in expected:
-        np.testing.assert_array_equal(resumed[subset], expected[subset])
+        np.testing.assert_array_equal(resumed[subset].error_n, expected[subset].error_n)
 
 
 def test_a_fold_is_of_both_splits_and_trains_on_all_other_clips(dataset, tmp_path):
@@ -107,7 +109,7 @@ def test_one_speaker_and_one_clip_a_speaker(dataset_writer, tmp_path, speakers):
     trainings = plan_folds(dataset, SMALL, SHORT, 0, 2, tmp_path / "scratch")
     assert len(trainings.folds) == 3 and trainings.speakers == (1 if speakers == 1 else 32)
     errors = train_fold(trainings, trainings.folds[0])
-    assert len(errors["text+audio+vision"]) > 0
+    assert len(errors["text+audio+vision"].error_n) > 0
 
 
 def test_more_folds_than_speakers_and_hardly_any_clips(dataset_writer, tmp_path):

@@ -14,10 +14,13 @@ from model.data.clips import ClipTable
 from model.evaluation.inference import predict
 from model.evaluation.intervals import (
     LEVELS,
-    calibrate_split,
+    Errors,
+    calibrate,
     conditional_rank,
+    grouped_half_width,
     marginal_rank,
     order_statistic,
+    split_half_width,
     subset_errors,
     subset_name,
 )
@@ -89,4 +92,35 @@ def test_a_network_of_fewer_modalities_is_calibrated_for_these(dataset, tmp_path
     network, info = load_checkpoint(result.best)
     assert [*info.calibration] == ["audio"]
     errors = subset_errors(network, ClipTable.read(dataset, "valid", 32), ("audio",))
-    assert info.calibration == calibrate_split(errors)
+    assert info.calibration == calibrate(errors, split_half_width)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
+def test_clips_of_a_further_speaker_are_covered_as_often_as_is_said(level):
+    """Errors that are alike within a speaker, of whom some have more clips: plain ranks cover less."""
+    rng = np.random.default_rng(0)
+    by_speaker, by_clip = [], []
+    for _ in range(400):
+        sizes = rng.integers(2, 15, size=31)
+        scale = np.exp(0.8 * rng.normal(size=31))
+        speaker = np.repeat(np.arange(31), sizes)
+        error = scale[speaker] * np.abs(rng.normal(size=len(speaker)))
+        known = speaker < 30
+        errors = Errors(error[known], speaker[known])
+        plain = order_statistic(error[known], marginal_rank(int(known.sum()), level))
+        by_speaker.append(np.mean(error[~known] <= grouped_half_width(errors, level)))
+        by_clip.append(np.mean(error[~known] <= plain))
+    assert level - 0.02 < np.mean(by_speaker) < level + 0.05
+    assert np.mean(by_clip) < np.mean(by_speaker)
+
+
+def test_one_clip_a_speaker_is_the_plain_rank_and_few_speakers_say_nothing_of_others():
+    rng = np.random.default_rng(0)
+    error = rng.random(50)
+    for level in LEVELS:
+        plain = order_statistic(error, marginal_rank(50, level))
+        assert grouped_half_width(Errors(error, np.arange(50)), level) == plain
+        assert grouped_half_width(Errors(error, np.zeros(50)), level) == plain, "for further clips of this speaker"
+    nine = Errors(error, np.arange(50) % 9)
+    assert grouped_half_width(nine, 0.9) == error.max(), "a tenth of further speakers may be worse than all nine"
+    assert grouped_half_width(Errors(np.zeros(0), np.zeros(0)), 0.5) is None
