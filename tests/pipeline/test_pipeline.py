@@ -102,6 +102,17 @@ def test_a_video_gets_the_score_that_evaluate_gave_it(project, first_run):
     assert done.stderr == ""
 
 
+def test_the_checkpoint_carries_a_reference_clip_whose_features_are_the_same_here(project, first_run):
+    project.repro()
+    best = project.folder / "models/seed-0/best"
+    assert sorted(path.stem for path in (best / "reference").iterdir()) == ["audio", "text", "vision"]
+    cache = project.folder / ".dashfusion/cache"
+    done = project.run(sys.executable, "-m", "flows.cli", "doctor", str(best), XDG_CACHE_HOME=str(cache))
+    assert done.returncode == 0 and "can be used here" in done.stdout, done.stdout + done.stderr
+    (found,) = (cache / "dashfusion/reference").iterdir()
+    assert max(json.loads(found.read_text()).values()) < 0.001
+
+
 def test_the_page_about_one_clip_runs_as_written(project, first_run):
     project.repro()  # the test before has left a failed stage behind
     page = (project.folder / "docs/one_clip.md").read_text(encoding="utf-8")
