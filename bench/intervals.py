@@ -96,7 +96,7 @@ def fold_errors(params: Params, dataset: Path, seed: int, epochs: int, folder: P
 
 def figures_of(networks: list[dict[str, np.ndarray]], folds: list[Errors]) -> dict[str, float]:
     """Return coverage and half-width of each method and level, averaged over networks and sets of folds."""
-    figures = {}
+    figures: dict[str, float] = {}
     for method, (source, half_width) in METHODS.items():
         for level in LEVELS:
             shares, widths = [], []
