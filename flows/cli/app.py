@@ -92,7 +92,8 @@ def plain_errors(stderr: bool = False) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        missing = isinstance(error, ImportError) and is_missing_package(error)
-        message = format_missing_package(error) if missing else str(error)
+        message = str(error)
+        if isinstance(error, ImportError) and is_missing_package(error):
+            message = format_missing_package(error)
         (error_console if stderr else console).print(message, style="bold red", markup=False)
         raise typer.Exit(1) from error

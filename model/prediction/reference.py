@@ -131,9 +131,10 @@ def _values(path: Path) -> np.ndarray:
     from safetensors import SafetensorError
 
     try:
-        return safetensors.numpy.load_file(path)["values"]
+        values: np.ndarray = safetensors.numpy.load_file(path)["values"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error}); copy the checkpoint again") from error
+    return values
 
 
 def _cache_folder() -> Path:

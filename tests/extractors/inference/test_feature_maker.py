@@ -123,7 +123,7 @@ class FakeRecogniser:
 
 
 def test_speech_is_recognised_where_there_is_no_transcript(real_clips, monkeypatch):
-    monkeypatch.setattr("extractors.inference.feature_maker.Recogniser", FakeRecogniser)
+    monkeypatch.setattr("extractors.inference.feature_maker.create_recogniser", FakeRecogniser)
     listening = FeatureMaker(dataset(), tuple(EXTRACTORS), recogniser="a model")
     media = real_clips / "grid_bbaf2n.mpg"
     heard, given, mute = listening.make([Video(media), Video(media, "bin"), Video(real_clips / "silent_face.mp4")])
