@@ -123,7 +123,9 @@ def _scale(path: Path, description: Mapping[str, Any]) -> np.ndarray:
     values = _values(path)
     statistics = description["dataset"]["statistics"].get(path.stem)
     spread = np.full(values.shape[1], values.std()) if statistics is None else np.asarray(statistics["std"])
-    return np.maximum(spread, np.maximum(0.01 * np.abs(values).max(axis=0), 1e-6))  # of nearly constant features
+    nearly_constant = np.maximum(0.01 * np.abs(values).max(axis=0), 1e-6)
+    scale: np.ndarray = np.maximum(spread, nearly_constant)
+    return scale
 
 
 def _values(path: Path) -> np.ndarray:
