@@ -125,8 +125,8 @@ PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {na
 
 
 def without_extras(folder: Path) -> dict[str, str]:
-    """Environment for Python processes in which modules are absent that only extras and tests bring, such as pandas."""
-    needed, waiting = set(), [Requirement("dashfusion")]
+    """Environment for Python processes that can import only what `dashfusion[demo]` installs: no pandas, for one."""
+    needed, waiting = set(), [Requirement("dashfusion[demo]")]
     while waiting:
         wanted = waiting.pop()
         name = canonicalize_name(wanted.name)
@@ -157,7 +157,7 @@ def make_project() -> Callable[[Path, Mapping[str, object]], Project]:
 
 
 def _run_project(folder: Path) -> None:
-    """Make a project with a demo corpus and 2 epochs, and run it as those do who installed no extra; commit it."""
+    """Make a project with a demo corpus and 2 epochs, and run it with the `demo` extra alone; commit it."""
     small = SMALL | {"prepare.demo.clips": CLIPS, "prepare.demo.speakers": 6}
     small |= {"train.epochs": 2, "train.warmup_epochs": 1}
     (folder / "project").mkdir()

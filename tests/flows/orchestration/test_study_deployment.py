@@ -13,7 +13,7 @@ pytestmark = pytest.mark.server
 STUDY = """
 title: A small study
 question: Does it run?
-seeds: [0]
+seeds: [0, 1, 2]
 metrics: [acc2, mae]
 reference: full
 variants:
