@@ -3,7 +3,8 @@
 Run:  python -m bench.intervals PROJECT... [--seeds 12] [--fold-seeds 2] [--folder FOLDER]
 Each PROJECT is a project after `dashfusion align`, such as the English and the Mandarin demo. Per seed one network is
 trained with the project's parameters and partners from the batch, and per fold seed the networks of all folds, with
-the default budget. Every set of folds calibrates the networks of all seeds. "marginal" is split conformal with the rank
+the default budget. Every set of folds calibrates the networks of all seeds, and of CV+ it is the whole interval, whose
+mean half-width over the test clips is given. "marginal" is split conformal with the rank
 that ignores the draw of the validation clips, the only method of earlier versions.
 
 Errors are stored in FOLDER as they are measured, so that an interrupted run continues. Trainings use one thread. The
@@ -24,9 +25,12 @@ import torch
 
 from bench.results import write_result
 from flows.config.params import Params, load_params
-from model.checkpoint.io import load_checkpoint
+from model.checkpoint.io import WEIGHTS, load_checkpoint, read_weights
 from model.data.clips import ClipTable
+from model.data.tokens import prepare_text
 from model.evaluation.calibration import share_interval
+from model.evaluation.cv_plus import cv_plus_bounds
+from model.evaluation.inference import predict
 from model.evaluation.intervals import (
     LEVELS,
     Errors,
@@ -39,10 +43,11 @@ from model.evaluation.intervals import (
 )
 from model.files import atomic_file
 from model.intervals import plan_folds, train_fold
+from model.network.registry import build_network
 from model.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from model.training.folds import Fold
 
@@ -54,7 +59,7 @@ METHODS: Mapping[str, tuple[str, Callable[[Errors, float], float | None]]] = {
     "split": ("valid", split_half_width),
     "grouped_cv": ("folds", grouped_half_width),
 }
-"""Method -> the errors that it uses, and its half-width."""
+"""Method -> the errors that it uses, and its half-width. CV+ has intervals of another form, see `figures_of`."""
 
 
 def stored(path: Path, measure: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -81,42 +86,63 @@ def network_errors(params: Params, dataset: Path, seed: int) -> dict[str, np.nda
     return errors | {"epochs": np.array(len(result.history))}
 
 
-def fold_errors(params: Params, dataset: Path, seed: int, epochs: int, folder: Path) -> Errors:
-    """Return the errors on all training and validation clips, each of a network trained without its fold."""
-    trainings = plan_folds(dataset, params.model, params.train, seed, epochs, folder / "scratch")
-    complete = subset_name(params.train.modalities)
+def folds_of(params: Params, dataset: Path, seed: int, epochs: int, folder: Path) -> list[dict[str, np.ndarray]]:
+    """Return of each fold the `errors` on its clips by the network without it, and the `test` predictions of that."""
+    intervals = replace(params.train.intervals, method="cv_plus")  # keeps the networks
+    config = replace(params.train, intervals=intervals)
+    trainings = plan_folds(dataset, params.model, config, seed, epochs, folder / "scratch")
+    complete, text = subset_name(params.train.modalities), prepare_text(params.model, dataset)
+    table = ClipTable.read(dataset, "test", params.model.max_positions, text=text)
+    has_all_N = (table.lengths(params.train.modalities) > 0).all(axis=1)
+    clips = table.select(np.flatnonzero(table.labelled & has_all_N))  # those of `network_errors`
 
     def measure(fold: Fold) -> dict[str, np.ndarray]:
         found = train_fold(trainings, fold)[complete]
-        return {"errors": found.error_n, "speakers": found.speaker_n.astype(str)}
+        network = build_network(params.model, table.info, text)
+        network.load_state_dict(read_weights(trainings.folder(fold) / WEIGHTS, network.state_dict()))
+        return {
+            "errors": found.error_n,
+            "speakers": found.speaker_n.astype(str),
+            "test": predict(network, clips, params.train.modalities),
+            "test_labels": clips.labels,
+        }
 
-    folds = [stored(folder / f"{fold.name}.npz", partial(measure, fold)) for fold in trainings.folds]
-    return Errors(*(np.concatenate([fold[name] for fold in folds]) for name in ("errors", "speakers")))
+    return [stored(folder / f"{fold.name}.npz", partial(measure, fold)) for fold in trainings.folds]
 
 
-def figures_of(networks: list[dict[str, np.ndarray]], folds: list[Errors]) -> dict[str, float]:
+def figures_of(networks: list[dict[str, np.ndarray]], sets: list[list[dict[str, np.ndarray]]]) -> dict[str, float]:
     """Return coverage and half-width of each method and level, averaged over networks and sets of folds."""
     figures: dict[str, float] = {}
+    joined = [Errors.join([Errors(fold["errors"], fold["speakers"]) for fold in folds]) for folds in sets]
     for method, (source, half_width) in METHODS.items():
         for level in LEVELS:
             shares, widths = [], []
             for network in networks:
                 own = [Errors(network["valid"], network["valid_speakers"])]
-                for errors in own if source == "valid" else folds:
+                for errors in own if source == "valid" else joined:
                     width = half_width(errors, level)
-                    inside_N = network["test"] <= (np.inf if width is None else width)
-                    shares.append(inside_N)
+                    shares.append(network["test"] <= (np.inf if width is None else width))
                     widths.append(np.nan if width is None else width)
-            by_network = np.mean(shares, axis=1)
-            name = f"{method}_{level:g}"
-            figures |= {f"{name}_coverage": float(by_network.mean()), f"{name}_half_width": float(np.mean(widths))}
-            if level == 0.9:
-                low, high = share_interval(np.mean(shares, axis=0), networks[0]["test_speakers"]) or (np.nan, np.nan)
-                figures |= {
-                    f"{name}_coverage_lowest": float(by_network.min()),
-                    f"{name}_low": low,
-                    f"{name}_high": high,
-                }
+            figures |= _summary(f"{method}_{level:g}", shares, widths, networks[0]["test_speakers"])
+    for level in LEVELS:  # the same for all networks
+        shares, widths = [], []
+        for folds, errors in zip(sets, joined, strict=True):
+            low_N, high_N = cv_plus_bounds(np.stack([fold["test"] for fold in folds]), errors, level)
+            label_N = folds[0]["test_labels"]
+            shares.append((low_N <= label_N) & (label_N <= high_N))
+            widths.append(float((high_N - low_N).mean() / 2))
+        figures |= _summary(f"cv_plus_{level:g}", shares, widths, networks[0]["test_speakers"])
+    return figures
+
+
+def _summary(
+    name: str, shares: Sequence[np.ndarray], widths: Sequence[float], speaker_N: np.ndarray
+) -> dict[str, float]:
+    by_network = np.mean(shares, axis=1)
+    figures = {f"{name}_coverage": float(by_network.mean()), f"{name}_half_width": float(np.mean(widths))}
+    if "_0.9" in name and "_0.95" not in name:
+        low, high = share_interval(np.mean(shares, axis=0), speaker_N) or (np.nan, np.nan)
+        figures |= {f"{name}_coverage_lowest": float(by_network.min()), f"{name}_low": low, f"{name}_high": high}
     return figures
 
 
@@ -132,9 +158,9 @@ def measure_project(project: Path, folder: Path, seeds: int, fold_seeds: int) ->
         networks.append(stored(folder / f"seed-{seed}.npz", measure))
         print(params.prepare.corpus, "seed", seed, f"test MAE {networks[-1]['test'].mean():.3f}", flush=True)
     epochs = int(networks[0]["epochs"])
-    folds = [fold_errors(params, dataset, seed, epochs, folder) for seed in range(fold_seeds)]
-    figures = figures_of(networks, folds)
-    figures |= {"seeds": len(networks), "fold_seeds": len(folds)}
+    sets = [folds_of(params, dataset, seed, epochs, folder) for seed in range(fold_seeds)]
+    figures = figures_of(networks, sets)
+    figures |= {"seeds": len(networks), "fold_seeds": len(sets)}
     return {f"{params.prepare.corpus}_{name}": value for name, value in figures.items()}
 
 

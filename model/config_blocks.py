@@ -16,7 +16,7 @@ ClassRounding = Literal["away", "even"]
 Scope = Literal["retrieved", "in_batch"]
 Negatives = Literal["hard", "random"]
 TextTokens = Literal["transcript", "text_bert"]
-IntervalMethod = Literal["grouped_cv", "split"]
+IntervalMethod = Literal["grouped_cv", "cv_plus", "split"]
 TextMode = Literal["frozen", "finetune", "scratch"]
 TextTokenizer = Literal["subword", "character"]
 
@@ -282,8 +282,10 @@ class IntervalConfig:
 
     Attributes:
         method: grouped_cv: from errors on clips whose speakers a network was trained without, for which further
-            networks are trained (`model.intervals`); split: from errors on the validation split, without further
-            training. That split also chose the epoch, so its errors are somewhat too small.
+            networks are trained (`model.intervals`); cv_plus: from the same errors, around the predictions of those
+            networks, which become part of the checkpoint (`model.evaluation.cv_plus`); split: from errors on the
+            validation split, without further training. That split also chose the epoch, so its errors are somewhat
+            too small.
         folds: Parts into which the training and validation clips are divided, by speaker, at least 2.
         epochs: Epochs of a fold's training; 0: half of those that the first seed's training took.
     """

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.checkpoint.io import add_calibration, load_checkpoint
+from model.checkpoint.io import WEIGHTS, add_calibration, load_checkpoint
 from model.checkpoint.model_card import write_card
 from model.data.clips import TRAIN_AND_VALID
 from model.data.tokens import prepare_text
 from model.device import resolve_device
+from model.evaluation.cv_plus import add_fold_networks
 from model.evaluation.intervals import Errors, calibrate, grouped_half_width, subset_errors
 from model.files import atomic_file
 from model.train import MAPPED, runs_folder, train
@@ -125,6 +126,8 @@ def train_fold(trainings: FoldTrainings, fold: Fold) -> dict[str, Errors]:
         _, held_out, _ = read_training(
             dataset, model, config.modalities, trainings.scratch / MAPPED, network.text, fold
         )
+        if config.intervals.method == "cv_plus":
+            (result.last / WEIGHTS).replace(folder / WEIGHTS)
         with atomic_file(folder / ERRORS) as temporary, temporary.open("wb") as file:
             errors = subset_errors(network, held_out, config.modalities)
             arrays = {f"{subset}.errors": found.error_n for subset, found in errors.items()}
@@ -143,15 +146,10 @@ def calibrate_checkpoints(
     if not errors:
         log.warning("too few clips for folds: the intervals are those of the validation split")
         return
-    merged = {
-        subset: Errors(
-            np.concatenate([fold[subset].error_n for fold in errors]),
-            np.concatenate([fold[subset].speaker_n for fold in errors]),
-        )
-        for subset in errors[0]
-    }
+    merged = {subset: Errors.join([fold[subset] for fold in errors]) for subset in errors[0]}
+    method = trainings.config.intervals.method
     calibrated_by = {
-        "method": "grouped_cv",
+        "method": method,
         "folds": len(trainings.folds),
         "epochs": trainings.config.epochs,
         "seed": trainings.folds[0].seed,
@@ -159,4 +157,6 @@ def calibrate_checkpoints(
     }
     for folder in checkpoints:
         add_calibration(folder, calibrate(merged, grouped_half_width), calibrated_by)
+        if method == "cv_plus":
+            add_fold_networks(folder, [trainings.folder(fold) / WEIGHTS for fold in trainings.folds], merged)
         write_card(folder)

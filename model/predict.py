@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model.checkpoint.io import CheckpointInfo
+    from model.evaluation.cv_plus import FoldNetworks
     from model.network.base import Network
 
 LEVEL = 0.9
@@ -107,6 +108,7 @@ class Predictor:
         self._notes: list[Note] = []
         self._loading = threading.Lock()
         self._network: tuple[Network, CheckpointInfo] | None = None
+        self._folds: FoldNetworks | None = None
         self._maker: FeatureMaker | None = None
 
     @classmethod
@@ -249,8 +251,14 @@ class Predictor:
         from model.device import resolve_device
 
         network, info = load_checkpoint(self.folder, resolve_device(self._device))
-        if self._quantise and network.text:
-            text_encoder: Any = network.encoders["text"]  # a ModuleDict is typed as of plain modules
+        networks = [network]
+        if info.calibrated_by.get("method") == "cv_plus":
+            from model.evaluation.cv_plus import read_fold_networks
+
+            self._folds = read_fold_networks(self.folder, network)
+            networks += self._folds.networks
+        for one in networks if self._quantise and network.text else ():
+            text_encoder: Any = one.encoders["text"]  # a ModuleDict is typed as of plain modules
             text_encoder.encoder = _quantise(text_encoder.encoder)
         return network, info
 
@@ -318,7 +326,8 @@ class Predictor:
     def _score(self, batch: Sequence[tuple[str, VideoFeatures | FeatureFailure]], level: float) -> list[Result]:
         from model.prediction.scoring import score_videos
 
-        return score_videos(batch, *self.network(), level, self._notes, self._notes_without_text)
+        network, info = self.network()
+        return score_videos(batch, network, info, level, self._notes, self._notes_without_text, self._folds)
 
 
 def _prediction_of(result: Result) -> Prediction:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint.io import add_calibration, add_reference, load_checkpoint, save_checkpoint
+from model.checkpoint.description import REFERENCE
+from model.checkpoint.io import add_calibration, add_folder, load_checkpoint, save_checkpoint
 from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
@@ -253,8 +254,8 @@ def train(
     # Calibrate
     if fabric.is_global_zero and not fold:
         _calibrate(run, out / "best", valid)
-        for folder in (out / "best", out / "last"):
-            add_reference(folder, dataset)
+        for folder in (out / "best", out / "last") if (Path(dataset) / REFERENCE).is_dir() else ():
+            add_folder(folder, REFERENCE, Path(dataset) / REFERENCE)
     return _finish(run, out, unlabelled, resumed)
 
 

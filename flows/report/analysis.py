@@ -25,6 +25,9 @@ from model.evaluation.subgroups import (
     split_into_subgroups,
 )
 
+CROSS_VALIDATED = ("grouped_cv", "cv_plus")
+"""Methods of intervals whose errors are on clips of the training split too."""
+
 MAX_SPEAKERS = 12
 """Rows of the table of speakers; of more speakers, the worst and the best are shown."""
 
@@ -110,20 +113,27 @@ def calibration(
         speaker_N: speaker of each clip.
     """
     from model.checkpoint.io import read_checkpoint_info
-    from model.evaluation.calibration import coverage, mean_widths, reliability
+    from model.evaluation.calibration import coverage, mean_widths, reliability, symmetric_bounds
+    from model.evaluation.cv_plus import cv_plus_intervals
     from model.evaluation.intervals import subset_name
 
-    infos = [read_checkpoint_info(folder) for folder in checkpoints(params)]
+    folders = checkpoints(params)
+    infos = [read_checkpoint_info(folder) for folder in folders]
     modalities = infos[0].train.modalities
     # Modalities that each labelled clip has, such as "text+audio"
     labelled, rows = clips.labelled(), np.flatnonzero(np.isfinite(clips.label_N))
     subsets = [subset_name([m for m in modalities if steps[m][row]]) for row in rows]
     calibrations = [info.calibration for info in infos]
+    bounds = symmetric_bounds(calibrations, subsets, labelled.prediction_SN)
+    if infos[0].calibrated_by.get("method") == "cv_plus":  # all seeds have the same intervals
+        split = params.paths.dataset, params.evaluate.split
+        found = cv_plus_intervals(folders[0], *split, labelled.clip_ids, subsets, params.train.device)
+        bounds = {level: (low_N[None], high_N[None]) for level, (low_N, high_N) in found.items()}
     return CalibrationInput(
         bins=reliability(labelled.mean_N, labelled.label_N),
-        coverage=coverage(calibrations, subsets, labelled.prediction_SN, labelled.label_N, speaker_N[rows]),
+        coverage=coverage(bounds, labelled.label_N, speaker_N[rows]),
         widths=mean_widths(calibrations),
-        source="train and valid" if infos[0].calibrated_by.get("method") == "grouped_cv" else "valid",
+        source="train and valid" if infos[0].calibrated_by.get("method") in CROSS_VALIDATED else "valid",
     )
 
 

@@ -15,7 +15,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint.description import DESCRIPTION, REFERENCE, REMEDY, SCHEMA_VERSION, read_description
+from model.checkpoint.description import DESCRIPTION, REMEDY, SCHEMA_VERSION, read_description
 from model.config import (
     AugmentConfig,
     ContrastiveConfig,
@@ -171,17 +171,16 @@ def add_calibration(
         temporary.write_text(_as_json(description), encoding="utf-8")
 
 
-def add_reference(folder: Path, dataset: Path) -> None:
-    """Add the dataset's features of the reference clip, if it has any; see `model.prediction.reference`."""
-    source, target = Path(dataset) / REFERENCE, Path(folder) / REFERENCE
-    if not source.is_dir():
-        return
+def add_folder(folder: Path, name: str, source: Path) -> None:
+    """Copy the files of `source` to `folder`/`name`, and their hashes into the description of the checkpoint."""
+    folder, target = Path(folder), Path(folder) / name
     with atomic_folder(target) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
     description = read_description(folder)
-    hashes = {f"{REFERENCE}/{path.name}": sha256_of(path) for path in sorted(target.iterdir())}
-    description["sha256"] = description.get("sha256", {}) | hashes
-    with atomic_file(Path(folder) / DESCRIPTION) as temporary:
+    hashes = {f"{name}/{path.name}": sha256_of(path) for path in sorted(target.iterdir())}
+    kept = {path: value for path, value in description.get("sha256", {}).items() if not path.startswith(f"{name}/")}
+    description["sha256"] = kept | hashes
+    with atomic_file(folder / DESCRIPTION) as temporary:
         temporary.write_text(_as_json(description), encoding="utf-8")
 
 
@@ -208,7 +207,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[N
     stored = info.model.text.tokens == "text_bert"
     text = None if info.model.text.mode == "frozen" else TextBackbone.load(folder / TEXT, stored)
     network = build_network(info.model, info.dataset, text)
-    network.load_state_dict(_read_weights(folder / WEIGHTS, network.state_dict()))
+    network.load_state_dict(read_weights(folder / WEIGHTS, network.state_dict()))
     return network.to(device).eval(), replace(info, density=_read_density(folder / DENSITY))
 
 
@@ -233,7 +232,7 @@ def _read_density(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a complete safetensors file ({error}); {REMEDY}") from error
 
 
-def _read_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Read the weights, which must have the names and shapes of `expected`."""
     try:
         weights = load_file(path)

@@ -169,11 +169,15 @@ def _intervals(description: Mapping[str, Any]) -> Iterator[str]:
         widths = ("-" if entry[level] is None else f"{entry[level]:.2f}" for level in levels)
         yield f"| {subset} | {entry['n']} | {' | '.join(widths)} |"
     yield ""
+    if description.get("calibrated_by", {}).get("method") == "cv_plus":
+        yield "Intervals are CV+: they also contain how far those networks disagree about a clip, so they differ from"
+        yield "clip to clip. The table has the half-widths without that, which hold for an ONNX export."
+        yield ""
 
 
 def _calibrated_by(description: Mapping[str, Any]) -> str:
     by = description.get("calibrated_by", {})
-    if by.get("method") == "grouped_cv":
+    if by.get("method") in ("grouped_cv", "cv_plus"):
         return f"clips of {by['speakers']} speakers that {by['folds']} further networks were trained without"
     return "the validation clips, which also chose the epoch"
 

@@ -15,9 +15,12 @@ from model.evaluation.bootstrap import percentile_interval, resampled_mean
 from model.evaluation.intervals import LEVELS, Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Judgement = Literal["too narrow", "too wide", ""]
+
+Bounds = tuple[np.ndarray, np.ndarray]
+"""Lower and upper ends [S, N] of intervals, NaN where there is none."""
 
 Z = 1.96
 """97.5 % quantile of the normal distribution."""
@@ -70,28 +73,36 @@ class Bin:
     interval: tuple[float, float] | None
 
 
-def coverage(
-    calibrations: Sequence[Calibration],
-    subset_N: Sequence[str],
-    prediction_SN: np.ndarray,
-    label_N: np.ndarray,
-    speaker_N: np.ndarray,
-) -> list[Coverage]:
-    """Measure the fraction of clips whose label lies within the interval around the prediction, for each of `LEVELS`.
+def symmetric_bounds(
+    calibrations: Sequence[Calibration], subset_N: Sequence[str], prediction_SN: np.ndarray
+) -> dict[float, Bounds]:
+    """Return the intervals of prediction plus and minus half-width, by level.
 
     Args:
         calibrations: one per seed.
         subset_N: `subset_name` of the modalities that the network was shown of each clip.
         prediction_SN: predictions of each seed's network.
+    """
+    bounds = {}
+    for level in LEVELS:
+        width_SN = np.array([[_width(seed, subset, level) for subset in subset_N] for seed in calibrations])
+        width_SN = width_SN.reshape(prediction_SN.shape)
+        bounds[level] = (prediction_SN - width_SN, prediction_SN + width_SN)
+    return bounds
+
+
+def coverage(bounds: Mapping[float, Bounds], label_N: np.ndarray, speaker_N: np.ndarray) -> list[Coverage]:
+    """Measure the fraction of clips whose label lies within the interval, for each level.
+
+    Args:
+        bounds: level -> intervals of each seed's network.
         label_N: without NaN.
         speaker_N: speakers of the clips.
     """
     results = []
-    for level in LEVELS:
-        width_SN = np.array([[_width(seed, subset, level) for subset in subset_N] for seed in calibrations])
-        width_SN = width_SN.reshape(prediction_SN.shape)
-        known_N = np.isfinite(width_SN).all(axis=0)
-        inside_N = (np.abs(prediction_SN - label_N) <= width_SN).mean(axis=0)[known_N]
+    for level, (low_SN, high_SN) in bounds.items():
+        known_N = np.isfinite(low_SN).all(axis=0)
+        inside_N = ((low_SN <= label_N) & (label_N <= high_SN)).mean(axis=0)[known_N]
         share = float(inside_N.mean()) if len(inside_N) else None
         results.append(Coverage(level, len(inside_N), share, share_interval(inside_N, speaker_N[known_N])))
     return results

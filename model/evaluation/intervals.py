@@ -8,6 +8,7 @@ that a clip has, so every subset of modalities has its own.
   so it is the G speakers that are exchangeable with a further one: every speaker has the weight 1 / (G + 1), divided
   among the clips, and the half-width is the least error up to which the weights add up to the level. Lee, Barber and
   Willett, "Distribution-Free Inference with Hierarchical Data", 2023, section 3.
+- `cv_plus`: the same errors, around the predictions of those networks; see `model.evaluation.cv_plus`.
 - `split`: errors of one network on n clips of its validation split. The k-th smallest of them covers a further
   exchangeable clip with a probability that itself is Beta(k, n + 1 - k) distributed; k is the smallest for which it
   is at least the level in 90 % of all draws of the n clips. Vovk, "Conditional Validity of Inductive Conformal
@@ -49,10 +50,26 @@ def subset_name(modalities: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Absolute errors [n] of a network, and the speakers [n] of the clips."""
+    """Absolute errors of networks on n clips.
+
+    Attributes:
+        error_n: absolute errors.
+        speaker_n: speakers of the clips.
+        fold_n: folds of the clips, if there is a network for each; else None.
+    """
 
     error_n: np.ndarray
     speaker_n: np.ndarray
+    fold_n: np.ndarray | None = None
+
+    @classmethod
+    def join(cls, folds: Sequence[Errors]) -> Errors:
+        """Return the errors of all folds."""
+        return cls(
+            np.concatenate([fold.error_n for fold in folds]),
+            np.concatenate([fold.speaker_n for fold in folds]),
+            np.repeat(np.arange(len(folds)), [len(fold.error_n) for fold in folds]),
+        )
 
 
 def subset_errors(network: Network, clips: ClipTable, modalities: Sequence[str]) -> dict[str, Errors]:
@@ -90,18 +107,32 @@ def split_half_width(errors: Errors, level: float) -> float | None:
 
 
 def grouped_half_width(errors: Errors, level: float) -> float | None:
-    """Return the half-width of the method `grouped_cv`; None if there are too few clips.
+    """Return the half-width of the method `grouped_cv`; None if there are too few clips."""
+    weight_n = fold_weights(errors.speaker_n, level)
+    return None if weight_n is None else float(first_to_reach(errors.error_n[None], weight_n, level)[0])
 
-    With fewer than level / (1 - level) speakers nothing can be said of further ones: then it is that of
-    `marginal_rank`, for further clips of these speakers.
+
+def fold_weights(speaker_n: np.ndarray, level: float) -> np.ndarray | None:
+    """Return the weights [n] of the errors of cross-validation; None if there are too few clips.
+
+    With fewer than level / (1 - level) speakers nothing can be said of further ones: then every clip has the same
+    weight, for further clips of these speakers.
     """
-    _, group_n, size_G = np.unique(errors.speaker_n, return_inverse=True, return_counts=True)
-    groups = len(size_G)
-    if groups < max(2.0, level * (groups + 1) - 1e-9):
-        return order_statistic(errors.error_n, marginal_rank(len(errors.error_n), level))
-    order = np.argsort(errors.error_n, kind="stable")
-    weight_n = np.cumsum(1 / ((groups + 1) * size_G[group_n[order]]))
-    return float(errors.error_n[order][np.searchsorted(weight_n, level - 1e-9)])
+    _, group_n, size_G = np.unique(speaker_n, return_inverse=True, return_counts=True)
+    groups, n = len(size_G), len(speaker_n)
+    if groups >= max(2.0, level * (groups + 1) - 1e-9):
+        weight_n: np.ndarray = 1 / ((groups + 1) * size_G[group_n])
+        return weight_n
+    return None if marginal_rank(n, level) is None else np.full(n, 1 / (n + 1))
+
+
+def first_to_reach(value_Nn: np.ndarray, weight_n: np.ndarray, level: float) -> np.ndarray:
+    """Return for each row the least value up to which the weights add up to the level, [N]."""
+    order_Nn = np.argsort(value_Nn, axis=1, kind="stable")
+    reached_Nn = np.cumsum(weight_n[order_Nn], axis=1) >= level - 1e-9
+    chosen_N1 = np.take_along_axis(order_Nn, reached_Nn.argmax(axis=1)[:, None], axis=1)
+    value_N: np.ndarray = np.take_along_axis(value_Nn, chosen_N1, axis=1)[:, 0]
+    return value_N
 
 
 def order_statistic(error_n: np.ndarray, rank: int | None) -> float | None:

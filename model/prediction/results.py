@@ -37,7 +37,7 @@ UNLIKE_TRAINING = "unlike_training"
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Split-conformal prediction interval of a score.
+    """Prediction interval of a score, see `model.evaluation.intervals`.
 
     Attributes:
         level: Nominal coverage, in (0, 1).

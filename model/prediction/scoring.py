@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from model.checkpoint.io import CheckpointInfo
+    from model.evaluation.cv_plus import FoldNetworks
     from model.network.base import Network
 
 WINDOWED_FROM = 2.0
@@ -47,6 +48,7 @@ def score_videos(
     level: float,
     notes: Sequence[Note] = (),
     notes_without_text: Sequence[Note] = (),
+    folds: FoldNetworks | None = None,
 ) -> list[Result]:
     """Return one result per video; all their clips and windows go through the network together.
 
@@ -57,11 +59,12 @@ def score_videos(
         level: Coverage of the prediction intervals.
         notes: Warnings for every video.
         notes_without_text: Warnings for every video without a text.
+        folds: Networks of cross-validation, of a checkpoint with CV+ intervals.
     """
     began = time.perf_counter()
     videos = [features for _, features in batch if isinstance(features, VideoFeatures)]
     segments = [[*v.windows] if _scored_by_windows(v, info) else [v.whole, *v.windows] for v in videos]
-    scores = iter(score_segments([one for several in segments for one in several], network, info, level))
+    scores = iter(score_segments([one for several in segments for one in several], network, info, level, folds))
     scores_by_video = iter([[next(scores) for _ in several] for several in segments])
     seconds = {"model": (time.perf_counter() - began) / max(len(videos), 1)}
     results: list[Result] = []
@@ -75,7 +78,11 @@ def score_videos(
 
 
 def score_segments(
-    segments: Sequence[Segment], network: Network, info: CheckpointInfo, level: float
+    segments: Sequence[Segment],
+    network: Network,
+    info: CheckpointInfo,
+    level: float,
+    folds: FoldNetworks | None = None,
 ) -> list[Score | None]:
     """Return the score of each segment; None for a segment without a usable modality.
 
@@ -98,11 +105,19 @@ def score_segments(
     raw = outputs.prediction_N
     tests = detect_outliers(info.density, clip_vectors(table, outputs.pooled))
     without = {m: predict(network, table, [other for other in shown if other != m]) for m in shown if len(shown) > 1}
+    used_by_row = [tuple(m for m in MODALITIES if m in shown and visible[m][row]) for row in range(len(segments))]
+    subset_N = [subset_name(used) for used in used_by_row]
+    ends = folds.bounds(table, shown, subset_N, [level])[level] if folds else None
     scores = []
-    for row in range(len(segments)):
-        used = tuple(m for m in MODALITIES if m in shown and visible[m][row])
+    for row, used in enumerate(used_by_row):
         contributions = {m: float(raw[row] - without[m][row]) for m in used if len(used) > 1}
-        scores.append(_score(float(raw[row]), used, contributions, info, level, tests[row]) if used else None)
+        interval, test = (
+            _interval(float(raw[row]), used, info, level, ends and (ends[0][row], ends[1][row])),
+            tests[row],
+        )
+        if test and test.modalities:
+            interval = None  # calibration covers clips like the training clips
+        scores.append(_score(float(raw[row]), used, contributions, info, interval, test) if used else None)
     return scores
 
 
@@ -113,29 +128,37 @@ def _has_visible_steps(table: ClipTable, modality: str) -> list[bool]:
     return [bool(sequences.visible[start : start + length].any()) for start, length in spans]
 
 
+def _interval(
+    raw: float, used: tuple[str, ...], info: CheckpointInfo, level: float, ends: tuple[float, float] | None
+) -> Interval | None:
+    """Return the prediction interval; None if there are too few calibration clips for the level.
+
+    `ends` are those of CV+. It is widened to the score, from which the networks of the folds may be far.
+    """
+    low, high = info.dataset.label_range
+    value = float(np.clip(raw, low, high))
+    widths = info.calibration.get(subset_name(used), {})
+    half = widths.get(f"{level:g}")
+    if half is None:
+        return None
+    lower, upper = (value - half, value + half) if ends is None else (min(ends[0], value), max(ends[1], value))
+    return Interval(level, max(low, float(lower)), min(high, float(upper)), int(widths["n"] or 0))
+
+
 def _score(
     raw: float,
     used: tuple[str, ...],
     contributions: Mapping[str, float],
     info: CheckpointInfo,
-    level: float | None,
+    interval: Interval | None,
     test: OutlierTest | None = None,
 ) -> Score:
-    """Interpret an output of the network in the corpus's label range.
-
-    There is no interval if `level` is None, or for an outlier: calibration covers clips like the validation clips.
-    """
+    """Interpret an output of the network in the corpus's label range."""
     label_range = info.dataset.label_range
-    low, high = label_range
-    value = float(np.clip(raw, low, high))
+    value = float(np.clip(raw, *label_range))
     finest = 7 if label_range == WIDE else 5
     sentiment = SENTIMENTS[to_classes(np.array([value]), label_range, 3)[0]]
     label_class = class_names(label_range, finest)[to_classes(np.array([value]), label_range, finest)[0]]
-    interval = None
-    widths = info.calibration.get(subset_name(used), {})
-    outlier = test is not None and bool(test.modalities)
-    if level is not None and not outlier and (half := widths.get(f"{level:g}")) is not None:
-        interval = Interval(level, max(low, value - half), min(high, value + half), int(widths["n"] or 0))
     return Score(value, raw, sentiment, label_class, interval, used, contributions, test)
 
 

@@ -11,9 +11,13 @@ import pytest
 
 from model.checkpoint.io import load_checkpoint
 from model.checkpoint.model_card import CARD
-from model.config import IntervalConfig, ModelConfig, TrainConfig
+from model.config import MODALITIES, IntervalConfig, ModelConfig, TrainConfig
+from model.data.clips import ClipTable
+from model.evaluation.cv_plus import FOLDS, cv_plus_bounds, cv_plus_intervals, read_fold_networks
+from model.evaluation.inference import predict
 from model.evaluation.intervals import Errors, grouped_half_width
 from model.intervals import ERRORS, calibrate_checkpoints, plan_folds, train_fold
+from model.predict import Predictor
 from model.train import train
 from model.training import resume
 
@@ -56,6 +60,44 @@ def test_every_clip_has_an_error_of_a_network_that_was_trained_without_its_speak
     assert "6 speakers that 3 further networks were trained without" in (result.best / CARD).read_text()
     trainings.forget()
     assert not any(trainings.folder(fold).exists() for fold in trainings.folds)
+
+
+def test_cv_plus_keeps_the_networks_in_the_checkpoint_and_scores_with_them(dataset, tmp_path):
+    config = replace(SHORT, intervals=replace(SHORT.intervals, method="cv_plus"))
+    best = train(dataset, tmp_path / "out", SMALL, config, seed=0).best
+    trainings = plan_folds(dataset, SMALL, config, 0, 2, tmp_path / "scratch")
+    errors = [train_fold(trainings, fold) for fold in trainings.folds]
+    calibrate_checkpoints([best], trainings, errors)
+    trainings.forget()
+    assert load_checkpoint(best)[1].calibrated_by["method"] == "cv_plus"
+    assert "Intervals are CV+" in (best / CARD).read_text()
+
+    predictor = Predictor.load(best, device="cpu")
+    shown = MODALITIES
+    table = ClipTable.read(dataset, "test", SMALL.max_positions)
+    row = int(np.flatnonzero((table.lengths(shown) > 0).all(axis=1))[0])
+    features, masks = {}, {}
+    for m in shown:
+        values, start, length = table.sequences[m], table.sequences[m].starts[row], table.sequences[m].lengths[row]
+        features[m], masks[m] = values.values[start : start + length], values.visible[start : start + length]
+    networks = read_fold_networks(best, load_checkpoint(best)[0])
+    assert len(networks.networks) == 3
+    clip = table.select(np.array([row]))
+    prediction_K1 = np.array([predict(network, clip, shown) for network in networks.networks], np.float64)
+    assert len(set(prediction_K1[:, 0])) == 3
+    merged = Errors.join([fold["text+audio+vision"] for fold in errors])
+    (low,), (high,) = cv_plus_bounds(prediction_K1, merged, 0.5)
+    score = predictor.from_features(features, masks=masks, level=0.5).score
+    assert score.interval.low == pytest.approx(max(-3, min(low, score.value)), abs=1e-5)
+    assert score.interval.high == pytest.approx(min(3, max(high, score.value)), abs=1e-5)
+
+    found = cv_plus_intervals(best, dataset, "test", [table.clip_ids[row]], ["text+audio+vision"], "cpu")[0.5]
+    assert found[0][0] == pytest.approx(low) and found[1][0] == pytest.approx(high)
+
+    weights = best / FOLDS / "1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ValueError, match=r"folds/1.safetensors: damaged or replaced"):
+        Predictor.load(best, device="cpu")
 
 
 def test_a_finished_fold_is_not_trained_again_and_a_killed_one_resumes(dataset, tmp_path, monkeypatch):

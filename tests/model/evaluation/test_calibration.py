@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.evaluation.calibration import Coverage, coverage, mean_widths, reliability, share_interval
+from model.evaluation.calibration import Coverage, coverage, mean_widths, reliability, share_interval, symmetric_bounds
 from model.evaluation.intervals import LEVELS, marginal_rank, order_statistic
 
 
@@ -18,7 +18,9 @@ def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
     prediction_SN = np.array([[0.5, 1.5, 0.05, 0.5]])
     found = {
         entry.level: entry
-        for entry in coverage([widths], ["text", "text", "audio", "audio"], prediction_SN, label, np.arange(4))
+        for entry in coverage(
+            symmetric_bounds([widths], ["text", "text", "audio", "audio"], prediction_SN), label, np.arange(4)
+        )
     }
     assert (found[0.5].clips, found[0.5].share) == (4, 0.5)
     assert found[0.8].share == 0.75
@@ -30,7 +32,8 @@ def test_coverage_is_the_share_of_clips_inside_their_own_subsets_interval():
 
 def test_coverage_of_several_seeds_is_their_mean():
     seeds = [{"text": {"n": 9, "0.5": 1.0}}, {"text": {"n": 9, "0.5": 3.0}}]
-    found = coverage(seeds, ["text"] * 3, np.array([[2.0, 2.0, 0.5], [2.0, 2.0, 4.0]]), np.zeros(3), np.arange(3))[0]
+    bounds = symmetric_bounds(seeds, ["text"] * 3, np.array([[2.0, 2.0, 0.5], [2.0, 2.0, 4.0]]))
+    found = coverage(bounds, np.zeros(3), np.arange(3))[0]
     assert found.share == pytest.approx(3 / 6)
     assert mean_widths(seeds) == {"text": {"n": 9, "0.5": 2.0, "0.8": None, "0.9": None, "0.95": None}}
     assert mean_widths([]) == {}
@@ -46,7 +49,8 @@ def test_conformal_intervals_cover_as_often_as_they_say():
         }
     }
     label = rng.uniform(-3, 3, 3000)
-    for entry in coverage([widths], ["text"] * 3000, (label + errors[2000:])[None], label, np.arange(3000)):
+    bounds = symmetric_bounds([widths], ["text"] * 3000, (label + errors[2000:])[None])
+    for entry in coverage(bounds, label, np.arange(3000)):
         assert entry.share == pytest.approx(entry.level, abs=0.03)
         assert entry.interval[0] < entry.share < entry.interval[1]
 
