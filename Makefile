@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_ARGS ?=
 # Two processes, also on larger machines, because each process generates the corpora and starts the servers that its
 # tests share.
-PYTEST := python -m pytest -q -n 2 --dist loadfile
+PYTEST := python -m pytest -q --dist loadfile -n
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing is downloaded but packages by pip.
 export HF_HUB_OFFLINE ?= 1
@@ -19,11 +19,12 @@ demo: $(VENV)/.run
 	dashfusion results
 
 test: $(VENV)/.dev
-	$(PYTEST)
+	$(PYTEST) 2
 
-# The tests that CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser.
+# The tests that CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser. They often wait for a
+# process or a server, so three share two cores.
 ci-tests: $(VENV)/.dev
-	$(PYTEST) -m "e2e or server or browser"
+	$(PYTEST) 3 -m "e2e or server or browser"
 
 lint: $(VENV)/.dev
 	ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytest_plugins = ["tests.support.clips", "tests.support.corpora", "tests.support.datasets", "tests.support.project"]
+
+# One thread a process, also for those that the tests start: processes with threads for all cores hinder each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARING_A_SERVER = {
     "tests/flows/orchestration/test_deployments.py": "`house`",

@@ -95,8 +95,16 @@ def main(flow: Any, *arguments: str, **parameters: Any) -> None:
         **parameters: Values of the flow's other parameters.
     """
     given = parse_command_line(flow.fn, *arguments)
+    _hide_main_module()
     with plain_exit(flow.name), stage_lock("-".join([flow.name, *given.values()]).replace(os.sep, "_")):
         run_flow(flow, **given, **parameters)
+
+
+def _hide_main_module() -> None:
+    """Keep spawned processes from importing the stage's module, and with it Prefect: they need only what they call."""
+    main_module: Any = sys.modules["__main__"]
+    main_module.__spec__ = None
+    vars(main_module).pop("__file__", None)
 
 
 def parse_command_line(stage: Callable[..., Any], *arguments: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 CLIPS = 12
 SMALL = {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1,
-         "train.intervals.method": "split"}  # fmt: skip
+         "train.intervals.method": "split", "extract.workers": 1, "extract.vision.options.fps": 5}  # fmt: skip
 
 
 @dataclass(frozen=True)

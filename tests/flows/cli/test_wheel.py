@@ -37,10 +37,11 @@ def installed(tmp_path_factory) -> Path:
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, source], check=True)
     (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)  # some 2.3 GB
+    venv.create(folder / "venv")  # some 2.3 GB
     programs = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     pins = ROOT / "deploy/requirements-serve.txt"
-    subprocess.run([programs / "pip", "install", "-q", "--no-deps", wheel, "-r", pins], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python"]
+    subprocess.run([*pip, "install", "-q", "--no-compile", "--no-deps", wheel, "-r", pins], check=True)
     return programs
 
 

@@ -178,8 +178,14 @@ class House:
 def small_project(tmp_path_factory) -> Any:
     """A demo corpus of 12 clips, a small model, one epoch."""
     settings = {"prepare.demo.clips": 12, "prepare.demo.speakers": 6, "extract.workers": 1}
-    settings |= {"model.dim": 16, "model.heads": 2, "model.encoder_layers": 1, "model.fusion_layers": 1}
-    settings |= {"train.epochs": 1, "train.warmup_epochs": 0}
+    settings |= {
+        "extract.vision.options.fps": 5,
+        "model.dim": 16,
+        "model.heads": 2,
+        "model.encoder_layers": 1,
+        "model.fusion_layers": 1,
+    }
+    settings |= {"train.epochs": 1, "train.warmup_epochs": 0, "train.intervals.folds": 2}
     return new_project(tmp_path_factory.mktemp("house"), settings)
 
 

@@ -30,6 +30,36 @@ def test_a_dead_address_is_answered_by_running_without_a_server(monkeypatch):
     assert address is None and "no Prefect server answers" in said and "PREFECT_API_URL" in said
 
 
+STAGE = '''
+import multiprocessing
+
+from prefect import flow
+
+from flows.orchestration import engine
+
+
+@flow
+def stage():
+    """Spawn a process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print("prefect" in pool.apply(eval, ("list(__import__('sys').modules)",)))
+
+
+if __name__ == "__main__":
+    engine.main(stage)
+'''
+
+
+def test_processes_that_a_stage_spawns_do_not_import_prefect(tmp_path):
+    (tmp_path / "stage.py").write_text(STAGE, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])])}
+    environment["DASHFUSION_SERVER"] = "off"
+    command = [sys.executable, "-m", "stage"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_off_means_off(monkeypatch):
     monkeypatch.setenv("DASHFUSION_SERVER", "off")
     assert prefect_server.find_or_start()[0] is None
