@@ -30,7 +30,8 @@ _NOT_IN_SIGNATURE = ("seeds", "checkpoint_minutes", "tensorboard", "intervals")
 
 TRAINING_CODE = (
     "config.py", "config_blocks.py", "data", "device.py", "evaluation/cv_plus.py", "evaluation/inference.py",
-    "evaluation/intervals.py", "evaluation/metrics.py", "evaluation/outliers.py", "intervals.py", "network", "train.py", "training",
+    "evaluation/intervals.py", "evaluation/metrics.py", "evaluation/outliers.py", "intervals.py", "network", "train.py",
+    "training",
 )  # fmt: skip
 """Modules and packages of `model` that training computes with."""
 
