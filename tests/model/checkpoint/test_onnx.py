@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu")
-VARIANTS = {
+VARIANTS = {  # of few layers, as the export takes seconds a layer
     "the paper's": {},
     "an adaptive anchor": {"anchor": "adaptive", "fusion": "concat_attention", "fusion_layers": 1},
-    "audio as the anchor": {"anchor": "audio", "fusion": "concat", "bottleneck_tokens": 2},
-    "the authors'": {"name": "dashfusion_published", "padding": PaddingConfig(audio=30, vision=12), "normalise": False},
-}
+    "audio as the anchor": {"anchor": "audio", "fusion": "concat", "bottleneck_tokens": 2, "fusion_layers": 1},
+    "the authors'": {
+        "name": "dashfusion_published", "fusion_layers": 1, "normalise": False,
+        "padding": PaddingConfig(audio=30, vision=12),
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
