@@ -12,17 +12,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_UMASK = os.umask(0)  # can only be read by setting it
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. On success it replaces `path`, on an exception it is removed.
 
-    The content is on disk before the new name appears, so that a power failure leaves no empty or partial file.
+    The content is on disk before the new name appears, so that a power failure leaves no empty or partial file. Its
+    permissions are those of any new file, whatever the library that wrote it has set: safetensors keeps others out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -34,8 +39,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `folder`. On success it replaces `folder`, on an exception it is removed.
 
-    As with `atomic_file`, all content is on disk before the new name appears. The old folder is moved aside before the
-    new one takes its name, and removed afterwards: a crash in between leaves both on disk.
+    As with `atomic_file`, all content is on disk before the new name appears, with usual permissions. The old folder is
+    moved aside before the new one takes its name, and removed afterwards: a crash in between leaves both on disk.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -45,6 +50,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for entry in [*temporary.rglob("*"), temporary]:
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~_UMASK)
             _sync(entry)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
