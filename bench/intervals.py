@@ -3,9 +3,9 @@
 Run:  python -m bench.intervals PROJECT... [--seeds 12] [--fold-seeds 2] [--folder FOLDER]
 Each PROJECT is a project after `dashfusion align`, such as the English and the Mandarin demo. Per seed one network is
 trained with the project's parameters and partners from the batch, and per fold seed the networks of all folds, with
-the default budget. Every set of folds calibrates the networks of all seeds, and of CV+ it is the whole interval, whose
-mean half-width over the test clips is given. "marginal" is split conformal with the rank
-that ignores the draw of the validation clips, the only method of earlier versions.
+the default budget. Every set of folds calibrates the networks of all seeds; CV+ has the same intervals for all of them,
+and its half-width is the mean over the test clips. "marginal" is split conformal with the rank that ignores the draw of
+the validation clips, the only method of earlier versions.
 
 Errors are stored in FOLDER as they are measured, so that an interrupted run continues. Trainings use one thread. The
 12 seeds of both demos take about an hour and a half on one core.
@@ -123,7 +123,7 @@ def figures_of(networks: list[dict[str, np.ndarray]], sets: list[list[dict[str, 
                     width = half_width(errors, level)
                     shares.append(network["test"] <= (np.inf if width is None else width))
                     widths.append(np.nan if width is None else width)
-            figures |= _summary(f"{method}_{level:g}", shares, widths, networks[0]["test_speakers"])
+            figures |= _summary(method, level, shares, widths, networks[0]["test_speakers"])
     for level in LEVELS:  # the same for all networks
         shares, widths = [], []
         for folds, errors in zip(sets, joined, strict=True):
@@ -131,16 +131,17 @@ def figures_of(networks: list[dict[str, np.ndarray]], sets: list[list[dict[str, 
             label_N = folds[0]["test_labels"]
             shares.append((low_N <= label_N) & (label_N <= high_N))
             widths.append(float((high_N - low_N).mean() / 2))
-        figures |= _summary(f"cv_plus_{level:g}", shares, widths, networks[0]["test_speakers"])
+        figures |= _summary("cv_plus", level, shares, widths, networks[0]["test_speakers"])
     return figures
 
 
 def _summary(
-    name: str, shares: Sequence[np.ndarray], widths: Sequence[float], speaker_N: np.ndarray
+    method: str, level: float, shares: Sequence[np.ndarray], widths: Sequence[float], speaker_N: np.ndarray
 ) -> dict[str, float]:
+    name = f"{method}_{level:g}"
     by_network = np.mean(shares, axis=1)
     figures = {f"{name}_coverage": float(by_network.mean()), f"{name}_half_width": float(np.mean(widths))}
-    if "_0.9" in name and "_0.95" not in name:
+    if level == 0.9:
         low, high = share_interval(np.mean(shares, axis=0), speaker_N) or (np.nan, np.nan)
         figures |= {f"{name}_coverage_lowest": float(by_network.min()), f"{name}_low": low, f"{name}_high": high}
     return figures

@@ -1,6 +1,6 @@
 """What the contrastive reduction and the recipe of the authors' code are worth on a demo: over seeds, with intervals.
 
-    python -m bench.reductions data/dataset --seeds 0 1 2 3 4 --out /tmp/reductions
+    python -m bench.reductions data/dataset --seeds 0 1 2 3 4 --out .dashfusion/bench/reductions
 
 Trains each variant on each seed, one after the other and one thread each, resuming what an earlier call has trained,
 and compares it on the test split with the first, paired by seed: mean, difference and its 95 % interval, which holds
