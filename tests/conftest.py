@@ -25,7 +25,6 @@ SHARING_A_SERVER = {
     "tests/flows/serving/test_page.py": "`scoring_pool`",
     "tests/flows/serving/test_schema.py": "`scoring_pool`",
     "tests/flows/serving/test_security.py": "`scoring_pool`",
-    "tests/flows/serving/test_worker_pool.py": "`scoring_pool`",
 }
 """Modules that one worker runs, so that their server is started once."""
 SLOWEST_FIRST = (

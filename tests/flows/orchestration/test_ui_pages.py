@@ -29,26 +29,43 @@ def page(browser, house, first_run, tmp_path) -> Iterator[Any]:
     opened.close()
 
 
-def click(page: Any, *names: str) -> None:
-    """Click on one name after the other, each as soon as it is there."""
-    for name in names:
-        page.get_by_text(name, exact=True).first.click()
+def open_tab(page: Any, tab: str, name: str) -> None:
+    """Open a tab of a run's page and click on what it lists.
+
+    Prefect's page sometimes goes back to its first tab, or lists nothing, when the tab is clicked on while the run is
+    still being loaded; then the page is loaded again.
+    """
+    from playwright.sync_api import TimeoutError as NotShownError
+
+    for attempt in range(4):
+        if attempt:
+            page.reload()
+        try:
+            page.get_by_text(tab, exact=True).first.click(timeout=30_000)
+            page.get_by_text(name, exact=True).first.click(timeout=30_000)
+        except NotShownError:
+            continue
+        return
+    raise AssertionError(f"tab {tab!r} of {page.url} does not show {name!r}:\n{page.inner_text('body')}")
 
 
 def test_the_runs_page_shows_its_stages(page):
-    click(page, "Task Runs")
+    page.get_by_text("Task Runs", exact=True).first.click()
     for stage in STAGES:
         page.get_by_text(stage, exact=True).first.wait_for()
     page.get_by_text("9 Task runs").first.wait_for()
 
 
 def test_the_runs_page_shows_the_metrics(page):
-    click(page, "Artifacts", "pipeline-metrics")
+    open_tab(page, "Artifacts", "pipeline-metrics")
     page.get_by_text("Mean absolute error").first.wait_for()
 
 
-def test_the_page_of_the_run_of_evaluate_shows_the_plots(page):
-    click(page, "Subflow Runs", "evaluate demo_en", "Artifacts", "plots")
+def test_the_page_of_the_run_of_evaluate_shows_the_plots(page, house, first_run):
+    evaluation = next(run for run in house.children(first_run["id"]) if run["name"] == "evaluate demo_en")
+    open_tab(page, "Subflow Runs", "evaluate demo_en")
+    page.wait_for_url(f"**/{evaluation['id']}*")
+    open_tab(page, "Artifacts", "plots")
     page.locator("img[src^='data:image/png']").first.wait_for()
 
 
@@ -58,7 +75,7 @@ def test_the_page_of_a_prediction_shows_its_time_line(browser, house, first_run)
     opened = browser.new_page(viewport={"width": 1400, "height": 900})
     opened.set_default_timeout(60_000)
     opened.goto(f"{prefect_server.pages(house.api_url)}/runs/flow-run/{run['id']}")
-    click(opened, "Artifacts", "prediction")
+    open_tab(opened, "Artifacts", "prediction")
     opened.locator("img[src^='data:image/png']").first.wait_for()
     opened.get_by_text("on a scale from").first.wait_for()
     opened.close()
