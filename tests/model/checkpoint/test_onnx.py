@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHORT = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8, device="cpu")
 VARIANTS = {  # of few layers, as the export takes seconds a layer
-    "the paper's": {},
+    "the paper's": {"fusion_layers": 1},
     "an adaptive anchor": {"anchor": "adaptive", "fusion": "concat_attention", "fusion_layers": 1},
     "audio as the anchor": {"anchor": "audio", "fusion": "concat", "bottleneck_tokens": 2, "fusion_layers": 1},
     "the authors'": {
@@ -49,7 +49,9 @@ def trained(dataset: Path, out: Path, **model) -> Path:
     return train(dataset, out, config, SHORT, seed=0).best
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.e2e] if n else []) for n, name in enumerate(VARIANTS)]
+)
 def test_the_graph_predicts_what_the_network_predicts(onnxruntime, dataset, tmp_path, variant):
     best = trained(dataset, tmp_path, **VARIANTS[variant])
     written = export_onnx(best, tmp_path / "network.onnx")
