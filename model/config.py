@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 Modality = Literal["text", "audio", "vision"]
-NetworkName = Literal["dashfusion", "dashfusion_published"]
+NetworkName = Literal["dashfusion", "dashfusion_published", "text", "late_fusion"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
 Batching = Literal["by_length", "shuffled"]
@@ -54,8 +54,9 @@ class ModelConfig:
     """Architecture of the network.
 
     Attributes:
-        name: dashfusion, as the paper describes it; dashfusion_published, as the authors' code has it, for which
-            `FIXED_OPTIONS` lists the options without effect.
+        name: dashfusion, as the paper describes it; dashfusion_published, as the authors' code has it; text, the text
+            encoder with a head; late_fusion, the modalities' means through an MLP. `FIXED_OPTIONS` lists the options
+            that a network does not have.
         normalise: Whether audio and vision are normalised by the training statistics; false: used as extracted.
         padding: Length to which dashfusion_published pads audio and vision; other networks mask all padding.
         dim: Width d of every sequence after its encoder.
@@ -102,7 +103,7 @@ class ModelConfig:
                 item.name not in FIXED_OPTIONS.get(self.name, ()) or value == item.default,
                 f"model.{item.name}",
                 value,
-                f"model.name {self.name} has it as the authors' code does",
+                f"model.name {self.name} does not have this option",
                 f"leave it at {item.default}, or set model.name to dashfusion",
             )
         for name in ("dim", "heads", "encoder_layers", "bottleneck_tokens", "fusion_layers", "max_positions"):
@@ -126,7 +127,11 @@ class ModelConfig:
         require_probability("model.dropout", self.dropout)
 
 
-FIXED_OPTIONS = {"dashfusion_published": ("anchor", "alignment", "fusion", "dropout", "unimodal_heads")}
+FIXED_OPTIONS = {
+    "dashfusion_published": ("anchor", "alignment", "fusion", "dropout", "unimodal_heads"),
+    "text": ("normalise", "anchor", "alignment", "fusion", "bottleneck_tokens", "fusion_layers", "unimodal_heads"),
+    "late_fusion": ("anchor", "alignment", "fusion", "bottleneck_tokens", "fusion_layers"),
+}
 """Options of `ModelConfig` that a network does not have."""
 
 
@@ -280,6 +285,24 @@ def check_together(model: ModelConfig, train: TrainConfig) -> None:
         model.text.mode,
         f"train.modalities ({', '.join(train.modalities)}) shows the network no text to train its encoder on",
         "set it to frozen, or add text to train.modalities",
+    )
+    _check_baseline(model, train)
+
+
+def _check_baseline(model: ModelConfig, train: TrainConfig) -> None:
+    require(
+        model.name != "text" or tuple(train.modalities) == ("text",),
+        "train.modalities",
+        tuple(train.modalities),
+        "the network text reads nothing but text",
+        "set it to [text], or model.name to late_fusion or dashfusion",
+    )
+    require(
+        model.name not in ("text", "late_fusion") or train.contrastive.weight == 0,
+        "train.contrastive.weight",
+        train.contrastive.weight,
+        f"model.name {model.name} has no alignment for contrastive learning to train",
+        "set it to 0",
     )
 
 

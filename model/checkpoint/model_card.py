@@ -30,6 +30,15 @@ METRICS = {
 }
 """Metrics of the card, in order, with their names."""
 
+PAPER = "DashFusion (Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515)"
+ARCHITECTURES = {
+    "dashfusion": PAPER,
+    "dashfusion_published": f"{PAPER}, as the code of its authors computes it",
+    "text": "the text encoder with a head (`text`)",
+    "late_fusion": "late fusion of the modalities' means (`late_fusion`)",
+}
+"""What the card says of a network, by `model.name`."""
+
 MINILM = "all-MiniLM-L6-v2 (Apache-2.0)"
 
 TERMS = {
@@ -80,16 +89,14 @@ def card_lines(
     """Yield the card's lines in Markdown, from the content of checkpoint.json."""
     dataset, train = description["dataset"], description["train"]
     low, high = dataset["label_range"]
-    published = description["model"].get("name") == "dashfusion_published"
-    yield f"# DashFusion, trained on {dataset['corpus']}"
+    yield f"# Sentiment model, trained on {dataset['corpus']}"
     yield ""
     if is_generated(dataset):
         yield f"**{GENERATED_NOTICE}**"
         yield ""
     yield (
         f"Sentiment of a talking-head video from {_and(train['modalities'])}: a number from {low:g} (negative) to "
-        f"{high:g} (positive). Architecture: DashFusion (Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515)"
-        f"{', as the code of its authors computes it' if published else ''}."
+        f"{high:g} (positive). Architecture: {ARCHITECTURES[description['model'].get('name', 'dashfusion')]}."
     )
     yield ""
     yield "```\ndashfusion predict talk.mp4 --model THIS_FOLDER\n```"

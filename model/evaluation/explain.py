@@ -47,7 +47,7 @@ NUMBERED = re.compile(r"_\d+(_|$)")
 
 BATCH_SIZE = 32
 
-NO_ALIGNMENT = "the network has no temporal alignment (model.alignment: false)"
+NO_ALIGNMENT = "the network has no temporal alignment (model.name, model.alignment)"
 NO_TEXT = "the network was trained without text (train.modalities)"
 NO_WORDS = "the text features came without the words that they are of"
 """Reasons why there is no attention to show."""

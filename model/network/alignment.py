@@ -147,7 +147,7 @@ def _anchor_sequence(
         return result
     unfilled_B = missing[anchor]
     for m in MODALITIES:
-        if m == anchor:
+        if m == anchor or m not in sequences:
             continue
         fill_B = unfilled_B & ~missing[m] if m in missing else unfilled_B
         other = sequences[m].head(steps)

@@ -31,8 +31,8 @@ class Embedding:
     """Clip vectors for contrastive learning and mining.
 
     Attributes:
-        streams: text, audio, vision (the masked mean of X_m) and aligned (position 0 of H) -> [B, d], in at least
-            float32.
+        streams: text, audio, vision (the masked mean of X_m; those that the network reads) and aligned (position 0 of
+            H) -> [B, d], in at least float32.
         present: the same names -> [B] bool, False where the clip lacks the modality; always True for aligned.
     """
 
@@ -61,7 +61,8 @@ class Network(nn.Module):
     Batches hold raw features. With a `text` backbone the network reads token ids in place of text features.
 
     Attributes:
-        encoders: modality -> module from (values, mask) to a `MaskedSequence` of width d whose position 0 is real.
+        encoders: modality -> module from (values, mask) to a `MaskedSequence` of width d whose position 0 is real; only
+            of the modalities that the network reads.
         alignment: module from (sequences, missing, steps) to the aligned sequence H, see `model.network.alignment`.
         fusion: module from (H, sequences) to the predictor's input.
         predictor: module to [B, 1].
@@ -113,9 +114,21 @@ class Network(nn.Module):
         return encoder
 
     def _embedding(self, batch: Batch, sequences: Mapping[str, MaskedSequence], aligned: MaskedSequence) -> Embedding:
-        streams = {m: self.pool(m, sequences[m], batch) for m in MODALITIES}
-        present = {m: batch.masks[m].any(dim=1) for m in MODALITIES}
+        streams = {m: self.pool(m, sequence, batch) for m, sequence in sequences.items()}
+        present = {m: batch.masks[m].any(dim=1) for m in sequences}
         return Embedding(
             {**streams, "aligned": at_least_float32(aligned.values[:, 0])},
-            {**present, "aligned": present["text"].new_ones(len(batch))},
+            {**present, "aligned": aligned.mask.new_ones(len(batch))},
         )
+
+
+def unimodal_heads(config: ModelConfig) -> nn.ModuleDict:
+    """Build a head for each modality's pooled vector; none without `config.unimodal_heads`."""
+    return nn.ModuleDict(
+        {
+            m: nn.Sequential(
+                nn.Linear(config.dim, config.dim), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.dim, 1)
+            )
+            for m in (MODALITIES if config.unimodal_heads else ())
+        }
+    )

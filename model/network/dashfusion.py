@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from model.config import MODALITIES, ModelConfig
-from model.data.info import NORMALISED, DatasetInfo
+from model.data.info import NORMALISED
 from model.network.alignment import build_alignment
-from model.network.base import Network
+from model.network.base import Network, unimodal_heads
 from model.network.encoders import SequenceEncoder
 from model.network.fusion import build_fusion
 from model.network.text_encoder import build_text_encoder
 
 if TYPE_CHECKING:
+    from model.config import ModelConfig
+    from model.data.info import DatasetInfo
     from model.data.tokens import TextBackbone
 
 
@@ -51,12 +52,4 @@ class DashFusion(Network):
             nn.Dropout(config.dropout),
             nn.Linear(config.dim, 1),
         )
-        self.unimodal_heads = nn.ModuleDict(
-            {m: _unimodal_head(config) for m in MODALITIES} if config.unimodal_heads else {}
-        )
-
-
-def _unimodal_head(config: ModelConfig) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(config.dim, config.dim), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.dim, 1)
-    )
+        self.unimodal_heads = unimodal_heads(config)

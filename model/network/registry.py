@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model.network.baselines.late_fusion import LateFusion
 from model.network.baselines.published import DashFusionPublished
+from model.network.baselines.text import TextNetwork
 from model.network.dashfusion import DashFusion
 
 if TYPE_CHECKING:
@@ -15,7 +17,12 @@ if TYPE_CHECKING:
     from model.data.tokens import TextBackbone
     from model.network.base import Network
 
-NETWORKS: Mapping[str, type[Network]] = {"dashfusion": DashFusion, "dashfusion_published": DashFusionPublished}
+NETWORKS: Mapping[str, type[Network]] = {
+    "dashfusion": DashFusion,
+    "dashfusion_published": DashFusionPublished,
+    "text": TextNetwork,
+    "late_fusion": LateFusion,
+}
 
 
 def build_network(config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> Network:

@@ -1,0 +1,62 @@
+"""Late fusion: each modality is encoded by itself, and an MLP predicts from their concatenated means.
+
+The modality encoders are those of DashFusion, so that a comparison with it measures alignment and fusion alone.
+
+Shapes: B clips, d model width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from model.config import MODALITIES
+from model.data.info import NORMALISED
+from model.network.alignment import NoAlignment
+from model.network.base import Network, unimodal_heads
+from model.network.encoders import SequenceEncoder
+from model.network.layers import MaskedSequence, masked_mean
+from model.network.text_encoder import build_text_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from model.config import ModelConfig
+    from model.data.info import DatasetInfo
+    from model.data.tokens import TextBackbone
+
+
+class ConcatenatedMeans(nn.Module):
+    """Concatenate the means of the modalities over their steps."""
+
+    def forward(self, aligned: MaskedSequence, sequences: Mapping[str, MaskedSequence]) -> Tensor:
+        """Return [B, 3d]; `aligned` is not used."""
+        return torch.cat([masked_mean(sequences[m].values, sequences[m].mask) for m in MODALITIES], dim=1)
+
+
+class LateFusion(Network):
+    """Modality encoders, the mean of each, and an MLP.
+
+    A modality that a clip lacks becomes a learned embedding.
+
+    Raises:
+        ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`.
+    """
+
+    def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
+        super().__init__(config, info, text)
+        encoders: dict[str, nn.Module] = {"text": build_text_encoder(config, info, text)}
+        for m in NORMALISED:
+            encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
+        self.encoders = nn.ModuleDict(encoders)
+        self.alignment = NoAlignment("text")
+        self.fusion = ConcatenatedMeans()
+        self.predictor = nn.Sequential(
+            nn.Linear(3 * config.dim, config.dim),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.dim, 1),
+        )
+        self.unimodal_heads = unimodal_heads(config)
