@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import re
@@ -28,16 +27,14 @@ HOSTILE = (
 
 
 @pytest.fixture
-def written(monkeypatch) -> Iterator[Callable[[LogFormat], Callable[[], list[str]]]]:
+def written(capsys) -> Iterator[Callable[[LogFormat], Callable[[], list[str]]]]:
     """Configures the log, and returns what reads its lines."""
     root = logging.getLogger()
     before = root.level, list(root.handlers), logging.getLogger("flows.serving").level
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stdout", stream)
 
     def configure(log_format: LogFormat) -> Callable[[], list[str]]:
         configure_logs(log_format)
-        return lambda: stream.getvalue().removesuffix("\n").split("\n")
+        return lambda: capsys.readouterr().out.removesuffix("\n").split("\n")
 
     yield configure
     root.setLevel(before[0])
