@@ -34,12 +34,8 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 disable_created_metrics()  # one more series for each counter, which nothing uses
 
-REQUESTS = Counter(
-    "dashfusion_requests", "HTTP requests by route and status.", ("route", "status"), registry=None
-)  # fmt: skip
-REFUSALS = Counter(
-    "dashfusion_refusals", "Error responses by reason, the code of the response.", ("reason",), registry=None
-)  # fmt: skip
+REQUESTS = Counter("dashfusion_requests", "HTTP requests by route and status.", ("route", "status"), registry=None)
+REFUSALS = Counter("dashfusion_refusals", "Error responses by reason, their code.", ("reason",), registry=None)
 PART_SECONDS = Histogram(
     "dashfusion_part_seconds",
     "Seconds of an upload by part: queue (waiting for a worker), and decode, features, transcribe and model "

@@ -95,9 +95,9 @@ function operation(path, method, spec) {
   const form = media ? resolve(media.schema) : { properties: {} };
   if (media) section.append(element("h3", {}, "Form fields (multipart/form-data)"), fieldTable(form));
   const responses = Object.entries(spec.responses).map(([status, response]) => [
-    [element("code", {}, status)], prose(response.description || ""), jsonSchema(response.content),
+    [element("code", {}, status)], jsonSchema(response.content), prose(response.description || ""),
   ]);
-  const details = element("details", {}, element("summary", {}, "Responses"), table(["Status", "Meaning", "Body"], responses));
+  const details = element("details", {}, element("summary", {}, "Responses"), table(["Status", "Body", "Meaning"], responses));
   section.append(details, tryForm(path, method, spec, form));
   return section;
 }
@@ -122,6 +122,7 @@ function tryForm(path, method, spec, schema) {
   const inputs = Object.entries(schema.properties).map(([name, field]) => {
     const id = `${method}${path.replaceAll("/", "-")}-${name}`;
     const control = input(name, field, id);
+    control.dataset.initial = control.type === "file" ? "" : control.value;
     form.append(element("label", { for: id }, name), control);
     return control;
   });
@@ -157,10 +158,10 @@ function tryForm(path, method, spec, schema) {
   return form;
 }
 
-function entries(inputs) { // [name, value] of what is filled in
+function entries(inputs) { // [name, value] of what was changed; for the rest the server has the defaults
   return inputs.flatMap((control) => {
     const value = control.type === "file" ? control.files[0] : control.value;
-    return value ? [[control.name, value]] : [];
+    return value && value !== control.dataset.initial ? [[control.name, value]] : [];
   });
 }
 

@@ -66,6 +66,7 @@ def test_no_request_chooses_a_label(client):
     client.get("/nowhere")
     client.get("/model", headers={"Host": "evil.example"})
     client.request("BREW", "/pot")
+    series()  # counts itself
     before = series()
     for number in range(20):
         client.get(f"/nowhere/{number}%0A{{}}")
