@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flows.serving import worker_pool
 from flows.serving.logs import REQUEST_ID, Event, JsonFormatter, LogFormat, TextFormatter, configure_logs
 from flows.serving.security import REQUEST_ID_HEADER
 from flows.serving.worker import Upload
@@ -107,17 +108,17 @@ def test_a_proxys_id_is_kept_if_it_is_one(client):
         assert re.fullmatch("[0-9a-f]{32}", given)
 
 
-def test_what_a_worker_is_lost_with_is_logged_under_the_requests_id(scoring_pool, clip, written, monkeypatch):
-    from dataclasses import replace
+def test_what_is_logged_while_a_worker_scores_has_the_requests_id(scoring_pool, clip, written, monkeypatch):
+    def score(*_: Any) -> dict[str, Any]:
+        worker_pool.logger.warning("a worker was lost")
+        return {"seconds": {}}
 
     lines = written(LogFormat.JSON)
-    monkeypatch.setattr(scoring_pool, "limits", replace(scoring_pool.limits, scoring_seconds=0.001))
+    monkeypatch.setattr(scoring_pool, "_score", score)
     token = REQUEST_ID.set("the-request")
     try:
-        scoring_pool.score(Upload(clip, "a.mp4", "It was fine.")).exception(timeout=120)
+        scoring_pool.score(Upload(clip, "a.mp4")).result(timeout=120)
     finally:
         REQUEST_ID.reset(token)
     entry = json.loads(lines()[-1])
-    assert entry["request_id"] == "the-request" and "a worker was lost" in entry["message"]
-    monkeypatch.undo()
-    assert scoring_pool.score(Upload(clip, "a.mp4", "It was fine.")).result(timeout=120)["error"] is None
+    assert (entry["request_id"], entry["message"]) == ("the-request", "a worker was lost")
