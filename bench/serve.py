@@ -14,6 +14,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ def serving(model: Path, workers: int, waiting: int) -> Iterator[tuple[str, psut
     try:
         if not any("DashFusion is at" in line for line in process.stdout):
             raise RuntimeError("the server ended before it was ready")
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop the server
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid), time.perf_counter() - began
     finally:
         process.terminate()

@@ -22,9 +22,12 @@ SHARING_A_SERVER = {
     "tests/flows/orchestration/test_study_deployment.py": "`house`",
     "tests/flows/orchestration/test_ui_pages.py": "`house`",
     "tests/flows/serving/test_app.py": "`scoring_pool`",
+    "tests/flows/serving/test_docs_page.py": "`scoring_pool`",
+    "tests/flows/serving/test_logs.py": "`scoring_pool`",
     "tests/flows/serving/test_page.py": "`scoring_pool`",
     "tests/flows/serving/test_schema.py": "`scoring_pool`",
     "tests/flows/serving/test_security.py": "`scoring_pool`",
+    "tests/flows/serving/test_telemetry.py": "`scoring_pool`",
 }
 """Modules that one worker runs, so that their server is started once."""
 SLOWEST_FIRST = (

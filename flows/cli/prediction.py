@@ -22,6 +22,7 @@ from flows.cli.app import (
     app,
     plain_errors,
 )
+from flows.serving.logs import LogFormat
 
 
 @app.command()
@@ -109,13 +110,16 @@ def serve(
     allow_download: AllowDownload = False,
     allow_different_features: AllowDifferentFeatures = False,
     quantise_text: QuantiseText = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Format of the log on standard output: text, or JSON objects, one a line.")
+    ] = LogFormat.TEXT,
 ) -> None:
     """Score clips on a web page and by HTTP: [bold]http://127.0.0.1:8000[/bold], for this machine only.
 
     Clips are dropped on the page, recorded there, or sent with POST /predict; the response is that of
     [bold]dashfusion predict --json[/bold]. Clips are not stored. See docs/serve.md.
     """
-    with plain_errors():
+    with plain_errors(stderr=log_format is LogFormat.JSON):
         from flows.prediction.inputs import default_model
         from flows.serving import server
         from flows.serving.worker import Model
@@ -131,11 +135,8 @@ def serve(
             memory=int(memory * 2**30),
             waiting=queue,
         )
-        try:
-            names = tuple(allow_host or ())
-            server.serve(server.Settings(chosen, host, port, token, names, workers, limits, no_token))
-        except KeyboardInterrupt:
-            typer.echo("stopped")
+        names = tuple(allow_host or ())
+        server.serve(server.Settings(chosen, host, port, token, names, workers, limits, no_token, log_format))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The FastAPI application: the page, `POST /predict`, `GET /model`, `GET /health`, and uniform error responses."""
+"""The FastAPI application: the pages, `POST /predict`, `GET /model`, `/health`, `/metrics`, and uniform errors."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from flows.prediction.score import to_document
 from flows.serving.errors import ApiError
 from flows.serving.schema import Health, ModelFacts, Prediction, error_responses
 from flows.serving.security import Guard, Rules, error_response
+from flows.serving.telemetry import create_registry, format_metrics
 from flows.serving.worker import Upload
 from flows.serving.worker_pool import ScoringPool, model_facts
 
@@ -96,7 +97,7 @@ def create_app(pool: ScoringPool, rules: Rules, folder: Path) -> ASGIApp:
         title="DashFusion",
         version=version("dashfusion"),
         description=DESCRIPTION,
-        docs_url=None,  # FastAPI's documentation pages load their scripts from a CDN
+        docs_url=None,  # FastAPI's documentation pages load their scripts from a CDN; /docs is one of our own
         redoc_url=None,
         redirect_slashes=False,
         responses=error_responses(403, 413, 500),
@@ -107,7 +108,7 @@ def create_app(pool: ScoringPool, rules: Rules, folder: Path) -> ASGIApp:
             Exception: _handle_internal_error,
         },
     )
-    app.state.pool, app.state.folder = pool, folder
+    app.state.pool, app.state.folder, app.state.registry = pool, folder, create_registry(pool)
     # For the schema only: `Guard` checks the token before the body is read
     security = [Depends(HTTPBearer(auto_error=False, description="The server's token"))] if rules.token else []
     app.include_router(public)
@@ -129,6 +130,13 @@ async def health(request: Request) -> dict[str, Any]:
 async def model(request: Request) -> Mapping[str, Any]:
     """Return the checkpoint's training corpus and metrics, and the upload limits."""
     return model_facts(request.app.state.pool)
+
+
+@protected.get("/metrics", include_in_schema=False)
+def metrics(request: Request) -> Response:
+    """Return Prometheus's metrics. Reads the memory of other processes, hence in a thread."""
+    content, content_type = format_metrics(request.app.state.registry, request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
 
 
 @uploads.post(
@@ -239,22 +247,28 @@ async def _wait_for_disconnect(request: Request) -> None:
 async def _handle_http_error(request: Request, error: HTTPException) -> Response:
     if not isinstance(error, ApiError):
         error = ApiError(HTTP_ERRORS.get(error.status_code, "bad_request"), str(error.detail), error.headers)
-    return error_response(error)
+    return _respond(request, error)
 
 
 async def _handle_validation_error(request: Request, error: RequestValidationError) -> Response:
     message = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-    return error_response(ApiError("invalid", message))
+    return _respond(request, ApiError("invalid", message))
 
 
 async def _handle_internal_error(
     request: Request, error: Exception
 ) -> Response:  # Starlette also raises it, for the log
-    return error_response(ApiError("internal", "an internal error; the server's log has the details"))
+    return _respond(request, ApiError("internal", "an internal error; the server's log has the details"))
+
+
+def _respond(request: Request, error: ApiError) -> Response:
+    """Return an error as a response, and leave its code to `Guard`."""
+    request.state.error = error.error
+    return error_response(error)
 
 
 def _add_page(app: FastAPI) -> None:
-    """Add the routes of the page's files, which are read once."""
+    """Add the routes of the pages' files, which are read once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     static = Path(__file__).parent / "static"
@@ -270,3 +284,6 @@ def _add_page(app: FastAPI) -> None:
     add("/page.css", "text/css", templates.get_template("serve.css.j2").render())
     add("/page.js", "text/javascript", (static / "serve.js").read_text(encoding="utf-8"))
     add("/charts.js", "text/javascript", (static / "charts.js").read_text(encoding="utf-8"))
+    add("/docs", "text/html", (static / "docs.html").read_text(encoding="utf-8"))
+    add("/docs.css", "text/css", (static / "docs.css").read_text(encoding="utf-8"))
+    add("/docs.js", "text/javascript", (static / "docs.js").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from flows.serving.errors import ApiError
 from flows.serving.security import error_response, secure
+from flows.serving.telemetry import OTHER_ROUTE, record_request
 
 HEAD_SECONDS = 10.0
 """Maximum time from a connection's start, or from the last response, to the end of the next request's head."""
@@ -51,8 +52,10 @@ class HttpProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Respond to bytes that are not HTTP with JSON, as to every other error, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            response = error_response(ApiError("bad_request", msg, {"Connection": "close"}))
+            error = ApiError("bad_request", msg, {"Connection": "close"})
+            response = error_response(error)
             secure(response.headers)
+            record_request("-", OTHER_ROUTE, response.status_code, error.error, 0.0)
             for event in (
                 h11.Response(status_code=400, headers=response.raw_headers, reason=STATUS_PHRASES[400]),
                 h11.Data(data=bytes(response.body)),

@@ -7,7 +7,10 @@ DNS rebinding (checked by `Host`). Body bytes are counted as they arrive, since 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
+import time
+import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +21,23 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.serving.errors import ApiError, stopping_error
+from flows.serving.logs import REQUEST_ID
+from flows.serving.telemetry import CLIENT_CLOSED, OTHER_ROUTE, record_request
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js")
+PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js", "/docs", "/docs.css", "/docs.js")
 
 OPEN_PATHS = (*PAGE_PATHS, "/health", "/openapi.json")
-"""Paths that need no token: the page itself asks for the token, and none of them reveals anything about the model."""
+"""Paths that need no token: the pages themselves ask for it, and none of them reveals anything about the model."""
+
+PATHS = (*OPEN_PATHS, "/predict", "/model", "/metrics")
+"""All paths of the server. Metrics count any other path as one route."""
+
+REQUEST_ID_HEADER = "X-Request-ID"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""What a proxy may set as a request's id."""
 
 MAX_REQUESTS = 500
 """Maximum number of requests in progress, uploads or not."""
@@ -80,31 +93,41 @@ class Guard:
             return
         headers = Headers(scope=scope)
         body = _Body(receive, self._rules, expects_continue="expect" in headers)
-        started = False
+        state = scope.setdefault("state", {})  # the application's error handlers set its key `error`
+        request_id, began, status = _request_id(headers), time.perf_counter(), None
+        REQUEST_ID.set(request_id)  # for the log; every request has its own task, and so its own context
 
         async def guarded_send(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                secure(MutableHeaders(scope=message))
+                response_headers = MutableHeaders(scope=message)
+                secure(response_headers)
+                response_headers[REQUEST_ID_HEADER] = request_id
+                gone = body.disconnected
                 await body.drain()
-                started = True
+                status = CLIENT_CLOSED if gone else message["status"]
             await send(message)
 
         app = self._app
         try:
             self._check(scope["path"], headers)
         except ApiError as error:
-            app = error_response(error)
+            app, state["error"] = error_response(error), error.error
         self._requests += 1
         try:
             await app(scope, body.receive, guarded_send)
         except asyncio.CancelledError:
-            if started:
+            if status is not None:
                 raise
             body.abandon()
-            await error_response(stopping_error())(scope, receive, guarded_send)
+            refusal = stopping_error()
+            state["error"] = refusal.error
+            await error_response(refusal)(scope, receive, guarded_send)
         finally:
             self._requests -= 1
+            route = scope["path"] if scope["path"] in PATHS else OTHER_ROUTE
+            error_code = None if status == CLIENT_CLOSED else state.get("error")
+            record_request(scope["method"], route, status or 500, error_code, time.perf_counter() - began)
 
     def _check(self, path: str, headers: Headers) -> None:
         rules = self._rules
@@ -138,13 +161,18 @@ class Guard:
 
 
 class _Body:
-    """A request body with enforced limits on size and time."""
+    """A request body with enforced limits on size and time.
+
+    Attributes:
+        disconnected: Whether the client was seen to have closed the connection.
+    """
 
     def __init__(self, receive: Receive, rules: Rules, expects_continue: bool) -> None:
         self._receive, self._rules = receive, rules
         self._deadline = asyncio.get_running_loop().time() + rules.seconds
         self._size = 0
         self._complete = False
+        self.disconnected = False
         # With `Expect: 100-continue`, the client sends nothing until the server starts to read
         self._awaits_continue = expects_continue
 
@@ -155,7 +183,7 @@ class _Body:
             ApiError: The body is too large, or takes too long.
         """
         if self._complete:
-            return await self._receive()
+            return await self._pass_on()
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._next()
@@ -169,8 +197,13 @@ class _Body:
 
     async def _next(self) -> Message:
         self._awaits_continue = False
-        message = await self._receive()
+        message = await self._pass_on()
         self._complete = not message.get("more_body", False)
+        return message
+
+    async def _pass_on(self) -> Message:
+        message = await self._receive()
+        self.disconnected = self.disconnected or message["type"] == "http.disconnect"
         return message
 
     def abandon(self) -> None:
@@ -205,6 +238,12 @@ def hostname(netloc: str) -> str:
         return (urlsplit(f"//{netloc}").hostname or "").rstrip(".")
     except ValueError:
         return ""
+
+
+def _request_id(headers: Headers) -> str:
+    """Return the id that a proxy gave the request, or a new one."""
+    given = headers.get(REQUEST_ID_HEADER, "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _has_token(authorization: str, token: str) -> bool:

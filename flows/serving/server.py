@@ -12,14 +12,16 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from flows.display.console import console  # sets environment variables that must precede the import of torch
+from flows.serving.logs import Event, LogFormat, configure_logs
 from flows.serving.security import LOOPBACK, Rules, hostname
 from flows.serving.worker import Model
 from flows.serving.worker_pool import Limits, ScoringPool, default_worker_count
@@ -48,6 +50,7 @@ class Settings:
         token: Token that requests must carry; empty for none, which is allowed on loopback only.
         names: Host names by which a proxy addresses the server; needs a token or `open_access`, except for loopback.
         open_access: Whether whoever reaches the server by these names may use it without a token.
+        log_format: Format of the log; with JSON, nothing else is written to standard output.
         workers: Number of scoring processes; 0 for `default_worker_count()`.
         limits: Limits on uploads.
 
@@ -63,6 +66,7 @@ class Settings:
     workers: int = 0
     limits: Limits = field(default_factory=Limits)
     open_access: bool = False
+    log_format: LogFormat = LogFormat.TEXT
 
     def __post_init__(self) -> None:
         command = "python -c 'import secrets; print(secrets.token_urlsafe())'"
@@ -112,13 +116,26 @@ def serve(settings: Settings) -> None:
         FileNotFoundError, ValueError: The model cannot be used here.
         OSError: The port is in use, or the host is not an address of this machine.
     """
+    configure_logs(settings.log_format)
+    try:
+        _serve(settings)
+    except KeyboardInterrupt:
+        _announce(settings, "stopped", "stopped")
+    except (ValueError, OSError) as error:
+        if settings.log_format is LogFormat.JSON:  # as text, the command prints it
+            logger.error("%s", error, extra=Event("failed").as_extra())
+        raise
+
+
+def _serve(settings: Settings) -> None:
     with _listen(settings) as listener, upload_folder() as folder:
         for signal_number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again after its shutdown
             signal.signal(signal_number, signal.default_int_handler)
         workers = settings.workers or default_worker_count()
         pool = ScoringPool(settings.model, settings.limits, workers, folder)
+        loading = f"loading {settings.model.folder}"
         try:
-            with console.status(f"loading {settings.model.folder}"):
+            with console.status(loading) if settings.log_format is LogFormat.TEXT else nullcontext():
                 pool.start()
             _run(settings, pool, folder, listener)
         finally:
@@ -134,7 +151,7 @@ def _run(settings: Settings, pool: ScoringPool, folder: Path, listener: socket.s
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            _announce(settings, pool, listener.getsockname()[1])
+            _announce_start(settings, pool, listener.getsockname()[1])
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             pool.stop()  # queued uploads are rejected at once
@@ -148,6 +165,7 @@ def _run(settings: Settings, pool: ScoringPool, folder: Path, listener: socket.s
         http=HttpProtocol,
         ws="none",
         lifespan="off",
+        log_config=None,  # uvicorn's records go where all others go
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -174,16 +192,25 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _announce(settings: Settings, pool: ScoringPool, port: int) -> None:
+def _announce_start(settings: Settings, pool: ScoringPool, port: int) -> None:
     host = f"[{settings.host}]" if ":" in settings.host.strip("[]") else settings.host
-    dataset = pool.description["dataset"]
-    console.print(f"DashFusion is at http://{host}:{port} (Ctrl-C stops it)", markup=False)
-    console.print(
-        f"  model {settings.model.folder}, trained on {dataset['corpus']}; {pool.workers} "
-        f"{'process' if pool.workers == 1 else 'processes'}; "
-        f"{'a token is required' if settings.token else 'no token is required'}",
-        markup=False,
+    address, corpus = f"http://{host}:{port}", pool.description["dataset"]["corpus"]
+    model, workers, token = str(settings.model.folder), pool.workers, bool(settings.token)
+    text = (
+        f"DashFusion is at {address} (Ctrl-C stops it)\n"
+        f"  model {model}, trained on {corpus}; {workers} {'process' if workers == 1 else 'processes'}; "
+        f"{'a token is required' if token else 'no token is required'}"
     )
+    facts = {"address": address, "model": model, "corpus": corpus, "workers": workers, "token_required": token}
+    _announce(settings, "started", text, facts)
+
+
+def _announce(settings: Settings, event: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
+    """Print a text for people, or log it as an event."""
+    if settings.log_format is LogFormat.JSON:
+        logger.info("%s", text.partition("\n")[0], extra=Event(event, fields or {}).as_extra())
+    else:
+        console.print(text, markup=False)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -57,7 +58,7 @@ def prepare_examiner() -> None:
     """Import what `examine` needs."""
     import media.container  # noqa: F401
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    _detach()
 
 
 def examine(path: Path, max_seconds: float) -> float:
@@ -91,7 +92,7 @@ def prepare(model: Model, folder: Path) -> str | None:
     from model.predict import Predictor
     from model.prediction.protocol import Video
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which lets workers finish
+    _detach()
     options = asdict(model)
     predictor = Predictor(options.pop("folder"), **options)
     predictor.warm_up()
@@ -134,6 +135,12 @@ def replace_path(result: Mapping[str, Any], path: str, name: str) -> dict[str, A
         "error": error and {**error, "message": error["message"].replace(path, name)},
         "warnings": [{**w, "message": w["message"].replace(path, name)} for w in result["warnings"]],
     }
+
+
+def _detach() -> None:
+    """Leave Ctrl-C to the server, which lets workers finish, and standard output to its log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
 
 
 def _write_clip(path: Path) -> Path:

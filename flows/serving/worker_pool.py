@@ -6,6 +6,7 @@ server process itself never opens an upload.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import queue
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import psutil
 from extractors.execution.workers import MEMORY_LIMIT, Worker, WorkerLostError, resident_memory
 from flows.display.metrics import format_clock
 from flows.serving.errors import ApiError, stopping_error
+from flows.serving.telemetry import observe_parts
 from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, prepare_examiner, score
 from media.container import FrameSizeError, MediaError
 from model.checkpoint.description import first_notice, read_description
@@ -79,7 +81,9 @@ class Limits:
 @dataclass(slots=True)
 class _Job:
     upload: Upload
-    answer: Future[dict[str, Any]]
+    answer: Future[dict[str, Any]] = field(default_factory=Future)
+    queued_at: float = field(default_factory=time.monotonic)
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)  # the request's, for the log
 
 
 class ScoringPool:
@@ -110,6 +114,7 @@ class ScoringPool:
         self._idle_examiners = deque(self._examiners)
         self._examiner_threads = ThreadPoolExecutor(EXAMINERS, thread_name_prefix="examine")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queued: set[Future[dict[str, Any]]] = set()
         self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
         self._capacity = workers + limits.waiting
         self._admitted = 0
@@ -130,6 +135,20 @@ class ScoringPool:
     def waiting(self) -> int:
         """Number of uploads being received, queued or scored."""
         return self._admitted
+
+    @property
+    def capacity(self) -> int:
+        """Maximum of `waiting`."""
+        return self._capacity
+
+    @property
+    def queued(self) -> int:
+        """Number of uploads that wait for a worker."""
+        return len(self._queued)
+
+    def worker_memory(self) -> list[int]:
+        """Return the resident bytes of each worker process, 0 for one that does not run."""
+        return [resident_memory(worker.pid) for worker in self._workers]
 
     def start(self) -> None:
         """Start the processes, and return when all of them can score.
@@ -172,7 +191,7 @@ class ScoringPool:
 
     def examine(self, path: Path, name: str) -> Future[None]:
         """Check in a separate process whether a file may be scored. The future raises `ApiError` if not."""
-        return self._examiner_threads.submit(self._examine, path, name)
+        return self._examiner_threads.submit(contextvars.copy_context().run, self._examine, path, name)
 
     def score(self, upload: Upload) -> Future[dict[str, Any]]:
         """Queue an upload for scoring.
@@ -181,7 +200,9 @@ class ScoringPool:
             A future of `Result.to_dict()`, which raises `ApiError` if scoring fails. It can be cancelled until a
             worker takes the upload.
         """
-        job = _Job(upload, Future())
+        job = _Job(upload)
+        self._queued.add(job.answer)
+        job.answer.add_done_callback(self._queued.discard)  # cancelled
         self._jobs.put(job)
         return job.answer
 
@@ -241,11 +262,15 @@ class ScoringPool:
         while (job := self._jobs.get()) is not None:
             if not job.answer.set_running_or_notify_cancel():
                 continue
+            self._queued.discard(job.answer)
             began = time.monotonic()
+            observe_parts({"queue": began - job.queued_at})
             try:
                 if self.stopping:
                     raise stopping_error()
-                job.answer.set_result(self._score(worker, job.upload))
+                result = job.context.run(self._score, worker, job.upload)
+                observe_parts(result["seconds"])
+                job.answer.set_result(result)
             except Exception as error:
                 job.answer.set_exception(error)
             self._mean_seconds += 0.1 * (time.monotonic() - began - self._mean_seconds)

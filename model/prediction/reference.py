@@ -140,5 +140,9 @@ def _values(path: Path) -> np.ndarray:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "dashfusion" / REFERENCE
+    """Return the user's cache folder, or a path that cannot be written if the user has no home."""
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user without an entry in the table of users
+        base = Path(os.devnull)
+    return base / "dashfusion" / REFERENCE

@@ -267,7 +267,7 @@ def test_what_is_no_upload_is_refused(client, clip):
     assert refusal(upload(client, clip, **many)) == (400, "bad_request")
     assert refusal(upload(client, clip, text="x" * 200_000)) == (400, "bad_request")
     assert refusal(client.get("/predict")) == (405, "method_not_allowed")
-    for path in ("/nowhere", "/docs", "/redoc", "/page.js/x", "/%2e%2e/pyproject.toml"):
+    for path in ("/nowhere", "/docs/", "/redoc", "/page.js/x", "/%2e%2e/pyproject.toml"):
         assert refusal(client.get(path)) == (404, "not_found")
 
 
@@ -304,6 +304,17 @@ def test_the_page_asks_for_nothing_elsewhere_and_holds_no_script_itself(client):
         assert "http:" not in text and "https:" not in text and "//cdn" not in text and "@import" not in text
     assert "innerHTML" not in scripts and "eval(" not in scripts
     used = set(re.findall(r"\$\(\"([\w-]+)\"\)", scripts))
+    assert used <= set(re.findall(r"\sid=\"([\w-]+)\"", page.text))
+
+
+def test_the_api_page_asks_for_nothing_elsewhere_and_holds_no_script_itself(client):
+    page, script, styles = (client.get(path) for path in ("/docs", "/docs.js", "/docs.css"))
+    assert re.findall(r"<script(?![^>]*\ssrc=\"docs\.js\")", page.text) == [] and " style=" not in page.text
+    assert not re.search(r"\son\w+=", page.text)
+    for text in (page.text, script.text, styles.text):
+        assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert "innerHTML" not in script.text and "eval(" not in script.text and ".style" not in script.text
+    used = set(re.findall(r"\$\(\"([\w-]+)\"\)", script.text))
     assert used <= set(re.findall(r"\sid=\"([\w-]+)\"", page.text))
 
 

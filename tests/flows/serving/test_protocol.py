@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 
-from flows.serving import protocol, security
+from flows.serving import protocol, security, telemetry
 from flows.serving.security import HEADERS, LOOPBACK, Guard, Rules
 
 if TYPE_CHECKING:
@@ -131,11 +131,18 @@ def test_beyond_the_limit_the_connection_that_has_waited_longest_is_closed(port,
 
 
 @pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", GET + b"Content-Length: x\r\n\r\n", GET + b"A" * 200_000])
-def test_bytes_that_are_not_http_get_json(port, sent):
+def test_bytes_that_are_not_http_get_json_and_are_counted(port, sent):
+    def counted() -> float:
+        labels = {"route": "other", "status": "400"}
+        (metric,) = telemetry.REQUESTS.collect()
+        return sum(sample.value for sample in metric.samples if sample.labels == labels)
+
+    before = counted()
     with connect(port, sent) as connection:
         status, headers, body = receive(connection)
         assert status == 400 and json.loads(body)["error"] == "bad_request"
         assert headers["content-type"] == "application/json" and headers["connection"] == "close"
+        assert counted() == before + 1
         assert {name.lower(): value for name, value in HEADERS.items()}.items() <= headers.items()
 
 

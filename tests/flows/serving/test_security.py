@@ -62,7 +62,8 @@ def test_with_the_token_everything_is_answered(new_client, clip, scheme):
 
 def test_the_page_and_health_need_no_token(new_client):
     client = new_client(token=TOKEN)
-    for path in ("/", "/page.css", "/page.js", "/charts.js", "/health", "/openapi.json"):
+    for path in ("/", "/page.css", "/page.js", "/charts.js", "/docs", "/docs.css", "/docs.js", "/health",
+                 "/openapi.json"):  # fmt: skip
         assert client.get(path).status_code == 200, path
     schema = client.get("/openapi.json").json()
     assert schema["paths"]["/predict"]["post"]["security"] and "security" not in schema["paths"]["/health"]["get"]

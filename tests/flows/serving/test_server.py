@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,7 +25,6 @@ from flows.serving.server import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.server
 
@@ -207,6 +209,35 @@ def test_a_kill_leaves_no_process_and_the_next_start_removes_the_files(corpus, t
         [left] = served.folders()
     with serving(corpus, tmp_path) as served:
         assert len(served.folders()) == 1 and not left.exists()
+
+
+def test_as_json_every_line_is_an_object_and_the_images_health_check_follows_the_server(corpus, tmp_path, clip):
+    deploy = Path(__file__).parents[3] / "deploy/Dockerfile.serve"
+    check = json.loads(re.search(r"^HEALTHCHECK .*\\\n +CMD (.+)$", deploy.read_text("utf-8"), re.MULTILINE)[1])
+
+    def healthy() -> bool:
+        program = check[2].replace(":8000/", f":{port}/")
+        return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+    port = prefect_server.free_port()
+    command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(port), "--log-format", "json"]
+    model = ["--model", str(corpus / "models-unaligned/best"), "--device", "cpu", "--workers", "1"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    assert check[:2] == ["python", "-c"] and not healthy()
+    process = subprocess.Popen([*command, *model], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        lines = [process.stdout.readline()]
+        assert healthy()
+        for name in ('a\n{"event": "forged"}.mp4', "b\r\nforged\x85\u2028.mp4", clip.name):
+            httpx.post(f"http://127.0.0.1:{port}/predict", files={"file": (name, clip.read_bytes())}, timeout=300)
+        httpx.get(f"http://127.0.0.1:{port}/%0Aforged")
+    finally:
+        process.terminate()
+        lines += process.communicate(timeout=60)[0].splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["event"] for entry in entries] == ["started", *["request"] * 4, "stopped"]
+    assert [entry["status"] for entry in entries[1:-1]] == [200, 200, 200, 404]
+    assert process.returncode == 0 and not healthy()
 
 
 def test_without_a_token_other_machines_are_not_served():

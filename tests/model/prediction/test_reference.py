@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +15,6 @@ from model.prediction.protocol import Segment, Steps, Video, VideoFeatures
 from model.prediction.reference import difference
 from model.train import train
 from tests.support.datasets import DIMS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 REFERENCE = {m: np.random.default_rng(3).normal(size=(10, dim)).astype(np.float32) for m, dim in DIMS.items()}
 
@@ -114,6 +111,18 @@ def test_a_checkpoint_without_a_reference_clip_works_and_says_so(predict, traine
 
 def test_without_a_writable_cache_it_compares_each_time(predict, tmp_path):
     (tmp_path / "cache").write_text("a file, not a folder")
+    maker = Maker(REFERENCE)
+    predict(maker)
+    predict(maker)
+    assert maker.calls == 2
+
+
+def test_a_user_without_a_home_compares_each_time(predict, monkeypatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME")
     maker = Maker(REFERENCE)
     predict(maker)
     predict(maker)
