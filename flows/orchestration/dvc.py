@@ -49,7 +49,7 @@ class StageFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """Outcome of one stage: `state` is run, cached or failed, `seconds` the wall time of DVC's command."""
+    """Outcome of one stage: `state` is run, cached, failed or cancelled, `seconds` the wall time of DVC's command."""
 
     stage: str
     state: str
@@ -62,6 +62,7 @@ class Output:
 
     code: int = 0
     skipped: bool = False
+    cancelled: bool = False
     timed_out: bool = False
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
 
@@ -185,6 +186,7 @@ def _read(lines: Iterable[str], output: Output) -> None:
     """Pass lines of DVC and the stage on to the log, and keep those that can explain a failure."""
     for line in lines:
         output.skipped = output.skipped or any(phrase in line for phrase in SKIPPED)
+        output.cancelled = output.cancelled or bool(re.match(rf"\w+ {engine.CANCELLED} ", line))
         relevant = _is_relevant(line)
         blocked = any(phrase in line for phrase in BLOCKED)
         if blocked or (relevant and not re.match(r"Running stage '.*':$|> ", line)):
