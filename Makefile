@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 # The tests that CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser. They often wait for a
 # process or a server, so three share two cores.
 ci-tests: $(VENV)/.dev
-	$(PYTEST) 3 -m "e2e or server or browser"
+	$(PYTEST) 3 -m "e2e or server or browser or docs"
 
 lint: $(VENV)/.dev
 	ruff check .
