@@ -15,6 +15,10 @@ export DO_NOT_TRACK ?= 1
 .PHONY: demo test lint docs ui ci-tests constraints clean
 
 demo: $(VENV)/.run
+	@if [ ! -e .git ]; then \
+	  echo "no Git repository here: DVC works without one; for its experiments, clone the project with git"; \
+	  dvc config --local core.no_scm true; \
+	fi
 	dvc repro
 	dashfusion results
 

@@ -98,12 +98,20 @@ def stage_order(targets: Sequence[str] = ()) -> list[str]:
         targets: Stages or groups, returned with everything that they depend on; by default all stages.
 
     Raises:
-        ValueError: Unknown target; the message lists the stages of dvc.yaml.
+        ValueError: Unknown target; the message lists the stages of dvc.yaml. Or the folder is no Git repository.
     """
     import networkx as nx
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
-    with Repo() as repo:
+    try:
+        opened = Repo()
+    except SCMError as error:
+        raise ValueError(
+            f"{error}, as when the project was downloaded as a ZIP file: clone it with git, or let DVC work without "
+            "Git and without experiments (`dvc config --local core.no_scm true`)"
+        ) from error
+    with opened as repo:
         graph = repo.index.graph  # edges: stage -> its dependency
         names = {stage: stage.addressing for stage in graph}
         chosen = [stage for stage in graph if not targets or matches(names[stage], targets)]

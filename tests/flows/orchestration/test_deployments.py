@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import psutil
@@ -205,13 +205,13 @@ def test_cancelling_a_stages_own_run_ends_the_stage_and_the_run_names_it(house):
 
 def test_a_worker_that_is_killed_is_replaced_and_its_run_has_crashed(house):
     run, idle, extracting = start_extraction(house, hop_seconds=0.04, fps=26)
-    [worker] = [process for process in house.processes() if process.cmdline()[1:4] == ["-m", "prefect", "worker"]]
-    worker.kill()
+    [worker] = workers(house)
+    psutil.Process(worker).kill()
     house.wait(lambda: not any(map(supervisor.is_running, extracting)), "the end of the stage", 60)
     assert house.wait_for(run, "CRASHED", "COMPLETED", "FAILED", "CANCELLED")["state_type"] == "CRASHED"
     house.wait(lambda: {child["state_type"] for child in house.children(run)} <= {"CRASHED", "COMPLETED"}, "its stages")
-    new = [process for process in house.processes() if process.pid not in idle]
-    assert all("worker" in process.cmdline() for process in new), "something of the run is left"
+    house.wait(lambda: workers(house) - idle, "another worker", 60)
+    house.wait(lambda: not others(house) - idle, "the end of the run's processes", 60)
     run = house.finished("predict", path="nowhere.mp4")
     assert run["state_type"] == "FAILED" and "nowhere.mp4" in run["state"]["message"], "nobody took the worker's place"
 
@@ -270,3 +270,23 @@ def start_extraction(house, hop_seconds: float, fps: int) -> tuple[str, set[int]
     house.project.set("extract.vision.options.fps", fps)
     run = house.start("extract")
     return run, idle, house.wait(lambda: running(house, run) and extractions(house), "an extraction")
+
+
+def workers(house) -> set[int]:
+    """PIDs of the house's Prefect workers."""
+    found = set()
+    for process in house.processes():
+        with suppress(psutil.Error):
+            if process.cmdline()[1:4] == ["-m", "prefect", "worker"]:
+                found.add(process.pid)
+    return found
+
+
+def others(house) -> set[int]:
+    """PIDs of the house's processes, without workers and those that supervise a service."""
+    found = set()
+    for process in house.processes():
+        with suppress(psutil.Error):
+            if "service" not in process.cmdline():
+                found.add(process.pid)
+    return found - workers(house)
