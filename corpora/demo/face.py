@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from corpora.demo.appearance import Appearance, Colour, Motion
 from corpora.demo.landmarks import (
     FACE_PATH,
     INNER_LIP,
@@ -27,6 +26,8 @@ from corpora.demo.landmarks import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from corpora.demo.appearance import Appearance, Colour, Motion
 
 SIZE = 256
 """Pixels of a frame's width and height."""
