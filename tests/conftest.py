@@ -33,6 +33,7 @@ SLOWEST_FIRST = (
     "tests/pipeline/test_kill.py",
     "tests/pipeline/test_dvc.py",
     "tests/pipeline/",
+    "tests/docs/test_commands.py",
     "tests/flows/orchestration/",
     "tests/model/checkpoint/test_onnx.py",
     "tests/flows/serving/",

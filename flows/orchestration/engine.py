@@ -141,11 +141,12 @@ def _watch(run: Any, name: str) -> Iterator[Event]:
     def poll() -> None:
         import httpx
         from prefect.client.orchestration import get_client
+        from prefect.exceptions import ObjectNotFound
 
         with get_client(sync_client=True) as client:
             while not ended.wait(CANCELLATION_POLL):
                 state = None
-                with suppress(httpx.HTTPError):  # a server that is lost stops no run
+                with suppress(httpx.HTTPError, ObjectNotFound):  # a server or record that is lost stops no run
                     state = client.read_flow_run(run.id).state
                 if state is not None and state.type.name in ("CANCELLING", "CANCELLED"):
                     cancelled.set()

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +56,11 @@ task() { dvc queue status | awk 'NR == 2 {print $1}'; }
 SERVICES = {"dashfusion serve": "DashFusion is at", "dashfusion watch": "watching"}
 """Commands that go on until Ctrl-C, and what they print when they are ready."""
 
-WRAPPER = '#!/bin/sh\nexec {python} {arguments} "$@"\n'
-PROGRAMS = {"python": "", "dvc": "-m dvc", "dashfusion": "-m flows.cli"}
+WRAPPER = """#!/bin/sh
+case "{name} $*" in pip*|"python -m pip "*) echo "a test installs nothing: $0 $*" >&2; exit 1;; esac
+exec {python} {arguments} "$@"
+"""
+PROGRAMS = {"python": "", "pip": "-m pip", "dvc": "-m dvc", "dashfusion": "-m flows.cli"}
 
 
 @dataclass
@@ -175,12 +179,14 @@ def write_programs(folder: Path) -> None:
     """An environment as `make` installs it, of this interpreter's packages, with the project's own code."""
     (folder / "bin").mkdir(parents=True)
     for name, arguments in PROGRAMS.items():
-        wrapper = WRAPPER.format(python=sys.executable, arguments=arguments)
+        wrapper = WRAPPER.format(name=name, python=sys.executable, arguments=arguments)
         (folder / "bin" / name).write_text(wrapper, encoding="utf-8")
         (folder / "bin" / name).chmod(0o755)
     (folder / "bin/activate").touch()
-    for mark in ("pyvenv.cfg", ".run", ".dev"):  # made after pyproject.toml: make has nothing to install
+    later = time.time() + 86400  # than the files of a clone that a page makes: make has nothing to install
+    for mark in ("pyvenv.cfg", ".run", ".dev"):
         (folder / mark).touch()
+        os.utime(folder / mark, (later, later))
 
 
 def write_files(files: Path, corpus: Path, project: Path) -> None:
