@@ -104,9 +104,8 @@ class Worker:
         """
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-        from prefect.client.schemas.objects import StateType
+        from prefect.client.schemas.objects import State, StateType
         from prefect.settings import PREFECT_API_URL, temporary_settings
-        from prefect.states import State
 
         names: list[str] = []
         if not self._runs or not prefect_server.healthy(self.api_url):
