@@ -56,6 +56,9 @@ task() { dvc queue status | awk 'NR == 2 {print $1}'; }
 SERVICES = {"dashfusion serve": "DashFusion is at", "dashfusion watch": "watching"}
 """Commands that go on until Ctrl-C, and what they print when they are ready."""
 
+CLONE = "dashfusion/"
+"""Folder that the README's first command makes, here in the project."""
+
 WRAPPER = """#!/bin/sh
 case "{name} $*" in pip*|"python -m pip "*) echo "a test installs nothing: $0 $*" >&2; exit 1;; esac
 exec {python} {arguments} "$@"
@@ -244,5 +247,8 @@ def test_the_commands_of_a_page_run(page, site):
                 site.run(block)
             elif block is python[-1]:
                 site.run_python(python)
+        status = site.project.run("git", "status", "--porcelain").stdout.splitlines()
+        written = [line[3:] for line in status if line.startswith("?? ") and line[3:] != CLONE]
+        assert not written, f"{page}: .gitignore does not have what its commands write: {written}"
     finally:
         site.stop()
