@@ -28,7 +28,7 @@ UI_PORT = 4200
 RECORD = STATE / "server.json"
 """Address and owner of the server that a run has started."""
 
-START_TIMEOUT = 400.0
+START_TIMEOUT = 60.0
 """Seconds that a server may take to start: about 8 with a new database, 3 with an existing one."""
 
 GRACE = 5.0
