@@ -24,7 +24,7 @@ import yaml
 
 from flows.orchestration.prefect_server import free_port
 from tests.support.pages import PAGES, Block, read_blocks
-from tests.support.project import CLIPS, SMALL, Project
+from tests.support.project import CLIPS, SMALL, Project, change_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -144,23 +144,9 @@ class Site:
 
 def write_defaults(conf: Path) -> None:
     """Make the defaults as small as the project's choices, since `dashfusion use` returns to them."""
-    small = SMALL | {
-        "prepare.demo.clips": CLIPS,
-        "prepare.demo.speakers": 6,
-        "train.epochs": 2,
-        "train.warmup_epochs": 1,
-    }
-    for file in (conf / "config.yaml", conf / "corpus/demo_zh.yaml"):
-        head = "# @package _global_\n" if file.name != "config.yaml" else ""
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        for key, value in small.items() if file.name == "config.yaml" else {"prepare.demo.clips": CLIPS}.items():
-            *blocks, last = key.split(".")
-            place = values
-            for block in blocks:
-                place = place[block]
-            place[last] = value
-        values.get("train", {}).pop("epochs", None) if head else None
-        file.write_text(head + yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    few = {"prepare.demo.clips": CLIPS, "train.epochs": 2}
+    change_yaml(conf / "config.yaml", SMALL | few | {"prepare.demo.speakers": 6, "train.warmup_epochs": 1})
+    change_yaml(conf / "corpus/demo_zh.yaml", few)
 
 
 def write_studies(studies: Path, mine: Path) -> None:
