@@ -15,6 +15,10 @@ export DO_NOT_TRACK ?= 1
 .PHONY: demo test lint docs ui ci-tests constraints clean
 
 demo: $(VENV)/.run
+	@if [ ! -e .git ]; then \
+	  echo "no Git repository here: DVC works without one; for its experiments, clone the project with git"; \
+	  dvc config --local core.no_scm true; \
+	fi
 	dvc repro
 	dashfusion results
 
@@ -24,7 +28,7 @@ test: $(VENV)/.dev
 # The tests that CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser. They often wait for a
 # process or a server, so three share two cores.
 ci-tests: $(VENV)/.dev
-	$(PYTEST) 3 -m "e2e or server or browser"
+	$(PYTEST) 3 -m "e2e or server or browser or docs"
 
 lint: $(VENV)/.dev
 	ruff check .

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from prefect import flow, task
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled
 from pydantic import Field
 
 from flows.config.params import load_params
@@ -54,7 +56,8 @@ def run_stage_through_dvc(
         known_cached: DVC is known to skip the stage, and is not started.
 
     Returns:
-        The `StageResult`; with the engine, the state `Cached` that contains it if the stage was skipped.
+        The `StageResult`; with the engine, the state `Cached` that contains it if the stage was skipped, and the state
+        `Cancelled` if the stage's own flow run was cancelled.
 
     Raises:
         StageFailedError: The command failed, or took longer than `time_limit`.
@@ -76,6 +79,9 @@ def run_stage_through_dvc(
             f"stage {stage} was ended at its time limit of {time_limit:g} minutes. Give it more (--time-limit, in "
             "Prefect the parameter time_limit; 0: no limit), or run it again: finished work is kept"
         )
+    if output.code and output.cancelled:
+        message = f"stage {stage} {engine.CANCELLED}: finished work is kept, and the next run resumes from there"
+        return Cancelled(message=message)
     if output.code:
         lines = "\n".join(output.tail)
         raise StageFailedError(f"stage {stage} failed: {output.reason}\n\nIts last lines:\n{lines}")
@@ -89,7 +95,7 @@ def pipeline(
     force: bool = False,
     time_limit: Annotated[float, Field(ge=0)] = 0.0,
     wait: bool = True,
-) -> list[StageResult]:
+) -> Any:
     """Bring stages up to date: raw videos to features, dataset, model, metrics and report.
 
     Args:
@@ -97,9 +103,15 @@ def pipeline(
         force: Run the targets even if nothing has changed, and reuse nothing of an earlier extraction or training.
         time_limit: Minutes that one stage may take before it is stopped; 0: no limit. Finished work is kept.
         wait: If another run works in the same folder, wait for its end; otherwise fail at once.
+
+    Returns:
+        The stages' `StageResult`s; the state `Cancelled`, which names the stage, if a stage's own run was cancelled.
     """
     with workspace(wait):
-        results = run_stages(targets, force, time_limit, wait)
+        try:
+            results = run_stages(targets, force, time_limit, wait)
+        except CancelledRun as error:
+            return Cancelled(message=str(error))
         if results and results[-1].stage == "evaluate" and engine.engine_active():
             _publish_metrics()
     return results
@@ -111,7 +123,7 @@ def run_stages(
     """Bring stages up to date, in order, in a workspace that the caller holds; the arguments are those of `pipeline`.
 
     Raises:
-        StageFailedError: See `run_stage_through_dvc`.
+        StageFailedError, CancelledRun: See `run_stage_through_dvc`.
     """
     results: list[StageResult] = []
     order = stage_order(targets)
@@ -122,8 +134,9 @@ def run_stages(
         arguments = stage, stage in forced, time_limit, wait, stage in cached
         try:
             results.append(engine.call(run_stage_through_dvc, *arguments))
-        except StageFailedError:
-            _publish([*results, StageResult(stage, "failed", time.monotonic() - start)])
+        except (StageFailedError, CancelledRun) as error:
+            state = "cancelled" if isinstance(error, CancelledRun) else "failed"
+            _publish([*results, StageResult(stage, state, time.monotonic() - start)])
             raise
     _publish(results)
     return results

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from prefect import flow, task
+from prefect.exceptions import CancelledRun
+from prefect.states import Cancelled
 
 from corpora.files import tag_scratch
 from corpora.manifest import MODALITIES
@@ -85,7 +87,7 @@ def study(
     workers: int = 0,
     wait: bool = True,
     params_file: Path = Path("params.yaml"),
-) -> StudyResult:
+) -> Any:
     """Train a study's variants, compare them, and add the results to the report.
 
     Args:
@@ -95,6 +97,9 @@ def study(
         workers: Number of parallel trainings; 0 for one per core, or per GPU.
         wait: Whether to wait while another run works in the same folder; otherwise fail at once.
         params_file: Parameters that the variants start from.
+
+    Returns:
+        The `StudyResult`; the state `Cancelled`, which names the stage, if the own run of a stage was cancelled.
     """
     params, spec = load_params(params_file), read_spec(name)
     spec = replace(spec, base={**spec.base, **(changes or {})}, seeds=tuple(seeds) or spec.seeds)
@@ -105,11 +110,14 @@ def study(
         for seed in spec.seeds
     ]
     with workspace(wait):
-        run_stages(["align"], wait=wait)
-        result = _run_trials(params, spec, trials, workers)
-        path = write_study(result, params.paths.studies)
-        publish(result)
-        reported = _update_report(wait)
+        try:
+            run_stages(["align"], wait=wait)
+            result = _run_trials(params, spec, trials, workers)
+            path = write_study(result, params.paths.studies)
+            publish(result)
+            reported = _update_report(wait)
+        except CancelledRun as error:
+            return Cancelled(message=str(error))
     for table in tables(result):
         console.print(table)
     for note in result.notes:

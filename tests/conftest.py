@@ -30,11 +30,14 @@ SHARING_A_SERVER = {
     "tests/flows/serving/test_telemetry.py": "`scoring_pool`",
 }
 """Modules that one worker runs, so that their server is started once."""
+SPLIT = "tests/docs/test_commands.py"
+"""Module whose tests several workers run: each is long, and what they share is quickly copied."""
 SLOWEST_FIRST = (
     *SHARING_A_SERVER,
     "tests/pipeline/test_kill.py",
     "tests/pipeline/test_dvc.py",
     "tests/pipeline/",
+    SPLIT,
     "tests/flows/orchestration/",
     "tests/model/checkpoint/test_onnx.py",
     "tests/flows/serving/",
@@ -47,11 +50,13 @@ SLOWEST_FIRST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute whole modules in the order of collection, with those that share a server in one unit."""
+    """Distribute whole modules, but for `SPLIT`, in their order, with those that share a server in one unit."""
     from xdist.scheduler import LoadFileScheduling
 
     class ModuleScheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(SPLIT):
+                return nodeid
             servers = (server for path, server in SHARING_A_SERVER.items() if nodeid.startswith(path))
             return next(servers, super()._split_scope(nodeid))
 

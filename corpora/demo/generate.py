@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corpora.demo.face import SIZE, render
 from corpora.demo.plan import (
     FPS,
     LIMIT,
@@ -113,6 +112,8 @@ def _start_worker() -> None:
 
 def make_clip(root: Path, config: DemoConfig, language: str, index: int) -> list[Word]:
     """Write one clip's media, and return its words with times in seconds from the clip's start."""
+    from corpora.demo.face import render  # loads OpenCV, which `DemoConfig` does not need
+
     script = load_script(language)
     plan = plan_clip(config, index, script, split_of_speakers(config))
     rng = np.random.default_rng((config.seed, 3, index))
@@ -157,7 +158,7 @@ def write_mp4(path: Path, images: np.ndarray, samples: np.ndarray, sample_rate: 
         av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
     ):
         video = container.add_stream("libx264", rate=FPS, options=X264_OPTIONS)
-        video.width, video.height, video.pix_fmt = SIZE, SIZE, "yuv420p"
+        video.height, video.width, video.pix_fmt = *images.shape[1:3], "yuv420p"
         audio = container.add_stream("aac", rate=sample_rate, layout="mono")
         audio.bit_rate = 96_000
         for image in images:

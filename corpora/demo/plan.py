@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from corpora.demo.appearance import HAIR_STYLES, Appearance, Motion
 from corpora.demo.config import SPLIT_SHARES, DemoConfig
-from corpora.demo.face import HAIR_STYLES, Appearance, Motion
 from corpora.demo.script import Script, Sentence, compose
 from corpora.demo.voice import Prosody, Speech, loudness
 from corpora.manifest import MODALITIES

@@ -17,12 +17,14 @@ Force = Annotated[
 
 def _run_flow(flow: Any, *errors: type[Exception], **parameters: Any) -> Any:
     """Run a flow through DVC; the first lines of `errors` are printed, and the exit code is 1."""
+    from prefect.exceptions import CancelledRun
+
     from flows.display.console import console
     from flows.orchestration import engine
     from flows.orchestration.dvc import StageFailedError
     from flows.orchestration.workspace import WorkspaceBusyError
 
-    expected: tuple[type[Exception], ...] = (StageFailedError, WorkspaceBusyError, *errors)
+    expected: tuple[type[Exception], ...] = (StageFailedError, CancelledRun, WorkspaceBusyError, *errors)
     try:
         return engine.run_flow(flow, **parameters)
     except expected as error:

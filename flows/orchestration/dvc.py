@@ -49,7 +49,7 @@ class StageFailedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """Outcome of one stage: `state` is run, cached or failed, `seconds` the wall time of DVC's command."""
+    """Outcome of one stage: `state` is run, cached, failed or cancelled, `seconds` the wall time of DVC's command."""
 
     stage: str
     state: str
@@ -62,6 +62,7 @@ class Output:
 
     code: int = 0
     skipped: bool = False
+    cancelled: bool = False
     timed_out: bool = False
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
 
@@ -97,12 +98,20 @@ def stage_order(targets: Sequence[str] = ()) -> list[str]:
         targets: Stages or groups, returned with everything that they depend on; by default all stages.
 
     Raises:
-        ValueError: Unknown target; the message lists the stages of dvc.yaml.
+        ValueError: Unknown target; the message lists the stages of dvc.yaml. Or the folder is no Git repository.
     """
     import networkx as nx
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
-    with Repo() as repo:
+    try:
+        opened = Repo()
+    except SCMError as error:
+        raise ValueError(
+            f"{error}, as when the project was downloaded as a ZIP file: clone it with git, or let DVC work without "
+            "Git and without experiments (`dvc config --local core.no_scm true`)"
+        ) from error
+    with opened as repo:
         graph = repo.index.graph  # edges: stage -> its dependency
         names = {stage: stage.addressing for stage in graph}
         chosen = [stage for stage in graph if not targets or matches(names[stage], targets)]
@@ -185,6 +194,7 @@ def _read(lines: Iterable[str], output: Output) -> None:
     """Pass lines of DVC and the stage on to the log, and keep those that can explain a failure."""
     for line in lines:
         output.skipped = output.skipped or any(phrase in line for phrase in SKIPPED)
+        output.cancelled = output.cancelled or bool(re.match(rf"\w+ {engine.CANCELLED} ", line))
         relevant = _is_relevant(line)
         blocked = any(phrase in line for phrase in BLOCKED)
         if blocked or (relevant and not re.match(r"Running stage '.*':$|> ", line)):

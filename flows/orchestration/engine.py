@@ -11,16 +11,21 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from inspect import signature
+from threading import Event, Thread
 from typing import Any, get_args, get_type_hints
 from uuid import UUID, uuid4
+
+import psutil
 
 from flows.config.params import load_params
 from flows.display.console import console
 from flows.orchestration import prefect_server
 from flows.orchestration.disk_space import full_disk_message
 from flows.orchestration.stage_lock import stage_lock
+from flows.orchestration.supervisor import end_process
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,12 @@ TRACEBACK_HINT = "(DASHFUSION_TRACEBACK=1 shows where)"
 
 MAX_TABLE_ROWS = 500
 """Rows of a table artifact: a published corpus can have thousands of problems."""
+
+CANCELLED = "was cancelled"
+"""Words of the line by which a stage whose run was cancelled on the server says so."""
+
+CANCELLATION_POLL = 1.0
+"""Seconds between two looks at the server whether a run was cancelled there."""
 
 GPU_LIMIT = "gpu"
 """Name of Prefect's concurrency limit on trainings that use a GPU."""
@@ -58,30 +69,98 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
 
     os.environ["PREFECT_API_URL"] = address  # for child processes; Prefect has read this process's when imported
     with temporary_settings({PREFECT_API_URL: address}):
-        return _run_as_child(flow, parameters, parent) if parent else flow(**parameters)
+        return _run_cancellably(flow, parameters, parent)
 
 
-def _run_as_child(flow: Any, parameters: Mapping[str, Any], parent_run: str) -> Any:
-    """Run `flow` as a child of another process's flow run, so that the parent's graph shows it.
+def _run_cancellably(flow: Any, parameters: Mapping[str, Any], parent_run: str | None) -> Any:
+    """Run `flow` with the engine until it ends, or its run is cancelled on the server.
 
-    The placeholder task run is created here and not by the parent: a stage that DVC skips leaves none behind.
+    Args:
+        flow: Flow to run.
+        parameters: Its parameters.
+        parent_run: Another process's flow run, whose child the run becomes.
+
+    Raises:
+        KeyboardInterrupt: The run was cancelled.
     """
-    from prefect import Task
     from prefect.client.orchestration import get_client
     from prefect.flow_engine import run_flow as run_with_engine
-    from prefect.states import Pending
 
     with get_client(sync_client=True) as client:
-        placeholder = client.create_task_run(
-            task=Task(fn=flow.fn, name=flow.name),
-            flow_run_id=UUID(parent_run),
-            name=" ".join(filter(None, (flow.name, parameters.get("modality")))),
-            dynamic_key=uuid4().hex,
-            state=Pending(),
-            task_inputs={},
+        placeholder = _create_placeholder(client, flow, parameters, parent_run) if parent_run else None
+        run = client.create_flow_run(
+            flow, parameters=flow.serialize_parameters(parameters), parent_task_run_id=placeholder
         )
-        run = client.create_flow_run(flow, parameters=dict(parameters), parent_task_run_id=placeholder.id)
-    return run_with_engine(flow, flow_run=run, parameters=dict(parameters))
+    with _watch(run, flow.name) as cancelled:
+        try:
+            return run_with_engine(flow, flow_run=run, parameters=dict(parameters))
+        except KeyboardInterrupt:
+            if cancelled.is_set():
+                _set_cancelled(run, flow.name)  # the engine has set it to crashed
+            raise
+
+
+def _create_placeholder(client: Any, flow: Any, parameters: Mapping[str, Any], parent_run: str) -> UUID:
+    """Create a task run of another process's flow run, by which its graph shows the run of `flow` as a child.
+
+    It is created here and not by the parent: a stage that DVC skips leaves none behind.
+    """
+    from prefect import Task
+    from prefect.states import Pending
+
+    placeholder: UUID = client.create_task_run(
+        task=Task(fn=flow.fn, name=flow.name),
+        flow_run_id=UUID(parent_run),
+        name=" ".join(filter(None, (flow.name, parameters.get("modality")))),
+        dynamic_key=uuid4().hex,
+        state=Pending(),
+        task_inputs={},
+    ).id
+    return placeholder
+
+
+def _set_cancelled(run: Any, name: str) -> None:
+    """Set a flow run to cancelled, whatever its state is; a server that does not answer is no error."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelled
+
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        message = f"{name} {CANCELLED}: finished work is kept, and the next run resumes from there"
+        client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+
+
+@contextmanager
+def _watch(run: Any, name: str) -> Iterator[Event]:
+    """End this process, as Ctrl-C does, if the run is cancelled on the server; provide the event that it was.
+
+    Prefect's workers enforce the cancellation of runs that they have started themselves, and of no others.
+    """
+    ended, cancelled = Event(), Event()
+
+    def poll() -> None:
+        import httpx
+        from prefect.client.orchestration import get_client
+        from prefect.exceptions import ObjectNotFound
+
+        with get_client(sync_client=True) as client:
+            while not ended.wait(CANCELLATION_POLL):
+                state = None
+                with suppress(httpx.HTTPError, ObjectNotFound):  # a server or record that is lost stops no run
+                    state = client.read_flow_run(run.id).state
+                if state is not None and state.type.name in ("CANCELLING", "CANCELLED"):
+                    cancelled.set()
+                    _set_cancelled(run, name)  # also for a process that does not end and is killed
+                    console.print(f"{name} {CANCELLED} on the Prefect server")
+                    end_process(psutil.Process())
+                    return
+
+    context = copy_context()  # with the address of the server
+    Thread(target=context.run, args=(poll,), daemon=True).start()
+    try:
+        yield cancelled
+    finally:
+        ended.set()
 
 
 def main(flow: Any, *arguments: str, **parameters: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ import psutil
 from corpora.files import atomic_file
 from flows.display.console import console
 from flows.orchestration.settings import STATE
-from flows.orchestration.supervisor import GRACE, is_running
+from flows.orchestration.supervisor import end_process, is_running
 
 POLL = 0.2
 """Seconds between two attempts to acquire the lock."""
@@ -45,7 +44,7 @@ def stage_lock(stage: str) -> Iterator[None]:
             holder, orphaned = _read_holder(record)
             if holder and orphaned:
                 console.print(f"{stage}: PID {holder.pid}, left behind by a `dvc` that was killed, is ended first")
-                _end(holder)
+                end_process(holder)
             elif holder and holder not in announced:
                 console.print(f"{stage}: PID {holder.pid} runs this stage already; waiting until it has ended")
                 announced.add(holder)
@@ -91,13 +90,3 @@ def _dvc() -> psutil.Process | None:
             if "dvc" in [Path(word).name for word in parent.cmdline()[:4]]:
                 return parent
     return None
-
-
-def _end(process: psutil.Process) -> None:
-    """Interrupt a process, as Ctrl-C does, and kill what is left of it and its descendants after `GRACE` seconds."""
-    with suppress(psutil.NoSuchProcess):
-        family = [process, *process.children(recursive=True)]
-        process.send_signal(signal.SIGINT)
-        for survivor in psutil.wait_procs(family, timeout=GRACE)[1]:
-            with suppress(psutil.NoSuchProcess):
-                survivor.kill()

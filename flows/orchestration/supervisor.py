@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 SERVICE_GRACE = 15.0
 """Seconds between asking a service to stop and killing it; a Prefect worker first stops the stages that it runs."""
 
+ORPHAN_GRACE = 7.0
+"""Seconds between asking what a killed service left behind to stop and killing it."""
+
+MARK = "DASHFUSION_SERVICE"
+"""Environment variable, unique to each service, by which its processes are found even if their parents have ended."""
+
 GRACE = 10.0
 """Seconds between asking a command to stop (SIGINT, as Ctrl-C does) and killing its remaining processes."""
 
@@ -37,19 +44,25 @@ _ending = threading.Lock()
 
 
 def start_service(
-    command: Sequence[str], owner: psutil.Process, log: Path, environment: Mapping[str, str], grace: float = 0.0
+    command: Sequence[str],
+    owner: psutil.Process,
+    log: Path,
+    environment: Mapping[str, str],
+    grace: float = 0.0,
+    mark: str = "",
 ) -> subprocess.Popen[bytes]:
     """Start `python COMMAND` as a supervised service and return its supervisor.
 
     The supervisor stops the service and all of its descendants when it is terminated itself, or `grace` seconds after
-    `owner` is gone. `environment` is added to this process's.
+    `owner` is gone; if the service is killed, the supervisor stops what it has left behind. `environment` is added to
+    this process's, and `mark` is the value of `MARK` (by default a new one).
     """
     log.parent.mkdir(exist_ok=True)
     supervisor = [sys.executable, "-I", __file__, "service", str(grace), str(owner.pid), *command]
     with log.open("ab") as file:
         return subprocess.Popen(
             supervisor, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-            env=os.environ | environment,
+            env=os.environ | environment | {MARK: mark or os.urandom(16).hex()},
         )  # fmt: skip
 
 
@@ -67,7 +80,7 @@ def supervise_service(grace: float, owner_pid: int, command: Sequence[str]) -> i
         command: arguments of the Python interpreter.
 
     Returns:
-        Exit code of the process; 0 if the owner was gone at the start.
+        Shell exit code of the process; 0 if the owner was gone at the start.
     """
     import psutil
 
@@ -86,7 +99,8 @@ def supervise_service(grace: float, owner_pid: int, command: Sequence[str]) -> i
             time.sleep(grace)
     finally:
         stop(process)
-    return process.returncode or 0
+        stop_members(os.environ[MARK])
+    return _shell_code(process.returncode)
 
 
 def stop(process: subprocess.Popen[bytes], grace: float = SERVICE_GRACE) -> None:
@@ -104,6 +118,54 @@ def stop(process: subprocess.Popen[bytes], grace: float = SERVICE_GRACE) -> None
         child.kill()
     process.kill()
     process.wait()
+
+
+def stop_members(mark: str, grace: float = ORPHAN_GRACE) -> None:
+    """Terminate the processes of a service that has ended without stopping them, and kill them after `grace` seconds.
+
+    Only those without a parent among them are asked: each stops the processes that it has started.
+    """
+    import psutil
+
+    family = _members(mark)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            if all(process.ppid() != other.pid for other in family):
+                process.terminate()
+    deadline = time.monotonic() + grace
+    while family and time.monotonic() < deadline:
+        time.sleep(0.1)
+        family = _members(mark)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _members(mark: str) -> set[psutil.Process]:
+    """Return the running processes, other than this one, whose environment has this value of `MARK`."""
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # ended, or another user's
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark and is_running(process):
+                found.add(process)
+    return found
+
+
+def end_process(process: psutil.Process, grace: float = GRACE) -> None:
+    """Interrupt a process, as Ctrl-C does, and kill what is left of it and its descendants after `grace` seconds.
+
+    It may be the calling process: a thread's call then returns only if that process has not ended by then.
+    """
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        family = [*process.children(recursive=True), process]
+        process.send_signal(signal.SIGINT)
+        for survivor in psutil.wait_procs(family, timeout=grace)[1]:
+            with suppress(psutil.NoSuchProcess):
+                survivor.kill()
 
 
 def _descendants(process: subprocess.Popen[bytes]) -> set[psutil.Process]:
@@ -134,6 +196,11 @@ def supervise_command(command: Sequence[str]) -> int:
     threading.Thread(target=_end_with_stdin, args=(process.pid,), daemon=True).start()
     code = process.wait()
     end_group(process.pid)  # a killed command may leave children behind
+    return _shell_code(code)
+
+
+def _shell_code(code: int) -> int:
+    """Return the exit code that a shell reports: 128 plus the signal's number for a process that a signal ended."""
     return code if code >= 0 else 128 - code
 
 

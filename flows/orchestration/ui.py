@@ -10,20 +10,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-from uuid import UUID
 
 import psutil
 
 from flows.config.params import load_params
 from flows.display.console import console
 from flows.orchestration import prefect_server, settings
-from flows.orchestration.deployments import PROJECT, Deployed, Schedule, deploy, work_pools
-from flows.orchestration.settings import REPORT_URL
-from flows.orchestration.supervisor import start_service
+from flows.orchestration.deployments import Deployed, Schedule, deploy, work_pools
+from flows.orchestration.worker import Worker
 
 
 class _ReportHandler(http.server.SimpleHTTPRequestHandler):
@@ -47,87 +45,45 @@ class _ReportHandler(http.server.SimpleHTTPRequestHandler):
 def serve(port: int, change: Schedule, with_worker: bool) -> None:
     """Serve until Ctrl-C or SIGTERM, which stops every process that this function has started.
 
+    A worker that ends by itself is replaced; its runs are set to crashed (`Worker.check`).
+
     Args:
         port: Port of the Prefect server; the report is served on the next one.
         change: Changes to the nightly run's schedule.
         with_worker: Start a worker for every work pool.
 
     Raises:
-        ValueError: The server cannot be started, a deployment cannot be created, or a process has ended by itself.
+        ValueError: The server cannot be started or has ended by itself, a deployment cannot be created, or a worker
+            ends again and again.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a process that a script starts in the background ignores SIGINT
         signal.signal(number, signal.default_int_handler)
     api_url = prefect_server.loopback(port)
     with ExitStack() as stack:
-        supervisors = []
+        server = None
         if not prefect_server.healthy(api_url):
             server = prefect_server.start(psutil.Process(), port)
             stack.callback(_stop, server)
-            supervisors.append(server)
             if not prefect_server.wait_until_healthy(api_url, server):
                 raise ValueError(f"no server could be started on port {port}: see {settings.STATE / 'server.log'}")
         report_url = stack.enter_context(_report(load_params().paths.report, port + 1))
         deployed = deploy(api_url, change)
+        workers = []
         for pool in work_pools() if with_worker else ():
-            worker = _start_worker(pool, api_url, report_url)
-            stack.callback(_stop_worker, worker, api_url)
-            supervisors.append(worker)
+            workers.append(Worker(pool, api_url, report_url))
+            stack.callback(workers[-1].stop)
         _print_addresses(api_url, report_url, deployed, with_worker)
-        while all(supervisor.poll() is None for supervisor in supervisors):
+        while server is None or server.poll() is None:
+            for worker in workers:
+                worker.check()
             time.sleep(0.5)
-        raise ValueError(f"the server or the worker has ended by itself: see {settings.STATE}/server.log, worker.log")
-
-
-def _start_worker(pool: str, api_url: str, report_url: str) -> subprocess.Popen[bytes]:
-    """Start a worker whose flow runs use this folder, this server and this Python, and return its supervisor."""
-    environment = settings.QUIET | {
-        "PREFECT_API_URL": api_url,
-        "PREFECT_LOGGING_LEVEL": "INFO",  # a run's page shows its log
-        "PATH": settings.python_path(),
-        PROJECT: str(Path.cwd()),
-        REPORT_URL: report_url,
-    }
-    command = ["-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-    return start_service(command, psutil.Process(), settings.STATE / "worker.log", environment)
+        raise ValueError(f"the server has ended by itself: see {settings.STATE / 'server.log'}")
 
 
 def _stop(supervisor: subprocess.Popen[bytes]) -> None:
     """Stop a supervised service."""
     supervisor.terminate()
     supervisor.wait()
-
-
-def _stop_worker(supervisor: subprocess.Popen[bytes], api_url: str) -> None:
-    """Stop a worker and its flow runs, and set these to cancelled."""
-    runs = _active_runs(supervisor)
-    _stop(supervisor)
-    if runs and prefect_server.healthy(api_url):
-        _cancel(api_url, runs)
-
-
-def _active_runs(supervisor: subprocess.Popen[bytes]) -> set[UUID]:
-    """Return the flow runs of a worker's processes: Prefect passes each its id."""
-    ids = set()
-    for process in psutil.Process(supervisor.pid).children(recursive=True) if supervisor.poll() is None else ():
-        with suppress(psutil.Error):
-            ids.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
-    return {UUID(run) for run in ids if run}
-
-
-def _cancel(api_url: str, runs: set[UUID]) -> None:
-    """Set these runs, and their child runs, to cancelled on the server: their processes have been stopped."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.states import Cancelled
-
-    with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
-        children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=list(runs)))
-        for run in [*(client.read_flow_run(run) for run in runs), *client.read_flow_runs(flow_run_filter=children)]:
-            if run.state is None or not run.state.is_final():
-                client.set_flow_run_state(
-                    run.id, Cancelled(message="`dashfusion ui`, whose worker ran it, was stopped")
-                )
 
 
 @contextmanager

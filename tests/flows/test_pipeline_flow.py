@@ -191,6 +191,12 @@ def test_a_stage_that_crashes_is_named_with_its_error(repository):
         run()
 
 
+def test_a_stage_whose_own_run_was_cancelled_makes_its_task_cancelled_with_its_name(repository):
+    repository("print('prepare was cancelled on the Prefect server')\nraise SystemExit(130)")
+    state = run()
+    assert state.is_cancelled() and state.message.startswith("stage prepare was cancelled: finished work is kept")
+
+
 def test_dvcs_own_complaint_is_kept(repository):
     repository(MAKE).joinpath("stage.py").unlink()
     with pytest.raises(dvc.StageFailedError, match=r"stage prepare failed: .*stage\.py"):

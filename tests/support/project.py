@@ -82,14 +82,21 @@ class Project:
 
     def set(self, key: str, value: object) -> None:
         """Change one value of params.yaml, as a hand does: `dvc exp run` drops it."""
-        path = self.folder / "params.yaml"
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        change_yaml(self.folder / "params.yaml", {key: value})
+
+
+def change_yaml(path: Path, changes: Mapping[str, object]) -> None:
+    """Set values of a YAML file by their dotted keys; of its comments, only Hydra's package line is kept."""
+    text = path.read_text(encoding="utf-8")
+    package = [line for line in text.splitlines() if line.startswith("# @package")]
+    values = yaml.safe_load(text)
+    for key, value in changes.items():
         *blocks, last = key.split(".")
         place = values
         for block in blocks:
             place = place[block]
         place[last] = value
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    path.write_text("\n".join([*package, yaml.safe_dump(values, sort_keys=False)]), encoding="utf-8")
 
 
 def _stages_run(said: str) -> list[str]:

@@ -257,7 +257,8 @@ def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_face_landmarker_finds_the_avatar_and_measures_its_smile(demo: Path) -> None:
     from mediapipe.tasks.python.vision import FaceLandmarker
 
-    from corpora.demo.face import Motion, render
+    from corpora.demo.appearance import Motion
+    from corpora.demo.face import render
     from corpora.demo.plan import plan_speaker
     from extractors.vision.face_bundle import find_bundle
     from extractors.vision.face_tracking import to_mediapipe

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from corpora.demo.appearance import Motion
 from corpora.demo.config import DemoConfig
-from corpora.demo.face import Motion, render
+from corpora.demo.face import render
 from corpora.demo.plan import plan_clip, split_of_speakers
 from corpora.demo.script import load_script
 from extractors.base import Source

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 import yaml
 
-from flows.orchestration import prefect_server
+from flows.orchestration import prefect_server, supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,17 +177,43 @@ def test_the_clock_starts_a_run(house, first_run):
 
 
 def test_cancelling_a_run_ends_its_processes(house):
-    house.wait(lambda: house.api("work_pools/dashfusion/workers/filter"), "the worker")
-    idle = {process.pid for process in house.processes()}
-    house.project.set("extract.audio.options.hop_seconds", 0.05)  # two stages whose results are not there yet:
-    house.project.set("extract.vision.options.fps", 29)  # the first cannot be the last thing that the run does
-    run = house.start("extract")
-    extracting = house.wait(lambda: running(house, run) and extractions(house), "an extraction")
+    # Two stages whose results are not there yet: the first cannot be the last thing that the run does
+    run, idle, extracting = start_extraction(house, hop_seconds=0.05, fps=29)
     house.api(f"flow_runs/{run}/set_state", state={"type": "CANCELLING"})
     assert house.wait_for(run, "CANCELLED", "CRASHED", "COMPLETED")["state_name"] == "Cancelled"
     house.wait(lambda: not {p.pid for p in house.processes()} - idle, "the end of the run's processes", 60)
     assert not any(process.is_running() for process in extracting)
     assert running(house, run) == [], "its stages' runs seem to go on"
+
+
+def test_cancelling_a_stages_own_run_ends_the_stage_and_the_run_names_it(house):
+    run, idle, extracting = start_extraction(house, hop_seconds=0.045, fps=27)
+    [stage] = [child for child in house.children(run) if child["name"] in running(house, run)]
+    house.api(f"flow_runs/{stage['id']}/set_state", state={"type": "CANCELLING"})
+    ended = house.wait_for(run, "CANCELLED", "FAILED", "CRASHED", "COMPLETED")
+    name = stage["name"].removesuffix(" demo_en").replace(" ", "@")
+    assert (ended["state_name"], ended["state"]["message"].partition(":")[0]) == (
+        "Cancelled",
+        f"stage {name} was cancelled",
+    )
+    assert house.wait_for(stage["id"], "CANCELLED")["state"]["message"].startswith("extract was cancelled")
+    assert not any(process.is_running() for process in extracting)
+    house.wait(lambda: not {p.pid for p in house.processes()} - idle, "the end of the run's processes", 60)
+    rows = json.loads(house.artifacts(run)["pipeline-stages"]["data"])
+    assert (rows[-1]["stage"], rows[-1]["state"]) == (name, "cancelled")
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_run_has_crashed(house):
+    run, idle, extracting = start_extraction(house, hop_seconds=0.04, fps=26)
+    [worker] = workers(house)
+    psutil.Process(worker).kill()
+    house.wait(lambda: not any(map(supervisor.is_running, extracting)), "the end of the stage", 60)
+    assert house.wait_for(run, "CRASHED", "COMPLETED", "FAILED", "CANCELLED")["state_type"] == "CRASHED"
+    house.wait(lambda: {child["state_type"] for child in house.children(run)} <= {"CRASHED", "COMPLETED"}, "its stages")
+    house.wait(lambda: workers(house) - idle, "another worker", 60)
+    house.wait(lambda: not others(house) - idle, "the end of the run's processes", 60)
+    run = house.finished("predict", path="nowhere.mp4")
+    assert run["state_type"] == "FAILED", "nobody took the worker's place"
 
 
 def test_ctrl_c_leaves_no_process_and_no_run_that_seems_to_go_on(new_house, tmp_path):
@@ -233,3 +260,33 @@ def extractions(house) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def start_extraction(house, hop_seconds: float, fps: int) -> tuple[str, set[int], list[psutil.Process]]:
+    """A run of `extract` at work: its id, the processes before it, and those that extract."""
+    house.wait(lambda: house.api("work_pools/dashfusion/workers/filter"), "the worker")
+    idle = {process.pid for process in house.processes()}
+    house.project.set("extract.audio.options.hop_seconds", hop_seconds)
+    house.project.set("extract.vision.options.fps", fps)
+    run = house.start("extract")
+    return run, idle, house.wait(lambda: running(house, run) and extractions(house), "an extraction")
+
+
+def workers(house) -> set[int]:
+    """PIDs of the house's Prefect workers."""
+    found = set()
+    for process in house.processes():
+        with suppress(psutil.Error):
+            if process.cmdline()[1:4] == ["-m", "prefect", "worker"]:
+                found.add(process.pid)
+    return found
+
+
+def others(house) -> set[int]:
+    """PIDs of the house's processes, without workers and those that supervise a service."""
+    found = set()
+    for process in house.processes():
+        with suppress(psutil.Error):
+            if "service" not in process.cmdline():
+                found.add(process.pid)
+    return found - workers(house)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import urllib.request
 import psutil
 import pytest
 
-from flows.orchestration import prefect_server, supervisor, ui
+from flows.orchestration import prefect_server, supervisor, ui, worker
 from flows.orchestration.deployments import Schedule
 
 STUBBORN = """
@@ -34,6 +35,43 @@ def test_what_does_not_end_when_asked_is_killed_with_all_that_it_started(tmp_pat
     supervisor.stop(process, grace=0.3)
     assert process.poll() is not None
     assert not child.is_running() or child.wait(10) is None
+
+
+SERVICE = """
+import subprocess, sys, time
+child = [sys.executable, "-c", "import pathlib, time; pathlib.Path('ready').touch(); time.sleep(120)"]
+subprocess.Popen(child, start_new_session=True)
+time.sleep(120)
+"""
+
+
+def test_what_a_killed_service_leaves_behind_is_ended_and_its_exit_code_tells_the_signal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    service = supervisor.start_service(["-c", SERVICE], psutil.Process(), tmp_path / "log", {})
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    [main] = psutil.Process(service.pid).children()
+    [child] = main.children()
+    main.kill()
+    assert service.wait(30) == 128 + signal.SIGKILL
+    assert not supervisor.is_running(child)
+
+
+def test_a_worker_that_ends_again_and_again_is_reported_each_time_and_at_last_is_an_error(monkeypatch, capsys):
+    def ended() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+        process.wait()
+        return process
+
+    monkeypatch.setattr(worker.Worker, "_start", lambda self: ended())
+    one = worker.Worker("dashfusion", "http://127.0.0.1:1/api", "")
+    for _ in range(worker.MAX_RESTARTS):
+        one.check()
+    assert capsys.readouterr().out.count("another worker was started") == worker.MAX_RESTARTS
+    with pytest.raises(
+        ValueError, match=r"ended by itself \(exit code 3\), 4 times in \d+ s: see .dashfusion/worker.log"
+    ):
+        one.check()
 
 
 def read(address: str) -> str:
