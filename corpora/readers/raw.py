@@ -103,14 +103,7 @@ def read_raw(
     """
     # Table
     root = Path(root)
-    table = find_table(root, layout)
-    problems: list[Problem] = []
-    located: list[tuple[str, Clip]] = []
-    for where, row in _list_media(root, problems) if table is None else _rows(table, layout, columns or {}):
-        try:
-            located.append((where, _clip_of(row, language)))
-        except _InvalidRowError as error:
-            problems.append(Problem(row.clip_id, "prepare", "", error.error, f"{where}: {error}"))
+    located, problems = read_rows(root, language, layout, columns or {})
     clips, invalid = validate(located, label_range)
     problems += invalid
 
@@ -121,6 +114,27 @@ def read_raw(
     problems += [problem for _, problem in probed if problem is not None]
     kept = tuple(clip for clip, _ in probed if clip is not None)
     return Manifest(corpus, str(root), label_range, kept), problems
+
+
+def read_rows(
+    root: Path, language: str, layout: Layout, columns: Mapping[str, str]
+) -> tuple[list[tuple[str, Clip]], list[Problem]]:
+    """Read the table's rows, or list a folder's media, without a look at the media.
+
+    Arguments are those of `read_raw`, whose exceptions are raised.
+
+    Returns:
+        (place for messages, clip) of each row; problems of the others.
+    """
+    table = find_table(root, layout)
+    problems: list[Problem] = []
+    located: list[tuple[str, Clip]] = []
+    for where, row in _list_media(root, problems) if table is None else _rows(table, layout, columns):
+        try:
+            located.append((where, _clip_of(row, language)))
+        except _InvalidRowError as error:
+            problems.append(Problem(row.clip_id, "prepare", "", error.error, f"{where}: {error}"))
+    return located, problems
 
 
 def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
@@ -385,17 +399,21 @@ def _with_suffix(path: Path, exact: bool) -> Path | None:
     return None
 
 
+def find_media(root: Path, clip: Clip) -> Path | None:
+    """Return the clip's media file below `root`; None if there is none."""
+    return _with_suffix(root / (clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}"), exact=bool(clip.media))
+
+
 def _add_media(clip: Clip, root: Path, where: str) -> tuple[Clip | None, Problem | None]:
     """Return the clip with media path, duration and hash, or None without media; and the problem of its media."""
 
     def problem(error: str, message: str) -> Problem:
         return Problem(clip.clip_id, "prepare", "", error, f"{where}: {message}")
 
-    path = root / (clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}")
     expected = clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}.mp4"
     found = replace(clip, media=expected)
     try:
-        media = _with_suffix(path, exact=bool(clip.media))
+        media = find_media(root, clip)
         if media is None and (root / expected).is_symlink():
             return None, problem("MissingMedia", f"{expected} is a link that leads to no file; correct it")
         if media is None:

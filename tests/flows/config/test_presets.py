@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from flows.config.params import ParamsError, load_params
-from flows.config.presets import apply, chosen, compose, hand_edits, presets, save
+from flows.config.composition import chosen, presets
+from flows.config.presets import Applied, apply, compose, hand_edits, save, undo
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = "extract.audio.options"
