@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -191,7 +192,8 @@ def _show_choices() -> None:
     else:
         _echo("params.yaml is what conf/ composes to: dvc repro and dvc exp run start alike.")
     groups, values = composition.chosen()
-    choice = " ".join(f"{key}={_format(value)}" for key, value in [*groups.items(), *values.items()])
+    pairs = [*groups.items(), *values.items()]
+    choice = " ".join(shlex.quote(f"{key}={'null' if value is None else _format(value)}") for key, value in pairs)
     _echo(f"chosen: {choice or 'nothing, these are the defaults'}")
     table = {f"{group}={name}": text for group, names in composition.presets().items() for name, text in names.items()}
     for preset, description in table.items():
