@@ -154,7 +154,7 @@ def _problems(corpus: CorpusInspection) -> Table:
 
 def sample_clips(corpus: CorpusInspection, count: int) -> list[Clip]:
     """Return up to `count` readable clips, spread evenly from the shortest to the longest."""
-    readable = [clip for clip in corpus.manifest.clips if corpus.media[clip.clip_id] is not None and clip.duration]
+    readable = [clip for clip in corpus.manifest.clips if clip.clip_id in corpus.media and clip.duration]
     readable.sort(key=lambda clip: clip.duration or 0.0)
     places = np.linspace(0, len(readable) - 1, min(count, len(readable))).round().astype(int)
     return [readable[i] for i in places]

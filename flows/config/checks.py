@@ -17,7 +17,8 @@ from pathlib import Path
 from corpora.languages import other_language
 from corpora.manifest import MODALITIES, SPLITS, Clip, by_split, validate
 from corpora.problems import Problem
-from corpora.readers.raw import find_media, read_rows
+from corpora.readers.raw import MediaFiles, locate_media, read_rows
+from corpora.splits import draw_splits
 from extractors import registry
 from extractors.huggingface import ModelNotFoundError, downloads
 from extractors.transcripts.forced_alignment import CtcAligner
@@ -211,17 +212,20 @@ def _check_corpus(params: Params) -> Iterator[Finding]:
         hint = f" (~ is not expanded here: {root.expanduser()})" if str(root).startswith("~") else ""
         yield Finding(f"prepare.root: {root} {found}{hint}; give the folder of the corpus")
         return
+    config = params.prepare
     try:
-        located, problems = read_rows(root, language, params.prepare.raw_layout, params.prepare.raw_columns)
+        located, problems = read_rows(
+            root, language, config.raw_layout, config.raw_columns, config.encoding, config.split is None
+        )
+        clips, invalid = validate(located, config.label_range)
+        clips = clips if config.split is None else draw_splits(clips, config.split)
     except (ValueError, OSError) as error:
         yield Finding(f"prepare.root: {error}")
         return
-    clips, invalid = validate(located, params.prepare.label_range)
-    unusable = [problem for problem in (*problems, *invalid) if not problem.error.startswith("Straddling")]
-    yield from _check_rows(params, clips, unusable)
+    yield from _check_rows(params, clips, [*problems, *invalid])
     if clips:
         yield from _check_media(params, root, clips)
-        yield from _check_labels(params, clips, unusable)
+        yield from _check_labels(params, clips)
         yield from _check_language(language, clips)
         if not any(clip.text for clip in clips) and params.transcribe.model is None:
             yield Finding("prepare: no row has a text; choose a recogniser as transcribe.model, such as tiny "
@@ -248,7 +252,10 @@ def _check_rows(params: Params, clips: Sequence[Clip], problems: Sequence[Proble
 
 def _check_media(params: Params, root: Path, clips: Sequence[Clip]) -> Iterator[Finding]:
     sample = clips[:: -(-len(clips) // MAX_MEDIA)]
-    missing = [clip.clip_id for clip in sample if find_media(root, clip) is None]
+    missing = [clip.clip_id for clip in sample if not locate_media(clip, root, None)]
+    if missing and params.prepare.raw_layout == "folder":
+        files = MediaFiles(root)  # the table may leave out folders
+        missing = [clip.clip_id for clip in sample if not locate_media(clip, root, files)]
     if missing:
         looked = "clips" if len(sample) == len(clips) else f"clips that were looked for, of {len(clips)},"
         yield Finding(
@@ -258,7 +265,7 @@ def _check_media(params: Params, root: Path, clips: Sequence[Clip]) -> Iterator[
         )
 
 
-def _check_labels(params: Params, clips: Sequence[Clip], problems: Sequence[Problem]) -> Iterator[Finding]:
+def _check_labels(params: Params, clips: Sequence[Clip]) -> Iterator[Finding]:
     labels = [abs(clip.label) for clip in clips if clip.label is not None]
     if not labels:
         yield Finding("prepare: no row has a label, so that features can be extracted, but nothing can be trained or "
@@ -272,7 +279,7 @@ def _check_labels(params: Params, clips: Sequence[Clip], problems: Sequence[Prob
             yield Finding(
                 f"prepare: the split {split} has {found} (clips with a label: "
                 f"{', '.join(f'{name} {count}' for name, count in counts.items())}); the stages train and evaluate "
-                "need some in each, which the column mode of the table says"
+                "need some in each: correct the table's column mode, or draw splits of a folder with prepare.split"
             )
     limit = params.prepare.label_range[1]
     if limit == 3 and max(labels) <= 1 and len(labels) > 10:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from corpora.splits import SplitConfig
 from extractors.text import transformer
 from flows.config import checks
 from flows.config.checks import check_project, require_usable
@@ -47,8 +48,8 @@ def write_corpus(root: Path, rows: Sequence[Mapping[str, object]] = (), count: i
     return root
 
 
-def of_corpus(params: Params, root: Path, **values: object) -> Params:
-    return replace(params, prepare=replace(params.prepare, layout="mmsa", root=str(root), **values))
+def of_corpus(params: Params, root: Path, layout: str = "mmsa", **values: object) -> Params:
+    return replace(params, prepare=replace(params.prepare, layout=layout, root=str(root), **values))
 
 
 def errors(params: Params) -> list[str]:
@@ -132,17 +133,24 @@ def test_paths_that_cannot_be_written_are_named(params, project, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"mode": "dev"}] * 12, "12 of 12 rows cannot be used [(]UnknownSplit: v/00, v/01, v/02 and 9 more[)]"),
+        ([{"mode": "held out"}] * 12, "12 of 12 rows cannot be used [(]UnknownSplit: v/00, v/01, v/02 and 9 more[)]"),
         ([{"label": 7}] * 2, "2 of 12 rows cannot be used [(]LabelOutOfRange: v/00, v/01[)].*set prepare.label_range"),
         ([{"mode": "train"}] * 12, "the split valid has no clip [(]clips with a label: train 12, valid 0, test 0[)]"),
         ([{"label": ""}] * 3, "the split valid has 1 clips, none with a label"),
-        ([{"label": "7,2"}], "BadLabel: v/00"),
+        ([{"label": "good"}], "BadLabel: v/00"),
     ],
 )
 def test_a_table_that_no_model_can_be_trained_on_is_refused(params, tmp_path, rows, message):
     changed = of_corpus(params, write_corpus(tmp_path / "corpus", rows, count=4 if "1 clips" in message else 12))
     with pytest.raises(ValueError, match=f"(?s){message}"):
         require_usable(changed)
+
+
+def test_drawn_splits_are_those_that_are_checked(params, tmp_path):
+    own = write_corpus(tmp_path / "own", [{"mode": "test"}] * 12)
+    assert len(errors(of_corpus(params, own, layout="folder"))) == 2
+    drawn = write_corpus(tmp_path / "drawn", [{"mode": ""}] * 12)
+    assert check_project(of_corpus(params, drawn, layout="folder", split=SplitConfig(by="clip"))) == []
 
 
 def test_few_unusable_rows_are_a_warning(params, tmp_path):
