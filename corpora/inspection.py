@@ -6,12 +6,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corpora.manifest import Clip, Manifest, by_split
-from corpora.readers.raw import PROBING_THREADS, Layout, read_raw
+from corpora.readers.raw import PROBING_THREADS, read_raw
 from media.container import MediaError, MediaInfo, probe
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from corpora.problems import Problem
 
-KEPT_ERRORS = ("UnreadableMedia", "StraddlingVideo", "StraddlingSpeaker")
+KEPT_ERRORS = ("StraddlingVideo", "StraddlingSpeaker")
 """Problems whose rows stay in the manifest. Rows with any other problem are left out."""
 
 
@@ -30,31 +30,31 @@ class CorpusInspection:
     Attributes:
         manifest: the rows that can enter the pipeline.
         problems: those that the prepare stage will list.
-        media: header information by clip_id; None where the file cannot be read.
+        media: header information by clip_id.
     """
 
     manifest: Manifest
     problems: tuple[Problem, ...]
-    media: Mapping[str, MediaInfo | None]
+    media: Mapping[str, MediaInfo]
 
     @property
     def rows(self) -> int:
         """Number of rows in the corpus's table."""
-        return len(self.manifest.clips) + sum(problem.error not in KEPT_ERRORS for problem in self.problems)
+        return len(self.manifest.clips) + self.unusable
 
     @property
     def unusable(self) -> int:
-        """Number of rows that are left out, or whose media cannot be read."""
-        return self.rows - sum(info is not None for info in self.media.values())
+        """Number of rows that are left out."""
+        return sum(problem.error not in KEPT_ERRORS for problem in self.problems)
 
     def missing_modalities(self) -> dict[str, list[str]]:
-        """Return the ids of the clips without each modality, out of those that can be read."""
-        readable = [(clip, info) for clip in self.manifest.clips if (info := self.media[clip.clip_id]) is not None]
-        return {
-            "text": [clip.clip_id for clip in self.manifest.clips if not clip.text],
-            "audio": [clip.clip_id for clip, info in readable if not info.has_audio],
-            "vision": [clip.clip_id for clip, info in readable if not info.has_video],
-        }
+        """Return the ids of the clips without each modality; of a corpus of features, of those without text."""
+        streams = {clip.clip_id: self.media[clip.clip_id] for clip in self.manifest.clips if clip.clip_id in self.media}
+        missing = {"text": [clip.clip_id for clip in self.manifest.clips if not clip.text]}
+        if streams:
+            missing["audio"] = [clip_id for clip_id, info in streams.items() if not info.has_audio]
+            missing["vision"] = [clip_id for clip_id, info in streams.items() if not info.has_video]
+        return missing
 
     def durations(self) -> np.ndarray:
         """Return the known durations in seconds, sorted, [clips] float64."""
@@ -70,8 +70,8 @@ class CorpusInspection:
             "audio codec": lambda info: info.audio_codec,
             "samples a second": lambda info: info.sample_rate,
         }
-        readable = [info for info in self.media.values() if info is not None]
-        return {name: Counter(str(value(info) or "none") for info in readable) for name, value in properties.items()}
+        media = self.media.values()
+        return {name: Counter(str(value(info) or "none") for info in media) for name, value in properties.items()}
 
     def languages(self) -> Counter[str]:
         """Count the clips by language code."""
@@ -82,36 +82,29 @@ class CorpusInspection:
         return by_split(self.manifest.clips)
 
 
-def inspect_corpus(
-    root: Path,
-    *,
-    language: str,
-    label_range: tuple[float, float],
-    layout: Layout = "mmsa",
-    columns: Mapping[str, str] | None = None,
-) -> CorpusInspection:
+def inspect_corpus(root: Path, **reading: Any) -> CorpusInspection:
     """Read a corpus as the prepare stage does (`read_raw`), and the headers of all media. Nothing is decoded.
 
-    Arguments are those of `read_raw`.
+    Args:
+        root: folder with the table and the media.
+        **reading: further arguments of `read_raw`, but for `corpus`.
 
     Raises:
         FileNotFoundError: there is no folder, or no table in it.
-        ValueError: the table cannot be read.
+        ValueError: the table cannot be read, or no splits can be drawn.
     """
     root = Path(root)
-    manifest, problems = read_raw(
-        root, corpus=root.name, language=language, label_range=label_range, layout=layout, columns=columns
-    )
+    manifest, problems = read_raw(root, corpus=root.name, **reading)
 
     def probe_clip(clip: Clip) -> MediaInfo | None:
         try:
             return probe(root / clip.media)
         except (MediaError, OSError):
-            return None  # `read_raw` lists it as a problem
+            return None  # it was replaced since `read_raw` read it
 
     with ThreadPoolExecutor(PROBING_THREADS) as pool:
         media = dict(zip((c.clip_id for c in manifest.clips), pool.map(probe_clip, manifest.clips), strict=True))
-    return CorpusInspection(manifest, tuple(problems), media)
+    return CorpusInspection(manifest, tuple(problems), {name: info for name, info in media.items() if info})
 
 
 def label_histogram(clips: Iterable[Clip], label_range: tuple[float, float], bins: int = 7) -> np.ndarray:

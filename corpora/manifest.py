@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +15,16 @@ from corpora.problems import Problem
 from corpora.tables import check_version, versioned_schema, write_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev", "development"),
+    "test": ("test", "testing"),
+}
+"""Names that tables give the splits, in any case."""
 MODALITIES = ("text", "audio", "vision")
 MAX_ID_BYTES = 200
 """Limit of a video's or clip's id: ids become file names, which most systems limit to 255 bytes."""
@@ -55,7 +61,7 @@ class Clip:
         media: path of the media file relative to the corpus root; empty where there are only features.
         text: transcript; empty where the text modality is missing.
         label, label_text, label_audio, label_vision: sentiment in the corpus's range, None where unlabelled.
-        duration: seconds, probed; None where the file cannot be read.
+        duration: seconds, probed; None where there are only features, or the file does not say.
         sha256: of the media file; empty where there is none.
         speaker: who speaks; empty where the corpus does not say.
         gender: of the speaker, in the corpus's words; empty where it does not say.
@@ -92,6 +98,7 @@ class Manifest:
         label_range: minimum and maximum label, (-3, 3) or (-1, 1).
         clips: in the order of the corpus's own table.
         generated: whether its clips are generated rather than recorded; None where unknown.
+        drawn: how the splits were drawn (fields of `corpora.splits.SplitConfig`); None: the corpus's own.
     """
 
     corpus: str
@@ -99,6 +106,7 @@ class Manifest:
     label_range: tuple[float, float]
     clips: Sequence[Clip] = field(default_factory=tuple)
     generated: bool | None = None
+    drawn: Mapping[str, Any] | None = None
 
     def media_path(self, clip: Clip) -> Path | None:
         """Return the path of the clip's media file, or None where it has none."""
@@ -112,6 +120,7 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         "root": manifest.root,
         "label_range": list(manifest.label_range),
         "generated": manifest.generated,
+        "drawn": manifest.drawn,
     }
     schema = versioned_schema(MANIFEST_SCHEMA, SCHEMA_VERSION, metadata)
     write_table([asdict(clip) for clip in manifest.clips], schema, path)
@@ -130,7 +139,14 @@ def read_manifest(path: Path) -> Manifest:
     metadata = check_version(table.schema, SCHEMA_VERSION, path, kind="manifest", remedy="run the prepare stage again")
     low, high = metadata["label_range"]
     clips = tuple(Clip(**row) for row in table.to_pylist())
-    return Manifest(metadata["corpus"], metadata["root"], (low, high), clips, metadata.get("generated"))
+    shared = {name: metadata.get(name) for name in ("generated", "drawn")}
+    return Manifest(metadata["corpus"], metadata["root"], (low, high), clips, **shared)
+
+
+def split_name(value: str) -> str | None:
+    """Return the split that a table's value names, such as valid for `Dev`, or None if it is none of `SPLIT_NAMES`."""
+    value = value.strip().casefold()
+    return next((split for split, names in SPLIT_NAMES.items() if value in names), None)
 
 
 def by_split(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
@@ -164,7 +180,8 @@ def check_clip(clip: Clip, label_range: tuple[float, float]) -> tuple[str, str] 
         if reason:
             return "UnsafeId", f"{name} {value!r} {reason}; rename it and its media"
     if clip.split not in SPLITS:
-        return "UnknownSplit", f"mode {clip.split!r} is not a split; write one of {', '.join(SPLITS)}"
+        names = ", ".join(name for split in SPLITS for name in SPLIT_NAMES[split])
+        return "UnknownSplit", f"mode {clip.split!r} is not a split; write one of {names}"
     low, high = label_range
     for name in ("label", "label_text", "label_audio", "label_vision"):
         value = getattr(clip, name)
@@ -180,7 +197,6 @@ def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, floa
     """Return the valid clips and the problems of the others.
 
     Clips are left out for unsafe ids, unknown splits, labels out of range, and as repetitions of an earlier clip.
-    Videos and speakers in more than one split stay, with one problem each (`StraddlingVideo`, `StraddlingSpeaker`).
 
     Args:
         located: the place that each clip was read from, such as `label.csv row 7`, for messages; and the clip.
@@ -198,12 +214,15 @@ def validate(located: Iterable[tuple[str, Clip]], label_range: tuple[float, floa
             continue
         first_seen[clip.clip_id] = where
         clips.append(clip)
-    straddling = [p for kind in ("video_id", "speaker") for p in _straddling(clips, kind)]
-    return clips, problems + straddling
+    return clips, problems
+
+
+def straddling(clips: Sequence[Clip]) -> list[Problem]:
+    """Return one problem for each video (`StraddlingVideo`) and each known speaker in more than one split."""
+    return _straddling(clips, "video_id") + _straddling(clips, "speaker")
 
 
 def _straddling(clips: Iterable[Clip], kind: Literal["video_id", "speaker"]) -> list[Problem]:
-    """Return one problem for each video or each known speaker with clips in more than one split."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for clip in clips:
         counts[getattr(clip, kind)][clip.split] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -66,3 +67,38 @@ def read_problems(paths: Sequence[Path]) -> list[Problem]:
     return [
         Problem(**{name: value or "" for name, value in row.items()}) for table in tables for row in table.to_pylist()
     ]
+
+
+class TooManyFailuresError(RuntimeError):
+    """More clips failed than the parameters allow. The message summarises what failed and what to do."""
+
+
+def check_failures(
+    problems: Sequence[Problem], total: int, max_failed_fraction: float, table: Path, tracebacks: Path | None = None
+) -> None:
+    """Raise an error if more than `max_failed_fraction` of `total` clips failed.
+
+    Args:
+        problems: problems of the stage, one or more per failed clip.
+        total: number of clips.
+        max_failed_fraction: maximum fraction of failed clips, from 0 to 1.
+        table: path of the problems table, for the message.
+        tracebacks: folder of the tracebacks, for the message; None: the stage keeps none.
+
+    Raises:
+        TooManyFailuresError: with the counts by error, the first clips, and what to do.
+    """
+    failed = len({problem.clip_id for problem in problems})
+    if failed <= max_failed_fraction * total:
+        return
+    counts = ", ".join(f"{error} {count}" for error, count in Counter(p.error for p in problems).most_common())
+    first = "\n".join(
+        f"  {p.clip_id}{f' ({p.modality})' if p.modality else ''}: {p.error}: {p.message}" for p in problems[:5]
+    )
+    where = f"; its column `traceback` names the files in {tracebacks}" if tracebacks else ""
+    raise TooManyFailuresError(
+        f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "
+        f"{max_failed_fraction:.1%}.\nBy error: {counts}\nThe first:\n{first}\n"
+        f"All of them are in {table}, which `dashfusion problems` shows{where}. Repair or remove these clips and run "
+        "the stage again (finished work is kept), or raise extract.max_failed_fraction."
+    )

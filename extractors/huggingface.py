@@ -27,6 +27,10 @@ _may_download = ContextVar("_may_download", default=True)
 _LAYER_COUNT_KEYS = ("encoder_layers", "num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
 
+class ModelNotFoundError(ValueError):
+    """A model is neither a folder nor in the local cache, and could not or may not be downloaded."""
+
+
 @contextmanager
 def downloads(allowed: bool) -> Iterator[None]:
     """Set whether `find_model` may download, as models that a checkpoint names are not the user's own choice."""
@@ -46,7 +50,8 @@ def find_model(model: str, installed: Mapping[str, Callable[[], Path]] | None = 
         installed: models that packages ship: name -> function that returns the folder.
 
     Raises:
-        ValueError: the model cannot be found, or an installed one is damaged.
+        ModelNotFoundError: the model is neither a folder nor in the local cache, and cannot be downloaded.
+        ValueError: the folder is not a model, or an installed one is damaged.
     """
     installed = installed or {}
     if not isinstance(model, str) or not model:
@@ -94,7 +99,7 @@ def _find_snapshot(model: str, alternative: str) -> Path:
             "prediction downloads nothing unless told to; allow it with --allow-download (Predictor: "
             "allow_download=True), or give the path of a local folder"
         )
-    raise ValueError(
+    raise ModelNotFoundError(
         f"model {model!r} is neither a folder nor in the local cache, and {reason}{alternative}"
     ) from cause
 

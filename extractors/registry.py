@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from extractors.base import Extractor
 
@@ -37,6 +37,19 @@ def create(name: str, options: Mapping[str, Any]) -> Extractor:
     Raises:
         ValueError: the name is not registered (the message lists those that are), or an option is unknown or invalid.
     """
+    try:
+        extractor: Extractor = find(name)(**options)
+    except TypeError as error:
+        raise ValueError(f"extractor {name!r}: {error}") from error
+    return extractor
+
+
+def find(name: str) -> Callable[..., Extractor]:
+    """Return the class of the extractor registered as `name`.
+
+    Raises:
+        ValueError: the name is not registered; the message lists those that are.
+    """
     import difflib
     import importlib
 
@@ -52,9 +65,5 @@ def create(name: str, options: Mapping[str, Any]) -> Extractor:
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no extractor is called {name!r}{hint} Known: {', '.join(sorted(known))}")
     module, _, attribute = known[name].partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
-    try:
-        extractor: Extractor = factory(**options)
-    except TypeError as error:
-        raise ValueError(f"extractor {name!r}: {error}") from error
-    return extractor
+    factory: Callable[..., Extractor] = getattr(importlib.import_module(module), attribute)
+    return factory

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from prefect import flow, task
 
 from corpora.manifest import Clip, Manifest, read_manifest
-from corpora.problems import write_problems
-from extractors.execution.cache import scratch_path
-from extractors.execution.units import UnitReport, adopt_results, assemble, check_failures, describe, work_units
+from corpora.problems import check_failures, write_problems
+from extractors.execution.cache import TRACEBACKS, scratch_path
+from extractors.execution.units import UnitReport, adopt_results, assemble, describe, work_units
 from extractors.execution.workers import Stage, WorkerLostError, WorkerPool, close_own_pools, own_pool
 from extractors.imported import copy_imported, imported_folder
 from extractors.transcripts.table import read_transcripts, with_transcripts
@@ -139,7 +139,8 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     problem_table = params.paths.problems / f"extract-{modality}.parquet"
     write_problems(problems, problem_table)
     engine.publish_table(f"extract-{modality}-problems", map(asdict, problems), f"Clips whose {modality} failed")
-    check_failures(problems, len(manifest.clips), params.extract.max_failed_fraction, problem_table, scratch)
+    limit, tracebacks = params.extract.max_failed_fraction, scratch / TRACEBACKS
+    check_failures(problems, len(manifest.clips), limit, problem_table, tracebacks)
     folder = params.paths.features / modality
     summary = assemble(manifest.clips, root, meta, scratch, folder, problems)
     figures = summarise(len(meta.feature_names), reports, summary, meter.seconds)

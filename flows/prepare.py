@@ -10,10 +10,10 @@ from prefect import flow, task
 
 from corpora.demo import generate
 from corpora.manifest import SPLITS, Manifest, write_manifest
-from corpora.problems import Problem, write_problems
+from corpora.problems import Problem, check_failures, write_problems
 from corpora.readers.csd import read_csd
 from corpora.readers.mmsa_pickle import read_mmsa
-from corpora.readers.raw import read_raw
+from corpora.readers.raw import UNREADABLE, read_raw
 from extractors.imported import write_imported
 from flows.config.encoder import check_encoder
 from flows.config.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_params
@@ -49,6 +49,8 @@ def read_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Probl
         label_range=params.label_range,
         layout=params.raw_layout,
         columns=params.raw_columns,
+        encoding=params.encoding,
+        split=params.split,
     )
 
 
@@ -77,6 +79,8 @@ def import_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Pro
 def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
     """Write the manifest of a corpus, one checked row a clip, and list the rows that had a problem.
 
+    Files that cannot be read are left out. If they are more than `extract.max_failed_fraction`, the stage stops.
+
     Args:
         params_file: Parameters of all stages.
     """
@@ -95,7 +99,10 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
         manifest, problems = engine.call(read_corpus, params.prepare, root)
     manifest = replace(manifest, generated=params.prepare.layout == "demo")
     write_manifest(manifest, params.paths.manifest)
-    write_problems(problems, params.paths.problems / "prepare.parquet")
+    table = params.paths.problems / "prepare.parquet"
+    write_problems(problems, table)
+    unreadable = [problem for problem in problems if problem.error == UNREADABLE]
+    check_failures(unreadable, len(manifest.clips) + len(unreadable), params.extract.max_failed_fraction, table)
     if not manifest.clips:
         raise ValueError(f"{root}: no usable clip in this corpus; {_first(problems)}")
     counts = Counter(clip.split for clip in manifest.clips)
@@ -105,6 +112,10 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
         + ", ".join(f"{counts[split]} {split}" for split in SPLITS)
         + f"), {len(problems)} problems -> {params.paths.manifest}"
     )
+    if params.prepare.split:
+        console.print(f"splits drawn: {params.prepare.split}")
+    if problems:
+        console.print("`dashfusion problems` lists what could not be used, and why")
     return dict(counts)
 
 

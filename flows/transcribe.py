@@ -9,8 +9,8 @@ from pathlib import Path
 from prefect import flow, task
 from rich.progress import TaskID
 
-from corpora.problems import write_problems
-from extractors.execution.units import check_failures
+from corpora.problems import check_failures, write_problems
+from extractors.execution.cache import TRACEBACKS
 from extractors.transcripts.transcribe import TranscribeSummary
 from extractors.transcripts.transcribe import transcribe as transcribe_clips
 from flows.config.params import Params, load_params
@@ -55,7 +55,8 @@ def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, i
         "transcribe-problems", map(asdict, summary.problems), "Clips that could not be recognised or timed"
     )
     clips = sum(summary.texts.values())
-    check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, scratch_folder())
+    tracebacks = scratch_folder() / TRACEBACKS
+    check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, tracebacks)
     console.print(
         f"transcripts of {clips} clips ({_counts(summary.texts)}; words timed by {_counts(summary.methods)}; "
         f"{summary.processed} recognised now, {len(summary.problems)} problems) -> {params.paths.transcripts}"

@@ -6,7 +6,6 @@ video, or `video[i]` in a file that was aligned to the labels. T steps of a clip
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from corpora.manifest import MODALITIES, Clip, Manifest, validate
+from corpora.manifest import MODALITIES, Clip, Manifest, split_name, straddling, validate
 from corpora.problems import Problem
 from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps, clean, not_finite
+from corpora.readers.table import open_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -114,16 +114,16 @@ def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float
         return _read_steps(present[modality], modality, segments, len(names[modality]))
 
     manifest = Manifest(corpus, root, label_range, tuple(clips))
-    return ImportedCorpus(manifest, [*problems, *invalid], sha256, remarks, names, read)
+    return ImportedCorpus(manifest, [*problems, *invalid, *straddling(clips)], sha256, remarks, names, read)
 
 
 def _read_splits(path: Path) -> dict[str, str]:
     """Read the split of each video."""
-    with path.open(encoding="utf-8-sig", newline="") as handle:
-        rows = csv.DictReader(handle)
-        if not {"video_id", "split"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: columns video_id and split are needed, found {rows.fieldnames}")
-        return {row["video_id"]: (row["split"] or "").strip() for row in rows}
+    table = open_table(path, encoding_key="")
+    if not {"video_id", "split"} <= set(table.header):
+        raise ValueError(f"{path}: columns video_id and split are needed, found {', '.join(table.header)}")
+    named = {row.values["video_id"]: row.values["split"].strip() for row in table.rows()}
+    return {video: split_name(name) or name for video, name in named.items()}
 
 
 def _read_labels(path: Path) -> list[tuple[_Segment, float | None]]:

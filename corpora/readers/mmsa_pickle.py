@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corpora.files import sha256_of
-from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, validate
+from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, straddling, validate
 from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps, clean, even_times, not_finite
 from corpora.readers.restricted_pickle import load
 
@@ -153,7 +153,7 @@ def read_mmsa(path: Path, *, corpus: str, language: str, label_range: tuple[floa
         remarks.append("no text features in it: the transcripts are encoded by the extractor of extract.text")
     remarks += [f"no {m} features in it: {m} is missing in every clip" for m in absent if m != "text"]
     manifest = Manifest(corpus, root, label_range, tuple(clips))
-    return ImportedCorpus(manifest, problems, sha256, remarks, names, source.read)
+    return ImportedCorpus(manifest, [*problems, *straddling(clips)], sha256, remarks, names, source.read)
 
 
 def _pickles(path: Path) -> list[Path]:

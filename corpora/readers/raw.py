@@ -6,30 +6,30 @@ of its own, or with none. Every row of the table ends up in the manifest or in t
 
 from __future__ import annotations
 
-import csv
 import math
 import os
-import re
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from corpora.files import sha256_of
-from corpora.manifest import SPLITS, Clip, Manifest, unsafe_id, validate
+from corpora.manifest import Clip, Manifest, split_name, straddling, unsafe_id, validate
 from corpora.problems import Problem, printable
+from corpora.readers.table import MEDIA, MEDIA_SUFFIXES, Row, parse_number, read_table
+from corpora.splits import SplitConfig, draw_splits
 from media.container import MediaError, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
 TABLES = ("label.csv", "meta.csv")
+TABLE_SUFFIXES = (".csv", ".tsv")
 REQUIRED = ("video_id", "clip_id", "text", "label", "mode")
 """Columns of MMSA's table."""
 LABELS = {"label": "label", "label_text": "label_T", "label_audio": "label_A", "label_vision": "label_V"}
 """The table's column of each of the manifest's labels."""
-MEDIA = "media"
-"""Column of a folder's own table: path of the clip's file, relative to the folder."""
 SPEAKER = ("speaker", "gender")
 """Optional columns about the speaker."""
 COLUMNS = (MEDIA, *REQUIRED, *list(LABELS.values())[1:], *SPEAKER)
@@ -37,37 +37,13 @@ COLUMNS = (MEDIA, *REQUIRED, *list(LABELS.values())[1:], *SPEAKER)
 DEFAULT_SPLIT = "test"
 """Split of a folder's clips where the table has none, so that they can be predicted."""
 
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-"""Separators of columns that spreadsheets write in place of commas."""
-
 Layout = Literal["mmsa", "folder"]
 MEDIA_FOLDER = "Raw"
-MEDIA_SUFFIXES = (
-    ".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp",
-    ".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus",
-)  # fmt: skip
-"""Suffixes of media files. Where several files exist, the first suffix in this order counts."""
+UNREADABLE = "UnreadableMedia"
+"""Problem of a media file that is damaged or may not be read."""
 PROBING_THREADS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the table.
-
-    Attributes:
-        line: number of the line that the row ends on.
-        values: by column.
-        surplus: number of values beyond the last column.
-    """
-
-    line: int
-    values: Mapping[str, str]
-    surplus: int
-
-    @property
-    def clip_id(self) -> str:
-        """The manifest's clip id."""
-        return f"{self.values['video_id']}/{self.values['clip_id']}"
+MAX_SHOWN = 3
+"""Paths of a list that a message names."""
 
 
 def read_raw(
@@ -78,12 +54,14 @@ def read_raw(
     label_range: tuple[float, float],
     layout: Layout = "mmsa",
     columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    split: SplitConfig | None = None,
 ) -> tuple[Manifest, list[Problem]]:
     """Read a corpus, and probe and hash its media.
 
-    Rows with an invalid id, split or label, without media, or that repeat a clip are left out and listed as problems.
-    Also listed, but kept: rows whose media cannot be read (`UnreadableMedia`, duration None), and videos and speakers
-    in more than one split (`StraddlingVideo`, `StraddlingSpeaker`).
+    Rows with an invalid id, split or label, without media that can be read, or that repeat a clip are left out and
+    listed as problems. Also listed, but kept: videos and speakers in more than one split (`StraddlingVideo`,
+    `StraddlingSpeaker`).
 
     Media may be links to files elsewhere, such as on another disk: of a media file, only pictures and sound are used.
 
@@ -93,34 +71,69 @@ def read_raw(
         language: ISO 639-1 code of every clip.
         label_range: minimum and maximum label.
         layout: `mmsa`: a table with all of `REQUIRED`, media in `Raw/`. `folder`: the table only has to say where the
-            media are, by `media` or as in MMSA's layout; without a table, every media file is a clip. The video is the
-            file's folder, unless the table has one; clips without a split are in test.
+            media are, by `media` or as in MMSA's layout, and may leave out the folder of a file whose name is unique;
+            without a table, every media file is a clip. The video is the file's folder, unless the table has one;
+            clips without a split are in test.
         columns: maps names of `COLUMNS` to the table's own names, where they differ.
+        encoding: of the table; None: UTF-8, or what its byte-order mark says.
+        split: how to draw the splits of a folder's clips; None: they are the table's.
 
     Raises:
         FileNotFoundError: there is no folder, or no table in it.
-        ValueError: the table lacks columns, is not UTF-8, or has no rows; or the folder has no media.
+        ValueError: the table lacks columns, is in another encoding, or has no rows; the folder has no media; or splits
+            are to be drawn, and the table has its own, or there are too few speakers.
     """
     # Table
     root = Path(root)
-    table = find_table(root, layout)
-    problems: list[Problem] = []
-    located: list[tuple[str, Clip]] = []
-    for where, row in _list_media(root, problems) if table is None else _rows(table, layout, columns or {}):
-        try:
-            located.append((where, _clip_of(row, language)))
-        except _InvalidRowError as error:
-            problems.append(Problem(row.clip_id, "prepare", "", error.error, f"{where}: {error}"))
+    located, problems = read_rows(root, language, layout, columns or {}, encoding, split is None)
     clips, invalid = validate(located, label_range)
-    problems += invalid
+    clips = clips if split is None else draw_splits(clips, split)
+    problems += invalid + straddling(clips)
 
     # Media
     places = {clip.clip_id: where for where, clip in reversed(located)}  # the first place of a repeated clip
+    files = MediaFiles(root) if layout == "folder" and find_table(root, layout) else None
     with ThreadPoolExecutor(PROBING_THREADS) as pool:
-        probed = list(pool.map(lambda clip: _add_media(clip, root, places[clip.clip_id]), clips))
-    problems += [problem for _, problem in probed if problem is not None]
-    kept = tuple(clip for clip, _ in probed if clip is not None)
-    return Manifest(corpus, str(root), label_range, kept), problems
+        probed = list(pool.map(lambda clip: _add_media(clip, root, places[clip.clip_id], files), clips))
+    kept = [clip for clip in probed if isinstance(clip, Clip)]
+    problems += [problem for problem in probed if isinstance(problem, Problem)]
+    drawn = asdict(split) if split else None
+    return Manifest(corpus, str(root), label_range, tuple(kept), drawn=drawn), problems
+
+
+def read_rows(
+    root: Path,
+    language: str,
+    layout: Layout,
+    columns: Mapping[str, str],
+    encoding: str | None = None,
+    own_splits: bool = True,
+) -> tuple[list[tuple[str, Clip]], list[Problem]]:
+    """Read the table's rows, or list a folder's media, without a look at the media.
+
+    Arguments are those of `read_raw`, whose exceptions are raised.
+
+    Returns:
+        (place for messages, clip) of each row, all in test if not `own_splits`; problems of the others.
+    """
+    table = find_table(root, layout)
+    problems: list[Problem] = []
+    located: list[tuple[str, Clip]] = []
+    rows = _list_media(root, problems) if table is None else _table_rows(table, layout, columns, encoding)
+    for where, row in rows:
+        if not own_splits and row.values.get("mode", "").strip():
+            column = columns.get("mode", "mode")
+            raise ValueError(
+                f"{where}: the table has splits of its own, in its column {column}: set prepare.split=null to keep "
+                "them, or remove the column to draw others"
+            )
+        if not own_splits:
+            row = replace(row, values={**row.values, "mode": DEFAULT_SPLIT})
+        try:
+            located.append((where, _clip_of(row, language)))
+        except _InvalidRowError as error:
+            problems.append(Problem(_clip_id(row.values), "prepare", "", error.error, f"{where}: {error}"))
+    return located, problems
 
 
 def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
@@ -136,7 +149,7 @@ def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
         if (root / name).is_file():
             return root / name
     if layout == "folder":
-        others = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
+        others = sorted(p for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith("."))
         if len(others) > 1:
             raise ValueError(f"{root}: which table? {', '.join(p.name for p in others)}; call it {TABLES[0]}")
         return others[0] if others else None
@@ -148,19 +161,24 @@ def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
     )
 
 
-def _rows(table: Path, layout: Layout, columns: Mapping[str, str]) -> Iterator[tuple[str, Row]]:
+def _table_rows(
+    table: Path, layout: Layout, columns: Mapping[str, str], encoding: str | None
+) -> Iterator[tuple[str, Row]]:
     """Yield (place for messages, row) of the table; rows of a folder's table get default ids and split."""
-    for row in read_table(table, columns, REQUIRED if layout == "mmsa" else ()):
-        yield (
-            f"{table.name} row {row.line}",
-            row if layout == "mmsa" else replace(row, values=_with_defaults(row.values)),
-        )
+    required = REQUIRED if layout == "mmsa" else ()
+    for row in read_table(table, columns, required, COLUMNS, encoding):
+        values = row.values if layout == "mmsa" else _with_defaults(row.values)
+        yield f"{table.name} row {row.line}", replace(row, values=values)
+
+
+def _clip_id(values: Mapping[str, str]) -> str:
+    return f"{values['video_id']}/{values['clip_id']}"
 
 
 def _with_defaults(values: Mapping[str, str]) -> dict[str, str]:
-    """Add ids that are derived from the file's path, and a split, where a folder's row has none."""
+    """Add ids that are derived from the file's path, where a folder's row has none."""
     video, clip = _ids_of(_posix(values.get(MEDIA, "")))
-    return {"video_id": video, "clip_id": clip, "text": "", "label": "", "mode": DEFAULT_SPLIT, **values}
+    return {"video_id": video, "clip_id": clip, "text": "", "label": "", **values}
 
 
 def _ids_of(media: str) -> tuple[str, str]:
@@ -174,6 +192,18 @@ def _ids_of(media: str) -> tuple[str, str]:
 def _list_media(root: Path, problems: list[Problem]) -> Iterator[tuple[str, Row]]:
     """Yield (path, row) for each media file of a folder without a table, sorted by path.
 
+    Raises as `find_media` does, and ValueError for a folder without media.
+    """
+    media = find_media(root, problems)
+    if not media:
+        raise ValueError(f"{root}: neither a table nor a media file; it can hold {', '.join(MEDIA_SUFFIXES)}")
+    for path in media:
+        yield path, Row(0, _with_defaults({MEDIA: path}))
+
+
+def find_media(root: Path, problems: list[Problem]) -> list[str]:
+    """Return the paths of the media files in a folder and its folders, relative to it, sorted.
+
     Files may be links. Folders that are links are not entered, hidden files and folders are skipped.
 
     Args:
@@ -182,7 +212,6 @@ def _list_media(root: Path, problems: list[Problem]) -> Iterator[tuple[str, Row]
 
     Raises:
         OSError: the folder itself cannot be read.
-        ValueError: the folder has no media.
     """
 
     def add_problem(error: OSError) -> None:
@@ -197,111 +226,31 @@ def _list_media(root: Path, problems: list[Problem]) -> Iterator[tuple[str, Row]
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(folder, name).relative_to(root) for name in files if not name.startswith(".")]
         visible += [path for path in paths if path.suffix.lower() in MEDIA_SUFFIXES]
-    if not visible:
-        raise ValueError(f"{root}: neither a table nor a media file; it can hold {', '.join(MEDIA_SUFFIXES)}")
-    for media in map(Path.as_posix, sorted(visible)):
-        yield media, Row(0, _with_defaults({MEDIA: media}), 0)
+    return [path.as_posix() for path in sorted(visible)]
 
 
-def read_table(path: Path, columns: Mapping[str, str], required: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a table with string values by our column names. A UTF-8 byte-order mark is dropped.
+class MediaFiles:
+    """The media files of a folder, to be found by the last part of their paths."""
 
-    Args:
-        path: the CSV file.
-        columns: maps our column names to the table's.
-        required: our names of the columns that the table must have. If empty, it needs those that locate the media.
+    def __init__(self, root: Path) -> None:
+        self._paths: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
+        for media in find_media(root, []):  # of a folder that cannot be read, the clips are problems
+            self._paths[PurePosixPath(media).stem].append(PurePosixPath(media))
 
-    Raises:
-        ValueError: columns are missing or occur twice, a quote takes in further rows, the file is not UTF-8, or there
-            are no rows.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            lines = list(handle)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save the table as CSV UTF-8") from error
-    rows = read = 0
-    try:
-        reader = csv.DictReader(iter(lines), restval="")
-        names = _map_header(path, [name.strip() for name in reader.fieldnames or ()], columns, required)
-        reader.fieldnames = names
-        read = reader.line_num
-        for values in reader:
-            if _quote_takes_rows(lines[read : reader.line_num], names):
-                raise ValueError(
-                    f"{path}, line {read + 1}: a quote in this row is not closed where its text ends, and takes in the "
-                    f'lines up to {reader.line_num}; close it, and double the quotes inside a text ("")'
-                )
-            read = reader.line_num
-            rows += 1
-            surplus = len(values.pop(None, ()))
-            yield Row(read, values, surplus)
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {read + 1}: not a CSV table: {error}; close a quote that opens there, or save it as CSV "
-            "UTF-8 again"
-        ) from error
-    if not rows:
-        raise ValueError(f"{path}: a header and no rows; fill it with one row a clip")
+    def find(self, tail: str) -> list[str]:
+        """Return the files whose paths end in `tail`, which may lack the suffix; one of each folder."""
+        wanted = PurePosixPath(tail)
+        exact = wanted.suffix.lower() in MEDIA_SUFFIXES
+        found: dict[PurePosixPath, PurePosixPath] = {}
+        for path in self._paths.get(wanted.stem if exact else wanted.name, ()):
+            parts = path.parts if exact else path.with_suffix("").parts
+            if parts[-len(wanted.parts) :] == wanted.parts:
+                found[path.parent] = min(found.get(path.parent, path), path, key=_suffix_order)
+        return sorted(map(str, found.values()))
 
 
-def _quote_takes_rows(lines: Sequence[str], names: Sequence[str]) -> bool:
-    """Return whether the lines that were read as one row are several, of which a quote left open took the others.
-
-    Quotes may enclose a text of several lines. They must then be exactly as the format has them, and neither a line
-    inside the text nor two of the lines may be a complete row.
-    """
-    if len(lines) == 1:
-        return False
-    try:
-        list(csv.reader(lines, strict=True))
-    except csv.Error:
-        return True
-    complete = [_is_complete_row(line, names) for line in lines]
-    return any(complete[1:-1]) or sum(complete) > 1
-
-
-def _is_complete_row(line: str, names: Sequence[str]) -> bool:
-    """Return whether a line, whatever its quotes, has a value for each column, likely ones for the known."""
-    fields = [field.strip() for field in line.split(",")]
-    if len(fields) != len(names):
-        return False
-    likely: dict[str, Callable[[str], bool]] = {
-        "mode": lambda value: value in SPLITS,
-        "label": lambda value: re.fullmatch(r"[-+]?[0-9.]+", value) is not None,
-        MEDIA: lambda value: value.lower().endswith(MEDIA_SUFFIXES),
-    }
-    found = [likely[name](value) for name, value in zip(names, fields, strict=True) if name in likely]
-    return bool(found) and all(found)
-
-
-def _map_header(path: Path, header: list[str], columns: Mapping[str, str], required: Sequence[str]) -> list[str]:
-    """Return our names of the header's columns; empty for a column that another one is mapped to replace."""
-    found = f"found {', '.join(header) or 'an empty file'}"
-    separator = next((name for mark, name in SEPARATORS.items() if len(header) == 1 and mark in header[0]), None)
-    if separator:
-        raise ValueError(
-            f"{path}: its columns are separated by {separator}, not by commas; save it as CSV again; {found}"
-        )
-    for ours, theirs in columns.items():
-        if theirs not in header:
-            raise ValueError(f"{path}: no column {theirs!r}, which prepare.columns.{ours} names; {found}")
-    ours_of = {theirs: ours for ours, theirs in columns.items()}
-    names = [ours_of.get(name, "" if name in columns else name) for name in header]
-    repeated = [name for name in COLUMNS if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"{path}: two columns are called {', '.join(repeated)}; {found}; rename one of them")
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise ValueError(
-            f"{path}: no column {', '.join(missing)}; {found}, needed {', '.join(required)}; where yours are called "
-            "otherwise, say so in prepare.columns"
-        )
-    if not required and MEDIA not in names and not {"video_id", "clip_id"} <= set(names):
-        raise ValueError(
-            f"{path}: no column {MEDIA} (the clip's file); {found}; say which one it is: prepare.columns.{MEDIA}"
-        )
-    return names
+def _suffix_order(path: PurePosixPath) -> int:
+    return MEDIA_SUFFIXES.index(path.suffix.lower())
 
 
 class _InvalidRowError(Exception):
@@ -323,11 +272,12 @@ def _clip_of(row: Row, language: str) -> Clip:
             "MalformedRow",
             f"{row.surplus} more values than columns; put quotes around a text that holds commas",
         )
+    mode = row.values.get("mode", DEFAULT_SPLIT).strip()
     labels = {name: _label(column, row.values.get(column, "")) for name, column in LABELS.items()}
     return Clip(
-        clip_id=row.clip_id,
+        clip_id=_clip_id(row.values),
         video_id=row.values["video_id"],
-        split=row.values["mode"].strip(),
+        split=split_name(mode) or mode,
         language=language,
         media=_media_of(row.values),
         text=row.values["text"].strip(),
@@ -365,11 +315,8 @@ def _label(column: str, value: str) -> float | None:
     """Parse a label; None for an empty value."""
     if not value.strip():
         return None
-    try:
-        label = float(value)
-    except ValueError:
-        label = math.nan
-    if not math.isfinite(label):
+    label = parse_number(value)
+    if label is None or not math.isfinite(label):
         raise _InvalidRowError("BadLabel", f"{column} {value!r} is not a number; correct it or leave it empty")
     return label
 
@@ -385,26 +332,48 @@ def _with_suffix(path: Path, exact: bool) -> Path | None:
     return None
 
 
-def _add_media(clip: Clip, root: Path, where: str) -> tuple[Clip | None, Problem | None]:
-    """Return the clip with media path, duration and hash, or None without media; and the problem of its media."""
+def locate_media(clip: Clip, root: Path, files: MediaFiles | None) -> list[Path]:
+    """Return the media file at the clip's place, or otherwise those of `files` with its name; empty if there is none.
+
+    Args:
+        clip: a clip of the table.
+        root: the corpus's folder.
+        files: all media of the folder; None: do not look elsewhere.
+    """
+    media = _with_suffix(root / (clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}"), exact=bool(clip.media))
+    if media is not None:
+        return [media]
+    return [root / path for path in files.find(clip.media or clip.clip_id)] if files else []
+
+
+def _add_media(clip: Clip, root: Path, where: str, files: MediaFiles | None) -> Clip | Problem:
+    """Return the clip with media path, duration and hash, or the problem of its media.
+
+    Args:
+        clip: a clip of the table.
+        root: the corpus's folder.
+        where: the clip's place, for messages.
+        files: all media of the folder, to look for a file that is not at its path; None: do not look.
+    """
 
     def problem(error: str, message: str) -> Problem:
         return Problem(clip.clip_id, "prepare", "", error, f"{where}: {message}")
 
-    path = root / (clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}")
     expected = clip.media or f"{MEDIA_FOLDER}/{clip.clip_id}.mp4"
-    found = replace(clip, media=expected)
+    name = expected
     try:
-        media = _with_suffix(path, exact=bool(clip.media))
-        if media is None and (root / expected).is_symlink():
-            return None, problem("MissingMedia", f"{expected} is a link that leads to no file; correct it")
-        if media is None:
-            return None, problem("MissingMedia", f"no file {expected}, nor with another ending; copy it there")
-        found = replace(clip, media=media.relative_to(root).as_posix())
-        found = replace(found, sha256=sha256_of(media))
-        return replace(found, duration=probe(media).duration), None
+        found = [path.relative_to(root).as_posix() for path in locate_media(clip, root, files)]
+        if not found and (root / expected).is_symlink():
+            return problem("MissingMedia", f"{expected} is a link that leads to no file; correct it")
+        if len(found) > 1:
+            shown = ", ".join(found[:MAX_SHOWN]) + (", ..." if len(found) > MAX_SHOWN else "")
+            message = f"{len(found)} files are called so: {shown}; write the file's path in the folder"
+            return problem("AmbiguousMedia", f"{clip.media or clip.clip_id}: {message}")
+        if not found:
+            return problem("MissingMedia", f"no file {expected}, nor with another ending; copy it there")
+        name, media = found[0], root / found[0]
+        return replace(clip, media=name, sha256=sha256_of(media), duration=probe(media).duration)
     except OSError as error:
-        message = f"{found.media}: {error.strerror}; check the file and its permissions"
-        return found, problem("UnreadableMedia", message)
+        return problem(UNREADABLE, f"{name}: {error.strerror}; check the file and its permissions")
     except MediaError as error:
-        return found, problem("UnreadableMedia", str(error))
+        return problem(UNREADABLE, str(error))

@@ -144,11 +144,18 @@ class TransformerAudio:
         self._can_pad = config.get("feat_extract_norm") == "layer"
         self._context = min(round(CONTEXT_SECONDS * SAMPLE_RATE), self._max_samples // 8) // self.stride * self.stride
         self._max_samples -= self._max_samples % self.stride
-        options = {"model": model, "layers": self._layers}
-        libraries = (*MODEL_LIBRARIES, "av")
-        weights = fingerprint(self.folder)
-        self.identity = Identity("audio.transformer", VERSION, options, weights, libraries, "transformers")
-        self.signature = self.identity.signature
+        self._options = {"model": model, "layers": self._layers}
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides the output; the first access reads the weights."""
+        libraries, weights = (*MODEL_LIBRARIES, "av"), fingerprint(self.folder)
+        return Identity("audio.transformer", VERSION, self._options, weights, libraries, "transformers")
+
+    @property
+    def signature(self) -> str:
+        """Signature of the output."""
+        return self.identity.signature
 
     @property
     def batched(self) -> bool:

@@ -23,14 +23,14 @@ from filelock import FileLock
 
 from corpora.files import sha256_of, tag_scratch
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest, write_manifest
-from corpora.problems import Problem, read_problems, write_problems
+from corpora.problems import Problem, check_failures, read_problems, write_problems
 from extractors.base import made_by
 from extractors.corruption.conditions import CORRUPTIONS, Condition
 from extractors.corruption.text import Lexicon
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig, known_duration
 from extractors.execution.cache import TRACEBACKS
-from extractors.execution.units import CORRUPTED, assemble, check_failures, describe, shared_extractor, work_units
+from extractors.execution.units import CORRUPTED, assemble, describe, shared_extractor, work_units
 from extractors.registry import available
 from extractors.store import FeatureMeta, FeatureReader
 from extractors.transcripts.table import PROPORTIONAL, Transcript, read_transcripts, with_transcripts, write_transcripts
@@ -312,7 +312,7 @@ class _Job:
             reports = list(threads.map(lambda unit: self.pool.run(unit, *job), work_units(clips, UNIT_CLIPS)))
         problems = [problem for report in reports for problem in report.problems]
         write_problems(problems, self.part / PROBLEMS)
-        check_failures(problems, len(clips), self.max_failed_fraction, self.part / PROBLEMS, scratch)
+        check_failures(problems, len(clips), self.max_failed_fraction, self.part / PROBLEMS, scratch / TRACEBACKS)
         assemble(clips, root, self.meta, scratch, self.part / "features", problems, media)
         return problems
 

@@ -15,7 +15,6 @@ import math
 import os
 import sys
 import tempfile
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,13 +33,7 @@ from extractors.base import (
     identity_of,
 )
 from extractors.execution import cache
-from extractors.execution.cache import (
-    TRACEBACKS,
-    load_sequence,
-    save_sequence,
-    save_traceback,
-    scratch_path,
-)
+from extractors.execution.cache import load_sequence, save_sequence, save_traceback, scratch_path
 from extractors.registry import create
 from extractors.store import FeatureMeta, FeatureWriter, StoreError, Summary, check_sequence
 from media.container import MediaError
@@ -65,10 +58,6 @@ CORRUPTED = ".corrupted-"
 
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 """Environment variables from which numeric libraries read their number of threads when they are loaded."""
-
-
-class TooManyFailuresError(RuntimeError):
-    """More clips failed than the parameters allow. The message summarises what failed and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,32 +399,3 @@ def assemble(
             writer.write(clip.clip_id, sequence)
             rows, missing, steps = rows + 1, missing + (len(sequence) == 0), steps + len(sequence)
     return Summary(rows, missing, steps, len(failed))
-
-
-def check_failures(
-    problems: Sequence[Problem], total: int, max_failed_fraction: float, table: Path, scratch: Path
-) -> None:
-    """Raise an error if more than `max_failed_fraction` of `total` clips failed.
-
-    Args:
-        problems: Problems of the stage, one or more per failed clip.
-        total: Number of clips.
-        max_failed_fraction: Maximum fraction of failed clips, from 0 to 1.
-        table: Path of the problems table, for the message.
-        scratch: Scratch folder with the tracebacks, for the message.
-
-    Raises:
-        TooManyFailuresError: With the counts by error, the first clips, and what to do.
-    """
-    failed = len({problem.clip_id for problem in problems})
-    if failed <= max_failed_fraction * total:
-        return
-    counts = ", ".join(f"{error} {count}" for error, count in Counter(p.error for p in problems).most_common())
-    first = "\n".join(f"  {p.clip_id} ({p.modality}): {p.error}: {p.message}" for p in problems[:5])
-    raise TooManyFailuresError(
-        f"{failed} of {total} clips failed, {failed / total:.1%}; max_failed_fraction allows "
-        f"{max_failed_fraction:.1%}.\nBy error: {counts}\nThe first:\n{first}\n"
-        f"All of them are in {table}; its column `traceback` names the files in {scratch / TRACEBACKS}. "
-        "Repair or remove these clips and run the stage again (what was extracted is kept), or raise "
-        "extract.max_failed_fraction."
-    )

@@ -103,10 +103,18 @@ class TransformerText:
         self.feature_names = hidden_names(config, self.folder)
         self._layers, self._pooling = choose_layers(layer, config), pooling
         self._max_tokens = min(max_tokens, config.get("max_position_embeddings") or max_tokens)
-        options = {"model": model, "max_tokens": max_tokens, "layers": self._layers, "pooling": pooling}
+        self._options = {"model": model, "max_tokens": max_tokens, "layers": self._layers, "pooling": pooling}
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides the output; the first access reads the weights."""
         libraries, weights = (*MODEL_LIBRARIES, "tokenizers"), fingerprint(self.folder)
-        self.identity = Identity("text.transformer", VERSION, options, weights, libraries, "transformers")
-        self.signature = self.identity.signature
+        return Identity("text.transformer", VERSION, self._options, weights, libraries, "transformers")
+
+    @property
+    def signature(self) -> str:
+        """Signature of the output."""
+        return self.identity.signature
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -64,8 +64,11 @@ class Recogniser:
                 "recogniser such as Wav2Vec2ForCTC"
             )
         check_preprocessor(self.folder)
-        weights = fingerprint(self.folder)
-        self.identity = Identity("transcribe.asr", VERSION, {}, weights, MODEL_LIBRARIES, "transformers")
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides the results; the first access reads the weights."""
+        return Identity("transcribe.asr", VERSION, {}, fingerprint(self.folder), MODEL_LIBRARIES, "transformers")
 
     def load(self) -> int:
         """Load the weights, once, and return the batch size."""

@@ -78,8 +78,12 @@ class CtcAligner:
         check_preprocessor(self.folder)
         self._vocabulary = Vocabulary.read(self.folder, config.get("pad_token_id", 0), config.get("vocab_size", 32))
         self._stride, self._receptive = receptive_field(config["conv_kernel"], config["conv_stride"])
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides the times; the first access reads the weights."""
         weights = f"ctc-v{VERSION} {fingerprint(self.folder)}"
-        self.identity = Identity("transcribe.ctc", 1, {}, weights, MODEL_LIBRARIES, "transformers")
+        return Identity("transcribe.ctc", 1, {}, weights, MODEL_LIBRARIES, "transformers")
 
     def align(self, samples: np.ndarray, words: Sequence[str], language: str) -> list[Word]:
         """Return the words with their times, in order and inside the clip.

@@ -98,13 +98,26 @@ class TransformerVision:
         self.feature_names = hidden_names(config, self.folder)
         self.side, self._mean, self._deviation = read_preprocessor(self.folder)
         self.fps, self.margin = float(fps), float(margin)
-        bundle = find_bundle()
-        self._tracker = FaceTracker(bundle, float(min_confidence))
-        options = {"model": model, "fps": self.fps, "margin": self.margin, "min_confidence": float(min_confidence)}
-        weights = f"{fingerprint(self.folder)} {sha256_of(bundle)} {MAX_SIDE}"
+        self._bundle = find_bundle()
+        self._tracker = FaceTracker(self._bundle, float(min_confidence))
+        self._options = {
+            "model": model,
+            "fps": self.fps,
+            "margin": self.margin,
+            "min_confidence": float(min_confidence),
+        }
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What decides the output; the first access reads the weights."""
+        weights = f"{fingerprint(self.folder)} {sha256_of(self._bundle)} {MAX_SIDE}"
         libraries = (*MODEL_LIBRARIES, "mediapipe", "av", "numpy")
-        self.identity = Identity("vision.transformer", VERSION, options, weights, libraries)
-        self.signature = self.identity.signature
+        return Identity("vision.transformer", VERSION, self._options, weights, libraries)
+
+    @property
+    def signature(self) -> str:
+        """Signature of the output."""
+        return self.identity.signature
 
     @cached_property
     def _model(self) -> Any:

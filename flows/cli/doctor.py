@@ -1,4 +1,4 @@
-"""`dashfusion doctor`: contents and problems of a corpus, and the estimated time of its extraction."""
+"""`dashfusion doctor`: contents and problems of a corpus, the time of its extraction, and errors of parameters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from corpora.inspection import CorpusInspection, inspect_corpus, label_histogram
 from corpora.manifest import MODALITIES, Clip
 from extractors.execution.units import extract_unit, limit_threads
+from flows.config.checks import check_project
 from flows.config.params import Params
 from flows.display.console import console
 from flows.display.metrics import format_duration
@@ -60,6 +61,21 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
         markup=False,
     )
     return fit
+
+
+def doctor_project(params: Params) -> bool:
+    """Print what the checks of `dashfusion use` find in the parameters, and return whether no stage would stop."""
+    findings = check_project(params)
+    for finding in findings:
+        level, style = ("error", "bold red") if finding.error else ("warning", "yellow")
+        console.print(f"{level}: {finding.message}", style=style, markup=False)
+    errors = sum(finding.error for finding in findings)
+    console.print(
+        f"params.yaml: {errors} errors, {len(findings) - errors} warnings. Checked were output paths, packages, "
+        "extractors, models, and the corpus's table; dashfusion doctor FOLDER reads its media as well.",
+        markup=False,
+    )
+    return not errors
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -138,7 +154,7 @@ def _problems(corpus: CorpusInspection) -> Table:
 
 def sample_clips(corpus: CorpusInspection, count: int) -> list[Clip]:
     """Return up to `count` readable clips, spread evenly from the shortest to the longest."""
-    readable = [clip for clip in corpus.manifest.clips if corpus.media[clip.clip_id] is not None and clip.duration]
+    readable = [clip for clip in corpus.manifest.clips if clip.clip_id in corpus.media and clip.duration]
     readable.sort(key=lambda clip: clip.duration or 0.0)
     places = np.linspace(0, len(readable) - 1, min(count, len(readable))).round().astype(int)
     return [readable[i] for i in places]

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.app import app, plain_errors
 from model.checkpoint.description import DESCRIPTION
 
+if TYPE_CHECKING:
+    from flows.config.choices import Changes
+    from flows.config.params import Params
+
 
 @app.command()
 def doctor(
     path: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Corpus: a folder with label.csv and Raw/<video_id>/<clip_id>.mp4; or a file or checkpoint."
+            help="Corpus: a folder with label.csv and Raw/<video_id>/<clip_id>.mp4; or a file or checkpoint; without "
+            "one, the project itself.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Clips to extract for the estimated time; 0: none.")] = 3,
     model: Annotated[
         Path | None, typer.Option(help="Checkpoint whose extractors read a media file; by default the project's.")
@@ -34,14 +42,20 @@ def doctor(
 
     Of a checkpoint: the versions of the libraries in training and here, and whether the extractors here give the same
     features of its reference clip.
+
+    Without an argument: what in [bold]params.yaml[/bold] would stop a stage, or is likely meant otherwise. The exit
+    status is 1 if a stage would stop.
     """
     from flows.cli.doctor import doctor as examine
+    from flows.cli.doctor import doctor_project
     from flows.cli.doctor_file import doctor_checkpoint, doctor_file
     from flows.config.params import load_params
     from flows.prediction.inputs import project_model
 
     with plain_errors():
-        if path.is_file():
+        if path is None:
+            fit = doctor_project(load_params())
+        elif path.is_file():
             fit = doctor_file(path, model or project_model())
         elif (path / DESCRIPTION).is_file():
             fit = doctor_checkpoint(path)
@@ -96,42 +110,120 @@ def use(
     choices: Annotated[
         list[str] | None, typer.Argument(help="group=preset or key=value, such as corpus=mmsa.", show_default=False)
     ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Start from the defaults in conf/, and keep nothing.")] = False,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Take the last change back, byte by byte; twice: take that back.")
+    ] = False,
     save: Annotated[bool, typer.Option("--save", help="Store edits of params.yaml in conf/.")] = False,
 ) -> None:
-    """Compose [bold]params.yaml[/bold] from the presets in conf/; everything else returns to its default.
+    """Change settings in [bold]params.yaml[/bold]: what is named changes, everything else stays.
 
-    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi. The choices are stored in
-    conf/chosen.yaml, from which [bold]dvc exp run[/bold] starts. Without arguments: the current choices, edits of
-    params.yaml, and all presets.
+    For example: dashfusion use corpus=mmsa prepare.root=/videos/mosi prepare.corpus=mosi. The change is checked first,
+    as [bold]dashfusion doctor[/bold] does, and refused with every error that would stop a stage later; then it is shown
+    key by key, before and after. Another corpus drops the choices of [bold]prepare[/bold] and [bold]transcribe[/bold],
+    and others that do not fit it, and lists them. Edits of params.yaml by hand are kept. The choices are stored in
+    conf/chosen.yaml, from which [bold]dvc exp run[/bold] starts.
+
+    Without arguments nothing changes: the current choices, edits by hand, and all presets are shown.
     """
     from flows.config import presets
 
-    if choices and save:
-        raise typer.BadParameter("--save stores the values of params.yaml and takes no choices")
+    if sum([bool(choices) or reset, undo, save]) > 1:
+        raise typer.BadParameter("--undo and --save stand alone, and take no choices")
     with plain_errors():
-        changed = presets.apply(choices) if choices else presets.save() if save else presets.hand_edits()
-        groups, values = presets.chosen()
-        known = presets.presets()
-    for key, (before, after) in changed.items():
-        typer.echo(f"{key}: {before} -> {after}")
-    if choices:
-        typer.echo(f"params.yaml: {len(changed)} values changed")
-        return
-    if save:
-        typer.echo(f"conf/chosen.yaml: {len(changed)} values kept")
-        return
-    if changed:
-        typer.echo(
+        if undo:
+            changes = presets.undo()
+            _print_changes(changes)
+            _echo(f"params.yaml: restored, {_count(changes)} changed; the same command again takes this back")
+        elif save:
+            edits = presets.save()
+            _print_changes(edits)
+            _echo(f"conf/chosen.yaml: {_count(edits)} kept")
+        elif choices or reset:
+            _change(choices or [], reset)
+        else:
+            _show_choices()
+
+
+def _change(choices: list[str], reset: bool) -> None:
+    """Apply choices, and print what changed and what became of earlier choices."""
+    from flows.config import presets
+    from flows.config.checks import require_usable
+    from flows.config.params import load_params
+
+    warnings: list[str] = []
+
+    def check(params: Params) -> None:
+        try:
+            before = load_params()
+        except (FileNotFoundError, ValueError):  # nothing to compare with
+            before = None
+        warnings.extend(require_usable(params, before))
+
+    done = presets.apply(choices, reset=reset, check=check)
+    _print_changes(done.changes)
+    for key, (value, reason) in done.dropped.items():
+        _echo(f"dropped: {key}={_format(value)} ({reason})")
+    for key, (value, preset) in done.overruling.items():
+        _echo(f"kept: {key}={_format(value)} (the preset has {_format(preset)})")
+    for key, (before, value) in done.edits.items():
+        _echo(f"kept: {key}={_format(value)} (edited by hand, was {_format(before)})")
+    if done.comments:
+        _echo("comments in params.yaml were dropped")
+    if done.changes or done.edits or done.comments:
+        _echo(f"params.yaml: {_count(done.changes)} changed; dashfusion use --undo takes this back")
+    else:
+        _echo("params.yaml: nothing changed")
+    for warning in warnings:
+        _echo(f"warning: {warning}")
+
+
+def _show_choices() -> None:
+    """Print edits by hand, choices and presets."""
+    from flows.config import composition, presets
+
+    edits = presets.hand_edits()
+    _print_changes(edits)
+    if edits:
+        _echo(
             "dvc repro and dashfusion pipeline use these edits of params.yaml; dvc exp run starts from conf/ and drops "
             "them, unless dashfusion use --save stores them there."
         )
     else:
-        typer.echo("params.yaml is what conf/ composes to: dvc repro and dvc exp run start alike.")
-    choice = " ".join(f"{key}={value}" for key, value in [*groups.items(), *values.items()])
-    typer.echo(f"chosen: {choice or 'nothing, these are the defaults'}")
-    table = {f"{group}={name}": text for group, names in known.items() for name, text in names.items()}
+        _echo("params.yaml is what conf/ composes to: dvc repro and dvc exp run start alike.")
+    groups, values = composition.chosen()
+    pairs = [*groups.items(), *values.items()]
+    choice = " ".join(shlex.quote(f"{key}={'null' if value is None else _format(value)}") for key, value in pairs)
+    _echo(f"chosen: {choice or 'nothing, these are the defaults'}")
+    table = {f"{group}={name}": text for group, names in composition.presets().items() for name, text in names.items()}
     for preset, description in table.items():
-        typer.echo(f"  {preset:<{max(map(len, table))}}  {description}")
+        _echo(f"  {preset:<{max(map(len, table))}}  {description}")
+
+
+def _print_changes(changes: Changes) -> None:
+    for key, (before, after) in changes.items():
+        _echo(f"{key}: {_format(before)} -> {_format(after)}")
+
+
+def _count(changes: Changes) -> str:
+    return "1 value" if len(changes) == 1 else f"{len(changes)} values"
+
+
+def _format(value: object) -> str:
+    """Return a value of params.yaml as YAML writes it, in one line."""
+    import yaml
+
+    if value is None:
+        return "none"
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _echo(line: str) -> None:
+    """Print a line; values and ids of a corpus may hold control characters."""
+    from flows.display.console import printable
+
+    typer.echo(printable(line))
 
 
 ScheduleSwitch = Annotated[

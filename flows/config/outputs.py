@@ -42,6 +42,12 @@ def check_outputs(params: Params, source: str = "params.yaml") -> None:
     Raises:
         ValueError: Git tracks files at an output path, or no stage has made files there; `source` named the path.
     """
+    if errors := output_errors(params):
+        raise ValueError(f"{source}:\n  " + "\n  ".join(errors))
+
+
+def output_errors(params: Params) -> list[str]:
+    """Return a line for each output path at which DVC would delete what no stage has made."""
     deleted = _deleted(params.paths)
     tracked = _tracked(list(deleted.values()))
     ours = {_absolute(path) for path in (*_locked(), *_recorded())}
@@ -54,8 +60,7 @@ def check_outputs(params: Params, source: str = "params.yaml") -> None:
                 f"{key}: {path} would be deleted, but no stage has made {_relative(foreign)}; choose a new path, or "
                 "move that away"
             )
-    if errors:
-        raise ValueError(f"{source}:\n  " + "\n  ".join(errors))
+    return errors
 
 
 def _deleted(paths: Paths) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from corpora.demo import DemoConfig
 from corpora.readers.raw import COLUMNS, Layout
+from corpora.splits import SplitConfig
 from extractors.dataset.align_clip import AlignConfig
 from extractors.transcripts.transcribe import TranscribeConfig
 from flows.config.outputs import layout_errors
@@ -60,6 +61,8 @@ class PrepareParams:
         label_range: Scale of the labels.
         demo: Size and seed of the generated corpus.
         columns: Column of `corpora.readers.raw.COLUMNS` -> its name in the corpus's table; None: the same.
+        encoding: Encoding of the corpus's table; None: UTF-8, or what its byte-order mark says.
+        split: How to draw the splits of a folder's clips; None: they are the table's.
     """
 
     __pydantic_config__: ClassVar = STRICT
@@ -70,6 +73,8 @@ class PrepareParams:
     label_range: tuple[float, float] = (-3.0, 3.0)
     demo: DemoConfig = field(default_factory=DemoConfig)
     columns: dict[str, str | None] = field(default_factory=dict)
+    encoding: str | None = None
+    split: SplitConfig | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.columns if name not in COLUMNS]
@@ -78,8 +83,16 @@ class PrepareParams:
                 f"columns: {unknown[0]!r} is none of a table's columns; name among {', '.join(COLUMNS)} those that "
                 "have another name in your table"
             )
-        if self.raw_columns and self.layout not in ("mmsa", "folder"):
-            raise ValueError(f"columns have no effect with layout {self.layout}, which has no table of one's own")
+        for name, value in {"columns": self.raw_columns, "encoding": self.encoding}.items():
+            if value and self.layout not in ("mmsa", "folder"):
+                raise ValueError(f"{name}: no effect with layout {self.layout}, which has no table of one's own")
+        if self.encoding is not None and not _is_encoding(self.encoding):
+            raise ValueError(f"encoding {self.encoding!r} is unknown; name one such as utf-8, gb18030 or cp1252")
+        if self.split is not None and self.layout != "folder":
+            raise ValueError(
+                f"split: no effect with layout {self.layout}, which has its own splits; corpus=folder reads a table "
+                "without them"
+            )
         if self.label_range not in ((-3.0, 3.0), (-1.0, 1.0)):
             raise ValueError(
                 f"label_range must be [-3, 3] or [-1, 1], the two scales that the metrics are defined for; "
@@ -169,6 +182,15 @@ class Params:
 
     def __post_init__(self) -> None:
         check_together(self.model, self.train)
+
+
+def _is_encoding(name: str) -> bool:
+    """Return whether Python has an encoding of text of this name."""
+    try:
+        "".encode(name)
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True
 
 
 class ParamsError(ValueError):

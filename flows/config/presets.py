@@ -2,52 +2,59 @@
 
 `dvc repro` reads params.yaml as it is, whereas `dvc exp run` composes it from conf/ each time. Choices are therefore
 stored in conf/ as well, in two files that are composed last: both commands then start from the same parameters.
+
+A change starts from the choices in params.yaml, whether a command or an editor has made them: `flows.config.choices`.
+params.yaml is written first, so that a killed command leaves what an edit by hand leaves.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from corpora.files import atomic_file
-from flows.config.encoder import check_encoder
-from flows.config.outputs import check_outputs
-from flows.config.params import check_params, load_params
-
-CONF = Path("conf")
-PARAMS = Path("params.yaml")
-
-CHOSEN = "chosen.yaml"
-"""File of conf/ with the presets and values that differ from the defaults."""
-
-EMPTIED = "emptied.yaml"
-"""File of conf/ that empties the blocks which `CHOSEN` replaces: merging a block never removes keys."""
-
-HEADS = {
-    PARAMS.name: "# Written by `dashfusion use` from conf/; conf/config.yaml describes every key.\n",
-    CHOSEN: "# @package _global_\n# Choices over the defaults: written by `dashfusion use`, composed last.\n",
-    EMPTIED: "# @package _global_\n# Blocks emptied for chosen.yaml: written by `dashfusion use`, composed first.\n",
-}
-
-Changes = dict[str, tuple[Any, Any]]
-"""Dotted key -> its value before and after; None for an absent one."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes lists in one line: `[a, b]`."""
-
-
-_Dumper.add_representer(
-    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+from corpora.manifest import MODALITIES
+from flows.config.choices import OF_CORPUS, OF_LANGUAGE, Changes, Choices, Key, differences, look_up, set_keys
+from flows.config.composition import (
+    CHOSEN,
+    CONF,
+    EMPTIED,
+    HEADS,
+    PARAMS,
+    DefaultConf,
+    Named,
+    as_bytes,
+    check_exists,
+    chosen,
+    compose_conf,
+    default_conf,
+    parse_names,
+    read_yaml,
 )
+from flows.config.outputs import check_outputs
+from flows.config.params import Params, ParamsError, check_params, load_params
+from flows.config.undo import restore, write_recorded
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Result of `apply`.
+
+    Attributes:
+        changes: What changed in params.yaml.
+        edits: Edits of params.yaml by hand that were kept, and are stored in conf/ now.
+        overruling: Earlier choices that were kept in place of a named corpus's values -> (the choice, that value).
+        dropped: Earlier choices, or presets by group, that were not kept -> (the choice, the reason).
+        comments: Whether params.yaml had comments, which are not kept.
+    """
+
+    changes: Changes
+    edits: Changes
+    overruling: Changes
+    dropped: dict[str, tuple[Any, str]]
+    comments: bool
 
 
 def compose(choices: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
@@ -57,33 +64,66 @@ def compose(choices: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
         ValueError: Unknown group, preset or key.
         flows.config.params.ParamsError: The composition is not a valid set of parameters.
     """
-    values = _compose(choices, conf, whole=True)
+    values = compose_conf(choices, conf, whole=True)
     check_params(values, "conf/ with " + (" ".join(choices) or "no choices"))
     return values
 
 
-def apply(choices: Sequence[str], path: Path = PARAMS, conf: Path = CONF) -> Changes:
-    """Write the composition of the defaults and `choices` to params.yaml, and store the choices in conf/.
+def apply(
+    names: Sequence[str],
+    path: Path = PARAMS,
+    conf: Path = CONF,
+    *,
+    reset: bool = False,
+    check: Callable[[Params], None] = lambda params: None,
+) -> Applied:
+    """Change what is named in params.yaml, keep the other choices, and store them all in conf/; see `undo`.
 
-    Earlier choices are discarded. Returns what changed in params.yaml. Raises as `compose`, `check_outputs` and
-    `check_encoder` do.
+    Args:
+        names: Presets and values as Hydra writes them: `corpus=mmsa`, `train.epochs=5`, `~extract.audio.options`.
+        path: The parameter file. If there is none, the change starts from conf/.
+        conf: Folder of the presets.
+        reset: Start from the defaults, and keep nothing.
+        check: Called with the new parameters before anything is written; raises what refuses the change.
+
+    Raises:
+        ValueError: Unknown group, preset or key; or a file cannot be read.
+        flows.config.params.ParamsError: The result is not a valid set of parameters.
     """
-    groups = _groups(choices, conf)
-    with _default_conf(conf) as default:
-        values = compose(choices, default)
-        params, source = check_params(values, "conf/"), " ".join(choices)
-        check_outputs(params, source)
-        check_encoder(params, source)
-        chosen_files = _chosen_files(groups, values, default)
-    changes = _differences(_read(path), values)
-    _write_files(chosen_files, conf)
-    _write_files({path.name: values}, path.parent)
-    return changes
+    named = parse_names(names, conf)
+    on_disk = read_yaml(path, invalid={} if reset else None)
+    with default_conf(conf) as default:
+        before, stored = ({}, default.values) if reset else (chosen(conf)[0], default.stored(conf))
+        current = on_disk if on_disk and not reset else stored
+        change = _Change(default, conf, before, current, named)
+        values = change.compose()
+        check(check_params(values, f"{path.name} with {' '.join(names)}" if names else "the defaults"))
+        chosen_files = default.chosen_files(change.groups, values)
+    edits = {key: edit for key, edit in differences(stored, current).items() if look_up(values, key) == edit[1]}
+    comments = _has_comments(path)
+    contents = {path: as_bytes({PARAMS.name: values})[PARAMS.name]}
+    write_recorded(path.parent, contents | {conf / name: text for name, text in as_bytes(chosen_files).items()})
+    return Applied(differences(on_disk, values), edits, change.overruling(values), change.dropped(values), comments)
+
+
+def undo(path: Path = PARAMS, conf: Path = CONF) -> Changes:
+    """Restore params.yaml and the choices as they were before the last change, and return what this changes.
+
+    Bytes are restored, comments and edits by hand included. A second call takes the first one back.
+
+    Raises:
+        FileNotFoundError: There is no conf/.
+        ValueError: There is no change to take back, or its record cannot be read.
+    """
+    check_exists(conf)
+    before = read_yaml(path, invalid={})
+    restore(path.parent, [path, conf / EMPTIED, conf / CHOSEN])
+    return differences(before, read_yaml(path, invalid={}))
 
 
 def hand_edits(path: Path = PARAMS, conf: Path = CONF) -> Changes:
     """Return where params.yaml differs from conf/, which `dvc exp run` composes: (value in conf/, in params.yaml)."""
-    return _differences(_compose((), conf), _read(path))
+    return differences(compose_conf((), conf), read_yaml(path))
 
 
 def save(path: Path = PARAMS, conf: Path = CONF) -> Changes:
@@ -95,153 +135,129 @@ def save(path: Path = PARAMS, conf: Path = CONF) -> Changes:
     """
     check_outputs(load_params(path), str(path))
     edits = hand_edits(path, conf)
-    with _default_conf(conf) as default:
-        chosen_files = _chosen_files(chosen(conf)[0], _read(path), default)
-    _write_files(chosen_files, conf)
+    with default_conf(conf) as default:
+        chosen_files = default.chosen_files(chosen(conf)[0], read_yaml(path))
+    files = {conf / name: content for name, content in as_bytes(chosen_files).items()}
+    write_recorded(path.parent, {path: path.read_bytes()} | files)
     return edits
 
 
-def chosen(conf: Path = CONF) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the stored choices: presets by group, and values by dotted key."""
-    values = _read(conf / CHOSEN)
-    entries = [entry for entry in values.pop("defaults", []) if isinstance(entry, Mapping)]
-    groups = {key.removeprefix("override /"): value for entry in entries for key, value in entry.items()}
-    return groups, {key: after for key, (_, after) in _differences({}, values).items()}
+class _Change:
+    """A change of params.yaml: the presets and choices that it keeps, and those that it drops.
+
+    Of the earlier choices are dropped
+
+    - those of the blocks `OF_CORPUS`, if another corpus is named: another preset, or the same with another root; and
+      those of the keys `OF_LANGUAGE`, if its language is another one;
+    - keys that a named preset of another group sets;
+    - options of an extractor, if presets or the command name another one;
+    - those with which the new presets are not a valid set of parameters.
+
+    Args:
+        default: Conf/ without choices.
+        conf: Conf/ itself.
+        before: Presets so far, by group.
+        current: Values of params.yaml.
+        named: What the command names.
+
+    Attributes:
+        groups: Presets of the result, by group.
+    """
+
+    def __init__(
+        self, default: DefaultConf, conf: Path, before: Mapping[str, Any], current: Mapping[str, Any], named: Named
+    ) -> None:
+        self._default, self._conf, self._current, self._named = default, conf, current, named
+        self.groups = {**before, **named.groups}
+        self._dropped_groups: dict[str, tuple[Any, str]] = {}
+        self._choices = Choices(default.presets(before), current)
+        self._presets = default.presets(self.groups)
+        self._other_corpus = "corpus" in named.groups and self._is_other_corpus(before)
+        if self._other_corpus:
+            self._choices.drop(OF_CORPUS, "of the earlier corpus")
+            self._drop_language()
+        for group in [group for group in named.groups if group != "corpus"]:
+            self._choices.drop(self._preset_keys(group), f"set by {group}={named.groups[group]}")
+        self._choices.drop_options(self._presets)
+
+    def compose(self) -> dict[str, Any]:
+        """Return the values of the result, which may be an invalid set of parameters if the command makes it so."""
+        values = self._compose()
+        if self._named.groups and self._choices and _first_error(values):
+            self._choices.drop_unfit(lambda: _first_error(self._compose()))
+            values = self._compose()
+        return values
+
+    def dropped(self, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+        """Return earlier choices that `values` does not have, and presets by group: -> (the choice, the reason)."""
+        earlier = {key: (look_up(self._current, key), reason) for key, reason in self._choices.dropped.items()}
+        return self._dropped_groups | {
+            key: choice
+            for key, choice in earlier.items()
+            if choice[0] is not None and choice[0] != look_up(values, key) and not self._named.names(key)
+        }
+
+    def overruling(self, values: Mapping[str, Any]) -> Changes:
+        """Return kept choices in place of the values that the new corpus's preset sets: (the choice, that value)."""
+        if not self._other_corpus:
+            return {}
+        keys = [".".join(key) for key in self._preset_keys("corpus")]
+        pairs = {key: (look_up(values, key), look_up(self._presets, key)) for key in keys}
+        return {key: pair for key, pair in pairs.items() if pair[0] != pair[1] and not self._named.names(key)}
+
+    def _compose(self) -> dict[str, Any]:
+        values = self._choices.over(self._presets)
+        for modality in MODALITIES:
+            place = f"extract.{modality}"
+            name, block = self._named.values.get(f"{place}.extractor"), look_up(values, place)
+            named_options = any(key.startswith(f"{place}.options") for key in self._named.values)
+            if name is not None and isinstance(block, dict) and name != block.get("extractor") and not named_options:
+                block["options"] = {}
+        return self._default.override(self.groups, values, self._named.overrides)
+
+    def _is_other_corpus(self, before: Mapping[str, Any]) -> bool:
+        defaults = [entry for entry in read_yaml(self._conf / "config.yaml")["defaults"] if isinstance(entry, Mapping)]
+        preset = before.get("corpus", next(entry["corpus"] for entry in defaults if "corpus" in entry))
+        root, layout = "prepare.root", "prepare.layout"
+        return bool(
+            self._named.groups["corpus"] != preset
+            or self._named.values.get(root) not in (None, look_up(self._current, root))
+            or look_up(self._presets, layout) != look_up(self._current, layout)
+        )
+
+    def _drop_language(self) -> None:
+        key = "prepare.language"
+        earlier, language = look_up(self._current, key), self._named.values.get(key, look_up(self._presets, key))
+        if language == earlier:
+            return
+        reason = f"chosen for language {earlier}, not {language}"
+        self._choices.drop(OF_LANGUAGE, reason)
+        if "text" in self.groups and "text" not in self._named.groups:
+            self._dropped_groups["text"] = self.groups.pop("text"), reason
+            self._presets = self._default.presets(self.groups)
+
+    def _preset_keys(self, group: str) -> list[Key]:
+        """Return the keys that the named presets of a group set."""
+        names, keys = self._named.groups[group], []
+        waiting = list(names) if isinstance(names, list) else [names] if names else []
+        while waiting:
+            values = read_yaml(self._conf / group / f"{waiting.pop()}.yaml")
+            parents = [entry for entry in values.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+            waiting += parents
+            keys += set_keys(values)
+        return keys
 
 
-def presets(conf: Path = CONF) -> dict[str, dict[str, str]]:
-    """Return the presets as group -> preset -> first phrase of its comment."""
-    descriptions: dict[str, dict[str, str]] = {}
-    for file in sorted(conf.glob("*/*.yaml")):
-        lines = [line[2:] for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-        comment = " ".join(line for line in lines if not line.startswith("@"))
-        descriptions.setdefault(file.parent.name, {})[file.stem] = re.split(r"[.:;](?:\s|$)", comment)[0]
-    return descriptions
-
-
-def _compose(choices: Sequence[str], conf: Path, whole: bool = False) -> dict[str, Any]:
-    """Return Hydra's composition as plain values, unchecked except, if `whole`, for missing values (`???`)."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    _check_exists(conf)
+def _first_error(values: Mapping[str, Any]) -> str:
+    """Return why values are not a valid set of parameters, as a line; empty if they are."""
     try:
-        with initialize_config_dir(str(conf.resolve()), version_base=None):
-            composed = hydra_compose("config", overrides=list(choices))
-        values: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=whole)
-    except (HydraException, OmegaConfBaseException) as error:
-        message = str(error).partition("Config search path")[0].strip()
-        raise ValueError((_unknown_key(choices, conf) if choices else None) or f"conf/: {message}") from error
-    return dict(values)
+        check_params(values, "")
+    except ParamsError as error:
+        return str(error).splitlines()[1].strip()
+    return ""
 
 
-def _check_exists(conf: Path) -> None:
-    if not conf.is_dir():
-        raise FileNotFoundError(f"no {conf} in {Path.cwd()}: run from the project's folder, where dvc.yaml is")
-
-
-@contextmanager
-def _default_conf(conf: Path) -> Iterator[Path]:
-    """Provide a temporary copy of conf/ without choices. Raises FileNotFoundError if there is no conf/."""
-    _check_exists(conf)
-    with tempfile.TemporaryDirectory() as folder:
-        default = Path(folder) / "conf"
-        shutil.copytree(conf, default)
-        _write_files({CHOSEN: {}, EMPTIED: {}}, default)
-        yield default
-
-
-def _groups(choices: Sequence[str], conf: Path) -> dict[str, Any]:
-    """Return the choices that name presets: group -> preset, list of presets, or None."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(choices))
-    except HydraException as error:
-        raise ValueError(f"expected group=preset or key=value: {error}") from error
-    sweeps = [override.input_line for override in overrides if override.is_sweep_override()]
-    if sweeps:
-        raise ValueError(f"{sweeps[0]}: params.yaml holds one value; dvc exp run --queue -S {sweeps[0]} tries several")
-    return {
-        override.key_or_group: None if override.is_delete() else override.value()
-        for override in overrides
-        if (conf / override.key_or_group).is_dir()
-    }
-
-
-def _chosen_files(groups: Mapping[str, Any], values: Mapping[str, Any], default: Path) -> dict[str, dict[str, Any]]:
-    """Return the contents of `CHOSEN` and `EMPTIED` with which `default`, a conf/ without choices, gives `values`."""
-    if _compose((), default) == values:
-        return {CHOSEN: {}, EMPTIED: {}}
-    defaults = {"defaults": [{f"override /{group}": name} for group, name in groups.items()]} if groups else {}
-    _write_files({CHOSEN: defaults}, default)
-    added, emptied = _overlay(_compose((), default), values)
-    files = {CHOSEN: defaults | added, EMPTIED: emptied}
-    _write_files(files, default)
-    rest = _differences(_compose((), default), values)
-    if rest:
-        raise ValueError(f"{', '.join(rest)}: conf/ has a value for this, which cannot be removed; give another one")
-    return files
-
-
-def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what must be merged into `base` to get `values`, and the blocks that lose keys, to be emptied before."""
-    added: dict[str, Any] = {}
-    emptied: dict[str, Any] = {}
-    for key, value in values.items():
-        known = base.get(key)
-        if key in base and known == value:
-            continue
-        if not (isinstance(value, Mapping) and isinstance(known, Mapping)):
-            added[key] = value
-        elif known.keys() <= value.keys():
-            added[key], below = _overlay(known, value)
-            if below:
-                emptied[key] = below
-        else:
-            added[key], emptied[key] = value, None
-    return added, emptied
-
-
-def _write_files(contents: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Write YAML files by name, each under its head."""
-    for name, values in contents.items():
-        text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True) if values else ""
-        with atomic_file(folder / name) as temporary:
-            temporary.write_text(HEADS[name] + text, encoding="utf-8")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the values of a YAML file; empty if there is none. Raises ValueError for invalid YAML."""
-    try:
-        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML: {error}") from error
-
-
-def _unknown_key(choices: Sequence[str], conf: Path) -> str | None:
-    """Explain the first choice that names a block, or neither a group nor a key; None if every choice names a key."""
-    keys = _differences({}, _compose((), conf))
-    groups = list(presets(conf))
-    for choice in choices:
-        name = choice.partition("=")[0].lstrip("+~")
-        if any(key.startswith(f"{name}.") for key in keys) and not choice.startswith(("+", "~")):
-            return f"{name} is a block: name a key of it, or replace it: '~{name}' '+{name}={{...}}'"
-        if name not in groups and name not in keys:
-            near = difflib.get_close_matches(name, [*groups, *keys], n=1)
-            return f"{name}: no such key or group; " + (f"did you mean {near[0]!r}?" if near else f"groups: {groups}")
-    return None
-
-
-def _differences(before: Any, after: Any, prefix: str = "") -> Changes:
-    if isinstance(after, Mapping) and isinstance(before or {}, Mapping):
-        before = before or {}
-        changes: Changes = {}
-        for key in [*before, *(key for key in after if key not in before)]:
-            changes |= _differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
-        return changes
-    return {} if before == after else {prefix: (before, after)}
+def _has_comments(path: Path) -> bool:
+    """Return whether a YAML file that `apply` is about to replace has comments below its head."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return any(re.search(r"(^|\s)#", line) for line in lines if f"{line}\n" != HEADS[PARAMS.name])

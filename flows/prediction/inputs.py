@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from corpora.readers.raw import MEDIA_SUFFIXES
+from corpora.readers.table import MEDIA_SUFFIXES
 from extractors.transcripts.subtitles import find_transcript
 from flows.display.console import valid_unicode
 from model.checkpoint.description import DESCRIPTION

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from corpora.files import atomic_file, sha256_of
-from corpora.readers.raw import MEDIA_SUFFIXES
+from corpora.readers.table import MEDIA_SUFFIXES
 from flows.display.console import printable, valid_unicode
 from flows.display.metrics import format_number
 from flows.prediction.inputs import find_sidecar

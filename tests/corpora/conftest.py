@@ -1,8 +1,9 @@
-"""A builder of corpora in MMSA's layout."""
+"""Builders of corpora, in MMSA's layout and as a folder of one's own."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,3 +40,19 @@ def corpus(tmp_path: Path, demo: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+@pytest.fixture
+def folder(tmp_path: Path, demo: Path) -> Callable[..., Path]:
+    """A function that puts media, copies of a generated clip, and perhaps a table into a folder of one's own."""
+
+    def make(*media: str, table: str = "", name: str = "label.csv", encoding: str = "utf-8") -> Path:
+        root = tmp_path / "own"
+        for path in media:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(demo / "Raw" / "speaker_000" / "0001.mp4", root / path)
+        if table:
+            (root / name).write_bytes(table.encode(encoding))
+        return root
+
+    return make

@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from corpora.manifest import read_manifest
-from corpora.problems import read_problems
+from corpora.problems import TooManyFailuresError, read_problems
 from extractors.execution.cache import traceback_path
-from extractors.execution.units import TooManyFailuresError
 from extractors.store import FeatureReader
 from flows.align import align
 from flows.extract import extract
@@ -23,11 +22,12 @@ from flows.prepare import prepare
 from flows.transcribe import transcribe
 
 ROOT = Path(__file__).parents[2]
-BROKEN = ("truncated", "empty", "text")
+UNREADABLE = ("truncated", "empty", "text")
+"""Clips whose files `prepare` cannot read; those of `damaged` have sound headers, and nothing that decodes."""
 
 
 def write_corpus(root: Path, demo: Path, silent_clip: Path) -> None:
-    """Five generated clips; then copies that are truncated, empty, a text file, without transcript, without sound."""
+    """Write five generated clips; then truncated, empty, text, damaged, without transcript, without sound."""
     shutil.copytree(demo, root)
     with (root / "label.csv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table))
@@ -37,9 +37,11 @@ def write_corpus(root: Path, demo: Path, silent_clip: Path) -> None:
     (folder / "truncated.mp4").write_bytes(good[: len(good) // 2])
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("this is no video\n" * 100)
+    media, index = good.index(b"mdat") + 4, good.index(b"moov") - 4
+    (folder / "damaged.mp4").write_bytes(good[:media] + b"\xff" * (index - media) + good[index:])
     (folder / "wordless.mp4").write_bytes(good)
     shutil.copy(silent_clip, folder / "silent.mp4")
-    for name in (*BROKEN, "wordless", "silent"):
+    for name in (*UNREADABLE, "damaged", "wordless", "silent"):
         text = "" if name == "wordless" else "Fine words."
         rows.append({"video_id": "odd", "clip_id": name, "text": text, "label": "1.0", "mode": "train"})
     with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
@@ -83,17 +85,31 @@ def here(project, monkeypatch) -> Path:
     return project
 
 
-def test_unreadable_media_stay_in_the_manifest_and_are_listed(here):
+def limited(max_failed_fraction: float) -> Path:
+    """Write the project's parameters with another limit, and return their path."""
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["extract"]["max_failed_fraction"] = max_failed_fraction
+    Path("limited.yaml").write_text(yaml.safe_dump(values))
+    return Path("limited.yaml")
+
+
+def test_more_unreadable_files_than_the_limit_stop_the_stage_that_finds_them(here):
+    with pytest.raises(TooManyFailuresError, match=r"3 of 11 clips failed") as error:
+        prepare.fn(limited(0.2))
+    assert "UnreadableMedia 3" in str(error.value) and "odd/empty: UnreadableMedia" in str(error.value)
+    assert len(read_problems([Path("data/problems/prepare.parquet")])) == 3
+
+
+def test_unreadable_media_are_out_of_the_corpus_and_listed(here):
     prepare.fn()
-    clips = {clip.clip_id: clip for clip in read_manifest(Path("data/manifest.parquet")).clips}
+    clips = {clip.clip_id for clip in read_manifest(Path("data/manifest.parquet")).clips}
     problems = read_problems([Path("data/problems/prepare.parquet")])
-    assert len(clips) == 10 and clips["odd/empty"].duration is None
-    unreadable = {problem.clip_id for problem in problems if problem.error == "UnreadableMedia"}
-    assert {"odd/empty", "odd/text"} <= unreadable <= {f"odd/{name}" for name in BROKEN}
+    assert {(p.clip_id, p.error) for p in problems} == {(f"odd/{name}", "UnreadableMedia") for name in UNREADABLE}
+    assert len(clips) == 8 and not clips & {p.clip_id for p in problems}
 
 
 def test_without_models_the_transcripts_are_the_corpuss_own(here):
-    assert transcribe.fn() == {"texts": {"corpus": 9, "none": 1}, "methods": {"proportional": 9}}
+    assert transcribe.fn() == {"texts": {"corpus": 7, "none": 1}, "methods": {"proportional": 7}}
     assert read_problems([Path("data/problems/transcribe.parquet")]) == []
 
 
@@ -106,8 +122,8 @@ def test_a_broken_file_fails_alone(here, modality):
         trace = traceback_path(scratch_folder(), problem.traceback).read_text(encoding="utf-8")
         assert "MediaError" in trace and problem.message in trace
     failed = {problem.clip_id for problem in problems}
-    assert failed == (set() if modality == "text" else {f"odd/{name}" for name in BROKEN})
-    assert len(reader) == 10 - len(failed)
+    assert failed == (set() if modality == "text" else {"odd/damaged"})
+    assert len(reader) == 8 - len(failed)
     missing = {clip_id for clip_id, sequence in reader if not len(sequence)}
     assert missing == {"audio": {"odd/silent"}, "vision": set(), "text": {"odd/wordless"}}[modality]
 
@@ -133,14 +149,12 @@ def test_a_forced_extraction_reuses_nothing(here, capfd, monkeypatch):
     assert "7 from an earlier run" in " ".join(capfd.readouterr().out.split())
 
 
-def test_too_many_failures_stop_the_stage_and_name_the_clips(here):
-    values = yaml.safe_load(Path("params.yaml").read_text())
-    values["extract"]["max_failed_fraction"] = 0.02
-    Path("strict.yaml").write_text(yaml.safe_dump(values))
+def test_a_later_stage_counts_the_clips_that_it_finds_itself(here):
+    extract.fn("audio", limited(0.125))  # one of eight; those of `prepare` do not count again
     with pytest.raises(TooManyFailuresError) as error:
-        extract.fn("audio", Path("strict.yaml"))
+        extract.fn("audio", limited(0.12))
     message = str(error.value)
-    assert "3 of 10 clips failed" in message and "odd/truncated" in message and "max_failed_fraction" in message
+    assert "1 of 8 clips failed" in message and "odd/damaged" in message and "max_failed_fraction" in message
 
 
 def test_a_clip_keeps_the_modalities_that_are_whole(here):
@@ -150,7 +164,8 @@ def test_a_clip_keeps_the_modalities_that_are_whole(here):
     assert not rows["odd/silent"]["audio_values"] and rows["odd/silent"]["vision_values"]
     assert not rows["odd/wordless"]["text_values"] and rows["odd/wordless"]["audio_values"]
     assert rows["odd/wordless"]["word_times_method"] == "" and rows["odd/silent"]["word_times_method"] == "proportional"
-    assert rows["odd/empty"]["text_values"] and not rows["odd/empty"]["vision_values"]
+    assert rows["odd/damaged"]["text_values"] and not rows["odd/damaged"]["vision_values"]
+    assert not {f"odd/{name}" for name in UNREADABLE} & rows.keys()
     assert json.loads(Path("data/dataset/dataset.json").read_text())["clips"]["train"] == len(rows)
     stages = {(p.stage, p.modality) for p in read_problems([Path("data/problems.parquet")])}
     assert {("prepare", ""), ("extract", "audio"), ("extract", "vision")} <= stages

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from corpora.problems import Problem, read_problems
-from extractors.execution.units import TooManyFailuresError
+from corpora.problems import Problem, TooManyFailuresError, read_problems
 from extractors.transcripts.table import read_transcripts
 from extractors.transcripts.transcribe import TranscribeSummary
 from flows import transcribe as stage

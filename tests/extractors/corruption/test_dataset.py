@@ -15,6 +15,7 @@ import pytest
 
 from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, Clip, Manifest, read_manifest, write_manifest
+from corpora.problems import TooManyFailuresError
 from corpora.readers.raw import read_raw
 from extractors.corruption.conditions import Condition
 from extractors.corruption.dataset import (
@@ -27,7 +28,7 @@ from extractors.corruption.dataset import (
 )
 from extractors.dataset.align import align
 from extractors.dataset.align_clip import AlignConfig
-from extractors.execution.units import TooManyFailuresError, assemble, extract_unit
+from extractors.execution.units import assemble, extract_unit
 from extractors.execution.workers import WorkerPool
 from extractors.registry import ENTRY_POINT_GROUP
 from extractors.transcripts.transcribe import TranscribeConfig, transcribe

@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 
 from corpora.files import sha256_of
 from corpora.manifest import Clip
-from corpora.problems import Problem
 from extractors import base, registry
 from extractors.base import ExtractionError, FeatureSequence, MissingModalityError, Source
 from extractors.execution import cache, units
@@ -21,6 +19,7 @@ from media.container import MediaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 NAME = "fake.bytes"
 
@@ -414,27 +413,6 @@ def test_work_units_of_unknown_durations_and_of_nothing():
     assert units.work_units([], 2) == []
     with pytest.raises(ValueError, match="at least 1 clip"):
         units.work_units(clips, 0)
-
-
-def problem(clip_id: str, error: str = "MediaError") -> Problem:
-    return Problem(clip_id, "extract", "audio", error, "cannot be read")
-
-
-def test_few_failures_pass_and_many_stop_with_a_summary():
-    units.check_failures([problem("a")], 50, 0.02, Path("table"), Path("scratch"))
-    units.check_failures([], 0, 0.0, Path("table"), Path("scratch"))
-    failed = [problem("a"), problem("b"), problem("c", "ZeroDivisionError")]
-    with pytest.raises(units.TooManyFailuresError) as raised:
-        units.check_failures(failed, 50, 0.02, Path("data/problems/extract-audio.parquet"), Path("scratch"))
-    message = str(raised.value)
-    for part in (
-        "3 of 50 clips failed, 6.0%",
-        "MediaError 2, ZeroDivisionError 1",
-        "a (audio)",
-        "extract-audio.parquet",
-        "scratch/tracebacks",
-    ):
-        assert part in message
 
 
 def test_threads_are_limited(monkeypatch):

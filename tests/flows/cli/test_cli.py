@@ -52,26 +52,58 @@ def test_results_print_the_metrics_and_the_reports_path(project):
 
 def test_use_says_what_it_changed(project):
     shown = runner.invoke(app, ["use", "train.epochs=3"])
-    assert shown.exit_code == 0 and "train.epochs: 16 -> 3" in shown.output
+    assert shown.exit_code == 0 and "train.epochs: 16 -> 3\nparams.yaml: 1 value changed" in shown.output
+    shown = runner.invoke(app, ["use", "experiment=fast", "train.seeds=[1,2]"])
+    assert "dropped: train.epochs=3 (set by experiment=fast)" in shown.output
+    assert "train.seeds: [0] -> [1, 2]" in shown.output
+    assert "train.seeds: [1, 2] -> [0]" in runner.invoke(app, ["use", "--undo"]).output
+    assert "nothing changed" in runner.invoke(app, ["use", "train.epochs=3"]).output
+    assert "train.epochs: 3 -> 16\n" in runner.invoke(app, ["use", "--reset"]).output
+
+
+def test_use_lists_edits_that_it_keeps_and_comments_that_it_drops(project):
+    text = (project / "params.yaml").read_text(encoding="utf-8")
+    (project / "params.yaml").write_text(text.replace("epochs: 16", "epochs: 40  # long"), encoding="utf-8")
+    shown = runner.invoke(app, ["use", "model.dim=64"]).output
+    assert "kept: train.epochs=40 (edited by hand, was 16)\ncomments in params.yaml were dropped\n" in shown
+
+
+def test_use_and_doctor_refuse_and_list_what_would_stop_a_stage(project):
+    wrong = ["corpus=mmsa", "prepare.root=/nowhere", "extract.audio.extractor=audio.no"]
+    before = (project / "params.yaml").read_bytes()
+    shown = runner.invoke(app, ["use", *wrong])
+    assert shown.exit_code == 1 and (project / "params.yaml").read_bytes() == before
+    assert "not changed, because of 2 errors" in shown.output
+    assert "prepare.root: /nowhere is not there" in shown.output and "'audio.no'" in shown.output
+    shown = runner.invoke(app, ["doctor"])
+    assert shown.exit_code == 0 and "params.yaml: 0 errors, 0 warnings" in shown.output
+    values = before.decode().replace("audio.librosa", "audio.no").replace("language: en", "language: zh")
+    (project / "params.yaml").write_text(values, encoding="utf-8")
+    shown = runner.invoke(app, ["doctor"])
+    assert shown.exit_code == 1 and "error: extract.audio: no extractor is called 'audio.no'" in shown.output
+    assert "warning: extract.text.options.model: minilm knows the language en only" in shown.output
+    shown = runner.invoke(app, ["use", "train.epochs=3"])  # it changes nothing about the error
+    assert shown.exit_code == 0 and "warning: extract.audio: no extractor is called 'audio.no'" in shown.output
 
 
 def test_use_without_arguments_tells_hand_edits_choices_and_presets(project):
     shown = runner.invoke(app, ["use"])
     assert "dvc repro and dvc exp run start alike" in shown.output and "chosen: nothing" in shown.output
     assert "corpus=mmsa " in shown.output and "experiment=fast " in shown.output
-    runner.invoke(app, ["use", "corpus=mmsa", "prepare.root=/videos/mosi"])
+    runner.invoke(app, ["use", "experiment=in_batch", "train.seeds=[1,2]"])
     text = (project / "params.yaml").read_text(encoding="utf-8")
     (project / "params.yaml").write_text(text.replace("epochs: 16", "epochs: 40"), encoding="utf-8")
     shown = runner.invoke(app, ["use"])
     assert "train.epochs: 16 -> 40" in shown.output and "dashfusion use --save" in shown.output
-    assert "chosen: corpus=mmsa prepare.root=/videos/mosi\n" in shown.output
-    assert "1 values kept" in runner.invoke(app, ["use", "--save"]).output
+    assert "chosen: experiment=in_batch 'train.seeds=[1, 2]'\n" in shown.output
+    assert "1 value kept" in runner.invoke(app, ["use", "--save"]).output
     assert "start alike" in runner.invoke(app, ["use"]).output
 
 
-def test_use_takes_choices_or_keeps_edits_and_not_both(project):
-    shown = runner.invoke(app, ["use", "train.epochs=3", "--save"])
-    assert shown.exit_code == 2 and "takes no choices" in shown.output
+@pytest.mark.parametrize("options", [["train.epochs=3", "--save"], ["--undo", "--reset"], ["--undo", "--save"]])
+def test_options_of_use_that_stand_alone(project, options):
+    shown = runner.invoke(app, ["use", *options])
+    assert shown.exit_code == 2 and "stand alone" in shown.output
 
 
 def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
@@ -81,7 +113,9 @@ def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
     assert (project / "params.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["pipeline", "results", "train", "use", "use train.epochs=3", "use --save"])
+@pytest.mark.parametrize(
+    "command", ["pipeline", "results", "train", "use", "use train.epochs=3", "use --save", "use --undo", "doctor"]
+)
 def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     shown = runner.invoke(app, command.split())

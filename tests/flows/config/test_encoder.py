@@ -82,9 +82,9 @@ def test_use_and_prepare_refuse_and_change_nothing(project):
     (project / "features.pkl").write_bytes(pickle.dumps({"train": split}))
     before = (project / "params.yaml").read_bytes()
     with pytest.raises(ValueError, match="the text encoder 'bert-base-uncased'"):
-        apply(["corpus=mosi_pickle", "prepare.root=features.pkl"])
+        apply(["corpus=mosi_pickle", "prepare.root=features.pkl"], check=check_encoder)
     assert (project / "params.yaml").read_bytes() == before
-    apply(["corpus=mosi_pickle", "prepare.root=features.pkl", "model.text.encoder=minilm"])
+    apply(["corpus=mosi_pickle", "prepare.root=features.pkl", "model.text.encoder=minilm"], check=check_encoder)
     values = yaml.safe_load((project / "params.yaml").read_text())
     assert values["train"]["seeds"] == [1111, 1112, 1113, 1114, 1115]
     values["model"]["text"]["encoder"] = "gone/bert"

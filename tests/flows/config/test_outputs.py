@@ -68,7 +68,7 @@ def test_the_corpus_is_no_place_for_outputs(project, root):
 def test_a_folder_with_files_of_the_users_is_refused_by_use_and_by_the_check(project):
     video = write("videos/holiday/1.mp4")
     with pytest.raises(ValueError, match=r"paths.media: videos .* no stage has made videos/holiday/1.mp4"):
-        apply(["paths.media=videos"])
+        apply(["paths.media=videos"], check=check_outputs)
     assert load_params().paths.media == Path("data/generated")
     change(media="videos", predictions="thesis.docx")
     write("thesis.docx")

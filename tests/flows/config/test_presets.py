@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.config import undo as undo_module
+from flows.config.composition import chosen, presets
 from flows.config.params import ParamsError, load_params
-from flows.config.presets import apply, chosen, compose, hand_edits, presets, save
+from flows.config.presets import apply, compose, hand_edits, save, undo
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = "extract.audio.options"
@@ -27,7 +29,7 @@ def edit(project: Path, before: str, after: str) -> None:
 
 def test_the_committed_parameters_are_the_composed_default(project):
     assert compose() == params(project)
-    assert chosen() == ({}, {}), "a choice was committed: dashfusion use experiment=default"
+    assert chosen() == ({}, {}), "a choice was committed: dashfusion use --reset"
 
 
 def test_every_key_is_described_once_in_conf():
@@ -45,7 +47,7 @@ def test_every_key_is_described_once_in_conf():
 
 
 def test_use_changes_the_values(project):
-    changed = apply(["corpus=mmsa", "prepare.root=/videos/mosi"])
+    changed = apply(["corpus=mmsa", "prepare.root=/videos/mosi"]).changes
     assert changed["prepare.root"] == ("corpora/demo", "/videos/mosi")
     assert load_params().prepare.layout == "mmsa"
     assert "conf/config.yaml describes every key" in (project / "params.yaml").read_text(encoding="utf-8")
@@ -68,11 +70,137 @@ def test_use_changes_the_values(project):
     ids=lambda choices: " ".join(choices),
 )
 def test_what_is_used_is_what_conf_composes_to_ever_after(project, choices):
-    apply(["train.seeds=[1,2]", "corpus=mmsa"])  # is forgotten
-    apply(choices)
+    apply(["train.seeds=[1,2]", "corpus=mmsa"])
+    apply(choices, reset=True)
     assert params(project) == compose() != yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     assert hand_edits() == {}
     assert params(project)["train"]["seeds"] == [0]
+
+
+def test_what_is_not_named_stays(project):
+    apply(["corpus=mmsa", "prepare.root=/videos/mosi", "experiment=in_batch"])
+    before = params(project)
+    done = apply(["extract.max_failed_fraction=0.1"])
+    assert done.changes == {"extract.max_failed_fraction": (0.02, 0.1)} and not done.dropped
+    before["extract"]["max_failed_fraction"] = 0.1
+    assert params(project) == before == compose()
+    assert apply(["corpus=mmsa", "train.epochs=5"]).changes == {"train.epochs": (16, 5)}  # the same corpus once more
+
+
+def test_another_corpus_keeps_what_fits_and_lists_what_it_drops(project):
+    apply(["corpus=folder", "prepare.root=/a", "prepare.columns.label=score", "transcribe.model=tiny"])
+    apply(["text=bert_base_uncased", "model.text.max_tokens=64", "train.epochs=5", "model.dim=64"])
+    apply(["extract.vision.options.fps=5", "align.mode=aligned"])
+    done = apply(["corpus=demo_zh"])
+    assert (params(project)["train"]["epochs"], params(project)["model"]["dim"]) == (5, 64)
+    assert (
+        params(project)["extract"]["vision"]["options"] == {"fps": 5} and params(project)["align"]["mode"] == "aligned"
+    )
+    assert params(project)["extract"]["text"] == {"extractor": "text.words", "options": {}}
+    assert params(project)["transcribe"]["model"] is None
+    assert done.overruling["train.epochs"] == (5, 30)
+    assert done.dropped == {
+        "prepare.root": ("/a", "of the earlier corpus"),
+        "prepare.columns.label": ("score", "of the earlier corpus"),
+        "transcribe.model": ("tiny", "of the earlier corpus"),
+        "text": ("bert_base_uncased", "chosen for language en, not zh"),
+        "model.text.max_tokens": (64, "chosen for language en, not zh"),
+    }
+    assert compose() == params(project)
+
+
+def test_the_same_preset_with_another_root_is_another_corpus(project):
+    apply(["corpus=folder", "prepare.root=/a", "prepare.columns.label=score"])
+    assert "prepare.columns.label" not in apply(["prepare.root=/b"]).dropped  # the folder was moved
+    assert list(apply(["corpus=folder", "prepare.root=/c"]).dropped) == ["prepare.columns.label"]
+    edit(project, "  layout: folder", "  layout: mmsa")
+    assert "prepare.layout" in apply(["corpus=folder"]).changes
+
+
+def test_a_named_preset_sets_its_values_and_leaves_the_others(project):
+    apply(["train.epochs=5", "train.seeds=[1,2]"])
+    done = apply(["experiment=fast"])
+    assert done.dropped == {"train.epochs": (5, "set by experiment=fast")}
+    assert (params(project)["train"]["epochs"], params(project)["train"]["seeds"]) == (2, [1, 2])
+    apply(["experiment=default"])
+    assert (params(project)["train"]["epochs"], params(project)["train"]["seeds"]) == (16, [1, 2])
+
+
+def test_options_go_with_their_extractor(project):
+    apply([f"{OPTIONS}.hop_seconds=0.1"])
+    apply(["extract.audio.extractor=audio.opensmile"])
+    assert params(project)["extract"]["audio"] == {"extractor": "audio.opensmile", "options": {}}
+    apply(["corpus=sims", "text=characters"])  # whose preset has options of another extractor
+    assert params(project)["extract"]["audio"] == {"extractor": "audio.opensmile", "options": {}} and not hand_edits()
+
+
+def test_choices_that_the_new_presets_do_not_allow_are_dropped_with_the_reason(project):
+    apply(["model.unimodal_heads=true", "train.seeds=[3]"])
+    done = apply(["experiment=published"])
+    value, reason = done.dropped["model.unimodal_heads"]
+    assert value is True and reason.startswith("does not fit: model")
+    assert params(project)["train"]["seeds"] == [1, 12, 123, 1234] and compose() == params(project)
+
+
+def test_undo_brings_back_the_exact_bytes_and_again_takes_that_back(project):
+    files = [project / "params.yaml", project / "conf/chosen.yaml", project / "conf/emptied.yaml"]
+    content = files[0].read_bytes().replace(b"epochs: 16", b"epochs: 40  # mine, \xc3\xa9\r")
+    files[0].write_bytes(content + b"# \xff\n".replace(b"\xff", b"end"))
+    files[2].unlink()
+    before = [path.read_bytes() for path in files[:2]]
+    done = apply([f"~{OPTIONS}"])
+    assert done.comments and done.edits == {"train.epochs": (16, 40)} and params(project)["train"]["epochs"] == 40
+    changed = [path.read_bytes() for path in files]
+    apply([])  # changes nothing, and is nothing to undo
+    assert undo() == {f"{OPTIONS}.hop_seconds": (None, 0.064)}
+    assert [path.read_bytes() for path in files[:2]] == before and not files[2].exists()
+    undo()
+    assert [path.read_bytes() for path in files] == changed
+
+
+def test_without_a_change_there_is_nothing_to_undo(project):
+    with pytest.raises(ValueError, match="nothing to undo"):
+        undo()
+    apply(["train.epochs=3"])
+    (project / ".dashfusion/undo.json").write_text('{"params.yaml": 5}')
+    with pytest.raises(ValueError, match=r"undo.json: not a record"):
+        undo()
+    assert params(project)["train"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("content", [b"train: [", b"\xff\xfe", b"- a\n"])
+def test_a_file_that_cannot_be_read_is_not_overwritten_but_by_a_reset(project, content):
+    (project / "params.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"(?s)params.yaml: .*--reset"):
+        apply(["train.epochs=3"])
+    assert (project / "params.yaml").read_bytes() == content
+    apply(["train.epochs=3"], reset=True)
+    undo()
+    assert (project / "params.yaml").read_bytes() == content
+
+
+@pytest.mark.parametrize("written", [1, 2, 3])
+def test_a_killed_change_loses_nothing(project, monkeypatch, written):
+    edit(project, "batch_size: 16", "batch_size: 8")
+    write, calls = undo_module._write, []
+
+    def die(path: Path, content: bytes | None) -> None:
+        calls.append(path)
+        if len(calls) > written:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(undo_module, "_write", die)
+        with pytest.raises(KeyboardInterrupt):
+            apply(["train.epochs=3", f"~{OPTIONS}"])
+    assert params(project)["train"]["epochs"] == (3 if written > 1 else 16)
+    apply(["model.dim=64"])
+    assert params(project)["train"]["batch_size"] == 8 and params(project)["model"]["dim"] == 64
+    assert params(project)["train"]["epochs"] == (3 if written > 1 else 16)
+    assert compose() == params(project)
+    undo()
+    assert params(project)["train"]["batch_size"] == 8 and params(project)["model"]["dim"] == 128
 
 
 def test_a_replaced_block_takes_further_settings_as_any_other(project):
@@ -93,7 +221,7 @@ def test_going_to_presets_and_back_leaves_every_file_as_it_was(project):
     apply(["corpus=demo_zh", "prepare.demo.clips=48", "align.mask_invalid=[]"])
     apply(["corpus=folder", "prepare.root=/videos/mine"])
     apply(["corpus=mmsa", "prepare.label_range=[-1,1]", f"~{OPTIONS}", f"+{OPTIONS}={{model:x}}"])
-    apply(["experiment=default"])
+    apply([], reset=True)
     assert {path: path.read_text(encoding="utf-8") for path in files} == before
 
 
@@ -118,7 +246,7 @@ def test_a_hand_edit_that_is_no_parameter_is_not_kept(project):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("corpus=nothing", "demo_en"),
+        ("corpus=demo_en_", "no such preset; did you mean 'demo_en'. there are csd, demo_en"),
         ("train.epoch=3", r"train.epoch: no such key or group; did you mean 'train.epochs'\?"),
         ("+train.epoch=3", r"train.epoch: no such key; did you mean 'epochs'\?"),
         ("experiments=fast", r"did you mean 'experiment'\?"),
@@ -159,5 +287,5 @@ def test_every_preset_composes_and_says_what_it_is_for():
 def test_use_restores_params_yaml_after_dvc_has_written_it(project):
     before = (project / "params.yaml").read_text(encoding="utf-8")
     (project / "params.yaml").write_text(yaml.safe_dump(compose(["train.epochs=3"])), encoding="utf-8")
-    assert apply(["experiment=default"]) == {"train.epochs": (3, 16)}
+    assert apply([], reset=True).changes == {"train.epochs": (3, 16)}
     assert (project / "params.yaml").read_text(encoding="utf-8") == before
