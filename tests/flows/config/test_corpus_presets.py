@@ -152,9 +152,9 @@ def test_how_splits_are_drawn_is_checked():
     drawn = preset("corpus=folder", "prepare.split={valid: 0.15, test: 0.2, by: speaker, seed: 7}").prepare
     assert drawn.split == SplitConfig(0.15, 0.2, "speaker", 7) and preset("corpus=folder").prepare.split is None
     for values, message in {
-        "{valid: 0.5, test: 0.5}": "prepare.split: split.valid and split.test together",
-        "{valid: -0.1, test: 0.5}": "split.valid is a share of the clips",
-        "{valid: 0.1, test: nan}": "split.test is a share of the clips",
+        "{valid: 0.5, test: 0.5}": "prepare.split: valid and test together",
+        "{valid: -0.1, test: 0.5}": "prepare.split: valid is a share of the clips",
+        "{valid: 0.1, test: nan}": "prepare.split: test is a share of the clips",
         "{valid: 0.1, test: 0.1, by: gender}": r"prepare.split.by: Input should be 'speaker', 'video' or 'clip'",
         "{valid: 0.1}": "prepare.split.test: missing",
         "{valid: 0.1, test: 0.1, sed: 7}": r"prepare.split.sed: no such key; did you mean 'seed'\?",
