@@ -39,10 +39,10 @@ class SplitConfig:
         for name in ("valid", "test"):
             share = getattr(self, name)
             if not 0 <= share < 1:
-                raise ValueError(f"split.{name} is a share of the clips, from 0 to below 1; found {share}")
+                raise ValueError(f"{name} is a share of the clips, from 0 to below 1; found {share}")
         if not 0 < self.valid + self.test < 1:
             raise ValueError(
-                f"split.valid and split.test together must be more than 0 and leave clips to train on; found "
+                f"valid and test together must be more than 0 and leave clips to train on; found "
                 f"{self.valid:g} + {self.test:g}"
             )
 

@@ -192,16 +192,16 @@ def _ids_of(media: str) -> tuple[str, str]:
 def _list_media(root: Path, problems: list[Problem]) -> Iterator[tuple[str, Row]]:
     """Yield (path, row) for each media file of a folder without a table, sorted by path.
 
-    Raises as `find_media` does, and ValueError for a folder without media.
+    Raises as `list_media` does, and ValueError for a folder without media.
     """
-    media = find_media(root, problems)
+    media = list_media(root, problems)
     if not media:
         raise ValueError(f"{root}: neither a table nor a media file; it can hold {', '.join(MEDIA_SUFFIXES)}")
     for path in media:
         yield path, Row(0, _with_defaults({MEDIA: path}))
 
 
-def find_media(root: Path, problems: list[Problem]) -> list[str]:
+def list_media(root: Path, problems: list[Problem]) -> list[str]:
     """Return the paths of the media files in a folder and its folders, relative to it, sorted.
 
     Files may be links. Folders that are links are not entered, hidden files and folders are skipped.
@@ -234,7 +234,7 @@ class MediaFiles:
 
     def __init__(self, root: Path) -> None:
         self._paths: defaultdict[str, list[PurePosixPath]] = defaultdict(list)
-        for media in find_media(root, []):  # of a folder that cannot be read, the clips are problems
+        for media in list_media(root, []):  # of a folder that cannot be read, the clips are problems
             self._paths[PurePosixPath(media).stem].append(PurePosixPath(media))
 
     def find(self, tail: str) -> list[str]:

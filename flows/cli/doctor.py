@@ -8,13 +8,18 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.table import Table
 
+from corpora.detection import DetectedCorpus, detect_corpus, detect_label_range, detect_language, features_of
 from corpora.inspection import CorpusInspection, inspect_corpus, label_histogram
-from corpora.manifest import MODALITIES, Clip
+from corpora.manifest import MODALITIES, Clip, split_name
+from corpora.readers.feature_corpus import ImportedCorpus
+from corpora.readers.table import SEPARATORS
 from extractors.execution.units import extract_unit, limit_threads
+from flows.cli.use_line import use_line
 from flows.config.checks import check_project
 from flows.config.params import Params
 from flows.display.console import console
@@ -23,29 +28,34 @@ from flows.display.metrics import format_duration
 MAX_ITEMS = 5
 """Items of a long list that are shown; the others are counted."""
 
+LAYOUTS = {
+    "mmsa": "label.csv and Raw/<video_id>/<clip_id>.mp4",
+    "folder": "videos, with a table of their own or without one",
+    "csd": "features as CMU-MultimodalSDK stores them",
+    "mmsa_pickle": "features as MMSA stores them",
+}
+
 BAR = 24
 """Characters of a histogram's longest bar."""
 
 
 def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
-    """Inspect a corpus, print the findings, and return whether the pipeline would accept it.
+    """Find out how a corpus is read, inspect it, and print the findings and the command that selects it.
 
     Args:
-        root: Folder in MMSA's layout, or in that of the parameters.
-        params: Parameters; used are layout, columns, language, label range, extractors and `max_failed_fraction`.
+        root: Folder of the corpus, in any layout that `prepare` reads.
+        params: Parameters; used are the extractors and `max_failed_fraction`.
         sample: Clips to extract for the estimate; 0: none.
 
+    Returns:
+        Whether the pipeline would accept it.
+
     Raises:
-        FileNotFoundError: No folder, or no table in it.
-        ValueError: The table cannot be read, or an extractor cannot be built.
+        FileNotFoundError: No such folder.
+        ValueError: No corpus in it, its table cannot be read, or an extractor cannot be built.
     """
-    corpus = inspect_corpus(
-        root,
-        language=params.prepare.language,
-        label_range=params.prepare.label_range,
-        layout=params.prepare.raw_layout,
-        columns=params.prepare.raw_columns,
-    )
+    detected, corpus = _inspect(root)
+    console.print(_reading(detected))
     for table in (_overview(corpus), _formats(corpus), _labels(corpus), _problems(corpus)):
         if table.row_count:
             console.print(table)
@@ -60,6 +70,8 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
         style=None if fit else "bold red",
         markup=False,
     )
+    console.print("To use this corpus:", style="bold")
+    console.print(use_line(detected), markup=False)
     return fit
 
 
@@ -76,6 +88,63 @@ def doctor_project(params: Params) -> bool:
         markup=False,
     )
     return not errors
+
+
+def _inspect(root: Path) -> tuple[DetectedCorpus, CorpusInspection]:
+    """Return how the folder can be read, and what is in it."""
+    if features := features_of(root):
+        return _inspect_features(*features)
+    detected = detect_corpus(root)
+    corpus = inspect_corpus(
+        root,
+        language=detected.language,
+        label_range=detected.label_range,
+        layout="mmsa" if detected.layout == "mmsa" else "folder",
+        columns=detected.columns,
+        encoding=detected.encoding,
+        split=detected.split,
+    )
+    return detected, corpus
+
+
+def _inspect_features(layout: Literal["csd", "mmsa_pickle"], path: Path) -> tuple[DetectedCorpus, CorpusInspection]:
+    """Return how extracted features can be read, and what is in them. Their values are not looked at."""
+    from flows.prepare import READERS
+
+    def read(language: str, label_range: tuple[float, float]) -> ImportedCorpus:
+        return READERS[layout](path, corpus=path.stem, language=language, label_range=label_range, root=str(path))
+
+    try:
+        corpus = read("en", (-3.0, 3.0))
+    except ValueError:  # a published file of another language and range
+        corpus = read("zh", (-1.0, 1.0))
+    clips = corpus.manifest.clips
+    label_range, remarks = detect_label_range([clip.label for clip in clips if clip.label is not None])
+    language = detect_language(clip.text for clip in clips)
+    corpus = read(language, label_range)
+    remarks = [*corpus.remarks, *remarks]
+    detected = DetectedCorpus(layout, path, label_range=label_range, language=language, remarks=tuple(remarks))
+    return detected, CorpusInspection(corpus.manifest, tuple(corpus.problems), {})
+
+
+def _reading(detected: DetectedCorpus) -> Table:
+    """Return how the corpus is read: one row per finding."""
+    table = _table("How it is read", "", "")
+    _row(table, "layout", f"{detected.layout}: {LAYOUTS[detected.layout]}")
+    if detected.table:
+        _row(table, "table", f"{detected.table}, {SEPARATORS[detected.separator]}, {detected.encoding or 'UTF-8'}")
+    if detected.columns:
+        _row(table, "columns", ", ".join(f"{ours}: {theirs}" for ours, theirs in detected.columns.items()))
+    if detected.splits:
+        named = (f"{split_name(value) or 'unknown'}: {value or '(empty)'}" for value in detected.splits)
+        _row(table, "splits", ", ".join(named))
+    elif detected.split:
+        _row(table, "splits", f"to be drawn {detected.split}")
+    _row(table, "labels", "in [{:g}, {:g}]".format(*detected.label_range))
+    _row(table, "language", detected.language)
+    for remark in detected.remarks:
+        _row(table, "check", remark)
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -130,8 +199,10 @@ def _formats(corpus: CorpusInspection) -> Table:
 def _labels(corpus: CorpusInspection) -> Table:
     """Return the histogram of labels: one row per bin, one column per split, bars scaled by split."""
     low, high = corpus.manifest.label_range
-    splits = {name: clips for name, clips in corpus.splits().items() if clips}
+    splits = {name: clips for name, clips in corpus.splits().items() if any(clip.label is not None for clip in clips)}
     table = _table("Labels", "", *splits)
+    if not splits:
+        return table
     bins = 7
     edges = np.linspace(low, high, bins + 1)
     counts = {name: label_histogram(clips, (low, high), bins) for name, clips in splits.items()}

@@ -34,8 +34,10 @@ def doctor(
 ) -> None:
     """Inspect a corpus: clips, durations, formats, labels, problems, and the estimated time of extraction.
 
-    Language, label range and extractors are those of [bold]params.yaml[/bold]. Nothing is written. The exit status is
-    1 if the share of unusable rows exceeds [bold]extract.max_failed_fraction[/bold].
+    Layout, columns, separator, encoding, splits, label range and language are found out, and the
+    [bold]dashfusion use[/bold] line that selects the corpus is printed. Extractors are those of
+    [bold]params.yaml[/bold]. Nothing is written. The exit status is 1 if the share of unusable rows exceeds
+    [bold]extract.max_failed_fraction[/bold].
 
     Of a media file: its streams, whether they can be decoded, and with a checkpoint what its extractors find. This
     needs no [bold]params.yaml[/bold]. The exit status is 1 if the file cannot be used.

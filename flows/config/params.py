@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -248,6 +248,7 @@ def _known_keys(location: list[str]) -> list[str]:
     kind: Any = Params
     for name in location:
         kind = get_type_hints(kind).get(name)
+        kind = next(filter(is_dataclass, get_args(kind)), kind)  # of `SplitConfig | None`
         if not is_dataclass(kind):
             return []
     return [item.name for item in fields(kind)]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -67,6 +67,7 @@ class CorpusCard:
         classes: (class, labelled clips of each group).
         by_modality: (modality, clips with a label of that modality, its correlation with the clip's label).
         signatures: (modality, signature of its extractor).
+        drawn: How the splits were drawn (`corpora.splits.SplitConfig`); None: they are the corpus's own.
     """
 
     groups: Sequence[str]
@@ -77,6 +78,7 @@ class CorpusCard:
     classes: Sequence[tuple[str, Sequence[int]]]
     by_modality: Sequence[tuple[str, int, float | None]]
     signatures: Sequence[tuple[str, str]]
+    drawn: Mapping[str, Any] | None = None
 
 
 def corpus_card(
@@ -120,6 +122,7 @@ def corpus_card(
         classes=[(name, [int(counts[group][i]) for group in groups]) for i, name in enumerate(names)],
         by_modality=_by_modality(manifest.clips),
         signatures=[(m, content["modalities"][m]["signature"]) for m in MODALITIES],
+        drawn=manifest.drawn,
     )
 
 

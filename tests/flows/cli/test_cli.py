@@ -28,6 +28,7 @@ runner = CliRunner()
         "serve",
         "watch",
         "results",
+        "problems",
         "use",
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -36,6 +38,7 @@ def test_a_sound_corpus_passes_and_its_time_is_estimated(here, demo, capfd):
     for part in ("usable rows 5 of 5", "video codec h264 5", "without audio 0", "going by 2 clips", "audio.librosa"):
         assert part in said
     assert "0 of 5 rows cannot be used" in said
+    assert f"dashfusion use corpus=mmsa prepare.root={demo} prepare.corpus={demo.name}" in said
     assert sorted(path.name for path in here.iterdir()) == ["params.yaml"]  # nothing is written
 
 
@@ -56,6 +59,19 @@ def test_too_many_unusable_rows_end_in_exit_code_1_with_reasons(here, demo, capf
 def test_a_folder_that_is_no_corpus_says_so(here, capfd):
     code, said = run(str(here), capfd=capfd)
     assert code == 1 and "label.csv" in said and "Traceback" not in said
+
+
+def test_a_folder_of_features_is_recognised_and_counted(here, capfd):
+    steps = np.ones((4, 2, 3), np.float32)
+    split = {"text": steps, "audio": steps, "vision": steps, "regression_labels": np.linspace(-0.8, 0.8, 4)}
+    split |= {"raw_text": ["那部电影很好。"] * 4}
+    (here / "features").mkdir()
+    content = {name: split | {"id": [f"{name}$_${i}" for i in range(4)]} for name in ("train", "valid", "test")}
+    (here / "features/mine.pkl").write_bytes(pickle.dumps(content))
+    code, said = run("features", capfd=capfd)
+    assert code == 0 and "usable rows 12 of 12" in said and "without audio" not in said
+    line = "prepare.root=features/mine.pkl prepare.corpus=mine 'prepare.label_range=[-1,1]' prepare.language=zh"
+    assert f"dashfusion use corpus=mmsa_pickle {line}" in said
 
 
 def test_the_sample_spans_the_durations_and_takes_readable_clips_only(demo, tmp_path):

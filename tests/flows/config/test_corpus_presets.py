@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from corpora.splits import SplitConfig
 from flows.config.params import Params, ParamsError, check_params
 from flows.config.presets import compose
 from flows.prepare import read_corpus
@@ -134,7 +135,7 @@ def test_own_columns_are_named_one_by_one_and_checked():
     assert (params.raw_layout, preset("corpus=mmsa").prepare.raw_layout) == ("folder", "mmsa")
     with pytest.raises(ParamsError, match="prepare: columns: 'labels' is none of a table's columns; name among media"):
         preset("corpus=folder", "+prepare.columns.labels=score")
-    with pytest.raises(ParamsError, match="columns have no effect with layout demo"):
+    with pytest.raises(ParamsError, match="columns: no effect with layout demo"):
         preset("+prepare.columns={text: words}")
 
 
@@ -145,3 +146,29 @@ def test_an_own_folder_is_read_as_the_parameters_say(tmp_path):
     manifest, problems = read_corpus.fn(params, tmp_path)
     assert manifest.clips == ()
     assert [(p.clip_id, p.error) for p in problems] == [("a/a", "LabelOutOfRange")]
+
+
+def test_how_splits_are_drawn_is_checked():
+    drawn = preset("corpus=folder", "prepare.split={valid: 0.15, test: 0.2, by: speaker, seed: 7}").prepare
+    assert drawn.split == SplitConfig(0.15, 0.2, "speaker", 7) and preset("corpus=folder").prepare.split is None
+    for values, message in {
+        "{valid: 0.5, test: 0.5}": "prepare.split: valid and test together",
+        "{valid: -0.1, test: 0.5}": "prepare.split: valid is a share of the clips",
+        "{valid: 0.1, test: nan}": "prepare.split: test is a share of the clips",
+        "{valid: 0.1, test: 0.1, by: gender}": r"prepare.split.by: Input should be 'speaker', 'video' or 'clip'",
+        "{valid: 0.1}": "prepare.split.test: missing",
+        "{valid: 0.1, test: 0.1, sed: 7}": r"prepare.split.sed: no such key; did you mean 'seed'\?",
+    }.items():
+        with pytest.raises(ParamsError, match=message):
+            preset("corpus=folder", f"prepare.split={values}")
+    with pytest.raises(ParamsError, match="split: no effect with layout mmsa, which has its own"):
+        preset("corpus=mmsa", "+prepare.split={valid: 0.15, test: 0.2}")
+
+
+def test_the_encoding_of_a_table_is_checked():
+    assert preset("corpus=mmsa", "prepare.encoding=gb18030").prepare.encoding == "gb18030"
+    for name in ("utf-99", "rot13", "undefined"):
+        with pytest.raises(ParamsError, match=f"prepare: encoding '{name}' is unknown"):
+            preset("corpus=folder", f"prepare.encoding={name}")
+    with pytest.raises(ParamsError, match="encoding: no effect with layout demo"):
+        preset("+prepare.encoding=gb18030")

@@ -85,11 +85,12 @@ def make_card(tmp_path: Path):
         problems: Sequence[Problem] = (),
         mask_invalid: Sequence[str] = ("vision",),
         label_range: tuple[float, float] = WIDE,
+        drawn: Mapping[str, object] | None = None,
         **content: object,
     ):
         dataset = write_dataset(tmp_path / "dataset", clips, valid, **content)
         transcripts = make_transcripts(clips, {"a/1": 2, "a/2": 5, "c/1": 7})
-        manifest = Manifest("tiny", "", label_range, clips)
+        manifest = Manifest("tiny", "", label_range, clips, drawn=drawn)
         return corpus_card(manifest, transcripts, dataset, problems, mask_invalid)
 
     return make
@@ -212,6 +213,12 @@ def test_why_clips_are_not_in_the_dataset_is_counted_by_clip(make_card, render):
     assert "1 clip is not in the dataset: <strong>NoModality</strong> in align, 1; <strong>NoFace</strong> in" in page
     assert 'href="#problems"' in page and page.count('id="problems"') == 1
     assert "no problem was recorded for it" in render(make_card())
+
+
+def test_splits_that_were_drawn_are_told_from_the_corpuss_own(make_card, render):
+    page = render(make_card(drawn={"valid": 0.15, "test": 0.2, "by": "speaker", "seed": 7}))
+    assert "drawn at random by speaker" in page and "0.15 of the clips for valid, 0.2 for test, seed 7" in page
+    assert "drawn at random" not in render(make_card())
 
 
 def test_what_comes_from_outside_is_escaped(make_card, render):
