@@ -172,7 +172,7 @@ def _encoding(path: Path) -> str | None:
 
 
 def detect_columns(table: Table, rows: Sequence[Mapping[str, str]], files: MediaFiles) -> dict[str, str]:
-    """Return our name -> the table's of each column that another name than ours, by its name and by its values.
+    """Return our name -> the table's of each column that has another name than ours.
 
     A column whose values do not fit is not taken, whatever it is called; one that is called otherwise is taken for the
     media, the splits, the labels or the transcripts if its values leave no doubt.
