@@ -150,7 +150,10 @@ def test_drawn_splits_are_those_that_are_checked(params, tmp_path):
     own = write_corpus(tmp_path / "own", [{"mode": "test"}] * 12)
     assert len(errors(of_corpus(params, own, layout="folder"))) == 2
     drawn = write_corpus(tmp_path / "drawn", [{"mode": ""}] * 12)
-    assert check_project(of_corpus(params, drawn, layout="folder", split=SplitConfig(by="clip"))) == []
+    assert (
+        check_project(of_corpus(params, drawn, layout="folder", split=SplitConfig(valid=0.2, test=0.2, by="clip")))
+        == []
+    )
 
 
 def test_few_unusable_rows_are_a_warning(params, tmp_path):
