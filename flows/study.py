@@ -112,6 +112,8 @@ def study(
         reported = _update_report(wait)
     for table in tables(result):
         console.print(table)
+    if result.refusal:
+        console.print(result.refusal, style="bold yellow", markup=False)
     for note in result.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(f"{path}" + (f"; report: {(params.paths.report / 'index.html').resolve()}" if reported else ""))
@@ -159,7 +161,13 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
 
 def _result(params: Params, measured: Measurements, notes: Sequence[str], provenance: RunProvenance) -> StudyResult:
     """Return the study's result: its description, provenance and table of numbers."""
+    from model.evaluation.baselines import compare_with_baselines, fit_baselines
+
     spec = measured.spec
+    uses_text = "text" in variant_params(params, spec, spec.reference).train.modalities
+    reference_SN = measured.predictions[spec.reference, CLEAN, None]
+    compared = reference_SN, measured.label, measured.speaker, measured.label_range
+    baselines = compare_with_baselines(*compared, fit_baselines(params.paths.dataset, SPLIT, uses_text))
     pareto_metric = metric_keys([spec.pareto.metric], measured.label_range) if spec.pareto else []
     return StudyResult(
         study=spec.name,
@@ -177,6 +185,7 @@ def _result(params: Params, measured: Measurements, notes: Sequence[str], proven
         notes=notes,
         provenance=provenance.to_dict(),
         rows=tidy_rows(measured),
+        baselines=baselines,
     )
 
 
@@ -272,7 +281,7 @@ def publish(result: StudyResult) -> None:
         row["difference"] = format_difference(mean.metric, difference.value, difference.interval) if difference else ""
         row["p"] = difference.p if difference else None
         row["p adjusted"] = difference.p_adjusted if difference else None
-        row["verdict"] = difference.verdict if difference else ""
+        row["verdict"] = result.verdict(difference) if difference else ""
         rows.append(row)
     title = f"{result.title}: means over the seeds, differences to {result.reference}"
     engine.publish_table(f"study-{result.study.replace('_', '-')}", rows, title)
