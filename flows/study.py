@@ -21,8 +21,9 @@ from extractors.corruption.conditions import Condition as Corruption
 from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, unsupported_reason
 from extractors.execution.workers import WorkerPool
 from flows.config.params import Params, load_params
-from flows.display.console import console, progress
+from flows.display.console import console
 from flows.display.metrics import format_difference
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 from flows.orchestration.dvc import up_to_date
 from flows.orchestration.settings import scratch_folder
@@ -233,8 +234,8 @@ def _views(
     }
     if corruptions:
         workers = params.extract.workers or os.cpu_count() or 1
-        with WorkerPool(workers, params.extract.clip_timeout) as pool, progress("conditions") as bar:
-            row = bar.add_task("study: corrupt", total=len(corruptions), note="")
+        with WorkerPool(workers, params.extract.clip_timeout) as pool, StageProgress("conditions") as bar:
+            row = bar.add_task("study: corrupt", total=len(corruptions))
             for (name, strength), corruption in corruptions.items():
                 bar.update(row, note=f"{name} {strength:g}")
                 split = engine.call(corrupt, corruption, original=original, params=params, scratch=scratch, pool=pool)
@@ -253,8 +254,8 @@ def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], **options: An
     """Return `trial_task(trial)` for every trial, with a progress bar."""
     publish = engine.publish_progress(f"study-{step}-progress", f"Trainings of the study: {step}")
     done = 0
-    with progress("trainings") as bar:
-        row = bar.add_task(f"study: {step}", total=len(trials), note="")
+    with StageProgress("trainings") as bar:
+        row = bar.add_task(f"study: {step}", total=len(trials))
 
         def each(result: Any) -> None:
             nonlocal done

@@ -228,6 +228,8 @@ def _compare(
     interval = None if draws_R is None else percentile_interval(draws_R)
     if interval and interval[0] == interval[1]:  # all clips differ alike, which tells nothing about others
         interval = None
+    if interval and key != DECIDING:  # widened draws may leave the range of a difference of accuracies
+        interval = max(-1.0, interval[0]), min(1.0, interval[1])
     return {
         key: float(score_SN[-1].mean()),
         f"{key}_difference": float(difference_S.mean()),
