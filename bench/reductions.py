@@ -20,12 +20,12 @@ import torch
 
 from bench.results import write_result
 from flows.config.params import load_params
-from flows.studies.crossed import crossed_draws
 from flows.studies.trial import View, predict_views, train_trial, trial_folder
 from model.config import ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.sequences import read_column
 from model.evaluation.bootstrap import resampled_by_seed
+from model.evaluation.crossed import crossed_draws
 from model.evaluation.metrics import evaluate_metrics
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from extractors.dataset.align import AlignSummary
 from extractors.dataset.align import align as align_features
 from flows.config.params import Params, load_params
 from flows.display.console import console
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 
 TRUE_WORD_TIMES = "words.csv"
@@ -25,8 +27,11 @@ def join(params: Params) -> AlignSummary:
     """Join the modalities' features into the dataset."""
     paths = params.paths
     folders = {modality: paths.features / modality for modality in MODALITIES}
-    true_times = Path(read_manifest(paths.manifest).root) / TRUE_WORD_TIMES
-    return align_features(paths.manifest, paths.transcripts, folders, paths.dataset, params.align, true_times)
+    manifest = read_manifest(paths.manifest)
+    tables, true_times = (paths.manifest, paths.transcripts), Path(manifest.root) / TRUE_WORD_TIMES
+    with StageProgress() as bar:
+        advance = partial(bar.advance, bar.add_task("align", total=len(manifest.clips)))
+        return align_features(*tables, folders, paths.dataset, params.align, true_times, progress=advance)
 
 
 @flow(name="align", flow_run_name=engine.run_name, on_running=[engine.add_tags])

@@ -18,6 +18,7 @@ from corpora.manifest import read_manifest
 from corpora.problems import read_problems
 from extractors.transcripts.table import read_transcripts, with_transcripts
 from flows.config.params import Params, load_params
+from flows.display.baselines import baseline_table, baseline_verdict, is_better
 from flows.display.console import console
 from flows.orchestration import engine, settings
 from flows.orchestration.settings import REPORT_PAGE, REPORT_URL
@@ -197,12 +198,22 @@ def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[st
     return table
 
 
+def print_metrics(params: Params, metrics: Mapping[str, Any]) -> None:
+    """Print the metrics, and what the baselines make of them."""
+    console.print(metrics_table(params, metrics, previous_metrics(params, metrics)))
+    if found := metrics.get("baselines"):
+        if "verdict" in found:
+            console.print(baseline_table(found))
+        console.print(baseline_verdict(found), style="" if is_better(found) else "bold yellow", markup=False)
+
+
 def publish_metrics(params: Params, metrics: Mapping[str, Any], prefix: str = "") -> None:
     """Publish the metrics with their change, and a link to the report, under keys that start with `prefix`."""
     title, before = f"{params.prepare.corpus}, {params.evaluate.split} split", previous_metrics(params, metrics)
     columns = ("metric", "value", "last run", "change")[: 4 if before else 2]
     rows = compared_rows(metrics, before) if before else metrics_rows(metrics)
     lines = [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+    lines += ["", baseline_verdict(metrics.get("baselines", {}))]
     engine.publish_markdown(f"{prefix}metrics", "\n".join(lines), title)
     page, served = (params.paths.report / REPORT_PAGE).resolve(), os.environ.get(REPORT_URL)
     link = f"{served.rstrip('/')}/{page.name}" if served else page.as_uri()
@@ -239,7 +250,7 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     path = engine.call(report, params, result, record, looks)
     publish_metrics(params, result.metrics)
     publish_plots(params, result)
-    console.print(metrics_table(params, result.metrics, previous_metrics(params, result.metrics)))
+    print_metrics(params, result.metrics)
     if looks:
         console.print(f"the test split of this dataset has been evaluated {looks.text}")
     console.print(f"report: {path.resolve()}")

@@ -23,7 +23,7 @@ from extractors.transcripts.table import read_transcripts, with_transcripts
 from flows.config.params import IMPORTED_LAYOUTS, ExtractorParams, ExtractParams, Params, load_params
 from flows.display import console
 from flows.orchestration import engine, settings, task_runners
-from flows.orchestration.extraction_progress import LEGEND, Meter, summarise, table
+from flows.orchestration.extraction_progress import Meter, summarise, table
 
 MIN_UNIT_CLIPS, MAX_UNIT_CLIPS = 16, 64
 """Clips of a work unit, which is one Prefect task."""
@@ -147,7 +147,6 @@ def extract(modality: Literal["text", "audio", "vision"], params_file: Path = Pa
     engine.publish_table(f"extract-{modality}", [figures], f"Extraction of {modality} with {chosen.extractor}")
     console.console.print(f"{modality}: {chosen.extractor} ({figures['reused']} from an earlier run) -> {folder}")
     console.console.print(table(figures))
-    console.console.print(LEGEND, style="dim")
     return asdict(summary)
 
 

@@ -17,7 +17,8 @@ from corpora.readers.raw import UNREADABLE, read_raw
 from extractors.imported import write_imported
 from flows.config.encoder import check_encoder
 from flows.config.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_params
-from flows.display.console import console, progress
+from flows.display.console import console
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 
 READERS = {"mmsa_pickle": read_mmsa, "csd": read_csd}
@@ -27,8 +28,8 @@ READERS = {"mmsa_pickle": read_mmsa, "csd": read_csd}
 @task
 def generate_demo(params: PrepareParams, root: Path, workers: int) -> None:
     """Write the demo's mp4 files and its label.csv under `root`."""
-    with progress() as bar:
-        row = bar.add_task("generate demo", total=params.demo.clips, note="")
+    with StageProgress() as bar:
+        row = bar.add_task("generate demo", total=params.demo.clips)
         generate(
             root,
             params.demo,

@@ -23,8 +23,9 @@ from extractors.corruption.conditions import Condition as Corruption
 from extractors.corruption.dataset import CorruptedSplit, Original, corrupt_split, read_original, unsupported_reason
 from extractors.execution.workers import WorkerPool
 from flows.config.params import Params, load_params
-from flows.display.console import console, progress
+from flows.display.console import console
 from flows.display.metrics import format_difference
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 from flows.orchestration.dvc import up_to_date
 from flows.orchestration.settings import scratch_folder
@@ -120,6 +121,8 @@ def study(
             return Cancelled(message=str(error))
     for table in tables(result):
         console.print(table)
+    if result.refusal:
+        console.print(result.refusal, style="bold yellow", markup=False)
     for note in result.notes:
         console.print(f"note: {note}", style="yellow", markup=False)
     console.print(f"{path}" + (f"; report: {(params.paths.report / 'index.html').resolve()}" if reported else ""))
@@ -167,7 +170,13 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
 
 def _result(params: Params, measured: Measurements, notes: Sequence[str], provenance: RunProvenance) -> StudyResult:
     """Return the study's result: its description, provenance and table of numbers."""
+    from model.evaluation.baselines import compare_with_baselines, fit_baselines
+
     spec = measured.spec
+    uses_text = "text" in variant_params(params, spec, spec.reference).train.modalities
+    reference_SN = measured.predictions[spec.reference, CLEAN, None]
+    compared = reference_SN, measured.label, measured.speaker, measured.label_range
+    baselines = compare_with_baselines(*compared, fit_baselines(params.paths.dataset, SPLIT, uses_text))
     pareto_metric = metric_keys([spec.pareto.metric], measured.label_range) if spec.pareto else []
     return StudyResult(
         study=spec.name,
@@ -185,6 +194,7 @@ def _result(params: Params, measured: Measurements, notes: Sequence[str], proven
         notes=notes,
         provenance=provenance.to_dict(),
         rows=tidy_rows(measured),
+        baselines=baselines,
     )
 
 
@@ -232,8 +242,8 @@ def _views(
     }
     if corruptions:
         workers = params.extract.workers or os.cpu_count() or 1
-        with WorkerPool(workers, params.extract.clip_timeout) as pool, progress("conditions") as bar:
-            row = bar.add_task("study: corrupt", total=len(corruptions), note="")
+        with WorkerPool(workers, params.extract.clip_timeout) as pool, StageProgress("conditions") as bar:
+            row = bar.add_task("study: corrupt", total=len(corruptions))
             for (name, strength), corruption in corruptions.items():
                 bar.update(row, note=f"{name} {strength:g}")
                 split = engine.call(corrupt, corruption, original=original, params=params, scratch=scratch, pool=pool)
@@ -252,8 +262,8 @@ def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], **options: An
     """Return `trial_task(trial)` for every trial, with a progress bar."""
     publish = engine.publish_progress(f"study-{step}-progress", f"Trainings of the study: {step}")
     done = 0
-    with progress("trainings") as bar:
-        row = bar.add_task(f"study: {step}", total=len(trials), note="")
+    with StageProgress("trainings") as bar:
+        row = bar.add_task(f"study: {step}", total=len(trials))
 
         def each(result: Any) -> None:
             nonlocal done
@@ -280,7 +290,7 @@ def publish(result: StudyResult) -> None:
         row["difference"] = format_difference(mean.metric, difference.value, difference.interval) if difference else ""
         row["p"] = difference.p if difference else None
         row["p adjusted"] = difference.p_adjusted if difference else None
-        row["verdict"] = difference.verdict if difference else ""
+        row["verdict"] = result.verdict(difference) if difference else ""
         rows.append(row)
     title = f"{result.title}: means over the seeds, differences to {result.reference}"
     engine.publish_table(f"study-{result.study.replace('_', '-')}", rows, title)

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from flows.config.params import Params, load_params
-from flows.display.console import console, progress
+from flows.display.console import console
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 from flows.orchestration.settings import STATE, forced, open_scratch, scratch_folder
 from flows.orchestration.training_pool import TrainingPool, training_pool
@@ -47,7 +48,7 @@ _pools: list[TrainingPool] = []  # of this stage: processes cannot be passed as 
 
 
 class CurveObserver:
-    """Passes the training loop's metrics on to DVCLive, TensorBoard, the progress bar and Prefect.
+    """Passes the training loop's metrics on to DVCLive, TensorBoard, the progress bar or lines, and Prefect.
 
     Args:
         live: DVCLive logger.
@@ -59,13 +60,15 @@ class CurveObserver:
     """
 
     def __init__(
-        self, live: Any, board: Any, bar: Progress, row: TaskID, epochs: int, publish: Callable[[float, str], None]
+        self, live: Any, board: Any, bar: StageProgress, row: TaskID, epochs: int, publish: Callable[[float, str], None]
     ) -> None:
         self.live, self.board, self.bar, self.row, self.epochs = live, board, bar, row, epochs
         self.publish, self.published = publish, 0.0
+        self.trained = 0
 
     def on_batch(self, epoch: int, done: int, total: int) -> None:
         """Update the bar after a batch."""
+        self.trained = epoch
         self.bar.update(self.row, completed=(epoch - 1) * total + done, total=self.epochs * total)
 
     def on_epoch(self, epoch: int, metrics: dict[str, float]) -> None:
@@ -77,6 +80,9 @@ class CurveObserver:
         self.live.next_step()
         note = f"epoch {epoch}  loss {metrics['train_loss']:.3f}  valid MAE {metrics['valid_mae']:.3f}"
         self.bar.update(self.row, note=note)
+        if epoch == self.trained:  # not the epochs before a resumption
+            text = f"epoch {epoch} of {self.epochs}, loss {metrics['train_loss']:.3f}"
+            self.bar.print_line(self.row, f"{text}, valid MAE {metrics['valid_mae']:.3f}, {metrics['seconds']:.1f} s")
         if time.monotonic() - self.published > MIN_PUBLISH_SECONDS or epoch == self.epochs:
             self.publish(100 * epoch / self.epochs, note)
             self.published = time.monotonic()
@@ -106,8 +112,8 @@ def train_seed(seed: int, params: Params) -> dict[str, Any]:
     live = Live(dir=str(curves), dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
     publish = engine.publish_progress(f"train-seed-{seed}-progress", f"Epochs of seed {seed}")
     on_gpu = resolve_device(params.train.device).type == "cuda"
-    with engine.gpu_slot() if on_gpu else nullcontext(), live, progress("batches") as bar:
-        row = bar.add_task(f"train seed {seed}", total=None, note="")
+    with engine.gpu_slot() if on_gpu else nullcontext(), live, StageProgress("batches") as bar:
+        row = bar.add_task(f"train seed {seed}", total=None)
         observer = CurveObserver(live, board, bar, row, params.train.epochs, publish)
         result = train_model(*arguments, observer, scratch)
     if board:
@@ -212,8 +218,8 @@ def _train_beside_each_other(trainings: FoldTrainings) -> list[dict[str, Any]]:
     """Return the errors of all folds, trained in processes, one per core or GPU."""
     folds = trainings.folds
     publish = engine.publish_progress("train-intervals-progress", "Trainings for the prediction intervals")
-    with training_pool(trainings.config.device, 0, len(folds)) as pool, progress("trainings") as bar:
-        row = bar.add_task("train: intervals", total=len(folds), note="")
+    with training_pool(trainings.config.device, 0, len(folds)) as pool, StageProgress("trainings") as bar:
+        row = bar.add_task("train intervals", total=len(folds))
         done = 0
 
         def each(_: Any) -> None:

@@ -14,7 +14,8 @@ from extractors.execution.cache import TRACEBACKS
 from extractors.transcripts.transcribe import TranscribeSummary
 from extractors.transcripts.transcribe import transcribe as transcribe_clips
 from flows.config.params import Params, load_params
-from flows.display.console import console, progress
+from flows.display.console import console
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 from flows.orchestration.settings import forced, scratch_folder
 
@@ -23,13 +24,13 @@ from flows.orchestration.settings import forced, scratch_folder
 def transcribe_corpus(params: Params) -> TranscribeSummary:
     """Write the transcripts of all clips; recognised and aligned speech of earlier runs is reused unless forced."""
     paths, timeout = params.paths, params.extract.clip_timeout
-    bar = progress()
+    bar = StageProgress()
     rows: dict[str, TaskID] = {}
 
     def show(step: str, done: int, total: int) -> None:
         if step not in rows:
             bar.start()  # only now: most corpora need neither recogniser nor aligner
-            rows[step] = bar.add_task(step, total=total, note="")
+            rows[step] = bar.add_task(step, total=total)
         bar.update(rows[step], completed=done)
 
     try:

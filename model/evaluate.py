@@ -16,6 +16,7 @@ from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES, check_modalities
 from model.data.clips import ClipTable
 from model.device import resolve_device
+from model.evaluation.baselines import compare_with_baselines, fit_baselines
 from model.evaluation.inference import infer, predict
 from model.evaluation.metrics import Metric, defined_metrics
 from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
@@ -35,7 +36,8 @@ class Evaluation:
         metrics: For one network, as returned by `evaluate_metrics`; for several, the mean under the same keys, the
             sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads also
             `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels. `undefined`:
-            metric that is None -> the reason; left out if there is none.
+            metric that is None -> the reason; left out if there is none. `baselines`: the comparison with them, see
+            `compare_with_baselines`.
         by_seed: Seed -> metrics of its network.
         predictions: Table of `PREDICTIONS_SCHEMA`, the networks' clips one after another, with further columns:
             `prediction_without_<modality>` for each modality used beside others, null if the clip lacks it or has no
@@ -82,7 +84,7 @@ def evaluate(
         raise ValueError("no checkpoint to evaluate; name at least one folder that the train stage made")
     by_seed: dict[int, Mapping[str, Metric]] = {}
     undefined: dict[str, str] = {}
-    tables = []
+    tables, predicted = [], []
     for folder in checkpoints:
         network, info = load_checkpoint(folder, resolve_device(device))
         if info.seed in by_seed:
@@ -114,9 +116,15 @@ def evaluate(
         by_seed[info.seed] = metrics
         undefined |= reasons
         tables.append(predictions)
-    metrics_over_seeds = _over_seeds(list(by_seed.values()))
+        predicted.append(prediction_N)
+    found: dict[str, Any] = {**_over_seeds(list(by_seed.values()))}
+    if table.lengths(used).any():
+        baselines = fit_baselines(dataset, split, text="text" in used)
+        speaker_N = table.clip_ids if table.speakers is None else table.speakers
+        compared = np.stack(predicted), table.labels, speaker_N, label_range
+        found["baselines"] = compare_with_baselines(*compared, baselines)
     return Evaluation(
-        metrics=metrics_over_seeds | ({"undefined": undefined} if undefined else {}),
+        metrics=found | ({"undefined": undefined} if undefined else {}),
         by_seed=by_seed,
         predictions=pa.concat_tables(tables, promote_options="default"),
         unlabelled=int((~labelled).sum()),

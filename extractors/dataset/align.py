@@ -27,7 +27,7 @@ from extractors.store import REFERENCE, FeatureMeta, FeatureReader, ShardWriter,
 from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from extractors.base import FeatureSequence
 
@@ -93,6 +93,7 @@ def align(
     config: AlignConfig,
     word_times_path: Path | None = None,
     keep_empty: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> AlignSummary:
     """Write the dataset: `out`/dataset.json and `out`/<split>/part-*.parquet, clips in the manifest's order.
 
@@ -108,6 +109,7 @@ def align(
         config: mode and masks. All-zero steps of imported audio and vision are masked in any case.
         word_times_path: true word times (`read_word_table`) to measure the estimated ones by, if the file exists.
         keep_empty: keep clips without any modality instead of dropping them; either way they are listed as problems.
+        progress: called with 1 before each clip.
 
     Raises:
         FileNotFoundError: no manifest, no transcripts, or no features of a modality.
@@ -131,6 +133,8 @@ def align(
         schema = dataset_schema({m: len(metas[m].feature_names) for m in MODALITIES})
         writers = {split: stack.enter_context(ShardWriter(folder / split, schema)) for split in SPLITS}
         for clip in manifest.clips:
+            if progress is not None:
+                progress(1)
             sequences = {
                 m: reader[clip.clip_id] if clip.clip_id in reader else missing_sequence(len(metas[m].feature_names))
                 for m, reader in readers.items()
@@ -158,12 +162,16 @@ def align(
             "recogniser": read_recogniser(transcripts_path),
         }
         _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
-        for m in MODALITIES:
-            if (reference := Path(feature_folders[m]) / REFERENCE).is_file():
-                (folder / "reference").mkdir(exist_ok=True)
-                shutil.copyfile(reference, folder / "reference" / f"{m}{reference.suffix}")
+        _copy_references(feature_folders, folder / "reference")
     hidden = {m: 1 - visible[m] / total[m] if total[m] else 0.0 for m in MODALITIES}
     return AlignSummary(clips, missing, hidden, timer.to_json(), tuple(problems))
+
+
+def _copy_references(feature_folders: Mapping[str, Path], folder: Path) -> None:
+    for m in MODALITIES:
+        if (reference := Path(feature_folders[m]) / REFERENCE).is_file():
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(reference, folder / f"{m}{reference.suffix}")
 
 
 def _no_modality(clip: Clip, readers: Mapping[str, FeatureReader], keep: bool) -> Problem:

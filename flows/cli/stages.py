@@ -117,7 +117,7 @@ def results() -> None:
     """Print the metrics of the last evaluation, their change since the previous one, and the report's path."""
     from flows.config.params import load_params
     from flows.display.console import console
-    from flows.evaluate import metrics_table, previous_metrics
+    from flows.evaluate import print_metrics
 
     with plain_errors():
         params = load_params()
@@ -126,7 +126,7 @@ def results() -> None:
         console.print(f"no {path} yet: `dashfusion evaluate` (or `dvc repro`) writes it")
         raise typer.Exit(1)
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    console.print(metrics_table(params, metrics, previous_metrics(params, metrics)))
+    print_metrics(params, metrics)
     console.print(f"report: {(params.paths.report / 'index.html').resolve()}")
 
 

@@ -1,4 +1,4 @@
-"""The shared consoles, which print control characters of file names and texts as escapes, and the progress bar."""
+"""The shared consoles, which print control characters of file names and texts as escapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -51,17 +50,3 @@ class SafeConsole(Console):
 
 console = SafeConsole(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 error_console = SafeConsole(highlight=False, soft_wrap=True, stderr=True)
-
-
-def progress(unit: str = "clips") -> Progress:
-    """Return a progress bar that counts `unit`; its tasks need a field `note`."""
-    return Progress(
-        TextColumn("[bold]{task.description:<16}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )

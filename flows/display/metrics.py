@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from corpora.manifest import MODALITIES
 
@@ -13,6 +13,7 @@ MINUS = "\u2212"
 """As wide as a plus, so that columns line up."""
 
 Interval = tuple[float, float] | None
+Verdict = Literal["better", "worse", "undecided"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,9 @@ METRICS |= {
     for key, name in {"acc2": "Acc-2", "mae": METRICS["mae"].label, "corr": METRICS["corr"].label}.items()
 }
 LESS_IS_BETTER = {key for key in METRICS if key.startswith("mae")}
+_NOT_METRICS = {"n", "seeds", "undefined", "baselines"}
+"""Keys of metrics/<split>.json with something else."""
+
 HEADLINE = ("acc2_np", "acc2", "f1_np", "f1", "mae", "corr", "acc7", "acc5")
 """Metrics of the report's cards, most important first."""
 MAX_CARDS = 5
@@ -132,6 +136,13 @@ def format_difference(key: str, value: float | None, interval: Interval = None) 
     return f"{text} [{low}, {high}]"
 
 
+def direction(key: str, interval: Interval) -> Verdict:
+    """Return whether a difference of the metric with this 95 % interval is for the better."""
+    if interval is None or interval[0] <= 0 <= interval[1]:
+        return "undecided"
+    return "better" if (interval[1] < 0) == (key in LESS_IS_BETTER) else "worse"
+
+
 def format_interval(key: str, interval: Interval) -> str:
     """Format an interval of the metric: `88.2 to 97.4%`.
 
@@ -203,7 +214,7 @@ def metric_table(
         previous: Metrics of the previous evaluation.
     """
     intervals, previous = intervals or {}, previous or {}
-    others = metrics.keys() - METRICS.keys() - {f"{key}_std" for key in metrics} - {"n", "seeds", "undefined"}
+    others = metrics.keys() - METRICS.keys() - {f"{key}_std" for key in metrics} - _NOT_METRICS
     rows = []
     for key in [*(key for key in METRICS if key in metrics), *(key for key in metrics if key in others)]:
         change, better = _change(key, metrics[key], previous.get(key))

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import Timer
 
+from flows.display.console import console
+from flows.display.progress import RECORDS, BarReader
 from flows.orchestration import engine, settings, supervisor
 
 # Phrases of DVC's output: a stage that is up to date, one whose outputs are in the cache from an earlier run with the
@@ -37,6 +39,7 @@ NOISE = (
     "Data and pipelines are up to date",
     "Updating lock file",
     "Generating lock file",
+    "> python -m flows.",  # the command of the stage that the line before names
     *BLOCKED,
     "If there are no processes with such PIDs",
 )
@@ -152,7 +155,6 @@ def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
         time_limit: Minutes after which the stage is stopped; 0: no limit.
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    environment = {"PATH": settings.python_path(), settings.FORCE: "1" if force else "0"} | _link_to_parent()
     if force:
         command.append("--force")
     process = subprocess.Popen(
@@ -162,7 +164,7 @@ def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | environment,
+        env=stage_environment(force),
         start_new_session=True,  # Ctrl-C reaches this process, which then stops the stage
     )
     stdin, stdout = process.stdin, process.stdout
@@ -190,17 +192,30 @@ def dvc_repro(stage: str, force: bool, time_limit: float) -> Output:
     return output
 
 
+def stage_environment(force: bool) -> dict[str, str]:
+    """Return the environment of a stage whose output `_read` reads."""
+    own = {
+        "PATH": settings.python_path(),
+        settings.FORCE: "1" if force else "0",
+        RECORDS: "1" if console.is_terminal else "0",
+    }
+    return os.environ | own | _link_to_parent()
+
+
 def _read(lines: Iterable[str], output: Output) -> None:
-    """Pass lines of DVC and the stage on to the log, and keep those that can explain a failure."""
-    for line in lines:
-        output.skipped = output.skipped or any(phrase in line for phrase in SKIPPED)
-        output.cancelled = output.cancelled or bool(re.match(rf"\w+ {engine.CANCELLED} ", line))
-        relevant = _is_relevant(line)
-        blocked = any(phrase in line for phrase in BLOCKED)
-        if blocked or (relevant and not re.match(r"Running stage '.*':$|> ", line)):
-            output.tail.append(line.rstrip())
-        if relevant:
-            engine.log(line.rstrip())
+    """Pass lines of DVC and the stage on to the log, draw its bars, and keep lines that can explain a failure."""
+    with BarReader() as bars:
+        for line in lines:
+            if bars.take(line):
+                continue
+            output.skipped = output.skipped or any(phrase in line for phrase in SKIPPED)
+            output.cancelled = output.cancelled or bool(re.match(rf"\w+ {engine.CANCELLED} ", line))
+            relevant = _is_relevant(line)
+            blocked = any(phrase in line for phrase in BLOCKED)
+            if blocked or (relevant and not re.match(r"Running stage '.*':$", line)):
+                output.tail.append(line.rstrip())
+            if relevant:
+                engine.log(line.rstrip())
 
 
 def _is_relevant(line: str) -> bool:

@@ -61,8 +61,8 @@ def run_flow(flow: Any, **parameters: Any) -> Any:
     """Run `flow` with the engine if a server is available, else as the plain function that it wraps."""
     address, message = prefect_server.find_or_start()
     parent = os.environ.get(PARENT_RUN)
-    if not parent:
-        console.print(f"[dim]{message}[/dim]")
+    if message and not parent:
+        console.print(message, style="dim", markup=False)
     if address is None:
         return flow.fn(**parameters)
     from prefect.settings import PREFECT_API_URL, temporary_settings

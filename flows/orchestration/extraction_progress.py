@@ -1,4 +1,4 @@
-"""Progress of an extraction: a bar on the terminal, regular lines in a log, a progress artifact, a summary table."""
+"""Progress of an extraction: a bar or lines, a progress artifact, and a summary table."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ import threading
 import time
 from collections.abc import Sequence
 from contextvars import copy_context
-from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from extractors.execution.units import UnitReport
 from extractors.store import Summary
-from flows.display.console import console
+from flows.display.progress import StageProgress
 from flows.orchestration import engine
 
 TICK = 1.0
-"""Seconds between two checks for progress, and at least between two updates of the artifact."""
-
-LOG_EVERY = 30.0
-"""Seconds between two log lines if there is no terminal for a bar."""
-
-LEGEND = "new: extracted now; media: their seconds; wall: seconds this took; RTF: wall / media"
+"""Seconds at least between two updates of the artifact."""
 
 
 class Meter:
@@ -41,18 +34,8 @@ class Meter:
         self._done = self._extracted = 0
         self._media = 0.0
         self._failed: set[str] = set()
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[failed]}"),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,  # the summary takes its place
-        )
-        self._row = self._bar.add_task(modality, total=clips, rates="", failed="")
+        self._bar = StageProgress("clips")
+        self._row = self._bar.add_task(modality, total=clips, rate="", note="0 failed")
         self._finished = threading.Event()
         self._ticker = threading.Thread(target=copy_context().run, args=(self._tick,), daemon=True)
 
@@ -64,12 +47,8 @@ class Meter:
             self._extracted += report.extracted
             self._media += report.seconds
             self._failed |= {problem.clip_id for problem in report.problems}
-            self._bar.update(
-                self._row,
-                completed=self._done,
-                rates=self._rates(),
-                failed=f"[red]{len(self._failed)} failed" if self._failed else "",
-            )
+            rates, failed = self._rates(), f"{len(self._failed)} failed"
+            self._bar.update(self._row, completed=self._done, rate=rates, note=failed)
 
     @property
     def seconds(self) -> float:
@@ -86,22 +65,15 @@ class Meter:
     def line(self) -> str:
         """Return the progress as a line of text."""
         with self._lock:
-            parts = [f"{self._done} of {self._clips} clips", self._rates(), f"{len(self._failed)} failed"]
-            left = self._bar.tasks[0].time_remaining
-        if left is not None:
-            parts.insert(2, f"{timedelta(seconds=round(left))} left")
-        return f"{self._modality}: {', '.join(filter(None, parts))}"
+            return self._bar.line(self._row)
 
     def _tick(self) -> None:
         publish = engine.publish_progress(f"extract-{self._modality}-progress", f"Clips of {self._modality} done")
-        shown, logged = -1, 0.0
+        shown = -1
         while not self._finished.wait(TICK):
             if self._done != shown:
                 shown = self._done
                 publish(100 * shown / max(self._clips, 1), self.line())
-            if not console.is_terminal and self.seconds - logged > LOG_EVERY:
-                logged = self.seconds
-                console.print(self.line())
         publish(100 * self._done / max(self._clips, 1), self.line())
 
     def __enter__(self) -> Self:
@@ -128,8 +100,8 @@ def summarise(features: int, reports: Sequence[UnitReport], summary: Summary, se
         "failed": str(summary.failed),
         "steps": str(summary.steps),
         "features": str(features),
-        "media": f"{media:.0f}",
-        "wall": f"{seconds:.1f}",
+        "media s": f"{media:.0f}",
+        "wall s": f"{seconds:.1f}",
         "clips/s": f"{extracted / seconds:.1f}" if extracted else "",
         "RTF": f"{seconds / media:.3f}" if media else "",
     }

@@ -55,22 +55,23 @@ def pages(api_url: str) -> str:
 
 
 def find_or_start() -> tuple[str | None, str]:
-    """Return the address of a server to report to, and a line for the user that names it.
+    """Return the address of a server to report to, and a line for the user that names it; empty if that is known.
 
     In this order: the server that `PREFECT_API_URL` names; the one that an earlier stage of this run started; a new
     one, stopped when the run ends. The address is None if none is available, or `DASHFUSION_SERVER` is `off`; the
-    stage then runs without a server.
+    stage then runs without a server. The stages of one `dvc repro` do not repeat what the first one or the user said.
     """
+    one_of_several = "DVC_STAGE" in os.environ
     if os.environ.get("DASHFUSION_SERVER", "").lower() in ("off", "0", "no"):
-        return None, "not reporting to Prefect (DASHFUSION_SERVER=off)"
+        return None, "" if one_of_several else "not reporting to Prefect (DASHFUSION_SERVER=off)"
     named = os.environ.get("PREFECT_API_URL")
     if named:
         if healthy(named):
-            return named, f"reporting to the Prefect server at {named}"
+            return named, "" if one_of_several else f"reporting to the Prefect server at {named}"
         return None, f"no Prefect server answers at PREFECT_API_URL={named}: running without one"
     recorded = _recorded()
     if recorded and healthy(recorded):
-        return recorded, f"reporting to Prefect at {recorded}, started for this run"
+        return recorded, ""
     owner, port = _owner(), free_port()
     api_url = loopback(port)
     supervisor = start(owner, port)

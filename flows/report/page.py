@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from corpora.files import atomic_file
 from flows.display import COLOURS
+from flows.display.baselines import baseline_metrics, baseline_rows, baseline_verdict, is_better
 from flows.display.metrics import (
     HEADLINE,
     MAX_CARDS,
+    METRICS,
     MINUS,
     NOTHING,
     Interval,
@@ -203,7 +205,18 @@ def _metrics(report: ReportInput) -> dict[str, Any]:
         "rows": rows,
         "cards": [by_key[key] for key in HEADLINE if key in by_key][:MAX_CARDS],
         "counts": counts(report.metrics),
+        "baselines": _baselines(report.metrics.get("baselines", {})),
         "languages": sorted({clip.language for clip in report.clips.values()}),
+    }
+
+
+def _baselines(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the comparison with the baselines: its verdict in words, and its table."""
+    return {
+        "verdict": baseline_verdict(found),
+        "better": is_better(found),
+        "columns": [METRICS[key].short for key in baseline_metrics(found)],
+        "rows": baseline_rows(found),
     }
 
 

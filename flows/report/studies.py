@@ -116,6 +116,8 @@ def _mismatches(study: StudyResult, corpus: str, split: str, data: Mapping[str, 
     mismatches = [f"another split, {study.split}"] if study.split not in (split, "valid") else []
     if any(row.p is None and row.interval for row in study.find(statistic="difference")):
         mismatches.append("intervals of an earlier version, over clips only: run the study again")
+    elif not study.baselines:
+        mismatches.append("an earlier version, which did not compare the reference with baselines")
     theirs, ours = study.provenance.get("data", {}).get("dataset"), data.get("dataset")
     if theirs is None or ours is None:
         return [*mismatches, "perhaps another dataset: its provenance does not tell"]
@@ -173,7 +175,7 @@ def _cell(study: StudyResult, variant: str, metric: str, statistic: str = "mean"
         spread=format_spread(metric, std.value if std else None),
         difference=format_difference(metric, difference.value, difference.interval) if difference else "",
         p=difference.p_text if difference else "",
-        verdict=difference.verdict if difference else "",
+        verdict=study.verdict(difference) if difference else "",
     )
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpora.tables import check_version, versioned_schema, write_table
-from flows.display.metrics import LESS_IS_BETTER, Interval
+from flows.display.baselines import baseline_verdict, is_better
+from flows.display.metrics import Interval, Verdict, direction
 
 SCHEMA_VERSION = 1
 
@@ -29,10 +30,10 @@ COSTS = {
 }
 """Metrics of cost: key -> (column header, unit). Multiply-adds, in millions, are of a clip of median length."""
 
+NO_VERDICT = "no verdict"
+
 ALPHA = 0.05
 """Level of the verdicts: intervals are of 95 %."""
-
-Verdict = Literal["better", "worse", "undecided"]
 
 STUDY_SCHEMA = pa.schema(
     [
@@ -68,7 +69,7 @@ class Row:
         statistic: `value` of one seed; over all seeds `mean`, `std` and `difference` (of the mean, to the reference);
             `area`, the mean over a condition's levels (trapezoidal rule), and `area_difference`.
         value: None where undefined.
-        low: Lower end of the 95 % interval over seeds and speakers (`flows.studies.crossed`); None where there is none.
+        low: Lower end of the 95 % interval over seeds and speakers (`model.evaluation.crossed`); None without one.
         high: Its upper end.
         cost: Millions of multiply-adds of the variant.
         p: Two-sided p value of a difference; None where there is no interval.
@@ -109,11 +110,9 @@ class Row:
         Undecided unless its interval excludes 0, and its adjusted p value is at most `ALPHA`. Results of earlier
         versions have intervals over the clips alone and no p values: undecided.
         """
-        if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
-            return "undecided"
         if self.p_adjusted is None or self.p_adjusted > ALPHA:
             return "undecided"
-        return "better" if (self.interval[1] < 0) == (self.metric in LESS_IS_BETTER) else "worse"
+        return direction(self.metric, self.interval)
 
 
 def _format_p(p: float) -> str:
@@ -140,6 +139,8 @@ class StudyResult:
         notes: What could not be measured, and why.
         provenance: As in metrics/run.json: code, parameters, data, versions, machine.
         rows: The numbers.
+        baselines: Comparison of the reference with the baselines, on the clean split: as in metrics/<split>.json. Empty
+            in results of earlier versions.
     """
 
     study: str
@@ -157,6 +158,21 @@ class StudyResult:
     notes: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def refusal(self) -> str:
+        """Why there are no verdicts: the reference is not better than the baselines; empty where there are.
+
+        What changes in a model that has learned nothing says nothing about its parts.
+        """
+        if not self.baselines or is_better(self.baselines):
+            return ""
+        return f"No verdicts. {baseline_verdict(self.baselines, f'the reference, {self.reference},')}"
+
+    def verdict(self, difference: Row) -> str:
+        """Return the verdict on a difference to the reference, or that none is given."""
+        return NO_VERDICT if self.refusal else difference.verdict
 
     @cached_property
     def _over_seeds(self) -> dict[tuple[Any, ...], Row]:
@@ -214,6 +230,7 @@ def read_study(path: Path) -> StudyResult:
     metadata = check_version(table.schema, SCHEMA_VERSION, path, kind="study result", remedy=remedy)
     metadata["provenance"] = metadata.pop("record")
     metadata["pareto"] = tuple(metadata["pareto"]) if metadata["pareto"] else None
+    metadata.setdefault("baselines", {})
     known = {item.name: metadata[item.name] for item in fields(StudyResult) if item.name != "rows"}
     rows = [Row(**{name: value for name, value in row.items() if name != "study"}) for row in table.to_pylist()]
     return StudyResult(**known, rows=rows)

@@ -14,10 +14,10 @@ from itertools import product
 import numpy as np
 
 from flows.display.metrics import is_fraction
-from flows.studies.crossed import crossed_draws, holm, p_value
 from flows.studies.results import ALL_CLIPS, CLEAN, Row
 from flows.studies.spec import StudySpec
-from model.evaluation.bootstrap import percentile_interval, resampled_by_seed
+from model.evaluation.bootstrap import percentile_interval, resampled_by_seed, resampled_groups
+from model.evaluation.crossed import crossed_draws, holm, p_value
 from model.evaluation.metrics import evaluate_metrics
 
 Cell = tuple[str, str, float | None]
@@ -57,9 +57,7 @@ class Measurements:
 
     def speakers(self, clips: str) -> int:
         """Return how many speakers of a group are resampled: of a single one, its clips are."""
-        rows = self.groups[clips]
-        count = len(set(self.speaker[rows].tolist()))
-        return count if count > 1 else len(rows)
+        return resampled_groups(self.speaker[self.groups[clips]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,9 @@ def _cell(
     lines = [format_metric(metric, mean.value) + (f" ± {format_spread(metric, std.value)}" if std else "")]
     if difference:
         lines += [] if short else [format_difference(metric, difference.value, difference.interval), difference.p_text]
-        lines += [difference.verdict] if difference.level is None else []  # single levels are judged by their area
+        lines += (
+            [result.verdict(difference)] if difference.level is None else []
+        )  # single levels are judged by their area
     return "\n".join(filter(None, lines))
 
 

@@ -117,6 +117,12 @@ def bootstrap_counts(
         yield count_rG[:, group_N].astype(np.float64)
 
 
+def resampled_groups(speaker_N: np.ndarray) -> int:
+    """Return how many groups `bootstrap_counts` draws: the speakers or, if there is a single one, its clips."""
+    speakers = len(set(speaker_N.tolist()))
+    return speakers if speakers >= MIN_GROUPS else len(speaker_N)
+
+
 def percentile_interval(values_R: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
     """Return the percentile interval of a metric; None if too many resamples leave it undefined."""
     defined = values_R[np.isfinite(values_R)]

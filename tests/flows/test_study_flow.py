@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
 from flows import study as flow
@@ -43,6 +44,11 @@ def test_trainings_are_compared_with_the_reference_on_every_view(dataset, tmp_pa
     for place in ({}, {"condition": "no text"}, {"condition": "audio missing", "level": 0.5}):
         difference = result.get("no alignment", "mae", "difference", **place)
         assert difference.verdict in ("better", "worse", "undecided")
+        assert result.verdict(difference) == "no verdict", "one epoch teaches nothing"
+    assert result.refusal.startswith("No verdicts. The reference, full, is ")
+    clean = result.get("full", "mae").value
+    mean = result.baselines["mean_label"]
+    assert mean["mae"] + mean["mae_difference"] == pytest.approx(clean)
     assert result.get("no alignment", "mae", "area_difference", condition="audio missing").interval
     clean, none_missing = result.get("full", "mae"), result.get("full", "mae", condition="audio missing", level=0.0)
     assert (clean.value, clean.interval) == (none_missing.value, none_missing.interval)

@@ -23,6 +23,20 @@ def test_prefect_hears_the_percentage_and_the_epochs_numbers_but_not_of_every_sh
     assert heard[1][1] == "epoch 3  loss 0.333  valid MAE 0.500"
 
 
+def test_a_log_gets_a_line_an_epoch_but_for_those_before_a_resumption():
+    live = SimpleNamespace(log_metric=lambda name, value: None, next_step=lambda: None)
+    lines: list[str] = []
+    bar = SimpleNamespace(update=lambda row, **fields: None, print_line=lambda row, text: lines.append(text))
+    observer = train.CurveObserver(live, None, bar, 0, 4, lambda percent, words: None)
+    for epoch in (1, 2, 3):
+        if epoch > 1:  # the first was trained before the run was killed
+            observer.on_batch(epoch, 6, 6)
+        observer.on_epoch(epoch, {"train_loss": 1 / epoch, "valid_mae": 0.5, "seconds": 2.34})
+    assert lines == [
+        "epoch 2 of 4, loss 0.500, valid MAE 0.500, 2.3 s", "epoch 3 of 4, loss 0.333, valid MAE 0.500, 2.3 s",
+    ]  # fmt: skip
+
+
 def test_outputs_of_other_seeds_that_a_killed_run_left_behind_are_removed(tmp_path):
     for name in ("models/seed-0", "models/seed-7", "metrics/training/seed-0", "metrics/training/seed-7", "models/mine"):
         (tmp_path / name).mkdir(parents=True)

@@ -18,6 +18,7 @@ from model.config import MODALITIES, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.data.info import read_info
 from model.evaluate import evaluate, write_metrics, write_predictions
+from model.evaluation.baselines import compare_with_baselines, fit_baselines
 from model.evaluation.inference import predict
 from model.evaluation.metrics import evaluate_metrics
 from model.evaluation.predictions import ClipPredictions
@@ -100,7 +101,10 @@ def test_one_checkpoint_is_measured_plainly(dataset, tmp_path):
     found = evaluate(dataset, [tmp_path / "best"], "test", device="cpu")
     table = ClipTable.read(dataset, "test", 32)
     expected = predict(network, table, MODALITIES)
-    assert found.metrics == evaluate_metrics(expected, table.labels, (-3, 3))
+    baselines = compare_with_baselines(
+        expected[None], table.labels, table.speakers, (-3, 3), fit_baselines(dataset, "test")
+    )
+    assert found.metrics == evaluate_metrics(expected, table.labels, (-3, 3)) | {"baselines": baselines}
     columns = ["clip_id", "split", "seed", "label", "prediction"]
     assert found.predictions.column_names == [*columns, *(f"prediction_without_{m}" for m in MODALITIES)]
     assert found.predictions["clip_id"].to_pylist() == table.clip_ids.tolist()
@@ -134,7 +138,7 @@ def test_several_seeds_give_mean_and_deviation(dataset, tmp_path):
     assert found.metrics["mae"] == pytest.approx(statistics.fmean(m["mae"] for m in singles))
     assert found.metrics["mae_std"] == pytest.approx(statistics.stdev(m["mae"] for m in singles))
     assert (found.metrics["n"], found.metrics["seeds"]) == (8, 3)
-    assert found.by_seed[1] == singles[1]
+    assert found.by_seed[1] | {"baselines": singles[1]["baselines"]} == singles[1]
     assert found.predictions["seed"].to_pylist() == [0] * 8 + [1] * 8 + [2] * 8
     with pytest.raises(ValueError, match="second checkpoint of seed 0"):
         evaluate(dataset, [folders[0], folders[0]], "test")

@@ -64,8 +64,9 @@ class Corpus:
                 for clip_id, one in rows[m].items():
                     writer.write(clip_id, one)
 
-    def align(self, out: str = "dataset", words: Path | None = None, **config):
-        return align(self.manifest, self.transcripts, self.folders, self.root / out, AlignConfig(**config), words)
+    def align(self, out: str = "dataset", words: Path | None = None, progress=None, **config):
+        tables, dataset = (self.manifest, self.transcripts), self.root / out
+        return align(*tables, self.folders, dataset, AlignConfig(**config), words, progress=progress)
 
     def info(self, out: str = "dataset") -> dict:
         return json.loads((self.root / out / "dataset.json").read_text())
@@ -182,9 +183,10 @@ def test_a_modality_without_a_row_is_missing_and_a_clip_without_any_is_dropped(t
     assert len(rows["v6/c"]["vision_values"]) > 0
 
 
-def test_a_clip_with_only_empty_rows_is_dropped(tmp_path):
+def test_a_clip_with_only_empty_rows_is_dropped_but_counts_as_done(tmp_path):
     corpus = make(tmp_path, clips=3, text=0, audio=0, vision=0)
-    assert len(corpus.align().problems) == 3
+    done: list[int] = []
+    assert len(corpus.align(progress=done.append).problems) == 3 and sum(done) == 3
 
 
 @pytest.mark.parametrize("mode", MODES)

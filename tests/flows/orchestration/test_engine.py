@@ -65,6 +65,23 @@ def test_off_means_off(monkeypatch):
     assert prefect_server.find_or_start()[0] is None
 
 
+def test_the_stages_of_one_repro_do_not_repeat_where_they_report_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prefect_server, "healthy", lambda address: True)
+    monkeypatch.delenv("DASHFUSION_SERVER", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", "http://named/api")
+    assert prefect_server.find_or_start() == ("http://named/api", "reporting to the Prefect server at http://named/api")
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    assert prefect_server.find_or_start() == ("http://named/api", "")
+    monkeypatch.delenv("PREFECT_API_URL")
+    prefect_server.RECORD.parent.mkdir()
+    owner = prefect_server._owner().pid
+    prefect_server.RECORD.write_text(json.dumps({"api_url": "http://ours/api", "owner": owner}), encoding="utf-8")
+    assert prefect_server.find_or_start() == ("http://ours/api", ""), "the first stage has started it, and said so"
+    monkeypatch.setenv("DASHFUSION_SERVER", "off")
+    assert prefect_server.find_or_start() == (None, "")
+
+
 def test_the_server_of_another_run_is_not_used_since_it_stops_with_that(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prefect_server, "healthy", lambda address: True)

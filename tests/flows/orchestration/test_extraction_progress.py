@@ -10,6 +10,7 @@ from rich.console import Console
 from corpora.problems import Problem
 from extractors.execution.units import UnitReport
 from extractors.store import FeatureMeta, Summary
+from flows.display import progress
 from flows.orchestration import extraction_progress
 
 META = FeatureMeta("audio", "fake.audio", {}, ("a", "b"), "fake-v1")
@@ -45,26 +46,12 @@ def test_a_unit_that_is_tried_again_counts_no_clip_beyond_the_last(clock):
     assert meter.line().startswith("audio: 8 of 8 clips") and meter.line().endswith("2 failed")
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_bar_is_drawn_on_a_terminal_only(monkeypatch, terminal):
+def test_the_bar_shows_the_failures(monkeypatch):
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=80)
-    monkeypatch.setattr(extraction_progress, "console", console)
+    monkeypatch.setattr(progress, "console", Console(file=out, force_terminal=True, width=80))
     with extraction_progress.Meter("audio", 8) as meter:
-        meter.add(report(extracted=8, seconds=4.0))
-    assert ("8/8" in out.getvalue()) == terminal
-
-
-def test_a_log_gets_a_line_now_and_then(monkeypatch):
-    out = io.StringIO()
-    monkeypatch.setattr(extraction_progress, "console", Console(file=out, width=80))
-    monkeypatch.setattr(extraction_progress, "TICK", 0.01)
-    monkeypatch.setattr(extraction_progress, "LOG_EVERY", 0.02)
-    with extraction_progress.Meter("audio", 8) as meter:
-        while not out.getvalue():
-            pass
-        meter.add(report(extracted=8))
-    assert "audio: 0 of 8 clips, 0 failed" in out.getvalue()
+        meter.add(report(extracted=7, seconds=4.0, failed=("v/1",)))
+    assert "8/8" in out.getvalue() and "1 failed" in out.getvalue()
 
 
 def test_the_summary_adds_up_the_units():
@@ -72,7 +59,7 @@ def test_the_summary_adds_up_the_units():
     figures = extraction_progress.summarise(2, reports, Summary(rows=24, missing=3, steps=700, failed=1), seconds=5.0)
     assert figures == {
         "clips": "25", "new": "19", "reused": "5", "missing": "3", "failed": "1", "steps": "700", "features": "2",
-        "media": "50", "wall": "5.0", "clips/s": "3.8", "RTF": "0.100",
+        "media s": "50", "wall s": "5.0", "clips/s": "3.8", "RTF": "0.100",
     }  # fmt: skip
 
 

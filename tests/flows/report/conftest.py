@@ -320,6 +320,7 @@ def make_study(**changes: Any) -> StudyResult:
             notes=["vision blur was left out: no media"],
             provenance={"data": {"dataset": "da7a" * 16}},
             rows=rows,
+            baselines={"verdict": "better"},
         ),
         **changes,
     )

@@ -182,6 +182,20 @@ def test_metrics_stand_with_their_intervals_and_the_change_since_the_last_run(re
     assert "Changes are since the run of 2026-11-24 02:57 UTC." in page.words
 
 
+def test_a_model_that_is_no_better_than_a_baseline_is_marked_as_such(render):
+    ridge = {"features": "text.words", "mae": 0.6, "mae_difference": -0.1, "mae_interval": [-0.3, 0.1]}
+    found = {"verdict": "undecided", "hardest": "ridge_text", "ridge_text": ridge}
+    html, page = render(metrics={"n": 12, "mae": 0.5, "baselines": found})
+    verdict = "The model is not shown to be better than the baseline ridge on text: MAE 0.500 against 0.600"
+    assert verdict in page.words and f'class="notice bad">{verdict}' in html
+    meaning = "linear regression on the mean of a clip's text features (text.words)"
+    assert ["Ridge on text", meaning, "0.600", "\u22120.100 [\u22120.300, +0.100]"] in page.rows
+    assert "baselines" not in {row[0] for row in page.rows}
+    better = found | {"verdict": "better", "ridge_text": ridge | {"mae_interval": [-0.2, -0.01]}}
+    html, page = render(metrics={"n": 12, "mae": 0.5, "baselines": better})
+    assert "The model is better than every baseline" in page.words and "notice bad" not in html.split("</style>")[1]
+
+
 def test_a_first_run_has_neither_changes_nor_their_columns(render):
     _, page = render()
     assert "Last run" not in page.words and "Changes are since" not in page.words

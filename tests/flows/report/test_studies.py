@@ -45,6 +45,15 @@ def test_the_verdict_stands_in_words_and_in_colour_only_where_the_interval_exclu
     assert table.count('class="">') == 2 == table.count("<br>undecided</small>")
 
 
+def test_a_reference_that_has_learned_nothing_is_named_in_place_of_verdicts(render, make):
+    worse = {"mae": 0.8, "mae_difference": 0.1, "mae_interval": [0.05, 0.2]}
+    study = make.study(baselines={"verdict": "worse", "hardest": "mean_label", "mean_label": worse})
+    _, page = render(studies=[study])
+    assert "No verdicts. The reference, full, is worse than the baseline mean label: MAE 0.900" in page.words
+    verdicts = {cell.verdict for table in view_of(study).tables for row in table.rows for cell in row.cells}
+    assert verdicts == {"", "no verdict"}
+
+
 def test_less_error_is_better(make):
     study = make.study()
     rows = [
@@ -95,6 +104,7 @@ def test_results_of_other_data_are_marked(render, make):
     assert view_of(make.study(), split="train").mismatches == ["another split, test"]
     earlier = [replace(row, p=None, p_adjusted=None) for row in make.study().rows]
     assert "intervals of an earlier version" in view_of(make.study(rows=earlier)).mismatches[0]
+    assert "did not compare the reference" in view_of(make.study(baselines={})).mismatches[0]
     assert "another dataset" in view_of(make.study(provenance={"data": {"dataset": "other"}})).mismatches[0]
     assert "perhaps another dataset" in view_of(make.study(provenance={})).mismatches[0]
     _, page = render(studies=[make.study(corpus="mosi")])

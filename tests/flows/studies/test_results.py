@@ -109,3 +109,28 @@ def test_results_without_p_values_still_load(tmp_path):
     path = write_study(RESULT, tmp_path)
     pq.write_table(pq.read_table(path).drop(["p", "p_adjusted"]), path)
     assert read_study(path) == RESULT
+
+
+UNDECIDED = {
+    "verdict": "undecided",
+    "hardest": "mean_label",
+    "mean_label": {"mae": 1.0, "mae_difference": -0.1, "mae_interval": [-0.3, 0.1]},
+}
+
+
+def test_a_reference_that_is_not_better_than_the_baselines_gives_no_verdicts(tmp_path):
+    row = Row("wide", None, CLEAN, None, ALL_CLIPS, "mae", "difference", -0.02, -0.03, -0.01, p_adjusted=0.001)
+    assert RESULT.verdict(row) == "better" and RESULT.refusal == "", "an earlier version compared with none"
+    assert replace(RESULT, baselines=UNDECIDED | {"verdict": "better"}).verdict(row) == "better"
+    refused = read_study(write_study(replace(RESULT, baselines=UNDECIDED), tmp_path))
+    assert refused.verdict(row) == "no verdict"
+    assert refused.refusal.startswith("No verdicts. The reference, full, is not shown to be better than the baseline")
+
+
+def test_results_that_were_compared_with_no_baselines_still_load(tmp_path):
+    path = write_study(RESULT, tmp_path)
+    table = pq.read_table(path)
+    metadata = json.loads(table.schema.metadata[METADATA_KEY])
+    del metadata["baselines"]
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), path)
+    assert read_study(path) == RESULT

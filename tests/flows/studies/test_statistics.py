@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from flows.studies.crossed import crossed_draws, holm, p_value
 from flows.studies.spec import StudySpec
 from flows.studies.statistics import Measurements, tidy_rows
 from model.evaluation.bootstrap import percentile_interval, resampled_by_seed
+from model.evaluation.crossed import crossed_draws, holm, p_value
 from model.evaluation.metrics import evaluate_metrics
 
 CLIPS, SEEDS = 60, (0, 1, 2)

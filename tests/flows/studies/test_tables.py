@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
@@ -49,9 +50,9 @@ RESULT = StudyResult(
 )
 
 
-def drawn(width=120):
+def drawn(result=RESULT, width=120):
     console = Console(width=width, record=True, file=StringIO())
-    for table in tables(RESULT):
+    for table in tables(result):
         console.print(table)
     return console.export_text()
 
@@ -81,3 +82,10 @@ def test_conditions_have_tables_of_their_own():
     assert [cell.strip() for cell in head.split("┃")[1:-1]] == ["variant", "clean", "10", "0", "area"]
     assert "77.0" in text
     assert "–" in text, "what was not measured is an en dash"  # noqa: RUF001
+
+
+def test_no_verdict_is_given_if_the_reference_has_learned_nothing():
+    worse = {"mae": 0.8, "mae_difference": 0.1, "mae_interval": [0.05, 0.2]}
+    baselines = {"verdict": "worse", "hardest": "mean_label", "mean_label": worse}
+    text = drawn(replace(RESULT, baselines=baselines))
+    assert "no verdict" in text and "worse" not in text and "better" not in text

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flows.studies.crossed import crossed_draws, holm, p_value
 from model.evaluation.bootstrap import bootstrap_counts, percentile_interval, resampled_by_seed
+from model.evaluation.crossed import crossed_draws, holm, p_value
 from model.evaluation.metrics import evaluate_metrics
 
 DRAWS = 500

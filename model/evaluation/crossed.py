@@ -1,7 +1,7 @@
 """Crossed bootstrap over seeds and speakers, and Holm's correction for several comparisons.
 
-A study's figure varies with the seeds that were trained and with the speakers (or clips) that were measured, and is to
-hold for others of both (Owen, "The Pigeonhole Bootstrap", Annals of Applied Statistics 1, 2007). The two are resampled
+A figure varies with the seeds that were trained and with the speakers (or clips) that were measured, and is to hold for
+others of both (Owen, "The Pigeonhole Bootstrap", Annals of Applied Statistics 1, 2007). The two are resampled
 in turn. With few seeds or speakers the plain bootstrap is too narrow: variances are divided by n - 1 in place of n, and
 deviations get the tails of Student's t with n - 1 degrees of freedom. What a seed's network does on single speakers
 varies with either, and is counted once (Cameron, Gelbach and Miller, "Robust Inference With Multiway Clustering",
@@ -12,9 +12,12 @@ Shapes: S seeds, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def crossed_draws(value_S: np.ndarray, resampled_SR: np.ndarray, speakers: int, seed: int = 0) -> np.ndarray | None:
@@ -52,6 +55,26 @@ def crossed_draws(value_S: np.ndarray, resampled_SR: np.ndarray, speakers: int, 
     by_speaker_R = by_speaker_R * _tails(rng, speakers - 1, resamples)
     by_seed_R = by_seed_R * _tails(rng, seeds - 1, resamples)
     draws_R: np.ndarray = mean + (by_speaker_R + by_seed_R) * np.sqrt(total / both if both else 1.0)
+    return draws_R
+
+
+def speaker_draws(value: float, resampled_R: np.ndarray, speakers: int, seed: int = 0) -> np.ndarray | None:
+    """Return R draws of a figure of one training for other speakers, as `crossed_draws` corrects for few of them.
+
+    Args:
+        value: the metric, or the difference between two models.
+        resampled_R: the same on each resample of the speakers; NaN where undefined.
+        speakers: number of speakers that are resampled, or of clips.
+        seed: of the resampling.
+
+    Returns:
+        [R], NaN where undefined; None with fewer than two speakers, or an undefined value.
+    """
+    if speakers < 2 or not np.isfinite(value):
+        return None
+    deviation_R = (resampled_R - value) * np.sqrt(speakers / (speakers - 1))
+    rng = np.random.default_rng((seed, 1, speakers))
+    draws_R: np.ndarray = value + deviation_R * _tails(rng, speakers - 1, len(resampled_R))
     return draws_R
 
 

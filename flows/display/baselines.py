@@ -1,0 +1,138 @@
+"""The comparison of a model with the baselines, in a table and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from flows.display.metrics import (
+    LESS_IS_BETTER,
+    METRICS,
+    NOTHING,
+    Verdict,
+    direction,
+    format_difference,
+    format_metric,
+)
+
+BASELINES = {
+    "majority_class": ("Majority class", "the more frequent polarity of the training labels"),
+    "mean_label": ("Mean label", "mean of the training labels"),
+    "median_label": ("Median label", "median of the training labels"),
+    "ridge_text": ("Ridge on text", "linear regression on the mean of a clip's text features"),
+}
+"""Key in metrics/<split>.json -> name and meaning."""
+
+_RANK: tuple[Verdict, ...] = ("worse", "undecided", "better")
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineRow:
+    """A baseline as text.
+
+    Attributes:
+        name: Its name.
+        meaning: What it predicts.
+        cells: Of each metric its value, and the model's difference to it with the interval; empty where undefined.
+        verdicts: Of each metric whether the model is better; empty where undefined.
+    """
+
+    name: str
+    meaning: str
+    cells: tuple[tuple[str, str], ...]
+    verdicts: tuple[Verdict | str, ...]
+
+
+def baseline_metrics(found: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of a comparison, the one that decides first."""
+    keys = [key for name in BASELINES for key in found.get(name, ()) if key in METRICS]
+    return sorted(dict.fromkeys(keys), key=lambda key: key not in LESS_IS_BETTER)
+
+
+def baseline_rows(found: Mapping[str, Any]) -> list[BaselineRow]:
+    """Return the rows of a comparison, as `baselines` of metrics/<split>.json."""
+    rows = []
+    for key, (name, meaning) in BASELINES.items():
+        values = found.get(key, {})
+        meaning += f" ({values['features']})" if "features" in values else ""
+        cells, verdicts = [], []
+        for metric in baseline_metrics(found):
+            cells.append((format_metric(metric, values.get(metric)), _difference(metric, values)))
+            verdicts.append(_verdict(metric, values) if metric in values else "")
+        rows += [BaselineRow(name, meaning, tuple(cells), tuple(verdicts))] if values else []
+    return rows
+
+
+def baseline_table(found: Mapping[str, Any]) -> Table:
+    """Return a comparison as a table for the terminal; it fits into 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("baseline", no_wrap=True)
+    for metric in baseline_metrics(found):
+        for column in (METRICS[metric].short, "model's difference"):
+            table.add_column(column, justify="right", no_wrap=True)
+    for row in baseline_rows(found):
+        table.add_row(row.name, *(text for cell in row.cells for text in cell))
+    return table
+
+
+def baseline_verdict(found: Mapping[str, Any], subject: str = "the model") -> str:
+    """Return in words whether the model is better than the baselines.
+
+    Args:
+        found: A comparison, as `baselines` of metrics/<split>.json; empty, as in files of earlier versions: no words.
+        subject: What was compared.
+    """
+    return " ".join(_sentences(found, subject)) if found else ""
+
+
+def is_better(found: Mapping[str, Any]) -> bool:
+    """Return whether the model was found to be better than every baseline."""
+    return bool(found.get("verdict") == "better")
+
+
+def _sentences(found: Mapping[str, Any], subject: str) -> Iterator[str]:
+    missing = found.get("undefined", {})
+    if "verdict" not in found:
+        yield f"{subject[0].upper()}{subject[1:]} could not be compared with baselines: {next(iter(missing.values()))}."
+        return
+    metric, *others = baseline_metrics(found)
+    yield _sentence(subject, metric, found["verdict"], found["hardest"], found, every=True)
+    for other in others:  # an accuracy: more is better
+        verdicts = {name: _verdict(other, found[name]) for name in BASELINES if other in found.get(name, ())}
+        worst = min(verdicts, key=lambda name: (_RANK.index(verdicts[name]), -found[name][other]))
+        if verdicts[worst] != "better":
+            yield _sentence("it", other, verdicts[worst], worst, found)
+    for name, reason in missing.items():
+        yield f"{BASELINES[name][0]} was left out: {reason}."
+
+
+def _sentence(
+    subject: str, metric: str, verdict: str, baseline: str, found: Mapping[str, Any], every: bool = False
+) -> str:
+    """Return a sentence on the model and one baseline; `every`: the model was compared with all of them."""
+    values, name = found[baseline], BASELINES[baseline][0].lower()
+    relation = {
+        "better": "is better than every baseline" if every else f"is better than the baseline {name}",
+        "undecided": f"is not shown to be better than the baseline {name}",
+        "worse": f"is worse than the baseline {name}",
+    }[verdict]
+    ours, theirs = (format_metric(metric, values[metric] + d) for d in (values[f"{metric}_difference"], 0))
+    against = f"{theirs} of {name}" if verdict == "better" else theirs
+    figures = f"{METRICS[metric].short} {ours} against {against}, difference {_difference(metric, values)}"
+    return f"{subject[0].upper()}{subject[1:]} {relation}: {figures}."
+
+
+def _difference(metric: str, values: Mapping[str, Any]) -> str:
+    if metric not in values:
+        return NOTHING
+    interval = values[f"{metric}_interval"]
+    return format_difference(metric, values[f"{metric}_difference"], tuple(interval) if interval else None)
+
+
+def _verdict(metric: str, values: Mapping[str, Any]) -> Verdict:
+    interval = values.get(f"{metric}_interval")
+    return direction(metric, tuple(interval) if interval else None)
