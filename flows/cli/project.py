@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.app import app, plain_errors
+from flows.cli.app import app, plain_errors, require_project
+from flows.cli.completion import complete_choice
 from model.checkpoint.description import DESCRIPTION
 
 
@@ -94,7 +95,10 @@ def prune(
 @app.command()
 def use(
     choices: Annotated[
-        list[str] | None, typer.Argument(help="group=preset or key=value, such as corpus=mmsa.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="group=preset or key=value, such as corpus=mmsa.", show_default=False, autocompletion=complete_choice
+        ),
     ] = None,
     save: Annotated[bool, typer.Option("--save", help="Store edits of params.yaml in conf/.")] = False,
 ) -> None:
@@ -152,6 +156,7 @@ def deploy(
     from flows.orchestration import deployments
 
     with plain_errors():
+        require_project()
         change = deployments.Schedule(schedule, cron, timezone)
         for deployed in deployments.deploy(deployments.find_server(), change):
             typer.echo(deployed)
@@ -168,6 +173,7 @@ def ui(
     from flows.orchestration.ui import serve
 
     with plain_errors():
+        require_project()
         try:
             serve(port, Schedule(schedule), worker)
         except KeyboardInterrupt:

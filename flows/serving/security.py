@@ -21,7 +21,7 @@ from flows.serving.errors import ApiError, stopping_error
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js")
+PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js", "/dom.js", "/result.js", "/sortable.js")
 
 OPEN_PATHS = (*PAGE_PATHS, "/health", "/openapi.json")
 """Paths that need no token: the page itself asks for the token, and none of them reveals anything about the model."""
