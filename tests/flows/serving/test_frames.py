@@ -5,16 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import av
 import pytest
 
 from flows.serving.frames import MAX_FRAMES, MAX_SIDE, still_frames
 from media.container import probe
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_frames_are_jpegs_spread_over_the_clip(clip):
