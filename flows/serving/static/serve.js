@@ -441,7 +441,8 @@ function updateRow(clip, status = "Waiting") {
     cell(formatNumber(result.score), result.score, "number");
     cell(labelOf(result, state.model), result.score);
     cell(interval ? formatInterval(interval) : "–", interval ? interval.high - interval.low : "", "number");
-    cell(doubts(result).map((warning) => warning.message).join("; "), doubts(result).length);
+    const [first, ...others] = doubts(result);
+    cell((first ? first.message : "") + (others.length ? ` (and ${others.length} more)` : ""), doubts(result).length);
   } else {
     name.textContent = clip.file.name;
     cell("", "", "number");
