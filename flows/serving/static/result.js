@@ -31,7 +31,8 @@ export function showResult(body, model) {
   show($("warnings"), doubts(result).length > 0);
   $("score").textContent = formatNumber(result.score);
   $("sentiment").textContent = labelOf(result, model);
-  $("from").textContent = `from ${result.used.join(", ")}; ${formatClock(result.duration)}`;
+  $("from").textContent = `from ${result.used.join(", ")}`;
+  if (result.duration !== null) $("from").textContent += `; ${formatClock(result.duration)}`;
   if (interval) {
     $("from").textContent += `; ${Math.round(100 * interval.level)} % interval ${formatInterval(interval)}`;
   }
