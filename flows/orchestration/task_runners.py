@@ -121,7 +121,7 @@ def _check_dask(address: str) -> None:
     Raises:
         OSError: It does not answer in time.
     """
-    from distributed.comm import connect
+    from distributed.comm.core import connect
     from distributed.security import Security
 
     async def handshake() -> None:
