@@ -76,8 +76,9 @@ def run_units(
     workers = params.workers or os.cpu_count() or 1
     units = work_units(clips, unit_size(len(clips), workers))
     if params.runner == "processes":
-        modality = fixed["modality"]
-        with WorkerPool(min(workers, len(units)), params.clip_timeout, each=each) as _pools[modality]:
+        modality, count = fixed["modality"], min(workers, len(units))
+        engine.log(f"runner: processes, {count} of this machine")
+        with WorkerPool(count, params.clip_timeout, each=each) as _pools[modality]:
             try:
                 return engine.map_tasks(extract_clips, units, workers=workers, **fixed)
             finally:

@@ -51,7 +51,7 @@ def predict(
         level: Interval level: 0.5, 0.8, 0.9 or 0.95.
         window: Length of the time line's windows, seconds; by default that of a training clip.
         hop: Distance between windows, seconds; by default half a window.
-        out: Parquet file for the results.
+        out: File for the results: CSV if its name ends in .csv, else Parquet.
         workers: Processes that read videos; 0: one per core.
         timeout: Time limit for reading one video, seconds.
         memory: Memory limit of each of these processes, GiB.

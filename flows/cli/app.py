@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+PANELS = {
+    "Corpus and settings": ("doctor", "use"),
+    "Pipeline": (
+        "pipeline", "prepare", "transcribe", "extract", "align", "train", "evaluate", "results", "problems", "study",
+        "cache",
+    ),
+    "New videos": ("predict", "serve", "watch"),
+    "Dataset and model for other tools": ("export",),
+    "Prefect": ("ui", "deploy"),
+}  # fmt: skip
+"""Commands in the order and the groups of `dashfusion --help`."""
+
 
 class _Commands(TyperGroup):
-    """Commands of which some need packages that an installation for scoring lacks."""
+    """Commands in panels, of which some need packages that an installation for scoring lacks."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands, by panel."""
+        for panel, names in PANELS.items():
+            for name in names:
+                vars(self.commands[name])["rich_help_panel"] = panel
+        ordered = [name for names in PANELS.values() for name in names]
+        return ordered + [name for name in self.commands if name not in ordered]
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; a package that is not installed is named in a line, with what to install."""
@@ -78,6 +99,33 @@ AllowDifferentFeatures = Annotated[
 ]
 QuantiseText = Annotated[bool, typer.Option("--quantise-text", help="Text encoder in int8.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for another run in this folder.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dashfusion {version('dashfusion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Hold the options of `dashfusion` itself."""
+
+
+def require_project() -> None:
+    """Check that the current folder is a project's.
+
+    Raises:
+        FileNotFoundError: There is no params.yaml.
+    """
+    if not Path("params.yaml").is_file():
+        raise FileNotFoundError(
+            f"no params.yaml in {Path.cwd()}: run from the project's folder, where dvc.yaml and params.yaml are"
+        )
 
 
 @contextmanager

@@ -43,7 +43,9 @@ def predict(
         float | None, typer.Option(help="Distance between windows, seconds; by default half a window.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, and nothing else, on standard output.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Parquet file for the results.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File for the results: .csv for CSV, any other name for Parquet.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML page for the results.")] = None,
     workers: Readers = 0,
     timeout: ReadTimeout = 300.0,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.app import app, plain_errors
+from flows.cli.app import app, plain_errors, require_project
+from flows.cli.completion import complete_choice
 from model.checkpoint.description import DESCRIPTION
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ def prune(
 @app.command()
 def use(
     choices: Annotated[
-        list[str] | None, typer.Argument(help="group=preset or key=value, such as corpus=mmsa.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            help="group=preset or key=value, such as corpus=mmsa.", show_default=False, autocompletion=complete_choice
+        ),
     ] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Start from the defaults in conf/, and keep nothing.")] = False,
     undo: Annotated[
@@ -246,6 +250,7 @@ def deploy(
     from flows.orchestration import deployments
 
     with plain_errors():
+        require_project()
         change = deployments.Schedule(schedule, cron, timezone)
         for deployed in deployments.deploy(deployments.find_server(), change):
             typer.echo(deployed)
@@ -262,6 +267,7 @@ def ui(
     from flows.orchestration.ui import serve
 
     with plain_errors():
+        require_project()
         try:
             serve(port, Schedule(schedule), worker)
         except KeyboardInterrupt:

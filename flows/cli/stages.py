@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.app import Wait, app, plain_errors
+from flows.cli.app import Wait, app, plain_errors, require_project
+from flows.cli.completion import complete_modality, complete_setting, complete_study
 
 Force = Annotated[
     bool,
@@ -72,7 +73,8 @@ def transcribe(force: Force = False) -> None:
 @app.command()
 def extract(
     modality: Annotated[
-        str | None, typer.Argument(help="Modality: text, audio or vision; by default all three.")
+        str | None,
+        typer.Argument(help="Modality: text, audio or vision; by default all three.", autocompletion=complete_modality),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -133,11 +135,19 @@ def results() -> None:
 @app.command()
 def study(
     name: Annotated[
-        str | None, typer.Argument(help="Study: a file of studies/, or a path; without it all are listed.")
+        str | None,
+        typer.Argument(
+            help="Study: a file of studies/, or a path; without it all are listed.", autocompletion=complete_study
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds in place of the file's, such as 0,1,2.")] = "",
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="Parameter of all variants: key=value, such as train.epochs=8.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Parameter of all variants: key=value, such as train.epochs=8.",
+            autocompletion=complete_setting,
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core, or one per GPU.")] = 0,
     wait: Wait = True,
@@ -154,6 +164,7 @@ def study(
     from flows.study import study as run
 
     with plain_errors():
+        require_project()
         if name is None:
             for known in available():
                 typer.echo(f"{known:<14} {read_spec(known).question}")

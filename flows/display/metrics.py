@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from corpora.manifest import MODALITIES
+from model.evaluation.metrics import UNIT, WIDE, class_names
 
 NOTHING = "–"  # noqa: RUF001  (an en dash stands for an undefined value)
 MINUS = "\u2212"
 """As wide as a plus, so that columns line up."""
+
+FINEST_CLASSES = {
+    WIDE: (
+        "strongly negative",
+        "negative",
+        "weakly negative",
+        "neutral",
+        "weakly positive",
+        "positive",
+        "strongly positive",
+    ),
+    UNIT: ("negative", "weakly negative", "neutral", "weakly positive", "positive"),
+}
+"""Label range -> names of its finest classes, as in the papers of CMU-MOSI and CH-SIMS."""
 
 Interval = tuple[float, float] | None
 Verdict = Literal["better", "worse", "undecided"]
@@ -68,6 +83,13 @@ MAX_CARDS = 5
 def format_number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """Format a number, with a plus if `sign`; an en dash for None."""
     return NOTHING if value is None else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+
+
+def class_words(label_range: Sequence[float]) -> dict[str, str]:
+    """Return the finest classes of a label range as name (`2`, `(-0.1, 0.1]`) -> words (`positive`)."""
+    low, high = label_range
+    words = FINEST_CLASSES[low, high]
+    return dict(zip(class_names((low, high), len(words)), words, strict=True))
 
 
 def format_clock(seconds: float) -> str:

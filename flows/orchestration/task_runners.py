@@ -6,10 +6,12 @@ used, and left as it was.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,11 @@ RAY_QUIET = {
 
 RAY_STORE = 100 * 2**20
 """Bytes of shared memory for results, which are small; by default Ray takes a third of the memory."""
+
+RAY_CLIENT_PORT = 10001
+
+CONNECT_SECONDS = 5.0
+"""Seconds that a running cluster has to answer. Dask's own limit is 30 s per attempt, Ray's is up to two minutes."""
 
 
 @contextmanager
@@ -85,6 +92,8 @@ def _dask(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any
     import dask
     from prefect_dask import DaskTaskRunner  # type: ignore[attr-defined]  # its package re-exports implicitly
 
+    if address:
+        _check_dask(address)
     with _temporary_folder() as folder, dask.config.set({"distributed.worker.daemon": False}):  # may start processes
         local = {
             "n_workers": workers,
@@ -97,11 +106,40 @@ def _dask(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any
             client = runner.client  # connects, or raises
             if not address:
                 client.run(_ignore_interrupts)
+            count = len(client.nthreads())
+            engine.log(f"runner: dask, {count} workers of {f'the cluster at {address}' if address else 'this machine'}")
             try:
                 yield runner
             finally:
                 if address:  # a local cluster's processes end with it, and some may have ended already
                     client.run(after, on_error="ignore")
+
+
+def _check_dask(address: str) -> None:
+    """Exchange Dask's handshake with the scheduler.
+
+    Raises:
+        OSError: It does not answer in time.
+    """
+    from distributed.comm.core import connect
+    from distributed.security import Security
+
+    async def handshake() -> None:
+        security = Security().get_connection_args("client")
+        comm = await asyncio.wait_for(connect(address, timeout=CONNECT_SECONDS, **security), CONNECT_SECONDS)
+        await comm.close()
+
+    try:
+        asyncio.run(handshake())
+    except OSError as error:  # TimeoutError is one
+        raise _unreachable("Dask scheduler", address) from error
+
+
+def _unreachable(what: str, address: str) -> OSError:
+    return OSError(
+        f"no {what} answers at {address} (extract.address) within {CONNECT_SECONDS:g} s: check that it runs, and its "
+        "host and port, or leave the address empty for a local cluster"
+    )
 
 
 def _ignore_interrupts() -> None:
@@ -115,6 +153,8 @@ def _ray(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]
         os.environ.setdefault(name, value)
     from prefect_ray import RayTaskRunner
 
+    if address:
+        _check_ray(address)
     with _temporary_folder() as folder:
         options = {"log_to_driver": False, "logging_level": logging.ERROR}
         local = {
@@ -125,7 +165,40 @@ def _ray(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]
             "_temp_dir": folder,
         }
         with RayTaskRunner(address or None, init_kwargs=options if address else options | local) as runner:
+            import ray
+
+            count = int(ray.cluster_resources().get("CPU", 0))
+            engine.log(f"runner: ray, {count} CPUs of {f'the cluster at {address}' if address else 'this machine'}")
             yield runner
+
+
+def _check_ray(address: str) -> None:
+    """Open an HTTP/2 connection to Ray, as its client and its processes do. With TLS, to the port only.
+
+    Raises:
+        OSError: Nothing answers in time.
+        ValueError: The address has another form: Ray would end this process after two minutes.
+    """
+    import grpc
+
+    if address == "auto":  # Ray looks for a cluster of this machine
+        return
+    try:
+        place = urlsplit(address if "://" in address else f"//{address}")
+        port = place.port or (RAY_CLIENT_PORT if place.scheme == "ray" else None)
+    except ValueError:  # the port is no number
+        port = None
+    if port is None or not place.hostname:
+        raise ValueError(f"extract.address {address!r}: Ray takes ray://HOST:10001, HOST:6379 or auto")
+    try:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+            socket.create_connection((place.hostname, port), timeout=CONNECT_SECONDS).close()
+            return
+        host = f"[{place.hostname}]" if ":" in place.hostname else place.hostname
+        with grpc.insecure_channel(f"{host}:{port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+    except (OSError, grpc.FutureTimeoutError) as error:
+        raise _unreachable("Ray cluster", address) from error
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:

@@ -81,6 +81,7 @@ def training_pool(device: str, workers: int, trials: int) -> Iterator[TrainingPo
     cores = os.cpu_count() or 1
     count = max(1, min(trials, workers or gpus or cores, gpus or trials))
     threads = 1 if not gpus and count > 1 else max(1, cores // count)
+    engine.log(f"runner: processes, {count} of this machine, {'one GPU' if gpus else f'threads: {threads}'} each")
     pool = TrainingPool(count, threads, bool(gpus))
     grace = 0.0
     try:

@@ -1,11 +1,14 @@
-"""Prediction results as one self-contained HTML page without scripts.
+"""Prediction results as one self-contained HTML page, which needs no script to display.
 
 Its charts are drawn here and not by the server's charts.js, which needs a browser: those follow the video and the
-window's width, and this page must display anywhere, including where scripts are blocked.
+window's width, and this page must display anywhere, including where scripts are blocked. Several results come as a
+table first, whose only script sorts it; the content security policy allows that script by its hash and nothing else.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from corpora.files import atomic_file
-from flows.display import COLOURS
-from flows.display.metrics import format_clock, format_number
+from flows.display import COLOURS, SORTABLE
+from flows.display.metrics import class_words, format_clock, format_number
 from model.checkpoint.description import GENERATED_NOTICE
 from model.prediction.results import GENERATED_TRAINING
 
@@ -40,12 +43,17 @@ def write_page(path: Path, results: Sequence[Mapping[str, Any]], model: Mapping[
         trim_blocks=True,
     )
     low, high = model["label_range"]
+    script = SORTABLE.read_text(encoding="utf-8") if len(results) > 1 else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("predict.html.j2").render(
         title="Scored videos" if len(results) != 1 else "A scored video",
         notice=GENERATED_NOTICE if model.get("generated") else "",
         generated_code=GENERATED_TRAINING,
         results=results,
         model=model,
+        classes=class_words(model["label_range"]),
+        script=Markup(script),
+        script_source=f"'sha256-{digest}'" if script else "'none'",
         level=level,
         number=format_number,
         clock=format_clock,

@@ -34,7 +34,7 @@ class OutputOptions:
 
     Attributes:
         as_json: Print JSON instead of a table.
-        out: Parquet file to write.
+        out: File to write: CSV if its name ends in .csv, else Parquet.
         report: HTML page to write.
         strict: Fail if any video cannot be scored, rather than if none can.
     """

@@ -79,6 +79,8 @@ class Watch:
     attempts: int = 2
 
     def __post_init__(self) -> None:
+        if self.out.suffix.lower() == ".csv":
+            raise ValueError(f"--out {self.out}: a watched folder's table is Parquet; name it such as out.parquet")
         if self.settle < 0 or self.attempts < 1:
             raise ValueError(f"settle is {self.settle:g} s, attempts {self.attempts}: they must be 0 and 1 or more")
         if self.pattern.startswith(("/", "~")) or ".." in Path(self.pattern).parts:

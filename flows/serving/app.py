@@ -22,7 +22,7 @@ from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from flows.display import COLOURS
+from flows.display import COLOURS, SORTABLE
 from flows.prediction.score import to_document
 from flows.serving.errors import ApiError
 from flows.serving.schema import Health, ModelFacts, Prediction, error_responses
@@ -177,6 +177,7 @@ async def predict(
             description="Seconds between window starts; by default half a window",
         ),
     ] = None,
+    frames: Annotated[bool, Form(description="Return still frames of the video too, if it cannot be played")] = False,
 ) -> Response:
     """Score one clip.
 
@@ -185,7 +186,7 @@ async def predict(
     pool: ScoringPool = request.app.state.pool
     path = request.app.state.folder / uuid.uuid4().hex
     transcript = " ".join(text.split()) or (None if recognise else "")
-    upload = Upload(path, sanitise_name(file.filename), transcript, level, window, hop)
+    upload = Upload(path, sanitise_name(file.filename), transcript, level, window, hop, frames)
     try:
         await run_in_threadpool(_store, file, path)
         await _await_unless_disconnected(request, pool.examine(path, upload.name))
@@ -283,7 +284,9 @@ def _add_page(app: FastAPI) -> None:
     add("/", "text/html", (static / "serve.html").read_text(encoding="utf-8"))
     add("/page.css", "text/css", templates.get_template("serve.css.j2").render())
     add("/page.js", "text/javascript", (static / "serve.js").read_text(encoding="utf-8"))
-    add("/charts.js", "text/javascript", (static / "charts.js").read_text(encoding="utf-8"))
+    for name in ("charts.js", "dom.js", "result.js"):
+        add(f"/{name}", "text/javascript", (static / name).read_text(encoding="utf-8"))
+    add("/sortable.js", "text/javascript", SORTABLE.read_text(encoding="utf-8"))
     add("/docs", "text/html", (static / "docs.html").read_text(encoding="utf-8"))
     add("/docs.css", "text/css", (static / "docs.css").read_text(encoding="utf-8"))
     add("/docs.js", "text/javascript", (static / "docs.js").read_text(encoding="utf-8"))

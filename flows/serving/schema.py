@@ -66,6 +66,13 @@ class Notice(BaseModel):
     message: str = Field(description="Explanation for people")
 
 
+class Frame(BaseModel):
+    """A still frame of the video."""
+
+    time: float = Field(description="Seconds from the clip's start")
+    image: str = Field(description="JPEG, as a data URI")
+
+
 class Result(Score):
     """A scored clip."""
 
@@ -82,6 +89,9 @@ class Result(Score):
     warnings: list[Notice]
     seconds: dict[str, float] = Field(
         description="Time spent on decode, features, transcribe and model; these may overlap"
+    )
+    frames: list[Frame] = Field(
+        default=[], description="Evenly spaced frames; only in the response to a request with frames=true"
     )
 
 
@@ -125,6 +135,7 @@ class ModelFacts(BaseModel):
     generated: bool | None = Field(description="Whether its videos are generated; null if unknown")
     language: str = Field(description="ISO 639-1 code of the expected spoken language")
     label_range: tuple[float, float] = Field(description="Lowest and highest label")
+    classes: dict[str, str] = Field(description="Name in words of each value of a result's `class`")
     modalities: list[MODALITY] = Field(description="Modalities that the model uses")
     extractors: dict[MODALITY, str] = Field(description="Feature extractor of each modality")
     seed: int

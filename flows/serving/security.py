@@ -26,7 +26,10 @@ from flows.serving.telemetry import CLIENT_CLOSED, OTHER_ROUTE, record_request
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-PAGE_PATHS = ("/", "/page.css", "/page.js", "/charts.js", "/docs", "/docs.css", "/docs.js")
+PAGE_PATHS = (
+    "/", "/page.css", "/page.js", "/charts.js", "/dom.js", "/result.js", "/sortable.js", "/docs", "/docs.css",
+    "/docs.js",
+)  # fmt: skip
 
 OPEN_PATHS = (*PAGE_PATHS, "/health", "/openapi.json")
 """Paths that need no token: the pages themselves ask for it, and none of them reveals anything about the model."""

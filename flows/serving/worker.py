@@ -37,6 +37,7 @@ class Upload:
         name: The client's name of the file, for messages only; no path is derived from it.
         text: Transcript; None to recognise speech, if there is a recogniser.
         level, window, hop: Options of `Predictor.predict`.
+        frames: Whether to return `still_frames` too.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Upload:
     level: float = 0.9
     window: float | None = None
     hop: float | None = None
+    frames: bool = False
 
 
 class InvalidOptionError(ValueError):
@@ -107,7 +109,7 @@ def score(upload: Upload) -> dict[str, Any]:
     """Score an upload.
 
     Returns:
-        `Result.to_dict()` with the client's file name in place of the path.
+        `Result.to_dict()` with the client's file name in place of the path, and with `frames` if they were asked for.
 
     Raises:
         InvalidOptionError: `Predictor.predict` rejects an option.
@@ -123,7 +125,12 @@ def score(upload: Upload) -> dict[str, Any]:
     except ValueError as error:
         raise InvalidOptionError(str(error)) from error
     (result,) = results
-    return replace_path(result.to_dict(), str(upload.path), upload.name)
+    values = replace_path(result.to_dict(), str(upload.path), upload.name)
+    if upload.frames:
+        from flows.serving.frames import still_frames
+
+        values["frames"] = still_frames(upload.path, values["duration"] or 0.0)
+    return values
 
 
 def replace_path(result: Mapping[str, Any], path: str, name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from extractors.execution.workers import MEMORY_LIMIT, Worker, WorkerLostError, resident_memory
-from flows.display.metrics import format_clock
+from flows.display.metrics import class_words, format_clock
 from flows.serving.errors import ApiError, stopping_error
 from flows.serving.telemetry import observe_parts
 from flows.serving.worker import InvalidOptionError, Model, Upload, examine, prepare, prepare_examiner, score
@@ -355,6 +355,7 @@ def model_facts(pool: ScoringPool) -> Mapping[str, Any]:
         "generated": is_generated(dataset),
         "language": pool.model.language or dataset["language"],
         "label_range": dataset["label_range"],
+        "classes": class_words(dataset["label_range"]),
         "modalities": description["train"]["modalities"],
         "extractors": {m: entry["extractor"] for m, entry in dataset["modalities"].items()},
         "seed": description["seed"],

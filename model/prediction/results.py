@@ -1,4 +1,4 @@
-"""The result of scoring one video, as dataclasses, JSON and Parquet.
+"""The result of scoring one video, as dataclasses, JSON, Parquet and CSV.
 
 The keys of `to_dict` and the columns of `RESULTS_SCHEMA` are a stable interface (docs/predict.md): new ones may be
 added, none may change.
@@ -6,9 +6,10 @@ added, none may change.
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,7 +20,8 @@ from model.config import MODALITIES
 from model.files import atomic_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from model.evaluation.outliers import OutlierTest
     from model.prediction.protocol import Note
@@ -30,6 +32,9 @@ SENTIMENTS = ("negative", "neutral", "positive")
 
 GENERATED_TRAINING = "generated_training"
 """Code of the first warning of every score of a model that was trained on generated videos."""
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001  (spreadsheets take them)
+"""Beginnings of text that a spreadsheet may run as a formula."""
 
 UNLIKE_TRAINING = "unlike_training"
 """Code of the warning of a clip that is unlike the training clips."""
@@ -225,12 +230,60 @@ def generated_notice(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_results(results: Sequence[Result], path: Path) -> None:
-    """Write the results as Parquet (zstd), one row per video."""
+    """Write the results, one row per video: as CSV if the file's name ends in .csv, else as Parquet (zstd)."""
     rows = [result.to_dict() for result in results]
+    if path.suffix.lower() == ".csv":
+        _write_csv(rows, path)
+        return
     schema = RESULTS_SCHEMA
     if generated_notice(rows):
         facts = {"schema_version": SCHEMA_VERSION, "generated": True, "notice": GENERATED_NOTICE}
         schema = schema.with_metadata({"dashfusion": json.dumps(facts)})
     table = pa.Table.from_pylist(rows, schema=schema)
-    with atomic_file(Path(path)) as temporary:
+    with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a column per single value of `RESULTS_SCHEMA`: `interval.low` for a nested one, lists joined by spaces.
+
+    Warnings are two columns, `warnings` (codes) and `warnings.message`; of the windows only the number is written.
+    """
+    columns = [name for field in RESULTS_SCHEMA for name in _columns(field)]
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in rows:
+            flat = _flatten(row)
+            writer.writerow([_cell(flat.get(name)) for name in columns])
+
+
+def _columns(field: pa.Field) -> Iterator[str]:
+    if field.name == "warnings":
+        yield from ("warnings", "warnings.message")
+    elif pa.types.is_struct(field.type):
+        yield from (f"{field.name}.{name}" for part in field.type for name in _columns(part))
+    else:
+        yield field.name
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        elif key == "warnings":
+            flat[key] = " ".join(warning["code"] for warning in value)
+            flat[f"{key}.message"] = "; ".join(warning["message"] for warning in value)
+        elif key == "windows":
+            flat[key] = len(value)
+        else:
+            flat[f"{prefix}{key}"] = " ".join(value) if isinstance(value, list) else value
+    return flat
+
+
+def _cell(value: Any) -> Any:
+    """Return a CSV cell; text that a spreadsheet would run as a formula starts with an apostrophe."""
+    if isinstance(value, str) and value.startswith(FORMULA_STARTS) and not re.fullmatch(r"[+-]\d+(\.\d+)?", value):
+        return f"'{value}"
+    return value

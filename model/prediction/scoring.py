@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 WINDOWED_FROM = 2.0
 """A video more than this many times as long as the longest training clip is scored by its windows."""
 
+MAX_INTERVAL_SHARE = 0.5
+"""Share of the label range from which an interval is called wide."""
+
 SOURCE_OF = {"text": "a transcript", "audio": "sound", "vision": "a face"}
 """Modality -> what a video must have for it, for messages."""
 
@@ -260,6 +263,9 @@ def _notes(
     if score.interval is None:
         reason = "the mean of windows has none" if by_windows else _why_no_interval(score, info)
         yield Note("no_interval", f"no prediction interval: {reason}")
+    elif (width := score.interval.high - score.interval.low) > MAX_INTERVAL_SHARE * np.ptp(info.dataset.label_range):
+        span = f"{width:.1f} of the scale's {np.ptp(info.dataset.label_range):g}"
+        yield Note("wide_interval", f"the {score.interval.level:.0%} interval spans {span}: the score says little")
 
 
 def _truncations(whole: Segment, network: Network, info: CheckpointInfo) -> Iterator[Note]:

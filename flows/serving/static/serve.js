@@ -1,21 +1,18 @@
-// The page of `dashfusion serve`: choose or record a clip, upload it, and view its score next to the playing video.
-// The video plays from the browser's own copy of the file. Times are seconds from the clip's start.
-import { contributionChart, formatClock, formatNumber, scaleChart, Timeline } from "./charts.js";
+// The page of `dashfusion serve`: choose clips or record one, and upload them one after the other. A single clip's
+// result is shown in full, those of several as a table, whose rows open them.
+import { formatClock, formatNumber } from "./charts.js";
+import { $, element, show } from "./dom.js";
+import { doubts, formatInterval, labelOf, offer, showResult } from "./result.js";
 
-const $ = (id) => document.getElementById(id);
 const player = $("player");
 const state = {
   model: null, // response of GET /model
   token: loadToken(),
-  file: null,
-  fileUrl: "",
+  clips: [], // chosen: { file, url, problem, body (the response), row (of the table) }
+  shown: null, // the clip in the player
   recorder: null,
   request: null, // the running upload
   retryTimer: 0,
-  result: null,
-  timeline: null,
-  time: 0, // position of the time line's head
-  drawnWidth: 0,
 };
 
 // ---- helpers
@@ -28,20 +25,9 @@ function saveToken(token) {
   try { sessionStorage.setItem("token", token); } catch { return; }
 }
 
-function show(element, shown = true) {
-  element.hidden = !shown;
-}
-
 function formatSize(bytes) {
   if (bytes < 2 ** 20) return `${Math.ceil(bytes / 2 ** 10)} KB`;
   return `${(bytes / 2 ** 20).toFixed(bytes < 10 * 2 ** 20 ? 1 : 0)} MB`;
-}
-
-function element(name, attributes = {}, text = "") {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.textContent = text;
-  return node;
 }
 
 // ---- model and token
@@ -141,47 +127,75 @@ function clearProblem() {
   clearInterval(state.retryTimer);
 }
 
-// ---- choosing a clip
+// ---- choosing clips
 
-$("file").addEventListener("change", () => $("file").files.length && choose($("file").files[0]));
+$("file").addEventListener("change", () => $("file").files.length && choose([...$("file").files]));
 
 addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
 addEventListener("drop", (event) => {
   event.preventDefault(); // by default the browser opens the file instead of this page
   $("drop").classList.remove("over");
-  if (event.dataTransfer.files.length && state.model) choose(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length && state.model) choose([...event.dataTransfer.files]);
 });
 
-function choose(file) {
+const several = () => state.clips.length > 1;
+
+function choose(files) {
   cancel();
   clearProblem();
-  URL.revokeObjectURL(state.fileUrl);
-  state.file = file;
-  state.fileUrl = URL.createObjectURL(file);
-  show($("result"), false);
-  $("preview").append(player, $("unplayable"));
-  player.src = state.fileUrl;
-  show(player);
-  show($("unplayable"), false);
-  $("chosen").textContent = `${file.name}, ${formatSize(file.size)}`;
+  for (const { url } of state.clips) URL.revokeObjectURL(url);
+  state.clips = files.map((file) => ({ file, url: URL.createObjectURL(file), problem: checkSize(file), body: null }));
+  const [{ file, problem }] = state.clips;
+  const size = formatSize(files.reduce((sum, { size }) => sum + size, 0));
+  $("chosen").textContent = several() ? `${files.length} files, ${size}` : `${file.name}, ${size}`;
   $("send").disabled = false;
   $("status").textContent = "";
-  const limit = state.model.limits.bytes;
-  if (file.size > limit) {
-    reject("too_large", `${file.name} has ${formatSize(file.size)}; the limit is ${formatSize(limit)}. ` +
-      "Make it smaller, or cut it.");
-  }
+  show($("result"), false);
+  show($("text-row"), state.model.modalities.includes("text"));
+  show($("single-text"), !several());
+  show($("several-texts"), several());
+  $("preview").append(player, $("unplayable"));
+  if (several()) hidePlayer();
+  else play(state.clips[0]);
+  showTable();
+  if (problem && !several()) reject(problem);
 }
 
-function reject(error, message) {
+function checkSize(file) {
+  const limit = state.model.limits.bytes;
+  if (file.size <= limit) return null;
+  const message = `${file.name} has ${formatSize(file.size)}; the limit is ${formatSize(limit)}. Make it smaller, or cut it.`;
+  return { error: "too_large", message };
+}
+
+function reject(problem) {
   $("send").disabled = true;
-  showProblem(error, null, message);
+  showProblem(problem.error, null, problem.message);
+}
+
+// ---- the player
+
+function play(clip) {
+  state.shown = clip;
+  player.src = clip.url;
+  show(player);
+  show($("unplayable"), false);
+}
+
+function hidePlayer() {
+  state.shown = null;
+  player.removeAttribute("src");
+  player.load();
+  show(player, false);
+  show($("unplayable"), false);
 }
 
 player.addEventListener("error", () => {
-  if (!player.src) return;
+  if (!state.shown) return;
   show(player, false);
+  $("unplayable").textContent = `This browser cannot play ${state.shown.file.name}. It is scored all the same, and if ` +
+    "it has a picture, frames of it are shown with the score.";
   show($("unplayable"));
 });
 
@@ -189,15 +203,31 @@ player.addEventListener("loadedmetadata", () => {
   const limit = state.model.limits.seconds;
   if (player.duration === Infinity) {
     measureDuration();
-  } else if (player.duration > limit + 1) {
-    reject("too_long", `${state.file.name} lasts ${formatClock(player.duration)}; the limit is ` +
-      `${formatClock(limit)}. Cut it, or use \`dashfusion predict\`, which has no limit.`);
+  } else if (player.duration > limit + 1 && !several()) {
+    reject({
+      error: "too_long",
+      message: `${state.shown.file.name} lasts ${formatClock(player.duration)}; the limit is ${formatClock(limit)}. ` +
+        "Cut it, or use `dashfusion predict`, which has no limit.",
+    });
   }
 });
 
 function measureDuration() { // recordings do not declare it; seeking past the end makes the browser determine it
   player.addEventListener("durationchange", () => { player.currentTime = 0; }, { once: true });
   player.currentTime = 1e7;
+}
+
+const PROBE_MS = 3000;
+
+function showsPicture({ url }) { // whether this browser plays the file and shows its video
+  return new Promise((resolve) => {
+    const video = element("video", { preload: "metadata" });
+    const end = (shown) => { video.removeAttribute("src"); resolve(shown); };
+    video.addEventListener("loadedmetadata", () => end(video.videoWidth > 0));
+    video.addEventListener("error", () => end(false));
+    setTimeout(() => end(false), PROBE_MS);
+    video.src = url;
+  });
 }
 
 // ---- recording a clip
@@ -241,7 +271,7 @@ async function record() {
     state.recorder = null;
     showCamera(null);
     const suffix = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
-    choose(new File(chunks, `recording.${suffix}`, { type: recorder.mimeType }));
+    choose([new File(chunks, `recording.${suffix}`, { type: recorder.mimeType })]);
   });
   state.recorder = recorder;
   showCamera(stream);
@@ -252,17 +282,20 @@ async function record() {
 function showCamera(stream) {
   $("camera").srcObject = stream;
   show($("camera"), Boolean(stream));
-  show(player, !stream && Boolean(state.file));
+  show(player, !stream && Boolean(state.shown));
   $("record").classList.toggle("recording", Boolean(stream));
   if (stream) $("camera").play();
   else $("record").textContent = "Record one";
 }
 
-// ---- uploading it
+// ---- uploading them, one after the other
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (state.file && !state.request) send();
+  if (!state.clips.length || state.request) return;
+  for (const clip of state.clips) Object.assign(clip, { body: null, problem: checkSize(clip.file) });
+  showTable();
+  sendNext();
 });
 
 $("cancel").addEventListener("click", () => {
@@ -280,37 +313,51 @@ function cancel() {
 function setRequest(request, status = "") {
   state.request = request;
   $("status").textContent = status;
-  $("send").disabled = Boolean(request) || !state.file;
+  $("send").disabled = Boolean(request) || !state.clips.length;
   show($("cancel"), Boolean(request));
   show($("progress"), Boolean(request));
 }
 
-function send() { // XMLHttpRequest, since fetch does not report upload progress
+function sendNext() {
   clearProblem();
+  const clip = state.clips.find(({ body, problem }) => !body && !problem);
+  if (clip) send(clip);
+  else finish();
+}
+
+async function send(clip) { // XMLHttpRequest, since fetch does not report upload progress
+  const request = new XMLHttpRequest();
+  setRequest(request, "Uploading");
+  updateRow(clip, "Scoring");
   const form = new FormData();
-  form.append("text", $("text").value);
+  form.append("text", several() ? "" : $("text").value);
   form.append("level", $("level").value);
   if ($("window").value) form.append("window", $("window").value);
   form.append("recognise", $("recognise").checked);
-  form.append("file", state.file, state.file.name);
-  const request = new XMLHttpRequest();
+  form.append("frames", !(await showsPicture(clip)));
+  form.append("file", clip.file, clip.file.name);
+  if (state.request !== request) { // cancelled meanwhile
+    updateRow(clip);
+    return;
+  }
+  const which = several() ? `${clip.file.name}: ` : "";
   request.open("POST", "predict");
   for (const [name, value] of Object.entries(authorization())) request.setRequestHeader(name, value);
   request.upload.addEventListener("progress", ({ loaded, total }) => {
     $("bar").value = loaded / total;
-    if (loaded < total) $("status").textContent = `Uploading, ${Math.floor(100 * loaded / total)} %`;
+    if (loaded < total) $("status").textContent = `${which}Uploading, ${Math.floor(100 * loaded / total)} %`;
   });
   request.upload.addEventListener("load", () => {
     $("bar").removeAttribute("value");
-    $("status").textContent = "Scoring";
+    $("status").textContent = `${which}Scoring`;
   });
-  request.addEventListener("load", () => handleResponse(request));
-  request.addEventListener("error", () => { setRequest(null); showProblem("gone", send); });
-  setRequest(request, "Uploading");
+  request.addEventListener("load", () => handleResponse(clip, request));
+  request.addEventListener("error", () => { setRequest(null); showProblem("gone", sendNext); });
+  request.addEventListener("abort", () => updateRow(clip));
   request.send(form);
 }
 
-function handleResponse(request) {
+function handleResponse(clip, request) {
   setRequest(null);
   let body;
   try {
@@ -319,13 +366,20 @@ function handleResponse(request) {
     body = { error: "internal", message: `HTTP ${request.status}` };
   }
   if (request.status === 200) {
-    showResult(body);
+    clip.body = body;
   } else if (request.status === 401) {
     askForToken();
-  } else {
-    showProblem(body.error, send, body.message);
+    return;
+  } else if (!several() || RETRYABLE.includes(body.error)) {
+    updateRow(clip);
+    showProblem(body.error, sendNext, body.message);
     if (body.error === "busy") retryIn(Number(request.getResponseHeader("Retry-After")) || 5);
+    return;
+  } else {
+    clip.problem = body;
   }
+  updateRow(clip);
+  sendNext();
 }
 
 function retryIn(seconds) {
@@ -339,159 +393,64 @@ function retryIn(seconds) {
       showLeft();
     } else {
       clearInterval(state.retryTimer);
-      send();
+      sendNext();
     }
   }, 1000);
 }
 
-// ---- the result
-
-const TRANSCRIPT_TITLES = { asr: "Transcript, by speech recognition", given: "Transcript, as given" };
-
-function showResult(body) {
-  const [result] = body.results;
-  const { interval } = result;
-  state.result = result;
-  $("result-name").textContent = result.file;
-  $("score").textContent = formatNumber(result.score);
-  $("sentiment").textContent = `${result.sentiment} (class ${result.class})`;
-  $("from").textContent = `from ${result.used.join(", ")}; ${formatClock(result.duration)}`;
-  if (interval) {
-    $("from").textContent += `; ${Math.round(100 * interval.level)} % interval ` +
-      `${formatNumber(interval.low)} to ${formatNumber(interval.high)}`;
+function finish() {
+  const scored = state.clips.filter(({ body }) => body);
+  if (several()) {
+    $("status").textContent = `${scored.length} of ${state.clips.length} files scored.`;
+    if (scored.length) offer($("download-all"), { ...scored[0].body, results: scored.map(({ body }) => body.results[0]) });
+    show($("download-all"), scored.length > 0);
+    $("table-title").focus();
+  } else if (scored.length) {
+    const [{ body }] = scored;
+    showResult(body, state.model);
+    const [result] = body.results;
+    $("status").textContent = `Scored: ${formatNumber(result.score)}, ${labelOf(result, state.model)}.`;
   }
-  $("result-player").append(player, $("unplayable"));
-  showContributions(result.contributions);
-  $("warning-list").replaceChildren(...result.warnings.map((warning) => element("li", {}, warning.message)));
-  show($("warnings"), result.warnings.length > 0);
-  $("transcript-title").textContent = TRANSCRIPT_TITLES[result.text_source] || "Transcript";
-  $("transcript-text").textContent = result.text;
-  show($("transcript"), Boolean(result.text));
-  showWindows(result.windows);
-  URL.revokeObjectURL($("download").href);
-  const json = new Blob([JSON.stringify(body, null, 2)], { type: "application/json" });
-  $("download").href = URL.createObjectURL(json);
-  show($("result"));
-  drawCharts();
-  $("status").textContent = `Scored: ${formatNumber(result.score)}, ${result.sentiment}.`;
-  $("result-name").focus();
 }
 
-function showContributions(contributions) {
-  const entries = Object.entries(contributions);
-  const [low, high] = state.model.label_range;
-  const max = Math.max(...entries.map(([, value]) => Math.abs(value)), (high - low) / 6);
-  $("bars").replaceChildren(...entries.map(([modality, value]) => {
-    const row = element("div", { class: "contribution" });
-    const number = element("span", { class: "number" }, formatNumber(value, 2, true));
-    row.append(element("span", {}, modality), contributionChart(value, max), number);
-    return row;
+// ---- the table of several results
+
+function showTable() {
+  show($("table"), several());
+  if (!several()) return;
+  show($("download-all"), false);
+  show($("result"), false);
+  $("clips").replaceChildren(...state.clips.map((clip) => {
+    clip.row = element("tr");
+    updateRow(clip);
+    return clip.row;
   }));
-  show($("contributions"), entries.length > 0);
 }
 
-function showWindows(windows) {
-  $("windows-title").textContent = `${windows.length} windows`;
-  $("rows").replaceChildren(...windows.map(windowRow));
-  show($("windows"), windows.length > 0);
-  show($("over-time"), windows.length > 0);
-  const median = state.model.clip_seconds.median;
-  $("no-timeline").textContent = median
-    ? `Too short for a time line: choose shorter windows (Options), or a clip of at least ` +
-      `${formatNumber(2 * median, 1)} s.`
-    : "Too short for a time line.";
-  show($("no-timeline"), windows.length === 0);
+function updateRow(clip, status = "Waiting") {
+  if (!clip.row) return;
+  const name = element("td", { class: "name" });
+  const cells = [name];
+  const cell = (text, value, kind = "") => cells.push(element("td", { class: kind, "data-value": value }, text));
+  if (clip.body) {
+    const [result] = clip.body.results;
+    const { interval } = result;
+    const button = element("button", { type: "button" }, clip.file.name);
+    button.addEventListener("click", () => { play(clip); showResult(clip.body, state.model); });
+    name.append(button);
+    cell(formatNumber(result.score), result.score, "number");
+    cell(labelOf(result, state.model), result.score);
+    cell(interval ? formatInterval(interval) : "–", interval ? interval.high - interval.low : "", "number");
+    const [first, ...others] = doubts(result);
+    cell((first ? first.message : "") + (others.length ? ` (and ${others.length} more)` : ""), doubts(result).length);
+  } else {
+    name.textContent = clip.file.name;
+    cell("", "", "number");
+    cell(clip.problem ? "Not scored" : status, "");
+    cell("", "", "number");
+    cell(clip.problem ? clip.problem.message : "", "");
+  }
+  clip.row.replaceChildren(...cells);
 }
-
-function windowRow(window) {
-  const row = element("tr");
-  const time = element("td");
-  const button = element("button", { type: "button" }, `${formatClock(window.start)} – ${formatClock(window.end)}`);
-  button.addEventListener("click", () => seek(window.start));
-  time.append(button);
-  row.append(
-    time,
-    element("td", { class: "number" }, formatNumber(window.score)),
-    element("td", {}, window.used.join(", ")),
-    element("td", { class: "transcript" }, window.text),
-  );
-  return row;
-}
-
-function drawCharts() { // at their displayed width, so that text keeps its size
-  const { label_range: range } = state.model;
-  const { windows, duration } = state.result;
-  state.drawnWidth = $("result").clientWidth;
-  $("scale").replaceChildren(scaleChart(state.result, range, $("scale").clientWidth));
-  state.timeline = windows.length ? new Timeline(windows, duration, range, $("timeline").clientWidth) : null;
-  if (!state.timeline) return;
-  $("timeline").replaceChildren(state.timeline.svg);
-  $("timeline").setAttribute("aria-valuemax", state.timeline.end.toFixed(1));
-  moveHead(isPlayable() ? player.currentTime : state.time);
-}
-
-new ResizeObserver(() => {
-  const width = $("result").clientWidth;
-  if (state.result && width && width !== state.drawnWidth) drawCharts();
-}).observe($("result"));
-
-// ---- the time line, which follows the video and seeks in it
-
-const isPlayable = () => !player.hidden && player.readyState > 0;
-const clampTime = (time) => Math.min(Math.max(time, 0), state.timeline.end);
-
-function moveHead(time) {
-  if (!state.timeline) return;
-  state.time = clampTime(time);
-  state.timeline.moveHead(state.time);
-  const window = state.timeline.windowAt(state.time);
-  const score = `${formatNumber(window.score)}, ${window.sentiment || "nothing to score"}`;
-  const summary = `${formatClock(state.time)}: ${score}`;
-  $("readout").textContent = summary + (window.text ? ` – “${window.text}”` : "");
-  $("timeline").setAttribute("aria-valuenow", state.time.toFixed(1));
-  $("timeline").setAttribute("aria-valuetext", summary);
-}
-
-function seek(time) {
-  const target = clampTime(time);
-  if (isPlayable()) player.currentTime = target;
-  moveHead(target);
-}
-
-function followVideo() {
-  moveHead(player.currentTime);
-  if (!player.paused && !player.ended) requestAnimationFrame(followVideo);
-}
-
-player.addEventListener("play", followVideo);
-for (const event of ["timeupdate", "seeked"]) player.addEventListener(event, () => moveHead(player.currentTime));
-
-$("timeline").addEventListener("pointerdown", (event) => {
-  const seekToPointer = ({ clientX }) => {
-    const box = $("timeline").getBoundingClientRect();
-    seek(state.timeline.timeAt((clientX - box.left) * state.timeline.width / box.width));
-  };
-  const release = () => {
-    $("timeline").removeEventListener("pointermove", seekToPointer);
-    removeEventListener("pointerup", release);
-    removeEventListener("pointercancel", release);
-  };
-  $("timeline").setPointerCapture(event.pointerId);
-  $("timeline").addEventListener("pointermove", seekToPointer);
-  addEventListener("pointerup", release);
-  addEventListener("pointercancel", release);
-  seekToPointer(event);
-});
-
-const STEPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 };
-
-$("timeline").addEventListener("keydown", (event) => {
-  if (event.key in STEPS) seek(state.time + STEPS[event.key]);
-  else if (event.key === "Home") seek(0);
-  else if (event.key === "End") seek(state.timeline.end);
-  else if (event.key === " " && isPlayable()) player.paused ? player.play() : player.pause();
-  else return;
-  event.preventDefault();
-});
 
 loadModel();

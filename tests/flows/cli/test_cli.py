@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from flows.cli.app import app
+from flows.cli.app import PANELS, app
 
 ROOT = Path(__file__).parents[3]
 runner = CliRunner()
@@ -114,14 +116,33 @@ def test_use_leaves_the_file_alone_when_a_choice_is_wrong(project):
     assert (project / "params.yaml").read_bytes() == before
 
 
+def test_the_version_is_that_of_the_package():
+    shown = runner.invoke(app, ["--version"])
+    assert shown.exit_code == 0 and shown.output == f"dashfusion {version('dashfusion')}\n"
+
+
+def test_help_has_every_command_in_a_panel_of_its_task():
+    assert sorted(name for names in PANELS.values() for name in names) == sorted(typer.main.get_command(app).commands)
+    lines = runner.invoke(app, ["--help"]).output.splitlines()
+    heads = [number for number, line in enumerate(lines) if line.startswith("╭─")]
+    for panel, names in PANELS.items():
+        start = next(number for number in heads if lines[number].startswith(f"╭─ {panel} ─"))
+        shown = [line.split()[1] for line in lines[start + 1 :] if line.startswith("│ ") and line[2] != " "]
+        assert shown[: len(names)] == list(names)
+
+
 @pytest.mark.parametrize(
-    "command", ["pipeline", "results", "train", "use", "use train.epochs=3", "use --save", "use --undo", "doctor"]
-)
+    "command",
+    [
+        "pipeline", "results", "train", "use", "use train.epochs=3", "use --save", "use --undo", "doctor", "problems",
+        "study", "study ablation", "deploy", "ui", "cache prune", "export mmsa data.pkl", "export datasets data",
+    ],
+)  # fmt: skip
 def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     shown = runner.invoke(app, command.split())
     assert shown.exit_code == 1 and "run from the project's folder" in " ".join(shown.output.split())
-    assert "Traceback" not in shown.output
+    assert "Traceback" not in shown.output and list(tmp_path.iterdir()) == []
 
 
 def test_cache_prune_keeps_what_the_parameters_name(project, monkeypatch):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -134,7 +136,8 @@ def test_a_cluster_gives_the_same_bytes_and_the_same_problems(tmp_path, corpus, 
     ((clip_id, *_, message),) = other.problems()
     assert clip_id == "v/07" and "not a media file" in message
     said = [line for line in other.said.splitlines() if " of 24 clips" not in line]  # which a slow machine prints
-    assert len(said) == 5, f"noise: {other.said}"
+    assert any(line.startswith(f"runner: {runner}, 2 ") for line in said)
+    assert len(said) == 6, f"noise: {other.said}"
     assert other.left_behind() == []
     assert not list((other.folder / ".dashfusion/scratch").glob(".run-*"))
 
@@ -178,6 +181,30 @@ def test_a_missing_extra_is_named(monkeypatch, kind):
         task_runners.task_runner(kind, "", 1, after=lambda: None),
     ):
         pass
+
+
+@pytest.mark.parametrize("answers", ["nothing", "never"])
+@pytest.mark.parametrize(("kind", "scheme"), [("dask", "tcp://"), ("ray", "ray://"), ("ray", "")])
+def test_a_cluster_that_does_not_answer_is_named_after_seconds(monkeypatch, kind, scheme, answers):
+    pytest.importorskip(f"prefect_{kind}")
+    monkeypatch.setattr(task_runners.engine, "engine_active", lambda: True)
+    monkeypatch.setattr(task_runners, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts; nobody reads
+        address = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
+        if answers == "nothing":
+            silent.close()
+        with (
+            pytest.raises(OSError, match=rf"answers at {re.escape(address)} \(extract.address\) within 0.3 s"),
+            task_runners.task_runner(kind, address, 1, after=lambda: None),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:port", "//127.0.0.1:6379"])
+def test_an_address_that_ray_does_not_take_is_refused(address):
+    pytest.importorskip("prefect_ray")
+    with pytest.raises(ValueError, match=r"Ray takes ray://HOST:10001, HOST:6379 or auto"):
+        task_runners._check_ray(address)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,8 @@ def test_the_table_says_scores_failures_and_what_to_know(corpus, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.split("<main>")[1].strip().startswith(f'<p class="notice">{GENERATED_NOTICE}')
     assert page.count(GENERATED_NOTICE) == 1
-    assert "talk [1].mp4" in page and "no such file" in page and "://" not in page and "<script" not in page
+    assert "talk [1].mp4" in page and "no such file" in page and "://" not in page and page.count("<script") == 1
+    assert page.index('<table class="sortable">') < page.index('id="result-1"')
     assert predict(tmp_path, *model, "--strict").exit_code == 1
     assert predict(tmp_path / "torn.mp4", *model).exit_code == 1
 
@@ -281,6 +282,7 @@ def test_what_people_say_and_call_their_files_is_no_markup(tmp_path):
     write_page(tmp_path / "page.html", [result], model, 0.9)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<b>bold" not in page and "&lt;b&gt;bold" in page and "a &amp; b" in page
+    assert page.index("Reasons to doubt") < page.index('<div class="value">') and "weakly positive" in page
     assert page.count("<svg") == 2 and page.count("<circle") == 3  # the score, and two lone points of the time line
 
 

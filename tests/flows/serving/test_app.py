@@ -294,12 +294,15 @@ def test_a_mistake_in_the_server_is_told_without_its_details(new_client, clip, m
 
 
 def test_the_page_asks_for_nothing_elsewhere_and_holds_no_script_itself(client):
-    page, script, charts, styles = (client.get(path) for path in ("/", "/page.js", "/charts.js", "/page.css"))
+    page, styles = client.get("/"), client.get("/page.css")
+    answers = [client.get(f"/{name}.js") for name in ("page", "charts", "dom", "result", "sortable")]
     assert "text/html" in page.headers["content-type"]
-    assert all("text/javascript" in answer.headers["content-type"] for answer in (script, charts))
-    assert re.findall(r"<script(?![^>]*\ssrc=\"page\.js\")", page.text) == [] and " style=" not in page.text
+    assert all("text/javascript" in answer.headers["content-type"] for answer in answers)
+    assert (
+        re.findall(r"<script(?![^>]*\ssrc=\"(?:page|sortable)\.js\")", page.text) == [] and " style=" not in page.text
+    )
     assert not re.search(r"\son\w+=", page.text)
-    scripts = script.text + charts.text
+    scripts = "".join(answer.text for answer in answers)
     for text in (page.text, scripts.replace("http://www.w3.org/2000/svg", ""), styles.text):
         assert "http:" not in text and "https:" not in text and "//cdn" not in text and "@import" not in text
     assert "innerHTML" not in scripts and "eval(" not in scripts

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
 import pytest
 import uvicorn
 
 from flows.serving.app import create_app
+from flows.serving.frames import MAX_FRAMES
 from flows.serving.protocol import HttpProtocol
 from flows.serving.security import LOOPBACK, Rules
 
@@ -79,7 +84,7 @@ class Opened:
             self.page.wait_for_timeout(100)
         raise AssertionError(f"#{name} stays {text!r}")
 
-    def choose(self, path: Path) -> None:
+    def choose(self, path: Path | list[Path]) -> None:
         self.get("form").wait_for()
         self.get("file").set_input_files(path)
 
@@ -158,6 +163,90 @@ def test_a_short_clip_has_no_time_line_and_the_page_says_why(opened, clip):
     with tab.page.expect_download() as download:
         tab.get("download").click()
     assert '"schema_version": 1' in Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def test_what_makes_a_score_doubtful_is_above_it_and_its_class_is_in_words(opened, clip):
+    tab = opened()
+    tab.score(clip, "")
+    assert "no text" in tab.get("warning-list").inner_text()
+    assert tab.get("warnings").bounding_box()["y"] < tab.get("score").bounding_box()["y"]
+    assert tab.get("notice").bounding_box()["y"] < tab.get("warnings").bounding_box()["y"]
+    assert tab.get("notice").inner_text() not in tab.get("warning-list").inner_text(), "said twice"
+    assert re.fullmatch("neutral|((strongly|weakly) )?(negative|positive)", tab.get("sentiment").inner_text())
+
+
+@pytest.fixture
+def unplayable(clip, tmp_path) -> Path:
+    """The clip in a format that browsers do not play."""
+    target = tmp_path / "old.avi"
+    with av.open(str(clip)) as source, av.open(str(target), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 128, "yuv420p"
+        for number, frame in enumerate(source.decode(video=0)):
+            small = frame.reformat(160, 128, "yuv420p")
+            small.pts, small.time_base, small.pict_type = number, Fraction(1, 25), 0
+            container.mux(stream.encode(small))
+        container.mux(stream.encode(None))
+    return target
+
+
+def test_a_file_that_the_browser_cannot_play_is_shown_as_frames(opened, unplayable, clip):
+    tab = opened()
+    tab.choose(unplayable)
+    assert "cannot play old.avi" in tab.wait("unplayable", bool) and not tab.get("player").is_visible()
+    tab.get("send").click()
+    tab.get("result").wait_for()
+    images = tab.get("frames").locator("img")
+    assert images.count() == MAX_FRAMES
+    assert images.evaluate_all("images => images.every(image => image.complete && image.naturalWidth === 160)")
+    assert "these are frames of it" in tab.get("unplayable").inner_text()
+    with tab.page.expect_download() as download:
+        tab.get("download").click()
+    assert "frames" not in json.loads(Path(download.value.path()).read_text(encoding="utf-8"))["results"][0]
+    tab.score(clip)
+    assert tab.get("player").is_visible() and not tab.get("frames").is_visible(), "what plays needs no frames"
+    assert not [line for line in tab.complaints if "Security" in line]
+
+
+def test_several_files_are_a_sortable_table_whose_rows_open_the_results(opened, clip, unplayable, tmp_path):
+    (tmp_path / "<b>letter.mp4").write_text("This is a letter.")
+    (tmp_path / "large.mp4").write_bytes(bytes(5 << 20))
+    tab = opened()
+    tab.choose([clip, tmp_path / "<b>letter.mp4", unplayable, tmp_path / "large.mp4"])
+    assert "4 files" in tab.get("chosen").inner_text() and not tab.get("text").is_visible()
+    tab.get("send").click()
+    assert tab.wait("status", lambda text: "scored" in text) == "2 of 4 files scored."
+    assert not tab.get("result").is_visible()
+    rows = tab.get("clips").locator("tr")
+    names = [clip.name, "<b>letter.mp4", "old.avi", "large.mp4"]
+    assert rows.locator("td:first-child").all_inner_texts() == names
+    assert "Not scored" in rows.nth(1).inner_text() and "limit is 4.0 MB" in rows.nth(3).inner_text()
+
+    tab.get("table").locator("th button", has_text="File").click()
+    assert rows.locator("td:first-child").all_inner_texts() == ["<b>letter.mp4", clip.name, "large.mp4", "old.avi"]
+    tab.get("table").locator("th button", has_text="Score").click()
+    scores = rows.locator("td:nth-child(2)").evaluate_all("cells => cells.map(cell => cell.dataset.value)")
+    assert float(scores[0]) <= float(scores[1]) and scores[2:] == ["", ""]
+    tab.get("table").locator("th button", has_text="Score").click()
+    turned = rows.locator("td:nth-child(2)").evaluate_all("cells => cells.map(cell => cell.dataset.value)")
+    assert turned == [scores[1], scores[0], "", ""]
+
+    tab.get("clips").get_by_role("button", name="old.avi").click()
+    assert tab.get("result-name").inner_text() == "old.avi" and tab.get("frames").is_visible()
+    tab.get("clips").get_by_role("button", name=clip.name).click()
+    assert tab.get("result-name").inner_text() == clip.name and tab.get("player").is_visible()
+    with tab.page.expect_download() as download:
+        tab.get("download-all").click()
+    document = json.loads(Path(download.value.path()).read_text(encoding="utf-8"))
+    assert [result["file"] for result in document["results"]] == [clip.name, "old.avi"]
+
+
+def test_the_drop_area_can_be_seen(opened):
+    tab = opened()
+    tab.get("form").wait_for()
+    box, border = tab.get("drop").bounding_box(), "element => getComputedStyle(element).borderTopStyle"
+    assert box["height"] > 120 and box["width"] > 600 and tab.get("drop").evaluate(border) == "dashed"
+    assert "Drop clips here" in tab.get("drop").inner_text()
 
 
 def test_a_file_that_is_no_clip_is_refused_in_words(opened, tmp_path, clip):

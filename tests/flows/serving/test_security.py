@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from flows.serving import server
-from flows.serving.security import HEADERS, LOOPBACK, Guard, hostname
+from flows.serving.security import HEADERS, LOOPBACK, PAGE_PATHS, Guard, hostname
 from flows.serving.server import Settings, is_loopback, upload_folder
 from flows.serving.worker import Model
 
@@ -62,8 +62,7 @@ def test_with_the_token_everything_is_answered(new_client, clip, scheme):
 
 def test_the_page_and_health_need_no_token(new_client):
     client = new_client(token=TOKEN)
-    for path in ("/", "/page.css", "/page.js", "/charts.js", "/docs", "/docs.css", "/docs.js", "/health",
-                 "/openapi.json"):  # fmt: skip
+    for path in (*PAGE_PATHS, "/health", "/openapi.json"):
         assert client.get(path).status_code == 200, path
     schema = client.get("/openapi.json").json()
     assert schema["paths"]["/predict"]["post"]["security"] and "security" not in schema["paths"]["/health"]["get"]
