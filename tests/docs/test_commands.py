@@ -102,7 +102,7 @@ class Site:
         for command in block.commands():
             text = self.replaced(command.text)
             for program, ready in SERVICES.items():
-                if text.startswith(program) and "--once" not in text:
+                if text.startswith(program) and "--once" not in command.programs()[0]:  # a comment may name it
                     options = f" --port {self.port}" if program == "dashfusion serve" else ""
                     stop = "stop_services; " if options else ""
                     text = f"{stop}service {shlex.quote(ready)} {program}{options}{text.removeprefix(program)}"
