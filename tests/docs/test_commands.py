@@ -29,7 +29,9 @@ from tests.support.project import CLIPS, SMALL, Project, change_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-pytestmark = pytest.mark.docs
+PATIENCE = 900  # seconds a block, for what takes a minute on an idle machine
+
+pytestmark = [pytest.mark.docs, pytest.mark.timeout(4 * PATIENCE)]
 
 RUN = ("commands", "python")
 WITH_BLOCKS = [page for page in PAGES if any(block.kind in RUN and not block.reason for block in read_blocks(page))]
@@ -100,7 +102,7 @@ class Site:
         for command in block.commands():
             text = self.replaced(command.text)
             for program, ready in SERVICES.items():
-                if text.startswith(program) and "--once" not in text:
+                if text.startswith(program) and "--once" not in command.programs()[0]:  # a comment may name it
                     options = f" --port {self.port}" if program == "dashfusion serve" else ""
                     stop = "stop_services; " if options else ""
                     text = f"{stop}service {shlex.quote(ready)} {program}{options}{text.removeprefix(program)}"
@@ -127,12 +129,17 @@ class Site:
         script.unlink()
 
     def check(self, command: list[str], where) -> None:
-        done = subprocess.run(
-            command, cwd=self.project.folder, env=os.environ | self.environment, timeout=500,
+        process = subprocess.Popen(
+            command, cwd=self.project.folder, env=os.environ | self.environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        if done.returncode:
-            pytest.fail(f"{where()}\nexit code {done.returncode}:\n{done.stdout[-6000:]}", pytrace=False)
+        try:
+            said, _ = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said = f"{process.communicate()[0]}\nkilled after {PATIENCE} s"
+        if process.returncode:
+            pytest.fail(f"{where()}\nexit code {process.returncode}:\n{said[-6000:]}", pytrace=False)
 
     def stop(self) -> None:
         """Stop what the page has started."""
