@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from corpora.languages import likely_language
 from corpora.manifest import split_name, unsafe_id
 from corpora.readers.csd import LABELS as CSD_LABELS
 from corpora.readers.raw import LABELS, MEDIA_FOLDER, REQUIRED, TABLES, MediaFiles, find_table, list_media, read_rows
@@ -47,23 +48,6 @@ SYNONYMS = {
     "gender": ("gender", "sex"),
 }  # fmt: skip
 """What tables call our columns, most likely names first, in lower case and with letters alone."""
-
-SCRIPTS = {
-    "ja": "[\u3040-\u30ff]", "ko": "[\uac00-\ud7af]", "zh": "[\u4e00-\u9fff]", "ru": "[\u0400-\u04ff]",
-    "ar": "[\u0600-\u06ff]", "hi": "[\u0900-\u097f]", "el": "[\u0370-\u03ff]", "he": "[\u0590-\u05ff]",
-    "th": "[\u0e00-\u0e7f]",
-}  # fmt: skip
-"""Characters by which a language is told, in this order: Japanese has Chinese characters as well."""
-WORDS = {
-    "en": "the and is of to it that was you this not with have for",
-    "de": "der die das und ist nicht ich wir ein eine zu mit war auch",
-    "fr": "le la les et est je ne pas un une des vous que c'est",
-    "es": "el la los y es que no un una muy pero por con está",
-    "it": "il la che e non è un una di per sono molto ma gli",
-    "pt": "o a os que não um uma é de muito mas para com eu",
-    "nl": "de het en is een niet ik dat van maar zijn voor met wij",
-}
-"""Frequent words by which languages in Latin letters are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +127,7 @@ def detect_corpus(root: Path) -> DetectedCorpus:
         columns=columns,
         splits=Counter(row.values[mode].strip() for row in table.rows()) if mode in table.header else {},
         label_range=label_range,
-        language=detect_language(clip.text for clip in clips),
+        language=likely_language(clip.text for clip in clips[:MAX_ROWS]),
         split=split,
         remarks=tuple(remarks),
     )
@@ -259,18 +243,6 @@ def detect_label_range(labels: Sequence[float]) -> tuple[tuple[float, float], li
     if min(within) >= 0:
         return label_range, ["no label is below 0: 0 must mean neutral, and negative sentiment be below it"]
     return label_range, []
-
-
-def detect_language(texts: Iterable[str]) -> str:
-    """Return the language of texts by their script, and by frequent words where it is Latin; en if that fails."""
-    text = " ".join(text for _, text in zip(range(MAX_ROWS), filter(None, texts), strict=False)).casefold()
-    letters = sum(map(str.isalpha, text))
-    for language, script in SCRIPTS.items():
-        if len(re.findall(script, text)) > (0.1 if language == "ja" else 0.3) * letters:
-            return language
-    counts = Counter(re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text))
-    scores = {language: sum(counts[word] for word in words.split()) for language, words in WORDS.items()}
-    return max(scores, key=lambda language: scores[language])
 
 
 def _drawable(clips: Sequence[Clip]) -> tuple[SplitConfig | None, str]:

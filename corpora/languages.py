@@ -1,8 +1,13 @@
-"""Language of a transcript by its script and its most common words: enough to notice a wrong setting."""
+"""Language of transcripts by script and most common words: enough to suggest a setting, and to notice a wrong one."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MIN_LETTERS = 3
 MIN_STOP_WORDS = 3
@@ -33,6 +38,9 @@ _OF_LANGUAGE = {
      "no", "pl", "pt", "ro", "sk", "sl", "sq", "sv", "sw", "tr", "vi"), ("Latin",)
 )  # fmt: skip
 
+MIN_KANA = 0.1
+"""Share of kana from which a text in Chinese characters is Japanese."""
+
 _LIKELY = {"Han": "zh", "Kana": "ja", "Hangul": "ko", "Cyrillic": "ru", "Greek": "el", "Hebrew": "he", "Thai": "th"}
 
 _STOP_WORDS = {
@@ -55,6 +63,20 @@ _STOP_WORDS = {
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 
 
+def likely_language(texts: Iterable[str]) -> str:
+    """Return the ISO 639-1 code of the language that texts are most likely in; en if nothing tells."""
+    text = " ".join(texts)
+    letters = _count_letters(text)
+    script = max(letters, key=lambda name: letters[name])
+    if script == "Han" and letters["Kana"] > MIN_KANA * sum(letters.values()):
+        return "ja"
+    if script != "Latin":
+        return {**_LIKELY, "Arabic": "ar", "Devanagari": "hi"}[script]
+    counts = Counter(_words(text))
+    scores = {language: sum(counts[word] for word in words) for language, words in _STOP_WORDS.items()}
+    return max(scores, key=lambda language: scores[language])
+
+
 def other_language(text: str, language: str) -> str | None:
     """Return what a transcript seems to be in, if not in `language`: an ISO 639-1 code or a script; otherwise None.
 
@@ -64,15 +86,23 @@ def other_language(text: str, language: str) -> str | None:
     if expected is None:
         return None
     if not text.isascii() or expected != ("Latin",):
-        counts = {
-            name: len(letters.findall(text)) * _LETTERS_PER_CHARACTER.get(name, 1) for name, letters in _LETTERS.items()
-        }
+        counts = _count_letters(text)
         total, script = sum(counts.values()), max(counts, key=lambda name: counts[name])
         if total >= MIN_LETTERS and script not in expected and 2 * sum(counts[name] for name in expected) < total:
             return _LIKELY.get(script, f"{script} script")
     if language not in _STOP_WORDS:
         return None
-    words = set(_WORD.findall(text.lower().replace("\u2019", "'")))
+    words = set(_words(text))
     found = {name: len(words & stop_words) for name, stop_words in _STOP_WORDS.items()}
     likely = max(found, key=lambda name: found[name])
     return likely if found[likely] >= MIN_STOP_WORDS and found[likely] > 2 * found[language] else None
+
+
+def _count_letters(text: str) -> dict[str, int]:
+    return {
+        name: len(letters.findall(text)) * _LETTERS_PER_CHARACTER.get(name, 1) for name, letters in _LETTERS.items()
+    }
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower().replace("\u2019", "'"))

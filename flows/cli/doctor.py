@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from rich.table import Table
 
-from corpora.detection import DetectedCorpus, detect_corpus, detect_label_range, detect_language, features_of
+from corpora.detection import DetectedCorpus, detect_corpus, detect_label_range, features_of
 from corpora.inspection import CorpusInspection, inspect_corpus, label_histogram
+from corpora.languages import likely_language
 from corpora.manifest import MODALITIES, Clip, split_name
 from corpora.readers.feature_corpus import ImportedCorpus
 from corpora.readers.table import SEPARATORS
@@ -120,7 +121,7 @@ def _inspect_features(layout: Literal["csd", "mmsa_pickle"], path: Path) -> tupl
         corpus = read("zh", (-1.0, 1.0))
     clips = corpus.manifest.clips
     label_range, remarks = detect_label_range([clip.label for clip in clips if clip.label is not None])
-    language = detect_language(clip.text for clip in clips)
+    language = likely_language(clip.text for clip in clips)
     corpus = read(language, label_range)
     remarks = [*corpus.remarks, *remarks]
     detected = DetectedCorpus(layout, path, label_range=label_range, language=language, remarks=tuple(remarks))

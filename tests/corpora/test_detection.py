@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from corpora.detection import detect_columns, detect_corpus, detect_label_range, detect_language, features_of
+from corpora.detection import detect_columns, detect_corpus, detect_label_range, features_of
 from corpora.readers.raw import MediaFiles
 from corpora.readers.table import open_table
 
@@ -129,19 +129,3 @@ def test_the_label_range_is_the_narrowest_that_fits(labels, label_range, remark)
     found, remarks = detect_label_range(labels)
     assert found == label_range and len(remarks) == bool(remark)
     assert re.search(remark, "".join(remarks))
-
-
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [
-        ("it was good and the film is not for me", "en"),
-        ("Das war nicht schlecht, und ich bin froh", "de"),
-        ("je ne l'ai pas aimé, et c'est dommage", "fr"),
-        ("我觉得 OK", "zh"),
-        ("とても良い映画でした", "ja"),
-        ("정말 좋았어요", "ko"),
-        ("", "en"),
-    ],
-)
-def test_the_language_is_told_by_script_and_frequent_words(text, language):
-    assert detect_language([text]) == language

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corpora.demo.script import compose, load_script
-from corpora.languages import other_language
+from corpora.languages import likely_language, other_language
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,19 @@ def test_sentences_of_the_demos_are_in_their_language(language):
     sentences = [compose(script, sentiment, rng).words for sentiment in np.linspace(-3, 3, 100)]
     texts = [("" if language == "zh" else " ").join(words) for words in sentences]
     assert [text for text in texts if other_language(text, language)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("it was good and the film is not for me", "en"),
+        ("Das war nicht schlecht, und ich bin froh", "de"),
+        ("je ne l'ai pas aimé, et c'est dommage", "fr"),
+        ("我觉得 OK", "zh"),
+        ("とても良い映画でした", "ja"),
+        ("정말 좋았어요", "ko"),
+        ("", "en"),
+    ],
+)
+def test_the_language_is_told_by_script_and_frequent_words(text, language):
+    assert likely_language([text]) == language
