@@ -206,8 +206,7 @@ class MetricRow:
         spread: Standard deviation over the seeds.
         interval: 95 % interval.
         previous: Value in the previous evaluation.
-        change: Change since then.
-        better: Whether the change is an improvement; None if there is no change, or no way to tell.
+        change: Change since then; of single trainings it is often the seed's alone, so that no verdict is given.
     """
 
     key: str
@@ -219,7 +218,6 @@ class MetricRow:
     interval: str
     previous: str
     change: str
-    better: bool | None
 
 
 def metric_table(
@@ -237,24 +235,21 @@ def metric_table(
     """
     intervals, previous = intervals or {}, previous or {}
     others = metrics.keys() - METRICS.keys() - {f"{key}_std" for key in metrics} - _NOT_METRICS
-    rows = []
-    for key in [*(key for key in METRICS if key in metrics), *(key for key in metrics if key in others)]:
-        change, better = _change(key, metrics[key], previous.get(key))
-        rows.append(
-            MetricRow(
-                key=key,
-                name=metric_label(key),
-                meaning=METRICS[key].meaning if key in METRICS else "",
-                value=format_metric(key, metrics[key]),
-                reason=_reason(key, metrics),
-                spread=_spread(key, metrics),
-                interval=_interval(key, metrics, intervals),
-                previous=_with_spread(key, previous) if key in previous else "",
-                change=change,
-                better=better,
-            )
+    keys = [*(key for key in METRICS if key in metrics), *(key for key in metrics if key in others)]
+    return [
+        MetricRow(
+            key=key,
+            name=metric_label(key),
+            meaning=METRICS[key].meaning if key in METRICS else "",
+            value=format_metric(key, metrics[key]),
+            reason=_reason(key, metrics),
+            spread=_spread(key, metrics),
+            interval=_interval(key, metrics, intervals),
+            previous=_with_spread(key, previous) if key in previous else "",
+            change=_change(key, metrics[key], previous.get(key)),
         )
-    return rows
+        for key in keys
+    ]
 
 
 def metrics_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -264,9 +259,8 @@ def metrics_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def compared_rows(metrics: Mapping[str, Any], previous: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (name, value, previous value, change) of each metric, then the counts."""
-    suffix = {True: ", better", False: ", worse", None: ""}
     rows = [
-        (row.name, _with_spread(row.key, metrics), row.previous, row.change + suffix[row.better])
+        (row.name, _with_spread(row.key, metrics), row.previous, row.change)
         for row in metric_table(metrics, previous=previous)
     ]
     before = dict(counts(previous))
@@ -298,11 +292,9 @@ def _with_spread(key: str, metrics: Mapping[str, Any]) -> str:
     return f"{value} ± {spread}" if spread else f"{value} ({reason})" if reason else value
 
 
-def _change(key: str, new: float | None, old: float | None) -> tuple[str, bool | None]:
-    """Return the change, with the precision that values are shown with, and whether it is an improvement."""
+def _change(key: str, new: float | None, old: float | None) -> str:
+    """Return the change, with the precision that values are shown with."""
     if new is None or old is None or key not in METRICS:
-        return "", None
+        return ""
     change = format_difference(key, new - old) + (" points" if is_fraction(key) else "")
-    if not any(digit in change for digit in "123456789"):
-        return "same", None
-    return change, (new < old) == (key in LESS_IS_BETTER)
+    return change if any(digit in change for digit in "123456789") else "same"

@@ -174,8 +174,8 @@ def test_metrics_stand_with_their_intervals_and_the_change_since_the_last_run(re
     _, page = render(intervals=intervals, previous=before)
     rows = {row[0]: row[1:] for row in page.rows if len(row) == 6}
     meaning = "in units of the label, less is better"
-    assert rows["Mean absolute error"] == [meaning, "0.507", "0.400 to 0.610", "0.600", "\u22120.093, better"]
-    assert rows["Acc-2 (negative / positive)"][1:] == ["91.7%", "85.0 to 97.0%", "95.0%", "\u22123.3 points, worse"]
+    assert rows["Mean absolute error"] == [meaning, "0.507", "0.400 to 0.610", "0.600", "\u22120.093"]
+    assert rows["Acc-2 (negative / positive)"][1:] == ["91.7%", "85.0 to 97.0%", "95.0%", "\u22123.3 points"]
     assert rows["Pearson correlation"][4] == "same"
     assert rows["Acc-7"][2:] == ["–", "–", "–"]  # noqa: RUF001
     assert rows["Acc-5"][2] == "–", "an interval without width says nothing"  # noqa: RUF001
