@@ -10,7 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))]
 
-REASONS = {"needs a GPU", "needs a cluster", "needs the network", "run by the server tests"}
+REASONS = {
+    "configures another program", "needs a GPU", "needs a cluster", "needs the network", "run by the server tests",
+}  # fmt: skip
 """Reasons for which a block is not run, in a comment of its own before the block: `<!-- not run: needs a GPU -->`."""
 
 NOT_RUN = re.compile(r"<!-- not run: (.*) -->")
@@ -35,12 +37,14 @@ class Command:
         return f"{self.page}:{self.line}: {self.text}"
 
     def programs(self) -> list[list[str]]:
-        """Return the words of each simple command in it: of `a && X=1 b c`, these are [a] and [b, c]."""
+        """Return the words of each simple command in it: of `a && X=1 b c > d`, these are [a] and [b, c]."""
         lexer = shlex.shlex(self.text, posix=True, punctuation_chars="&;|")
         lexer.whitespace_split = True
         found: list[list[str]] = [[]]
         for word in lexer:
-            if set(word) <= set("&;|"):
+            if word in (">", ">>"):
+                next(lexer)
+            elif set(word) <= set("&;|"):
                 found.append([])
             elif word == "do" or (not found[-1] and re.match(r"\w+=", word)):
                 found[-1].clear()

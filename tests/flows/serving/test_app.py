@@ -78,7 +78,7 @@ def test_without_a_text_the_other_modalities_are_scored(client, clip):
 
 def test_answers_are_as_the_schema_says_and_it_names_all_of_their_keys(client, clip, long_clip):
     schema = client.get("/openapi.json").json()
-    told = upload(client, long_clip, text=TEXT).json()
+    told = upload(client, long_clip, text=TEXT, frames="true").json()
     for name, content in (
         ("Prediction", told),
         ("Prediction", upload(client, clip).json()),
