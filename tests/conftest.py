@@ -24,6 +24,7 @@ SHARING_A_SERVER = {
     "tests/flows/serving/test_app.py": "`scoring_pool`",
     "tests/flows/serving/test_docs_page.py": "`scoring_pool`",
     "tests/flows/serving/test_logs.py": "`scoring_pool`",
+    "tests/flows/serving/test_frames.py": "`scoring_pool`",
     "tests/flows/serving/test_page.py": "`scoring_pool`",
     "tests/flows/serving/test_schema.py": "`scoring_pool`",
     "tests/flows/serving/test_security.py": "`scoring_pool`",
