@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -63,17 +64,25 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
     chosen = sample_clips(corpus, sample)
     if chosen:
         console.print(_estimate(corpus, chosen, params))
-    limit = params.extract.max_failed_fraction
-    fit = corpus.unusable <= limit * corpus.rows
+    limit, share = params.extract.max_failed_fraction, corpus.unusable / max(1, corpus.rows)
+    fit = share <= limit
     console.print(
-        f"{root}: {corpus.unusable} of {corpus.rows} rows cannot be used ({corpus.unusable / corpus.rows:.1%}; "
-        f"max_failed_fraction allows {limit:.1%})" + ("" if fit else ": repair or remove them, or raise it"),
+        f"{root}: {corpus.unusable} of {corpus.rows} rows cannot be used ({share:.1%}; extract.max_failed_fraction "
+        f"allows {limit:.1%})" + ("" if fit else f": repair or remove them, or allow them with {_allow_line(share)}"),
         style=None if fit else "bold red",
         markup=False,
     )
     console.print("To use this corpus:", style="bold")
     console.print(use_line(detected), markup=False)
     return fit
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _allow_line(share: float) -> str:
+    return f"dashfusion use extract.max_failed_fraction={math.ceil(100 * share) / 100:g}"
 
 
 def doctor_project(params: Params) -> bool:
@@ -83,9 +92,10 @@ def doctor_project(params: Params) -> bool:
         level, style = ("error", "bold red") if finding.error else ("warning", "yellow")
         console.print(f"{level}: {finding.message}", style=style, markup=False)
     errors = sum(finding.error for finding in findings)
+    counts = f"{_count(errors, 'error')}, {_count(len(findings) - errors, 'warning')}"
     console.print(
-        f"params.yaml: {errors} errors, {len(findings) - errors} warnings. Checked were output paths, packages, "
-        "extractors, models, and the corpus's table; dashfusion doctor FOLDER reads its media as well.",
+        f"params.yaml: {counts}. Checked were output paths, packages, extractors, models, and the corpus's table; "
+        "dashfusion doctor FOLDER reads its media as well.",
         markup=False,
     )
     return not errors
