@@ -53,7 +53,7 @@ def test_too_many_unusable_rows_end_in_exit_code_1_with_reasons(here, demo, capf
     unbroken = said.replace(" ", "")  # long lines are broken anywhere
     assert f"{victim.name}:1700bytes,butnotamediafile" in unbroken
     assert "1 of 5 rows cannot be used (20.0%; extract.max_failed_fraction allows 2.0%)" in said
-    assert "dashfusion use extract.max_failed_fraction=0.2\n" in said
+    assert "dashfusion use extract.max_failed_fraction=0.2 To use" in said
     assert "Extraction by" not in said
 
 
