@@ -129,10 +129,10 @@ class ModelConfig:
 
 FIXED_OPTIONS = {
     "dashfusion_published": ("anchor", "alignment", "fusion", "dropout", "unimodal_heads"),
-    "text": ("normalise", "anchor", "alignment", "fusion", "bottleneck_tokens", "fusion_layers", "unimodal_heads"),
-    "late_fusion": ("anchor", "alignment", "fusion", "bottleneck_tokens", "fusion_layers"),
+    "text": ("normalise", "anchor", "alignment", "fusion", "unimodal_heads"),
+    "late_fusion": ("anchor", "alignment", "fusion"),
 }
-"""Options of `ModelConfig` that a network does not have."""
+"""Options of `ModelConfig` that a network does not have. Sizes of parts that it lacks have no effect: presets set them."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,11 @@ PATIENCE = 300  # seconds, for what takes some tens
         ("extract.audio.options.hop_seconds", 0.1, ["extract@audio"]),
         ("extract.audio.extractor", "audio.opensmile", ["extract@audio"]),
         ("extract.vision.options.fps", 4, ["extract@vision"]),
-        ("extract.max_failed_fraction", 0.5, ["extract@audio", "extract@text", "extract@vision", "transcribe"]),
+        (
+            "extract.max_failed_fraction",
+            0.5,
+            ["extract@audio", "extract@text", "extract@vision", "prepare", "transcribe"],
+        ),
         ("extract.workers", 2, []),
         ("extract.runner", "dask", []),
         ("extract.clip_timeout", 60, []),

@@ -119,7 +119,7 @@ def test_settings_that_do_not_fit_are_refused_with_the_way_out(model, train, way
         check_together(ModelConfig(**model), TrainConfig(**train))
 
 
-@pytest.mark.parametrize("option", [{"fusion": "concat"}, {"anchor": "audio"}, {"bottleneck_tokens": 4}])
+@pytest.mark.parametrize("option", [{"fusion": "concat"}, {"anchor": "audio"}])
 @pytest.mark.parametrize("name", READS)
 def test_options_that_a_baseline_does_not_have_are_refused(name, option):
     with pytest.raises(ValueError, match=rf"model\.{next(iter(option))} .*does not have this option"):
