@@ -132,7 +132,7 @@ FIXED_OPTIONS = {
     "text": ("normalise", "anchor", "alignment", "fusion", "unimodal_heads"),
     "late_fusion": ("anchor", "alignment", "fusion"),
 }
-"""Options of `ModelConfig` that a network does not have. Sizes of parts that it lacks have no effect: presets set them."""
+"""Options of `ModelConfig` that a network does not have. Sizes of parts that it lacks are ignored: presets set them."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def place(folder: Path, corpus: Path, runner: str, api_url: str, hop_seconds: fl
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, demo) -> Path:
-    """Copies of a few generated clips, made different by a box at their end; one of them has sound headers and nothing that decodes."""
+    """Copies of a few generated clips, made different by a box at their end; one has nothing that decodes."""
     root = tmp_path_factory.mktemp("corpus")
     originals = sorted((demo / "Raw").rglob("*.mp4"))
     with (root / "label.csv").open("w", encoding="utf-8", newline="") as table:
