@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.config import MODALITIES, ModelConfig
+from model.data.info import NORMALISED
+from model.network.encoders import SequenceEncoder
 from model.network.layers import MaskedSequence, at_least_float32, masked_mean
-from model.network.text_encoder import TokenEncoder
+from model.network.text_encoder import TokenEncoder, build_text_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,6 +122,18 @@ class Network(nn.Module):
             {**streams, "aligned": at_least_float32(aligned.values[:, 0])},
             {**present, "aligned": aligned.mask.new_ones(len(batch))},
         )
+
+
+def modality_encoders(config: ModelConfig, info: DatasetInfo, text: TextBackbone | None) -> nn.ModuleDict:
+    """Build DashFusion's encoders of text, audio and vision.
+
+    Raises:
+        ValueError: the text encoder's weights cannot be loaded, or do not fit `config.text`.
+    """
+    encoders: dict[str, nn.Module] = {"text": build_text_encoder(config, info, text)}
+    for m in NORMALISED:
+        encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
+    return nn.ModuleDict(encoders)
 
 
 def unimodal_heads(config: ModelConfig) -> nn.ModuleDict:

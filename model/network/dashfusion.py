@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from model.data.info import NORMALISED
 from model.network.alignment import build_alignment
-from model.network.base import Network, unimodal_heads
-from model.network.encoders import SequenceEncoder
+from model.network.base import Network, modality_encoders, unimodal_heads
 from model.network.fusion import build_fusion
-from model.network.text_encoder import build_text_encoder
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -37,10 +34,7 @@ class DashFusion(Network):
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)
-        encoders: dict[str, nn.Module] = {"text": build_text_encoder(config, info, text)}
-        for m in NORMALISED:
-            encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders = modality_encoders(config, info, text)
         self.alignment = build_alignment(config)
         self.fusion = build_fusion(config)
         self.predictor = nn.Sequential(

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import MODALITIES
-from model.data.info import NORMALISED
 from model.network.alignment import NoAlignment
-from model.network.base import Network, unimodal_heads
-from model.network.encoders import SequenceEncoder
+from model.network.base import Network, modality_encoders, unimodal_heads
 from model.network.layers import MaskedSequence, masked_mean
-from model.network.text_encoder import build_text_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,10 +44,7 @@ class LateFusion(Network):
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)
-        encoders: dict[str, nn.Module] = {"text": build_text_encoder(config, info, text)}
-        for m in NORMALISED:
-            encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
-        self.encoders = nn.ModuleDict(encoders)
+        self.encoders = modality_encoders(config, info, text)
         self.alignment = NoAlignment("text")
         self.fusion = ConcatenatedMeans()
         self.predictor = nn.Sequential(
