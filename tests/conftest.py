@@ -29,6 +29,7 @@ SHARING_A_SERVER = {
     "tests/flows/serving/test_schema.py": "`scoring_pool`",
     "tests/flows/serving/test_security.py": "`scoring_pool`",
     "tests/flows/serving/test_telemetry.py": "`scoring_pool`",
+    "tests/flows/serving/test_worker_pool.py": "`scoring_pool`",
 }
 """Modules that one worker runs, so that their server is started once."""
 SPLIT = "tests/docs/test_commands.py"

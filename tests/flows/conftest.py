@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,16 +96,11 @@ def _write_corpus(folder: Path) -> None:
         tables = folder / "manifest.parquet", folder / "transcripts.parquet"
         align(*tables, features, folder / mode, AlignConfig(mode=mode, mask_invalid=("audio", "vision")))
         train(folder / mode, folder / f"models-{mode}", SMALL, SHORT, seed=0)
-    train(folder / "unaligned", folder / "models-audio", SMALL, replace(SHORT, modalities=("audio",)), seed=0)
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
-    """A generated corpus of 16 clips, with a dataset and a checkpoint of each mode, made by the stages' functions.
-
-    The checkpoint in `models-audio`, which loads neither the text encoder nor the face model, is for tests that start
-    many processes.
-    """
+    """A generated corpus of 16 clips, with a dataset and a checkpoint of each mode, made by the stages' functions."""
     return make_once(tmp_path_factory, "corpus", _write_corpus)
 
 

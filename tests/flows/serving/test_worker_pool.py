@@ -19,7 +19,7 @@ from flows.serving.worker_pool import EXAMINERS, Limits, ScoringPool, default_wo
 from tests.support.examining import examine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from extractors.execution.workers import Worker
 
@@ -41,24 +41,9 @@ def refusal(answer: Any) -> ApiError:
     return refused.value
 
 
-def audio_model(corpus: Path, device: str = "cpu") -> Model:
-    return Model(corpus / "models-audio/best", device=device)
-
-
 def worker_of(scoring_pool: ScoringPool) -> Worker:
     [worker] = scoring_pool._workers
     return worker
-
-
-@pytest.fixture(scope="module")
-def scoring_pool(corpus, tmp_path_factory) -> Iterator[ScoringPool]:
-    """One worker, whose processes end often, and so load few models."""
-    started = ScoringPool(audio_model(corpus), Limits(length=60.0), 1, tmp_path_factory.mktemp("scoring_pool"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.close()
 
 
 @pytest.fixture
@@ -182,7 +167,7 @@ def test_an_option_that_the_checkpoint_does_not_know_is_refused(scoring_pool, up
 
 
 def test_stopping_refuses_who_waits_and_ends_every_process(corpus, tmp_path, upload, long_upload):
-    started = ScoringPool(audio_model(corpus), Limits(), 1, tmp_path)
+    started = ScoringPool(Model(corpus / "models-unaligned/best", device="cpu"), Limits(), 1, tmp_path)
     started.start()
     pids = [worker_of(started).pid]
     answer, waiting = begun(started.score(long_upload)), started.score(upload)
@@ -198,7 +183,7 @@ def test_stopping_refuses_who_waits_and_ends_every_process(corpus, tmp_path, upl
 def test_a_checkpoint_that_cannot_be_used_is_told_of_at_the_start(corpus, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint here"):
         ScoringPool(Model(tmp_path), Limits(), 1, tmp_path)
-    wrong = ScoringPool(audio_model(corpus, "nonsense"), Limits(), 2, tmp_path)
+    wrong = ScoringPool(Model(corpus / "models-unaligned/best", device="nonsense"), Limits(), 2, tmp_path)
     with pytest.raises((ValueError, RuntimeError), match="nonsense"):
         wrong.start()
     assert not wrong._kill_all(), "no process is left"
