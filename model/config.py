@@ -6,10 +6,10 @@ The fields of these dataclasses are the keys of the `model` and `train` blocks o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from model.config_blocks import (
     AugmentConfig,
@@ -33,7 +33,6 @@ __all__ = [
 ]  # fmt: skip
 
 Modality = Literal["text", "audio", "vision"]
-NetworkName = Literal["dashfusion", "dashfusion_published", "text", "late_fusion"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
 Batching = Literal["by_length", "shuffled"]
@@ -54,9 +53,9 @@ class ModelConfig:
     """Architecture of the network.
 
     Attributes:
-        name: dashfusion, as the paper describes it; dashfusion_published, as the authors' code has it; text, the text
-            encoder with a head; late_fusion, the modalities' means through an MLP. `FIXED_OPTIONS` lists the options
-            that a network does not have.
+        name: Network, one of `model.network.registry.network_names()`. `model.network.registry.check_network` checks
+            the configuration against the network, which may lack some of these options.
+        options: Hyperparameters of the network's own, the fields of its `options_class`.
         normalise: Whether audio and vision are normalised by the training statistics; false: used as extracted.
         padding: Length to which dashfusion_published pads audio and vision; other networks mask all padding.
         dim: Width d of every sequence after its encoder.
@@ -79,7 +78,8 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    name: NetworkName = "dashfusion"
+    name: str = "dashfusion"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     normalise: bool = True
     padding: PaddingConfig = field(default_factory=PaddingConfig)
     dim: int = 128
@@ -96,16 +96,6 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        require_choice("model.name", self.name, NetworkName)
-        for item in fields(self):
-            value = getattr(self, item.name)
-            require(
-                item.name not in FIXED_OPTIONS.get(self.name, ()) or value == item.default,
-                f"model.{item.name}",
-                value,
-                f"model.name {self.name} does not have this option",
-                f"leave it at {item.default}, or set model.name to dashfusion",
-            )
         for name in ("dim", "heads", "encoder_layers", "bottleneck_tokens", "fusion_layers", "max_positions"):
             require_at_least(f"model.{name}", getattr(self, name), 1)
         require(
@@ -125,14 +115,6 @@ class ModelConfig:
             "set it to text, audio or vision, or model.alignment to true",
         )
         require_probability("model.dropout", self.dropout)
-
-
-FIXED_OPTIONS = {
-    "dashfusion_published": ("anchor", "alignment", "fusion", "dropout", "unimodal_heads"),
-    "text": ("normalise", "anchor", "alignment", "fusion", "unimodal_heads"),
-    "late_fusion": ("anchor", "alignment", "fusion"),
-}
-"""Options of `ModelConfig` that a network does not have. Sizes of parts that it lacks are ignored: presets set them."""
 
 
 @dataclass(frozen=True)
@@ -285,24 +267,6 @@ def check_together(model: ModelConfig, train: TrainConfig) -> None:
         model.text.mode,
         f"train.modalities ({', '.join(train.modalities)}) shows the network no text to train its encoder on",
         "set it to frozen, or add text to train.modalities",
-    )
-    _check_baseline(model, train)
-
-
-def _check_baseline(model: ModelConfig, train: TrainConfig) -> None:
-    require(
-        model.name != "text" or tuple(train.modalities) == ("text",),
-        "train.modalities",
-        tuple(train.modalities),
-        "the network text reads nothing but text",
-        "set it to [text], or model.name to late_fusion or dashfusion",
-    )
-    require(
-        model.name not in ("text", "late_fusion") or train.contrastive.weight == 0,
-        "train.contrastive.weight",
-        train.contrastive.weight,
-        f"model.name {model.name} has no alignment for contrastive learning to train",
-        "set it to 0",
     )
 
 

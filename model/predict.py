@@ -258,8 +258,8 @@ class Predictor:
             self._folds = read_fold_networks(self.folder, network)
             networks += self._folds.networks
         for one in networks if self._quantise and network.text else ():
-            text_encoder: Any = one.encoders["text"]  # a ModuleDict is typed as of plain modules
-            text_encoder.encoder = _quantise(text_encoder.encoder)
+            encoder: Any = one.token_encoder
+            encoder.encoder = _quantise(encoder.encoder)
         return network, info
 
     def maker(self) -> FeatureMaker:

@@ -29,7 +29,7 @@ from model.evaluation.inference import infer, predict
 from model.evaluation.intervals import calibrate, split_half_width, subset_errors
 from model.evaluation.metrics import defined_metrics
 from model.evaluation.outliers import clip_vectors, fit_density, sample_rows
-from model.network.registry import build_network
+from model.network.registry import build_network, check_network
 from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner, RankBatch
 from model.training.labelled import check_unimodal_labels, read_training
 from model.training.mining import Partners, label_classes, mine
@@ -212,6 +212,7 @@ def train(
         FloatingPointError: The loss or its gradient is not finite; the message names the batch's clips.
     """
     check_together(model, config)
+    check_network(model, config)
     fabric = start_fabric(resolve_device(config.device), config.precision)
     device, cache = fabric.device, scratch and Path(scratch) / MAPPED
 

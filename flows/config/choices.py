@@ -17,6 +17,9 @@ Changes = dict[str, tuple[Any, Any]]
 OF_CORPUS = (("prepare",), ("transcribe",))
 """Blocks that describe one corpus."""
 
+WITH_OPTIONS: dict[Key, str] = {("extract", m): "extractor" for m in MODALITIES} | {("model",): "name"}
+"""Blocks with `options` of what one of their keys names -> that key."""
+
 OF_LANGUAGE = (("extract", "text"), ("model", "text"), ("train", "text_learning_rate"))
 """Keys that are chosen for a language."""
 
@@ -46,11 +49,10 @@ class Choices:
             self._drop(key, reason)
 
     def drop_options(self, presets: Mapping[str, Any]) -> None:
-        """Drop the options of extractors that are not those of the new presets, unless chosen themselves."""
-        for modality in MODALITIES:
-            place = ("extract", modality)
-            before, after = (_find(values, (*place, "extractor")) for values in (self._current, presets))
-            if before != after and (*place, "extractor") not in self._keys:
+        """Drop the options of extractors and networks that are not the new presets', unless chosen themselves."""
+        for place, key in WITH_OPTIONS.items():
+            before, after = (_find(values, (*place, key)) for values in (self._current, presets))
+            if before != after and (*place, key) not in self._keys:
                 self.drop([(*place, "options")], f"an option of {before}")
 
     def drop_unfit(self, check: Callable[[], str]) -> None:

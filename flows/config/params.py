@@ -18,6 +18,7 @@ from extractors.dataset.align_clip import AlignConfig
 from extractors.transcripts.transcribe import TranscribeConfig
 from flows.config.outputs import layout_errors
 from model.config import ModelConfig, TrainConfig, check_together
+from model.network.registry import check_network
 
 STRICT = {"extra": "forbid"}
 
@@ -182,6 +183,7 @@ class Params:
 
     def __post_init__(self) -> None:
         check_together(self.model, self.train)
+        check_network(self.model, self.train)
 
 
 def _is_encoding(name: str) -> bool:

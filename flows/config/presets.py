@@ -15,8 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corpora.manifest import MODALITIES
-from flows.config.choices import OF_CORPUS, OF_LANGUAGE, Changes, Choices, Key, differences, look_up, set_keys
+from flows.config.choices import (
+    OF_CORPUS,
+    OF_LANGUAGE,
+    WITH_OPTIONS,
+    Changes,
+    Choices,
+    Key,
+    differences,
+    look_up,
+    set_keys,
+)
 from flows.config.composition import (
     CHOSEN,
     CONF,
@@ -207,11 +216,11 @@ class _Change:
 
     def _compose(self) -> dict[str, Any]:
         values = self._choices.over(self._presets)
-        for modality in MODALITIES:
-            place = f"extract.{modality}"
-            name, block = self._named.values.get(f"{place}.extractor"), look_up(values, place)
-            named_options = any(key.startswith(f"{place}.options") for key in self._named.values)
-            if name is not None and isinstance(block, dict) and name != block.get("extractor") and not named_options:
+        for place, key in WITH_OPTIONS.items():
+            dotted = ".".join(place)
+            name, block = self._named.values.get(f"{dotted}.{key}"), look_up(values, dotted)
+            named_options = any(named.startswith(f"{dotted}.options") for named in self._named.values)
+            if name is not None and isinstance(block, dict) and name != block.get(key) and not named_options:
                 block["options"] = {}
         return self._default.override(self.groups, values, self._named.overrides)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from model.checkpoint.description import GENERATED_NOTICE, read_description
 from model.data.info import is_generated
 from model.files import atomic_file, atomic_folder
+from model.network.registry import DEFAULT, find_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,15 +30,6 @@ METRICS = {
     "corr": "Pearson correlation",
 }
 """Metrics of the card, in order, with their names."""
-
-PAPER = "DashFusion (Wen et al., IEEE TNNLS 36(10), 2025, arXiv 2512.05515)"
-ARCHITECTURES = {
-    "dashfusion": PAPER,
-    "dashfusion_published": f"{PAPER}, as the code of its authors computes it",
-    "text": "the text encoder with a head (`text`)",
-    "late_fusion": "late fusion of the modalities' means (`late_fusion`)",
-}
-"""What the card says of a network, by `model.name`."""
 
 MINILM = "all-MiniLM-L6-v2 (Apache-2.0)"
 
@@ -89,6 +81,7 @@ def card_lines(
     """Yield the card's lines in Markdown, from the content of checkpoint.json."""
     dataset, train = description["dataset"], description["train"]
     low, high = dataset["label_range"]
+    network = description["model"].get("name", DEFAULT)
     yield f"# Sentiment model, trained on {dataset['corpus']}"
     yield ""
     if is_generated(dataset):
@@ -96,7 +89,7 @@ def card_lines(
         yield ""
     yield (
         f"Sentiment of a talking-head video from {_and(train['modalities'])}: a number from {low:g} (negative) to "
-        f"{high:g} (positive). Architecture: {ARCHITECTURES[description['model'].get('name', 'dashfusion')]}."
+        f"{high:g} (positive). Network: `{network}` ({find_network(network).source})."
     )
     yield ""
     yield "```\ndashfusion predict talk.mp4 --model THIS_FOLDER\n```"
@@ -132,6 +125,8 @@ def _training(description: Mapping[str, Any]) -> Iterator[str]:
     text = description["model"].get("text", {})
     if text.get("mode", "frozen") != "frozen":
         yield f"- The text encoder is the network's own (`{text['mode']}`); the text features above are not used."
+    if options := description["model"].get("options"):
+        yield f"- Options of the network: {', '.join(f'{key} {value}' for key, value in options.items())}."
     hidden = _and(dataset["mask_invalid"]) or "none"
     yield f"- Modalities are {dataset['mode']}; modalities whose invalid steps the network does not see: {hidden}."
     yield (

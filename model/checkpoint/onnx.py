@@ -54,10 +54,11 @@ class Exported:
     clips: int
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    values: Mapping[str, Tensor]
-    masks: Mapping[str, Tensor]
+class _TracedBatch(Batch):
+    """A batch whose masks have no values yet, so that any clip may lack any modality."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "incomplete", frozenset(MODALITIES))
 
 
 class _FromFeatures(nn.Module):
@@ -66,7 +67,7 @@ class _FromFeatures(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        self.padding = network.config.bottleneck_tokens
+        self.padding = network.text_padding
 
     def forward(
         self,
@@ -77,14 +78,11 @@ class _FromFeatures(nn.Module):
         vision: Tensor,
         vision_mask: Tensor,
     ) -> Tensor:
-        """Return the sentiment [B]. The text is padded so that the fusion always finds enough tokens to keep."""
-        network = self.network
+        """Return the sentiment [B]."""
         values = {"text": F.pad(text, (0, 0, 0, self.padding)), "audio": audio, "vision": vision}
         masks = {"text": F.pad(text_mask, (0, self.padding)), "audio": audio_mask, "vision": vision_mask}
-        sequences = network.encode(_Inputs(values, masks))  # type: ignore[arg-type]
-        missing = {m: ~mask_BT.any(dim=1) for m, mask_BT in masks.items()}
-        aligned = network.alignment(sequences, missing)
-        sentiment_B: Tensor = network.predictor(network.fusion(aligned, sequences)).squeeze(-1)
+        no_labels = text.new_zeros(0)
+        sentiment_B: Tensor = self.network(_TracedBatch((), no_labels, no_labels, values, masks)).prediction
         return sentiment_B
 
 
@@ -134,7 +132,7 @@ def _export(network: Network, clips: list[dict[str, Tensor]], info: CheckpointIn
     inputs = _padded(clips)
     count = Dim("clips", min=1, max=2**16)
     max_steps = dict.fromkeys(MODALITIES, info.model.max_positions)
-    max_steps["text"] -= info.model.bottleneck_tokens  # padded in the graph
+    max_steps["text"] -= network.text_padding
     steps = {m: Dim(f"{m}_steps", min=1, max=max_steps[m]) for m in MODALITIES}
     shapes = {name: {0: count, 1: steps[name.removesuffix("_mask")]} for name in inputs}
     exporter_log = logging.getLogger("torch.onnx")

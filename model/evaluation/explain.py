@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from model.checkpoint.io import load_checkpoint
 from model.config import MODALITIES
@@ -26,15 +25,12 @@ from model.data.info import NORMALISED
 from model.data.sequences import read_column
 from model.device import resolve_device
 from model.evaluation.metrics import correlation
-from model.network.alignment import AdaptiveAlignment, NoAlignment, SymmetricAlignment, TemporalAlignment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from model.data.batch import Batch
     from model.data.tokens import TextBackbone
     from model.network.base import Network
-    from model.network.layers import MaskedSequence
 
 MAX_FEATURES = 3
 """Selected features of a modality."""
@@ -47,7 +43,6 @@ NUMBERED = re.compile(r"_\d+(_|$)")
 
 BATCH_SIZE = 32
 
-NO_ALIGNMENT = "the network has no temporal alignment (model.name, model.alignment)"
 NO_TEXT = "the network was trained without text (train.modalities)"
 NO_WORDS = "the text features came without the words that they are of"
 """Reasons why there is no attention to show."""
@@ -185,9 +180,7 @@ def explain(
 
 def _no_attention_reason(network: Network, modalities: Sequence[str]) -> str:
     """Return why a network cannot have attention between words and steps; empty if it can."""
-    if isinstance(network.alignment, NoAlignment):
-        return NO_ALIGNMENT
-    return "" if "text" in modalities else NO_TEXT
+    return network.no_attention_reason or ("" if "text" in modalities else NO_TEXT)
 
 
 def informative_features(table: ClipTable, modality: str, count: int = MAX_FEATURES) -> list[Feature]:
@@ -329,7 +322,7 @@ def _attention(
     anchors: dict[int, dict[str, float]] = {}
     for chosen in sorted_batches(table.lengths(modalities)[rows], BATCH_SIZE):
         batch = table.batch(rows[chosen], modalities).to(device)
-        weights, anchor_weights_BM = _weights(network.alignment, network.encode(batch), batch)
+        shown = network.attention(batch)
         for i, row in enumerate(rows[chosen].tolist()):
             lengths = {m: int(table.sequences[m].lengths[row]) if m in modalities else 0 for m in MODALITIES}
             attention[row] = {
@@ -340,37 +333,12 @@ def _attention(
                     lengths[m],
                     average=network.config.anchor != m,
                 )
-                for m, weight_BKT in weights.items()
+                for m, weight_BKT in shown.weights.items()
                 if lengths[m] and (tokens[row] >= 0).any()
             }
-            if anchor_weights_BM is not None:
-                anchors[row] = {m: float(anchor_weights_BM[i, k]) for k, m in enumerate(MODALITIES) if m in modalities}
+            if shown.anchors is not None:
+                anchors[row] = {m: float(shown.anchors[i, k]) for k, m in enumerate(MODALITIES) if m in modalities}
     return attention, anchors
-
-
-def _weights(
-    alignment: nn.Module, sequences: Mapping[str, MaskedSequence], batch: Batch
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the attention between text and each other modality, and the adaptive anchor weights.
-
-    With text as the anchor, or as one of several, text attends to the modality. With another anchor, that modality
-    attends to text; clips that lack it have no attention.
-
-    Returns:
-        Modality -> [B, K, T], its [CLS] first; and [B, M], None unless the alignment is adaptive.
-    """
-    if isinstance(alignment, SymmetricAlignment):
-        adaptive = isinstance(alignment, AdaptiveAlignment)
-        anchor_weights_BM = alignment.anchor_weights(sequences, batch.missing()) if adaptive else None
-        text_alignment = alignment.anchors[MODALITIES.index("text")]
-        assert isinstance(text_alignment, TemporalAlignment)
-        return text_alignment.weights(sequences, {}), anchor_weights_BM
-    assert isinstance(alignment, TemporalAlignment)
-    weights = alignment.weights(sequences, batch.missing())
-    if alignment.anchor == "text":
-        return weights, None
-    steps = sequences[alignment.anchor].values.shape[1]
-    return {alignment.anchor: weights["text"][:, :steps].mT}, None
 
 
 def _merge_tokens(weight_KT: np.ndarray, word_K: np.ndarray, words: int, steps: int, average: bool) -> Attention:

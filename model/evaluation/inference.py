@@ -25,8 +25,8 @@ class Inference:
 
     Attributes:
         prediction_N: Sentiment.
-        unimodal_NM: Predictions of the unimodal heads [N, 3], NaN where the clip lacks the modality; None without them.
-        pooled: Modality -> [N, d] pooled vectors of those that the network was shown, NaN where the clip lacks it.
+        unimodal_NM: Predictions from each modality alone [N, 3], NaN where the clip lacks it; None without them.
+        pooled: Modality -> [N, d] vectors of those that the network was shown, NaN where the clip lacks it.
     """
 
     prediction_N: np.ndarray
@@ -67,17 +67,21 @@ def infer(
     training = network.training
     network.eval()
     prediction_N = np.zeros(len(table), np.float32)
-    unimodal_NM = np.zeros((len(table), len(MODALITIES)), np.float32) if network.config.unimodal_heads else None
-    pooled = {m: np.full((len(table), network.config.dim), np.nan, np.float32) for m in modalities}
+    unimodal_NM: np.ndarray | None = None
+    pooled: dict[str, np.ndarray] = {}
     batches = sorted_batches(table.lengths(modalities), batch_size)[part[0] :: part[1]]
     for rows, batch in zip(batches, prefetch(lambda rows: table.batch(rows, modalities), batches), strict=True):
         output = network(batch.to(device))
         prediction_N[rows] = output.prediction.cpu().numpy()
-        if unimodal_NM is not None:
+        if output.unimodal is not None:
+            if unimodal_NM is None:
+                unimodal_NM = np.zeros((len(table), len(MODALITIES)), np.float32)
             present_BM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
             unimodal_NM[rows] = output.unimodal.where(present_BM, torch.nan).cpu().numpy()
-        for m, pooled_Nd in pooled.items():
-            present_B = output.embedding.present[m][:, None]
-            pooled_Nd[rows] = output.embedding.streams[m].where(present_B, torch.nan).cpu().numpy()
+        for m in modalities:
+            present_B1, vectors_Bd = output.embedding.present[m][:, None], output.embedding.streams[m]
+            if m not in pooled:
+                pooled[m] = np.full((len(table), vectors_Bd.shape[1]), np.nan, np.float32)
+            pooled[m][rows] = vectors_Bd.where(present_B1, torch.nan).cpu().numpy()
     network.train(training)
     return Inference(prediction_N, unimodal_NM, pooled)

@@ -1,24 +1,22 @@
-"""The interface of networks to training, evaluation, checkpoints and export, and the forward pass that they share.
+"""The interface of networks to training, evaluation, checkpoints, prediction and export.
 
-Shapes: B clips, T steps, d model width.
+Shapes: B clips, T steps, K steps of the text, M modalities, d width of a modality's vector.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import MODALITIES, ModelConfig
-from model.data.info import NORMALISED
-from model.network.encoders import SequenceEncoder
-from model.network.layers import MaskedSequence, at_least_float32, masked_mean
-from model.network.text_encoder import TokenEncoder, build_text_encoder
+from model.network.text_encoder import TokenEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
 
     from model.data.batch import Batch
     from model.data.info import DatasetInfo
@@ -30,12 +28,12 @@ STREAMS = (*MODALITIES, "aligned")
 
 @dataclass(frozen=True)
 class Embedding:
-    """Clip vectors for contrastive learning and mining.
+    """Vectors of the clips, for contrastive learning, mining and the test for outliers.
 
     Attributes:
-        streams: text, audio, vision (the masked mean of X_m; those that the network reads) and aligned (position 0 of
-            H) -> [B, d], in at least float32.
-        present: the same names -> [B] bool, False where the clip lacks the modality; always True for aligned.
+        streams: Text, audio and vision (those that the network reads) and, in a network with an alignment, aligned
+            (position 0 of H) -> [B, d], in at least float32.
+        present: The same names -> [B] bool, False where the clip lacks the modality; always True for aligned.
     """
 
     streams: Mapping[str, Tensor]
@@ -48,8 +46,8 @@ class Output:
 
     Attributes:
         prediction: [B] sentiment in the corpus's label range.
-        embedding: of the clips.
-        unimodal: [B, 3] sentiment from text, audio and vision alone; None without `unimodal_heads`.
+        embedding: Vectors of the clips.
+        unimodal: [B, 3] sentiment from text, audio and vision alone; None from a network that does not predict it.
     """
 
     prediction: Tensor
@@ -57,92 +55,92 @@ class Output:
     unimodal: Tensor | None = None
 
 
-class Network(nn.Module):
-    """A network of four parts, which the constructors of its subclasses set.
-
-    Batches hold raw features. With a `text` backbone the network reads token ids in place of text features.
+@dataclass(frozen=True)
+class StepAttention:
+    """Attention between the steps of the text and those of each other modality, for inspection.
 
     Attributes:
-        encoders: modality -> module from (values, mask) to a `MaskedSequence` of width d whose position 0 is real; only
-            of the modalities that the network reads.
-        alignment: module from (sequences, missing, steps) to the aligned sequence H, see `model.network.alignment`.
-        fusion: module from (H, sequences) to the predictor's input.
-        predictor: module to [B, 1].
-        unimodal_heads: modality -> module from the pooled vector to [B, 1]; may be empty.
+        weights: Other modality -> [B, K, T + 1], where the first entry is the modality's [CLS].
+        anchors: [B, M] weight of each modality as the anchor; None unless these differ between clips.
     """
 
-    encoders: nn.ModuleDict
-    alignment: nn.Module
-    fusion: nn.Module
-    predictor: nn.Module
-    unimodal_heads: nn.ModuleDict
+    weights: Mapping[str, Tensor]
+    anchors: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a network that has none of its own."""
+
+
+class Network(nn.Module):
+    """Base class of the networks.
+
+    A network maps a padded batch of raw features to one sentiment per clip. Masked steps must not change a result, and
+    any modality of a clip may be missing. With a `text` backbone the network reads tokens in place of text features.
+    The class attributes describe the network to configuration, model cards and comparisons.
+
+    Attributes:
+        options_class: Dataclass of the network's own hyperparameters, the fields of `model.options`; it checks its
+            values on construction.
+        source: Authors, title, year and address of the publication.
+        paper: Published settings that differ from the defaults: dotted key (`train.learning_rate`,
+            `model.options.rank`) -> value.
+        search_space: Dotted key -> values to try when the network is tuned.
+        reads: Modalities that the network reads.
+        fixed: Fields of `ModelConfig` that the network does not have; they must keep their defaults. Sizes of parts
+            that it lacks are ignored instead, because presets set them.
+        contrastive: Whether the network has the streams that contrastive learning compares.
+        config: Configuration of the network.
+        info: Description of the training dataset.
+        text: Tokenizer and encoder of a network that reads tokens; None: text features.
+        options: Instance of `options_class`.
+
+    Raises:
+        ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`; or a value of
+            `config.options` is invalid.
+    """
+
+    options_class: ClassVar[type] = NoOptions
+    source: ClassVar[str] = ""
+    paper: ClassVar[Mapping[str, Any]] = {}
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    reads: ClassVar[tuple[str, ...]] = MODALITIES
+    fixed: ClassVar[tuple[str, ...]] = ("anchor", "alignment", "fusion", "unimodal_heads")
+    contrastive: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__()
         self.config, self.info, self.text = config, info, text
+        self.options: Any = self.options_class(**config.options)
 
     def forward(self, batch: Batch) -> Output:
-        """Return predictions and embedding."""
-        sequences = self.encode(batch)
-        aligned = self.alignment(sequences, batch.missing())
-        fused = self.fusion(aligned, sequences)
-        embedding = self._embedding(batch, sequences, aligned)
-        prediction = at_least_float32(self.predictor(fused)).squeeze(-1)
-        unimodal = [head(embedding.streams[m]) for m, head in self.unimodal_heads.items()]
-        return Output(prediction, embedding, at_least_float32(torch.cat(unimodal, dim=1)) if unimodal else None)
+        """Return predictions and embedding. `len(batch)` is unknown in an exported graph: use the tensors' shapes."""
+        raise NotImplementedError
 
     def embed(self, batch: Batch) -> Embedding:
-        """Return the embedding only, without fusion and with the alignment of position 0 alone."""
-        sequences = self.encode(batch)
-        return self._embedding(batch, sequences, self.alignment(sequences, batch.missing(), steps=1))
-
-    def encode(self, batch: Batch) -> dict[str, MaskedSequence]:
-        """Return modality -> X_m; position 0 is [CLS], or the embedding of a missing modality."""
-        return {m: encoder(batch.values[m], batch.masks[m]) for m, encoder in self.encoders.items()}
-
-    def pool(self, modality: str, sequence: MaskedSequence, batch: Batch) -> Tensor:
-        """Return the pooled vector [B, d] of a modality's sequence."""
-        return masked_mean(sequence.values, sequence.mask)
+        """Return the embedding only; overridden where that takes less than a forward pass."""
+        return self(batch).embedding  # type: ignore[no-any-return]  # torch types calls of modules as Any
 
     def is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
-        """Return whether weight decay applies to a parameter: not to biases, LayerNorms and learned vectors."""
+        """Return whether weight decay applies to a parameter: not to biases, norms and learned vectors."""
         return parameter.ndim > 1
+
+    def attention(self, batch: Batch) -> StepAttention:
+        """Return the attention of an explanation; only called if `no_attention_reason` is empty."""
+        raise NotImplementedError(self.no_attention_reason)
+
+    @property
+    def no_attention_reason(self) -> str:
+        """Why the network has no attention to show; empty if it has."""
+        return f"the network {self.config.name} has no attention between words and steps (model.name)"
+
+    @property
+    def text_padding(self) -> int:
+        """Masked steps to append to the text of an exported graph, where a layer needs that many to compile."""
+        return 0
 
     @property
     def token_encoder(self) -> TokenEncoder:
         """The text encoder that is trained with the network; only where the network reads tokens."""
-        encoder = self.encoders["text"]
-        assert isinstance(encoder, TokenEncoder)
-        return encoder
-
-    def _embedding(self, batch: Batch, sequences: Mapping[str, MaskedSequence], aligned: MaskedSequence) -> Embedding:
-        streams = {m: self.pool(m, sequence, batch) for m, sequence in sequences.items()}
-        present = {m: batch.masks[m].any(dim=1) for m in sequences}
-        return Embedding(
-            {**streams, "aligned": at_least_float32(aligned.values[:, 0])},
-            {**present, "aligned": aligned.mask.new_ones(len(batch))},
-        )
-
-
-def modality_encoders(config: ModelConfig, info: DatasetInfo, text: TextBackbone | None) -> nn.ModuleDict:
-    """Build DashFusion's encoders of text, audio and vision.
-
-    Raises:
-        ValueError: the text encoder's weights cannot be loaded, or do not fit `config.text`.
-    """
-    encoders: dict[str, nn.Module] = {"text": build_text_encoder(config, info, text)}
-    for m in NORMALISED:
-        encoders[m] = SequenceEncoder(info.modalities[m].dim, info.statistics[m], config)
-    return nn.ModuleDict(encoders)
-
-
-def unimodal_heads(config: ModelConfig) -> nn.ModuleDict:
-    """Build a head for each modality's pooled vector; none without `config.unimodal_heads`."""
-    return nn.ModuleDict(
-        {
-            m: nn.Sequential(
-                nn.Linear(config.dim, config.dim), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.dim, 1)
-            )
-            for m in (MODALITIES if config.unimodal_heads else ())
-        }
-    )
+        return next(module for module in self.modules() if isinstance(module, TokenEncoder))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from model.network.alignment import build_alignment
-from model.network.base import Network, modality_encoders, unimodal_heads
+from model.network.composed import ComposedNetwork, modality_encoders, unimodal_heads
 from model.network.fusion import build_fusion
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from model.data.info import DatasetInfo
     from model.data.tokens import TextBackbone
 
+PAPER = (
+    'Wen et al., "DashFusion: Dual-stream Alignment with Hierarchical Bottleneck Fusion for Multimodal Sentiment '
+    'Analysis", IEEE TNNLS 36(10), 2025, https://arxiv.org/abs/2512.05515'
+)
 
-class DashFusion(Network):
+
+class DashFusion(ComposedNetwork):
     """Modality encoders, alignment, fusion and predictor, as chosen by `config`.
 
     The network normalises audio and vision with the dataset's training statistics. A modality that a clip lacks becomes
@@ -31,6 +36,18 @@ class DashFusion(Network):
     Raises:
         ValueError: the text encoder's weights cannot be loaded, or do not fit `config.text`.
     """
+
+    fixed = ()
+    contrastive = True
+    source = PAPER
+    search_space = {
+        "train.learning_rate": (2e-4, 5e-4, 1e-3),
+        "train.contrastive.weight": (0.05, 0.1, 0.2, 0.4),
+        "model.dropout": (0.1, 0.2, 0.3),
+        "model.bottleneck_tokens": (4, 8, 16),
+        "model.encoder_layers": (1, 2, 4),
+        "model.fusion_layers": (1, 2, 3),
+    }
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 def count_multiply_adds(forward: Callable[[], object]) -> float:
     """Count the multiply-adds of one call, those of attention included."""
+    flops: int = _count(forward).get_total_flops()
+    return flops / 2
+
+
+def _count(forward: Callable[[], object]) -> FlopCounterMode:
     # The counter knows matrix products but not every fused attention kernel.
     unfused = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with unfused, FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with unfused, counter:
         forward()
-    flops: int = counter.get_total_flops()
-    return flops / 2
+    return counter
 
 
 @torch.no_grad()
@@ -36,7 +41,7 @@ def network_costs(network: Network, clips: ClipTable, modalities: Sequence[str])
 
     Returns:
         madds: millions of multiply-adds of the whole network, a trained text encoder included; fusion_madds: of the
-        fusion alone; parameters: the number of trained parameters.
+        network's module `fusion` alone, 0 if it has none; parameters: the number of trained parameters.
     """
     lengths_NM = clips.lengths(modalities)
     complete = (lengths_NM > 0).all(axis=1)
@@ -45,11 +50,11 @@ def network_costs(network: Network, clips: ClipTable, modalities: Sequence[str])
     batch = clips.batch(np.array([median]), modalities).to(next(network.parameters()).device)
     training = network.training
     network.eval()
-    sequences = network.encode(batch)
-    aligned = network.alignment(sequences, batch.missing())
+    counter = _count(lambda: network(batch))
+    of_fusion = counter.get_flop_counts().get(f"{type(network).__name__}.fusion", {})
     costs = {
-        "madds": count_multiply_adds(lambda: network(batch)) / 1e6,
-        "fusion_madds": count_multiply_adds(lambda: network.fusion(aligned, sequences)) / 1e6,
+        "madds": counter.get_total_flops() / 2e6,
+        "fusion_madds": sum(of_fusion.values()) / 2e6,
         "parameters": float(sum(p.numel() for p in network.parameters() if p.requires_grad)),
     }
     network.train(training)

@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 
 
 class TokenEncoder(nn.Module):
-    """A Hugging Face text encoder followed by the projection of `TextEncoder`."""
+    """A Hugging Face text encoder, and what a network makes of its hidden states.
 
-    def __init__(self, text: TextBackbone, config: ModelConfig) -> None:
+    Args:
+        text: Tokenizer and encoder.
+        config: Configuration of the network.
+        head: Module from (hidden states [B, T, D], mask) to a `MaskedSequence`, where T is at least 1.
+    """
+
+    def __init__(self, text: TextBackbone, config: ModelConfig, head: nn.Module) -> None:
         super().__init__()
         self.encoder = text.build()
         _freeze(self.encoder, config.text.freeze_layers)
-        self.head = TextEncoder(text.config.hidden_size, config)
+        self.head = head
 
     def forward(self, values: Tensor, mask_BT: Tensor) -> MaskedSequence:
         """Return a sequence of max(T, 1) steps whose position 0 is real.
@@ -66,12 +72,14 @@ class TokenEncoder(nn.Module):
 
 
 def build_text_encoder(config: ModelConfig, info: DatasetInfo, text: TextBackbone | None) -> TokenEncoder | TextEncoder:
-    """Build the encoder of tokens, or without a backbone that of the dataset's text features.
+    """Build DashFusion's encoder of tokens, or without a backbone that of the dataset's text features.
 
     Raises:
         ValueError: the backbone's weights cannot be loaded, or do not fit `config.text`.
     """
-    return TokenEncoder(text, config) if text else TextEncoder(info.modalities["text"].dim, config)
+    if text:
+        return TokenEncoder(text, config, TextEncoder(text.config.hidden_size, config))
+    return TextEncoder(info.modalities["text"].dim, config)
 
 
 def _at_least_one_step(tokens_BT: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.config import MODALITIES
 from model.network.alignment import NoAlignment
-from model.network.base import Network, modality_encoders, unimodal_heads
+from model.network.composed import ComposedNetwork, modality_encoders, unimodal_heads
 from model.network.layers import MaskedSequence, masked_mean
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ConcatenatedMeans(nn.Module):
         return torch.cat([masked_mean(sequences[m].values, sequences[m].mask) for m in MODALITIES], dim=1)
 
 
-class LateFusion(Network):
+class LateFusion(ComposedNetwork):
     """Modality encoders, the mean of each, and an MLP.
 
     A modality that a clip lacks becomes a learned embedding.
@@ -41,6 +41,15 @@ class LateFusion(Network):
     Raises:
         ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`.
     """
+
+    fixed = ("anchor", "alignment", "fusion")
+    source = "late fusion of the modalities' means, with DashFusion's modality encoders"
+    paper = {"train.contrastive.weight": 0.0}
+    search_space = {
+        "train.learning_rate": (2e-4, 5e-4, 1e-3),
+        "model.dropout": (0.1, 0.2, 0.3),
+        "model.encoder_layers": (1, 2, 4),
+    }
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)

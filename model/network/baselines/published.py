@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from model.config import MODALITIES, ModelConfig
 from model.data.info import NORMALISED, DatasetInfo, Statistics
 from model.network.alignment import TemporalAlignment, max_length, pad_steps
-from model.network.base import Network
+from model.network.composed import ComposedNetwork
+from model.network.dashfusion import PAPER
 from model.network.encoders import SequenceEncoder
 from model.network.fusion import first_positions
 from model.network.layers import FeedForward, MaskedSequence, SharedQueryAttention, attend, masked_mean
@@ -170,11 +171,33 @@ class PublishedFusion(nn.Module):
         return first_positions(aligned, sequences)
 
 
-class DashFusionPublished(Network):
+class DashFusionPublished(ComposedNetwork):
     """The network of the authors' code.
 
     A clip that lacks audio or vision has a learned embedding in place of [CLS], followed by padding.
     """
+
+    fixed = ("anchor", "alignment", "fusion", "dropout", "unimodal_heads")
+    contrastive = True
+    source = f"{PAPER}, as the code of its authors computes it, https://github.com/ultramarineX/DashFusion"
+    paper = {
+        "model.normalise": False,
+        "train.batching": "shuffled",
+        "train.clip_norm": 0.0,
+        "train.best_epoch": "last",
+        "train.precision": 32,
+        "train.contrastive.semantic_negatives": "anchor",
+        "train.contrastive.reduction": "published",
+        "train.mining.index": "rank",
+        "train.mining.class_rounding": "even",
+    }
+    search_space = {
+        "train.learning_rate": (2e-4, 5e-4, 1e-3),
+        "train.contrastive.weight": (0.05, 0.1, 0.2, 0.4),
+        "model.bottleneck_tokens": (4, 8, 16),
+        "model.encoder_layers": (1, 2, 4),
+        "model.fusion_layers": (1, 2, 3),
+    }
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)

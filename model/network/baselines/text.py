@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from model.network.alignment import NoAlignment
-from model.network.base import Network
+from model.network.composed import ComposedNetwork
 from model.network.layers import MaskedSequence, masked_mean
 from model.network.text_encoder import build_text_encoder
 
@@ -31,7 +31,7 @@ class MeanOfText(nn.Module):
         return masked_mean(text.values, text.mask)
 
 
-class TextNetwork(Network):
+class TextNetwork(ComposedNetwork):
     """Project the text's hidden states, average them over the clip, and predict by an MLP.
 
     Audio and vision are not read. A clip without text is predicted from a learned embedding.
@@ -39,6 +39,16 @@ class TextNetwork(Network):
     Raises:
         ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`.
     """
+
+    reads = ("text",)
+    fixed = ("normalise", "anchor", "alignment", "fusion", "unimodal_heads")
+    source = "the text encoder with a head"
+    paper = {"train.modalities": ("text",), "train.contrastive.weight": 0.0}
+    search_space = {
+        "train.learning_rate": (2e-4, 5e-4, 1e-3),
+        "model.dropout": (0.1, 0.2, 0.3),
+        "model.dim": (64, 128, 256),
+    }
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)

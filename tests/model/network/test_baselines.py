@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,11 +9,11 @@ import torch
 from model.checkpoint.description import read_description
 from model.checkpoint.io import load_checkpoint
 from model.checkpoint.model_card import card_lines
-from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TrainConfig, check_together
+from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluation.explain import explain
 from model.evaluation.inference import predict
-from model.network.registry import build_network
+from model.network.registry import build_network, check_network
 from model.train import train
 
 SMALL = {"dim": 16, "heads": 4, "encoder_layers": 1, "max_positions": 64}
@@ -116,11 +114,11 @@ def test_a_baseline_is_trained_kept_and_predicts_again(dataset, tmp_path, name):
 )
 def test_settings_that_do_not_fit_are_refused_with_the_way_out(model, train, way_out):
     with pytest.raises(ValueError, match=way_out):
-        check_together(ModelConfig(**model), TrainConfig(**train))
+        check_network(ModelConfig(**model), TrainConfig(**train))
 
 
 @pytest.mark.parametrize("option", [{"fusion": "concat"}, {"anchor": "audio"}])
 @pytest.mark.parametrize("name", READS)
 def test_options_that_a_baseline_does_not_have_are_refused(name, option):
     with pytest.raises(ValueError, match=rf"model\.{next(iter(option))} .*does not have this option"):
-        replace(ModelConfig(name=name), **option)
+        check_network(ModelConfig(name=name, **option), TrainConfig())

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.config import MODALITIES, ModelConfig, PaddingConfig
+from model.config import MODALITIES, ModelConfig, PaddingConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.network.base import STREAMS
 from model.network.baselines.published import DashFusionPublished, EncoderLayer
 from model.network.layers import MaskedSequence
-from model.network.registry import build_network
+from model.network.registry import build_network, check_network
 
 PADDING = {"audio": 24, "vision": 17}  # more than the clips have
 CONFIG = ModelConfig(
@@ -218,4 +218,4 @@ def test_options_that_the_network_does_not_have_are_refused(option):
     with pytest.raises(
         ValueError, match=rf"model\.{next(iter(option))} .*leave it at .*or set model.name to dashfusion"
     ):
-        ModelConfig(name="dashfusion_published", **option)
+        check_network(ModelConfig(name="dashfusion_published", **option), TrainConfig())
