@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from flows.config.choices import differences, merge
+from flows.config.choices import WITH_OPTIONS, differences, merge
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
@@ -32,6 +32,10 @@ HEADS = {
     CHOSEN: "# @package _global_\n# Choices over the defaults: written by `dashfusion use`, composed last.\n",
     EMPTIED: "# @package _global_\n# Blocks emptied for chosen.yaml: written by `dashfusion use`, composed first.\n",
 }
+
+
+OPTION = re.compile("|".join(rf"{re.escape('.'.join(place))}\.options\." for place in WITH_OPTIONS))
+"""Start of a setting of one option of an extractor or a network."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -142,6 +146,8 @@ class _Conf:
 def compose_conf(choices: Sequence[str], conf: Path, whole: bool = False) -> dict[str, Any]:
     """Return Hydra's composition as plain values, unchecked except, if `whole`, for missing values (`???`)."""
     check_exists(conf)
+    # Options are any that an extractor or a network has, so a new one needs no `+`
+    choices = [f"++{choice}" if OPTION.match(choice) else choice for choice in choices]
     files = tuple((path.relative_to(conf).as_posix(), path.read_bytes()) for path in sorted(conf.rglob("*.yaml")))
     return deepcopy(_compose(tuple(choices), _Conf(files, conf), whole))
 

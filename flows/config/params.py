@@ -242,7 +242,9 @@ def _explain(item: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{key}: missing"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{key}: {message} (found {item['input']!r})" if item["type"] != "value_error" else f"{key}: {message}"
+    if item["type"] != "value_error":
+        message += f" (found {item['input']!r})"
+    return f"{key}: {message}" if key else message
 
 
 def _known_keys(location: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from flows.config import undo as undo_module
 from flows.config.composition import chosen, presets
 from flows.config.params import ParamsError, load_params
 from flows.config.presets import apply, compose, hand_edits, save, undo
+from model.network.baselines.late_fusion import LateFusion
 
 ROOT = Path(__file__).parents[3]
 OPTIONS = "extract.audio.options"
@@ -201,6 +203,22 @@ def test_a_killed_change_loses_nothing(project, monkeypatch, written):
     assert compose() == params(project)
     undo()
     assert params(project)["train"]["batch_size"] == 8 and params(project)["model"]["dim"] == 128
+
+
+def test_options_go_with_their_network(project, monkeypatch):
+    @dataclass(frozen=True)
+    class Options:
+        rank: int = 4
+
+    monkeypatch.setattr(LateFusion, "options_class", Options)
+    apply(["model.name=late_fusion", "train.contrastive.weight=0", "model.options.rank=8"])
+    assert params(project)["model"]["options"] == {"rank": 8} and not hand_edits()
+    apply(["model.options.rank=2", "model.dim=64"])
+    assert params(project)["model"]["options"] == {"rank": 2} and compose() == params(project)
+    with pytest.raises(ParamsError, match=r"model\.options\.rnk .*did you mean 'rank'"):
+        apply(["model.options.rnk=8"])
+    apply(["model.name=dashfusion"])
+    assert params(project)["model"]["options"] == {} and compose() == params(project)
 
 
 def test_a_replaced_block_takes_further_settings_as_any_other(project):
