@@ -51,17 +51,36 @@ def attend(query_BTI: Tensor, key_BSI: Tensor, value_BSI: Tensor, mask_BS: Tenso
     Returns:
         [B, T, I]; zeros for a clip whose source steps are all masked.
     """
-    query, key, value = (_split_heads(x, heads).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI))
     attended_BS, any_B = _attended_steps(mask_BS)
-    result_BhTe = F.scaled_dot_product_attention(query, key, value, attn_mask=attended_BS[:, None, None, :])
-    return result_BhTe.transpose(1, 2).flatten(2) * any_B[:, None, None]
+    return attend_visible(query_BTI, key_BSI, value_BSI, attended_BS[:, None], heads) * any_B[:, None, None]
 
 
-def attend_unprojected(
-    query_BTI: Tensor, source_BSd: Tensor, key_value: nn.Linear, mask_BS: Tensor, heads: int
-) -> Tensor:
-    """Compute `attend` to the keys and values `key_value(source)` without projecting the source, for few queries."""
-    key_hed, value_hed = torch.unflatten(key_value.weight, 0, (2, heads, -1))
+def attend_visible(query_BTI: Tensor, key_BSI: Tensor, value_BSI: Tensor, visible_BTS: Tensor, heads: int) -> Tensor:
+    """Compute `attend` [B, T, I] where each query may have a mask of its own.
+
+    Args:
+        query_BTI: queries.
+        key_BSI: keys.
+        value_BSI: values.
+        visible_BTS: bool, True where a query attends to a step, at least one for each query; [B, 1, S] for all alike.
+        heads: h.
+    """
+    query, key, value = (_split_heads(x, heads).transpose(1, 2) for x in (query_BTI, key_BSI, value_BSI))
+    result_BhTe = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_BTS[:, None])
+    return result_BhTe.transpose(1, 2).flatten(2)
+
+
+def attend_unprojected(query_BTI: Tensor, source_BSd: Tensor, key_value: Tensor, mask_BS: Tensor, heads: int) -> Tensor:
+    """Compute `attend` to the projected source without projecting it, for few queries.
+
+    Args:
+        query_BTI: queries.
+        source_BSd: the source.
+        key_value: [2I, d], the weights of the keys, then those of the values.
+        mask_BS: bool, True where a step is real.
+        heads: h.
+    """
+    key_hed, value_hed = torch.unflatten(key_value, 0, (2, heads, -1))
     query_BThd = torch.einsum("bthe,hed->bthd", _split_heads(query_BTI, heads), key_hed)
     source = source_BSd.to(query_BThd.dtype)[:, None]
     attended_BS, any_B = _attended_steps(mask_BS)
@@ -145,13 +164,12 @@ def are_few_sources(steps: int, source_steps: int, dim: int, heads: int) -> bool
     return not torch.compiler.is_exporting() and source_steps * (dim + steps * heads) < steps * (dim + source_steps)
 
 
-def _project_and_attend(query_BTI: Tensor, source: MaskedSequence, key_value: nn.Module, heads: int) -> Tensor:
-    """Attend [B, T, I] to the keys and values `key_value(source)`, in the order that multiplies less."""
-    assert isinstance(key_value, nn.Linear)
+def project_and_attend(query_BTI: Tensor, source: MaskedSequence, key_value: Tensor, heads: int) -> Tensor:
+    """Attend [B, T, I] to the source projected by `key_value` [2I, d], in the order that multiplies less."""
     (_, steps, inner), (_, source_steps, dim) = query_BTI.shape, source.values.shape
     if are_few_queries(steps, source_steps, dim, inner, heads):
         return attend_unprojected(query_BTI, source.values, key_value, source.mask, heads)
-    key_BSI, value_BSI = key_value(source.values).chunk(2, dim=-1)
+    key_BSI, value_BSI = F.linear(source.values, key_value).chunk(2, dim=-1)
     return attend(query_BTI, key_BSI, value_BSI, source.mask, heads)
 
 
@@ -160,6 +178,14 @@ def masked_mean(values_BTd: Tensor, mask_BT: Tensor) -> Tensor:
     values_BTd = at_least_float32(values_BTd)
     weight_BT1 = mask_BT[:, :, None].to(values_BTd.dtype)
     return (values_BTd * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1)
+
+
+def compact(sequence: MaskedSequence) -> MaskedSequence:
+    """Move the real steps of each clip to the front, in their order."""
+    steps_T = torch.arange(sequence.mask.shape[1], device=sequence.mask.device)
+    order_BT = (steps_T - sequence.mask * 2**30).argsort(dim=1)  # without ties, as an exported sort may not be stable
+    values_BTd = sequence.values.gather(1, order_BT[:, :, None].expand(-1, -1, sequence.values.shape[2]))
+    return MaskedSequence(values_BTd, steps_T < sequence.mask.sum(dim=1, keepdim=True))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -202,7 +228,9 @@ class AttentionLayer(nn.Module):
         """Compute `W_o Attention(x, source)` [B, T, d]."""
         if are_few_sources(x_BTd.shape[1], source.values.shape[1], x_BTd.shape[2], self.heads):
             return attend_to_few(x_BTd, source.values, self.query, self.key_value, self.out, source.mask, self.heads)
-        attended_BTd: Tensor = self.out(_project_and_attend(self.query(x_BTd), source, self.key_value, self.heads))
+        attended_BTd: Tensor = self.out(
+            project_and_attend(self.query(x_BTd), source, self.key_value.weight, self.heads)
+        )
         return attended_BTd
 
 
@@ -221,10 +249,10 @@ class SharedQueryAttention(nn.Module):
     def forward(self, query_BTd: Tensor, sources: Mapping[str, MaskedSequence]) -> Tensor:
         """Return the sum over the sources [B, T, heads * head_dim]."""
         query_BTI = self.query(query_BTd)
-        results = [
-            _project_and_attend(query_BTI, sources[name], project, self.heads)
-            for name, project in self.key_value.items()
-        ]
+        results = []
+        for name, project in self.key_value.items():
+            assert isinstance(project, nn.Linear)
+            results.append(project_and_attend(query_BTI, sources[name], project.weight, self.heads))
         return functools.reduce(torch.add, results)
 
     def weights(self, query_BTd: Tensor, sources: Mapping[str, MaskedSequence]) -> dict[str, Tensor]:

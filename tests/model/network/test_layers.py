@@ -62,7 +62,7 @@ def test_every_order_of_the_products_is_the_plain_loop(steps, sources, heads, se
     q, (key, value) = query(x), key_value(source).chunk(2, dim=-1)
     plain = torch.stack([plain_attention(*clip, heads) for clip in zip(q[:-1], key, value, mask, strict=False)])
     direct = attend(q, key, value, mask, heads)
-    unprojected = attend_unprojected(q, source, key_value, mask, heads)
+    unprojected = attend_unprojected(q, source, key_value.weight, mask, heads)
     to_few = attend_to_few(x, source, query, key_value, out, mask, heads)
     for result in (direct, unprojected):
         assert (result[:-1] - plain).abs().max() < 1e-12
