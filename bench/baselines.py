@@ -75,7 +75,7 @@ def our_step(name: str, clips: ClipTable) -> Callable[[], None]:
         contrastive=ContrastiveConfig(weight=0),
     )
     network = build_network(ModelConfig(name=name, options=options, **model), clips.info).train()
-    objective = Objective(network, config, 1, network.auxiliary_loss(clips))
+    objective = Objective(network, config)
     optimizer = torch.optim.AdamW(parameter_groups(network, config), fused=True)
     batch = BatchPlanner(clips, np.zeros(CLIPS, int), config, 0).plan(np.arange(CLIPS), None, 1, 0)
 
@@ -287,7 +287,7 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure_megabytes(options.measure, options.mmsa, name)))
         return
-    figures = {"load_of_other_work": os.getloadavg()[0]}
+    figures = {"threads": torch.get_num_threads(), "load_average_of_other_work": os.getloadavg()[0]}
     print(f"{'network':<10}{'s ours':>9}{'s MMSA':>9}{'times':>7}{'MB ours':>10}{'MB MMSA':>10}{'times':>7}")
     for name in options.networks:
         common = ("--mmsa", str(options.mmsa), "--networks", name, "--repetitions", str(options.repetitions))

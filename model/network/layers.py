@@ -180,14 +180,6 @@ def masked_mean(values_BTd: Tensor, mask_BT: Tensor) -> Tensor:
     return (values_BTd * weight_BT1).sum(dim=1) / weight_BT1.sum(dim=1).clamp(min=1)
 
 
-def compact(sequence: MaskedSequence) -> MaskedSequence:
-    """Move the real steps of each clip to the front, in their order."""
-    steps_T = torch.arange(sequence.mask.shape[1], device=sequence.mask.device)
-    order_BT = (steps_T - sequence.mask * 2**30).argsort(dim=1)  # without ties, as an exported sort may not be stable
-    values_BTd = sequence.values.gather(1, order_BT[:, :, None].expand(-1, -1, sequence.values.shape[2]))
-    return MaskedSequence(values_BTd, steps_T < sequence.mask.sum(dim=1, keepdim=True))
-
-
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; leave float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

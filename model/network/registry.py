@@ -29,6 +29,8 @@ BUILT_IN = {
     "dashfusion_published": "model.network.baselines.published:DashFusionPublished",
     "text": "model.network.baselines.text:TextNetwork",
     "late_fusion": "model.network.baselines.late_fusion:LateFusion",
+    "mult": "model.network.baselines.mult:MulT",
+    "almt": "model.network.baselines.almt:ALMT",
 }
 
 

@@ -12,7 +12,7 @@ Shapes: B clips, T query steps, S source steps, D features, K tokens, d model wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,12 @@ from model.network.layers import (
     MaskedSequence,
     SharedQueryAttention,
     at_least_float32,
-    compact,
     project_and_attend,
 )
+from model.network.recurrent import move_to_front
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from model.config import ModelConfig
     from model.data.batch import Batch
@@ -132,7 +132,7 @@ class TokenEmbedding(nn.Module):
         Raises:
             ValueError: The sequence has more steps than the network has positions.
         """
-        sequence = compact(sequence)
+        sequence = move_to_front(sequence)
         steps = self.tokens + sequence.values.shape[1]
         if steps > len(self.positions):
             raise ValueError(
@@ -173,12 +173,12 @@ class ALMT(Network):
     """
 
     options_class = Options
+    options: Options
     source = (
-        "Haoyu Zhang, Yu Wang, Guanghao Yin, Kejun Liu, Yuanyuan Liu, Tianshu Yu: Learning Language-guided Adaptive "
-        "Hyper-modality Representation for Multimodal Sentiment Analysis, EMNLP 2023, "
-        "https://aclanthology.org/2023.emnlp-main.49"
+        "Zhang, Wang, Yin, Liu, Liu and Yu: Learning Language-guided Adaptive Hyper-modality Representation for "
+        "Multimodal Sentiment Analysis, EMNLP 2023, https://aclanthology.org/2023.emnlp-main.49"
     )
-    paper: ClassVar[Mapping[str, Any]] = {
+    paper = {
         "model.dim": 128,
         "model.heads": 8,
         "model.fusion_layers": 2,
@@ -186,25 +186,24 @@ class ALMT(Network):
         "train.batch_size": 64,
         "train.learning_rate": 1e-4,
         "train.weight_decay": 1e-4,
+        "train.clip_norm": 0.0,
         "train.contrastive.weight": 0.0,
     }
-    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search_space = {
+        "train.learning_rate": (5e-5, 1e-4, 5e-4, 1e-3),
+        "train.batch_size": (16, 32, 64),
+        "train.weight_decay": (1e-4, 1e-3),
         "model.dim": (64, 128),
-        "model.fusion_layers": (1, 2, 4),
         "model.dropout": (0.0, 0.1, 0.3),
+        "model.fusion_layers": (1, 2, 4),
         "model.options.tokens": (4, 8, 16),
         "model.options.embedding_layers": (1, 2),
         "model.options.hyper_layers": (2, 3, 4),
-        "train.batch_size": (16, 32, 64),
-        "train.learning_rate": (5e-5, 1e-4, 5e-4, 1e-3),
-        "train.weight_decay": (1e-4, 1e-3),
     }
-    fixed = ("anchor", "alignment", "fusion", "unimodal_heads")
-    contrastive = False
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)
-        options, dim = Options(**config.options), config.dim
+        options, dim = self.options, config.dim
         self.inputs = FeatureInputs(config, info, text)
         self.embeddings = nn.ModuleDict({m: TokenEmbedding(self.inputs.dims[m], config, options) for m in MODALITIES})
         self.text_positions = nn.Parameter(torch.randn(options.tokens, dim))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,11 @@ from model.config_blocks import require_at_least, require_probability
 from model.network.alignment import max_length
 from model.network.base import Embedding, Network, Output
 from model.network.inputs import FeatureInputs
-from model.network.layers import MaskedSequence, at_least_float32, attend_visible, compact
+from model.network.layers import MaskedSequence, at_least_float32, attend_visible
+from model.network.recurrent import move_to_front
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from model.config import ModelConfig
     from model.data.batch import Batch
@@ -211,12 +212,12 @@ class MulT(Network):
     """
 
     options_class = Options
+    options: Options
     source = (
-        "Yao-Hung Hubert Tsai, Shaojie Bai, Paul Pu Liang, J. Zico Kolter, Louis-Philippe Morency, Ruslan "
-        "Salakhutdinov: Multimodal Transformer for Unaligned Multimodal Language Sequences, ACL 2019, "
-        "https://aclanthology.org/P19-1656"
+        "Tsai, Bai, Liang, Kolter, Morency and Salakhutdinov: Multimodal Transformer for Unaligned Multimodal Language "
+        "Sequences, ACL 2019, https://aclanthology.org/P19-1656"
     )
-    paper: ClassVar[Mapping[str, Any]] = {
+    paper = {
         "model.dim": 50,
         "model.heads": 10,
         "model.dropout": 0.2,
@@ -227,7 +228,10 @@ class MulT(Network):
         "train.clip_norm": 0.6,
         "train.contrastive.weight": 0.0,
     }
-    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {
+    search_space = {
+        "train.learning_rate": (5e-4, 1e-3, 2e-3, 5e-3),
+        "train.batch_size": (4, 8, 16),
+        "train.accumulate": (1, 8),
         "model.dim": (30, 40, 50),
         "model.heads": (5, 10),
         "model.dropout": (0.0, 0.1, 0.2),
@@ -238,16 +242,11 @@ class MulT(Network):
         "model.options.text_attention_dropout": (0.1, 0.2, 0.3, 0.4, 0.5),
         "model.options.text_dropout": (0.1, 0.2, 0.3, 0.4, 0.5),
         "model.options.output_dropout": (0.1, 0.2, 0.3, 0.4, 0.5),
-        "train.batch_size": (4, 8, 16),
-        "train.accumulate": (1, 8),
-        "train.learning_rate": (5e-4, 1e-3, 2e-3, 5e-3),
     }
-    fixed = ("anchor", "alignment", "fusion", "unimodal_heads")
-    contrastive = False
 
     def __init__(self, config: ModelConfig, info: DatasetInfo, text: TextBackbone | None = None) -> None:
         super().__init__(config, info, text)
-        self.options = options = Options(**config.options)
+        options = self.options
         self.inputs = FeatureInputs(config, info, text)
         self.text_dropout = nn.Dropout(options.text_dropout)
         self.kernels = {"text": options.text_kernel, "audio": options.audio_kernel, "vision": options.vision_kernel}
@@ -283,7 +282,7 @@ class MulT(Network):
 
     def _convolve(self, modality: str, sequence: MaskedSequence) -> MaskedSequence:
         """Return a sequence of width d, whose real steps are its first."""
-        width, sequence = self.kernels[modality], compact(sequence)
+        width, sequence = self.kernels[modality], move_to_front(sequence)
         x_BDT = sequence.values.mT
         if modality == "text":
             x_BDT = self.text_dropout(x_BDT)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import types
 import warnings
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,13 +11,13 @@ import pytest
 import torch
 
 from model.evaluation.metrics import evaluate_metrics
+from tests.support.mmsa import MMSA, download_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.e2e
 
-WHEEL = "MMSA==2.2.1 --hash=sha256:0dafd566f13c4a0064f6040f9f3788fca0dcc57813b81b51249732040a106728\n"
 NAMES = {
     "MOSI": {
         "Has0_acc_2": "acc2_nn", "Has0_F1_score": "f1_nn", "Non0_acc_2": "acc2_np", "Non0_F1_score": "f1_np",
@@ -42,14 +39,8 @@ ARRAYS = 1000
 def mmsa(tmp_path_factory) -> Any:
     """MMSA's metrics, which need NumPy and scikit-learn only; without the rounding of its results."""
     pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("mmsa")
-    (folder / "wheel.txt").write_text(WHEEL)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "-q", "-r", "wheel.txt"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        pytest.skip(f"MMSA 2.2.1 cannot be downloaded: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        source = wheel.read("MMSA/utils/metricsTop.py")
+    folder = download_wheel(MMSA, tmp_path_factory.mktemp("mmsa"))
+    source = (folder / "MMSA/utils/metricsTop.py").read_bytes()
     module = types.ModuleType("metricsTop")
     module.round = lambda value, digits: value  # type: ignore[attr-defined]  # in place of the built-in
     exec(compile(source, "metricsTop.py", "exec"), module.__dict__)
