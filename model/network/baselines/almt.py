@@ -89,7 +89,8 @@ class PreNormLayer(nn.Module):
         standardised = MaskedSequence(F.layer_norm(source.values, source.values.shape[-1:]), source.mask)
         key_value = torch.cat([self.key.weight * self.key_norm.weight, self.value.weight * self.value_norm.weight])
         attended_BTI = project_and_attend(self.query(self.query_norm(x_BTd)), standardised, key_value, self.heads)
-        attended_BTI = attended_BTI + self.value(self.value_norm.bias)  # the weights of the steps sum to 1
+        # The weights of the steps sum to 1
+        attended_BTI = attended_BTI + F.linear(self.value_norm.bias, self.value.weight)
         x_BTd = x_BTd + self.dropout(self.out(attended_BTI))
         result_BTd: Tensor = x_BTd + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTd)))
         return result_BTd
@@ -223,7 +224,7 @@ class ALMT(Network):
 
         # Hyper-modality
         text_BKd = self.dropout(tokens["text"] + self.text_positions)
-        hyper_BKd = self.hyper_layers[0](self.hyper.expand(text_BKd.shape[0], -1, -1), text_BKd, others)
+        hyper_BKd = self.hyper_layers[0](self.hyper + torch.zeros_like(text_BKd), text_BKd, others)
         for text_layer, hyper_layer in zip(self.text_layers, self.hyper_layers[1:], strict=True):
             text_BKd = text_layer(text_BKd, _all_real(text_BKd))
             hyper_BKd = hyper_layer(hyper_BKd, text_BKd, others)

@@ -181,10 +181,11 @@ class SelfTransformer(Transformer):
 
 def sinusoidal_positions(steps: int, dim: int, like: Tensor) -> Tensor:
     """Return [steps, dim]: `sin(t / 10000^(2j/d))` at 2j and the cosine at 2j + 1 (Vaswani et al., 2017; t from 1)."""
-    time_T1 = torch.arange(1, steps + 1, dtype=like.dtype, device=like.device)[:, None]
-    even_j = torch.arange(0, dim, 2, dtype=like.dtype, device=like.device)
+    exact = torch.promote_types(like.dtype, torch.float32)  # bfloat16 cannot tell step 257 from 256
+    time_T1 = torch.arange(1, steps + 1, dtype=exact, device=like.device)[:, None]
+    even_j = torch.arange(0, dim, 2, dtype=exact, device=like.device)
     angle_Tj = time_T1 * torch.exp(even_j * (-math.log(10000) / dim))
-    return torch.stack([angle_Tj.sin(), angle_Tj.cos()], dim=-1).flatten(1)[:, :dim]
+    return torch.stack([angle_Tj.sin(), angle_Tj.cos()], dim=-1).flatten(1)[:, :dim].to(like.dtype)
 
 
 def visible_steps(target_BT: Tensor, source_BS: Tensor, causal: bool) -> Tensor:
