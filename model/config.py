@@ -36,6 +36,7 @@ Modality = Literal["text", "audio", "vision"]
 Anchor = Literal["text", "audio", "vision", "symmetric", "adaptive"]
 Fusion = Literal["hbf", "concat_attention", "concat"]
 Batching = Literal["by_length", "shuffled"]
+RegressionLoss = Literal["mse", "mae"]
 BestEpoch = Literal["first", "last"]
 Precision = Literal["auto", 32, "bf16"]
 
@@ -138,6 +139,8 @@ class TrainConfig:
         text_learning_rate: Peak learning rate of a text encoder that is trained (model.text.mode finetune or scratch);
             null: `learning_rate`. Pre-trained encoders need a lower one, such as 2e-5.
         warmup_epochs: Epochs of linear learning-rate warm-up.
+        regression_loss: Loss of the prediction: mse, the mean squared error; mae, the mean absolute error, as several
+            baselines were published with.
         unimodal_weight: Weight of the loss of model.unimodal_heads, positive.
         weight_decay: Weight decay of AdamW, except on biases, LayerNorms and learned vectors.
         best_epoch: Epoch that is kept, of those with the lowest validation MAE. first: the first; last: the last,
@@ -169,6 +172,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     text_learning_rate: float | None = None
     warmup_epochs: int = 2
+    regression_loss: RegressionLoss = "mse"
     unimodal_weight: float = 0.5
     weight_decay: float = 1e-3
     best_epoch: BestEpoch = "first"
@@ -199,6 +203,7 @@ class TrainConfig:
         for name in ("warmup_epochs", "weight_decay", "batch_tokens", "checkpoint_minutes", "clip_norm"):
             require_at_least(f"train.{name}", getattr(self, name), 0)
         require_choice("train.batching", self.batching, Batching)
+        require_choice("train.regression_loss", self.regression_loss, RegressionLoss)
         require_choice("train.best_epoch", self.best_epoch, BestEpoch)
         require(
             self.best_epoch == "first" or self.epochs > 1,

@@ -32,7 +32,7 @@ from model.evaluation.outliers import clip_vectors, fit_density, sample_rows
 from model.network.registry import build_network, check_network
 from model.training.batch_planner import CHUNK_OVERHEAD, BatchPlanner, RankBatch
 from model.training.labelled import check_unimodal_labels, read_training
-from model.training.mining import Partners, label_classes, mine
+from model.training.mining import Partners, is_mined, label_classes, mine
 from model.training.objective import LOSS_TERMS, Objective, mining_embeddings
 from model.training.optimizer import learning_rate_factor, parameter_groups
 from model.training.resume import RunStore, run_signature
@@ -73,12 +73,12 @@ class TrainResult:
         best: Checkpoint with the lowest validation MAE.
         last: Checkpoint of the last epoch.
         best_epoch: Epoch of the best checkpoint, from 1.
-        history: Metrics by epoch: train_loss and its terms train_regression, train_semantic, train_supervised and, with
-            unimodal heads, train_unimodal; valid_mae, valid_acc2 and valid_corr (acc2 is negative / positive for
-            [-3, 3]; left out if undefined); learning_rate at the end of the epoch; short_of_partners, the clips with
-            fewer partners than configured; seconds; clips_per_second (regressed clips) and steps_per_second (encoded
-            steps without padding, partners included) of the training part; peak_megabytes so far, of the GPU's tensors
-            or of the process.
+        history: Metrics by epoch: train_loss and its terms train_regression, train_semantic, train_supervised,
+            train_unimodal (with unimodal heads) and train_auxiliary (of a network that has one); valid_mae, valid_acc2
+            and valid_corr (acc2 is negative / positive for [-3, 3]; left out if undefined); learning_rate at the end of
+            the epoch; short_of_partners, the clips with fewer partners than configured; seconds; clips_per_second
+            (regressed clips) and steps_per_second (encoded steps without padding, partners included) of the training
+            part; peak_megabytes so far, of the GPU's tensors or of the process.
         unlabelled: Number of training clips left out because they have no label.
         truncated: Modality -> training clips cut to model.max_positions, or to model.text.max_tokens.
         device: Device that the run used.
@@ -111,7 +111,8 @@ class _Run:
 
     def __init__(self, fabric: Fabric, network: Network, config: TrainConfig, planner: BatchPlanner) -> None:
         self.fabric, self.network, self.config, self.planner = fabric, network, config, planner
-        self.objective = fabric.setup_module(Objective(network, config, fabric.world_size))
+        self.auxiliary = network.auxiliary_loss(planner.clips)
+        self.objective = fabric.setup_module(Objective(network, config, fabric.world_size, self.auxiliary))
         groups = parameter_groups(network, config)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -153,6 +154,7 @@ class _Run:
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "auxiliary": self.auxiliary.state_dict() if self.auxiliary else None,
             "position": (self.epoch, self.batch, self.steps),
             "sums": self.sums.cpu(),
             "partners": partners,
@@ -165,6 +167,8 @@ class _Run:
         """Restore a state returned by `state`."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.auxiliary:
+            self.auxiliary.load_state_dict(state["auxiliary"])
         self.epoch, self.batch, self.steps = state["position"]
         self.sums = state["sums"].to(self.fabric.device)
         if state["partners"]:
@@ -236,7 +240,7 @@ def train(
         # Mine contrastive partners
         if run.batch == 0:
             run.start_epoch()
-            if _mines(config) and (run.epoch - 1) % config.mining.refresh_epochs == 0:
+            if is_mined(config) and (run.epoch - 1) % config.mining.refresh_epochs == 0:
                 run.partners = _mine(run)
 
         # Train
@@ -430,11 +434,6 @@ def _all_reduce(fabric: Fabric, tensor: Tensor, operation: str) -> Tensor:
     return cast("Tensor", fabric.all_reduce(tensor, reduce_op=operation))  # typed for collections of tensors as well
 
 
-def _mines(config: TrainConfig) -> bool:
-    contrastive = config.contrastive
-    return contrastive.weight > 0 and contrastive.supervised and contrastive.scope == "retrieved"
-
-
 @torch.inference_mode()
 def _mine(run: _Run) -> Partners:
     """Rank the partners of each training clip by the current network's embeddings.
@@ -472,9 +471,9 @@ def _epoch_metrics(run: _Run, valid: ClipTable) -> dict[str, float]:
     fabric, config, clips = run.fabric, run.config, len(run.planner.clips)
     training_seconds = time.perf_counter() - run.epoch_began
     losses = (_all_reduce(fabric, run.sums.clone(), "mean") / clips).tolist()
-    metrics: dict[str, float] = dict(zip([f"train_{term}" for term in LOSS_TERMS], losses, strict=True))
-    if not run.network.config.unimodal_heads:
-        del metrics["train_unimodal"]
+    is_used = {"unimodal": run.network.config.unimodal_heads, "auxiliary": run.auxiliary is not None}
+    terms = zip(LOSS_TERMS, losses, strict=True)
+    metrics: dict[str, float] = {f"train_{term}": loss for term, loss in terms if is_used.get(term, True)}
     # Validation
     prediction = predict(run.network, valid, config.modalities, part=(fabric.global_rank, fabric.world_size))
     if fabric.world_size > 1:

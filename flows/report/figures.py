@@ -27,6 +27,7 @@ CURVES = (
             "train_regression": "regression",
             "train_semantic": "semantic",
             "train_supervised": "supervised",
+            "train_auxiliary": "auxiliary",
         },
     ),
     ("Validation mean absolute error", {"valid_mae": ""}),

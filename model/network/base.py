@@ -5,7 +5,7 @@ Shapes: B clips, T steps, K steps of the text, M modalities, d width of a modali
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.data.batch import Batch
+    from model.data.clips import ClipTable
     from model.data.info import DatasetInfo
     from model.data.tokens import TextBackbone
+    from model.network.auxiliary import AuxiliaryLoss
 
 STREAMS = (*MODALITIES, "aligned")
 """The vectors of a clip that contrastive learning compares: one per modality and one of the aligned sequence."""
@@ -48,11 +50,13 @@ class Output:
         prediction: [B] sentiment in the corpus's label range.
         embedding: Vectors of the clips.
         unimodal: [B, 3] sentiment from text, audio and vision alone; None from a network that does not predict it.
+        auxiliary: Name -> float or bool tensor [B, ...] that `Network.auxiliary_loss` reads.
     """
 
     prediction: Tensor
     embedding: Embedding
     unimodal: Tensor | None = None
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,10 @@ class Network(nn.Module):
     def embed(self, batch: Batch) -> Embedding:
         """Return the embedding only; overridden where that takes less than a forward pass."""
         return self(batch).embedding  # type: ignore[no-any-return]  # torch types calls of modules as Any
+
+    def auxiliary_loss(self, clips: ClipTable) -> AuxiliaryLoss | None:
+        """Create the network's own loss for a training run on these clips; None if it has none."""
+        return None
 
     def is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
         """Return whether weight decay applies to a parameter: not to biases, norms and learned vectors."""

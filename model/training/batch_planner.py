@@ -38,6 +38,8 @@ class RankBatch:
 
     Attributes:
         clip_ids: of the whole batch.
+        rows_B: position of the whole batch's clips among the training clips.
+        epoch: counted from 1.
         anchors: the rank's b anchors; with fewer anchors than ranks, a placeholder clip.
         weight_b: 1 for an anchor, 0 for the placeholder.
         partner_chunks: the rank's partners that are not anchors themselves, in chunks of similar length.
@@ -55,6 +57,8 @@ class RankBatch:
     def __init__(
         self,
         clip_ids: Sequence[str],
+        rows_B: Tensor,
+        epoch: int,
         anchors: Batch,
         weight_b: Tensor,
         partner_chunks: Sequence[Batch],
@@ -65,7 +69,8 @@ class RankBatch:
         classes_B: Tensor,
         steps: int,
     ) -> None:
-        self.clip_ids, self.anchors, self.weight_b, self.partner_chunks = clip_ids, anchors, weight_b, partner_chunks
+        self.clip_ids, self.rows_B, self.epoch = clip_ids, rows_B, epoch
+        self.anchors, self.weight_b, self.partner_chunks = anchors, weight_b, partner_chunks
         self.text_chunks, self.text_positions = text_chunks, text_positions
         self.exchange, self.partners, self.classes_B, self.steps = exchange, partners, classes_B, steps
 
@@ -86,7 +91,8 @@ class RankBatch:
         self.partner_chunks = [chunk.to(device) for chunk in self.partner_chunks]
         self.text_chunks = [chunk.to(device) for chunk in self.text_chunks]
         self.text_positions = self.text_positions.to(device)
-        self.weight_b, self.classes_B = self.weight_b.to(device), self.classes_B.to(device)
+        self.rows_B, self.classes_B = self.rows_B.to(device), self.classes_B.to(device)
+        self.weight_b = self.weight_b.to(device)
         if self.exchange:
             self.exchange = (self.exchange[0], self.exchange[1].to(device))
         if self.partners:
@@ -143,6 +149,8 @@ class BatchPlanner:
         text_chunks, text_positions = self._plan_text(np.concatenate([anchors, *chunks]), len(anchors), epoch)
         return RankBatch(
             clip_ids=tuple(self.clips.clip_ids[rows_B]),
+            rows_B=torch.from_numpy(rows_B),
+            epoch=epoch,
             anchors=self._augment(self.clips.batch(anchors, modalities), anchors, epoch),
             weight_b=torch.full((len(anchors),), float(len(own) > 0)),
             partner_chunks=[self.clips.batch(chunk, modalities) for chunk in chunks],

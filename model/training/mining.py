@@ -15,10 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from model.config import ClassRounding, MiningConfig
+    from model.config import ClassRounding, MiningConfig, TrainConfig
 
 BLOCKS = {"cpu": 256, "cuda": 4096}
 """Anchors ranked at a time: a block of similarities fits the CPU's caches, or keeps a GPU busy."""
+
+
+def is_mined(config: TrainConfig) -> bool:
+    """Return whether a training run draws partners from all training clips, ranked by `mine`."""
+    contrastive = config.contrastive
+    return contrastive.weight > 0 and contrastive.supervised and contrastive.scope == "retrieved"
 
 
 def label_classes(

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 
 from model.config import MODALITIES, TrainConfig
 from model.network.base import Embedding, Network, Output
+from model.network.layers import at_least_float32
 from model.training.losses import (
     combine_contrastive,
     semantic_loss,
@@ -26,27 +27,37 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from model.data.batch import Batch
+    from model.network.auxiliary import AuxiliaryLoss
     from model.training.batch_planner import RankBatch
 
 _Partners = tuple[Tensor, Tensor]
 """Positions of the anchors' partners [B, P] among the step's clips, and their validity [B, P]."""
 
-LOSS_TERMS = ("loss", "regression", "semantic", "supervised", "unimodal")
+LOSS_TERMS = ("loss", "regression", "semantic", "supervised", "unimodal", "auxiliary")
 """What `Objective` returns, in this order."""
 
 
 class Objective(nn.Module):
-    """The network with its loss, as one forward pass per step."""
+    """The network with its loss, as one forward pass per step.
 
-    def __init__(self, network: Network, config: TrainConfig, processes: int = 1) -> None:
+    Args:
+        network: to train.
+        config: of the run.
+        processes: number of ranks.
+        auxiliary: the network's own loss; None: it has none.
+    """
+
+    def __init__(
+        self, network: Network, config: TrainConfig, processes: int = 1, auxiliary: AuxiliaryLoss | None = None
+    ) -> None:
         super().__init__()
-        self.network, self.config, self.processes = network, config, processes
+        self.network, self.config, self.processes, self.auxiliary = network, config, processes, auxiliary
 
     def forward(self, rank_batch: RankBatch) -> Tensor:
-        """Compute `L = MSE + weight * contrastive` and its terms, [5] float32, see `LOSS_TERMS`.
+        """Compute `L = regression + weight * contrastive` and its terms, [6] float32, see `LOSS_TERMS`.
 
-        With unimodal heads, their weighted mean squared error is added. With several ranks, the mean of `L` over the
-        ranks is the loss of the batch, and the mean of the gradients is its gradient.
+        With unimodal heads, their weighted mean squared error is added, and so is the network's own loss. With several
+        ranks, the mean of `L` over the ranks is the loss of the batch, and the mean of the gradients is its gradient.
         """
         # Encode
         anchors, *partner_chunks = self._with_hidden_text(rank_batch)
@@ -55,22 +66,24 @@ class Objective(nn.Module):
 
         # Regression
         error_b = output.prediction - rank_batch.anchors.labels
-        regression = (error_b.square() * rank_batch.weight_b).sum() * (self.processes / rank_batch.clips)
+        penalty_b = error_b.square() if self.config.regression_loss == "mse" else error_b.abs()
+        regression = (penalty_b * rank_batch.weight_b).sum() * (self.processes / rank_batch.clips)
         unimodal = self._unimodal(output, anchors, rank_batch)
-        total = regression + self.config.unimodal_weight * unimodal
+        auxiliary = self._auxiliary(output, rank_batch)
+        total = regression + self.config.unimodal_weight * unimodal + auxiliary
 
         # Contrastive learning
         weight = self.config.contrastive.weight
         if weight == 0:
             zero = torch.zeros_like(regression)
-            return torch.stack([total, regression, zero, zero, unimodal])
+            return torch.stack([total, regression, zero, zero, unimodal, auxiliary])
         embedding = _exchange(_concatenate(embeddings), rank_batch.exchange)
         partners = self._partners(embedding, rank_batch)
         semantic = self._semantic(embedding, rank_batch, partners)
         supervised = self._supervised(embedding, rank_batch, partners)
         contrastive = combine_contrastive(semantic, supervised, self.config.contrastive.reduction, self.config.mining)
         total = total + weight * contrastive
-        return torch.stack([total, regression, semantic, supervised, unimodal])
+        return torch.stack([total, regression, semantic, supervised, unimodal, auxiliary])
 
     def _with_hidden_text(self, rank_batch: RankBatch) -> list[Batch]:
         """Return anchors and partner chunks, with hidden states in place of tokens where an encoder is trained."""
@@ -89,13 +102,26 @@ class Objective(nn.Module):
         ]
 
     def _unimodal(self, output: Output, anchors: Batch, rank_batch: RankBatch) -> Tensor:
-        """Average the squared error over clips and modalities; without a label or the modality the error is 0."""
-        if output.unimodal is None:
+        """Average the squared error of the unimodal heads; without a label or the modality the error is 0."""
+        if output.unimodal is None or not self.network.config.unimodal_heads:
             return rank_batch.weight_b.new_zeros(())
         present_bM = torch.stack([output.embedding.present[m] for m in MODALITIES], dim=1)
         counts_bM = present_bM & anchors.unimodal_labels.isfinite() & (rank_batch.weight_b > 0)[:, None]
         error_bM = torch.where(counts_bM, output.unimodal - anchors.unimodal_labels, 0.0)
         return error_bM.square().sum() * (self.processes / (rank_batch.clips * len(MODALITIES)))
+
+    def _auxiliary(self, output: Output, rank_batch: RankBatch) -> Tensor:
+        """Compute the network's own loss of the whole batch, as every rank does."""
+        if self.auxiliary is None:
+            return rank_batch.weight_b.new_zeros(())
+        names, tensors = list(output.auxiliary), list(output.auxiliary.values())
+        if rank_batch.exchange:
+            rows, positions_C = rank_batch.exchange
+            tensors = _gather(tensors, rows, positions_C[: rank_batch.clips])
+        with torch.autocast(rank_batch.rows_B.device.type, enabled=False):
+            tensors = [x if x.dtype == torch.bool else at_least_float32(x) for x in tensors]
+            loss: Tensor = self.auxiliary(dict(zip(names, tensors, strict=True)), rank_batch.rows_B, rank_batch.epoch)
+        return loss
 
     def _partners(self, embedding: Embedding, rank_batch: RankBatch) -> _Partners | None:
         """Return the anchors' partners, drawn by the planner or found in the batch; None without supervised loss."""
@@ -163,20 +189,32 @@ def _all_gather(own_Rd: Tensor) -> Tensor:
     return gathered_WRd
 
 
-def _exchange(embedding: Embedding, exchange: tuple[int, Tensor] | None) -> Embedding:
-    """Assemble the embedding of the step's C clips from those of all ranks, with gradients.
+def _gather(tensors: Sequence[Tensor], rows: int, positions_C: Tensor) -> list[Tensor]:
+    """Return the tensors [C, ...] of the clips at `positions_C` among all ranks' rows, with gradients.
 
-    All ranks compute the same loss from it, and each receives the sum over the ranks of the gradients of its own rows.
-    The mean over the ranks, which data parallelism takes, is therefore the gradient of that loss.
+    All ranks compute the same loss from them, and each receives the sum over the ranks of the gradients of its own
+    rows. The mean over the ranks, which data parallelism takes, is therefore the gradient of that loss.
+
+    Args:
+        tensors: this rank's tensors, float or bool, of up to `rows` rows each.
+        rows: number of rows that each rank contributes.
+        positions_C: positions among the ranks' rows, one rank after the other.
     """
+    flat = [x.reshape(len(x), -1) for x in tensors]
+    own_Rd = torch.cat([x.float() if x.dtype == torch.bool else x for x in flat], dim=1)
+    gathered_Cd = _all_gather(F.pad(own_Rd, (0, 0, 0, rows - len(own_Rd)))).flatten(0, 1)[positions_C]
+    parts = torch.split(gathered_Cd, [x.shape[1] for x in flat], dim=1)
+    return [
+        (part > 0.5 if x.dtype == torch.bool else part).reshape(-1, *x.shape[1:])
+        for x, part in zip(tensors, parts, strict=True)
+    ]
+
+
+def _exchange(embedding: Embedding, exchange: tuple[int, Tensor] | None) -> Embedding:
+    """Assemble the embedding of the step's C clips from those of all ranks, see `_gather`."""
     if exchange is None:
         return embedding
-    rows, positions_C = exchange
-    widths = [vectors.shape[1] for vectors in embedding.streams.values()]
-    own = torch.cat([*embedding.streams.values(), *(p[:, None].float() for p in embedding.present.values())], dim=1)
-    gathered = _all_gather(F.pad(own, (0, 0, 0, rows - len(own)))).flatten(0, 1)[positions_C]
-    *vectors, flags = torch.split(gathered, [*widths, len(embedding.present)], dim=1)
+    gathered = iter(_gather([*embedding.streams.values(), *embedding.present.values()], *exchange))
     return Embedding(
-        dict(zip(embedding.streams, vectors, strict=True)),
-        {name: flag > 0.5 for name, flag in zip(embedding.present, flags.unbind(dim=1), strict=True)},
+        {name: next(gathered) for name in embedding.streams}, {name: next(gathered) for name in embedding.present}
     )

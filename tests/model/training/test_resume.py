@@ -243,11 +243,18 @@ def test_after_sigkill_at_random_moments_a_run_ends_as_if_undisturbed(dataset_wr
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("scope", ["retrieved", "in_batch"])
-def test_two_processes_compute_what_one_computes(dataset, tmp_path, scope):
+@pytest.mark.parametrize(
+    ("name", "contrastive"),
+    [
+        ("dashfusion", ContrastiveConfig(scope="retrieved")),
+        ("dashfusion", ContrastiveConfig(scope="in_batch")),
+        ("self_mm", ContrastiveConfig(weight=0)),  # has a loss with state
+    ],
+)
+def test_two_processes_compute_what_one_computes(dataset, tmp_path, name, contrastive):
     """24 clips in batches of 7: uneven shares, and a last batch of 3; nothing random inside the network."""
-    model = replace(SMALL, dropout=0.0)
-    config = replace(EXACT, batch_size=7, accumulate=2, learning_rate=3e-3, contrastive=ContrastiveConfig(scope=scope))
+    model = replace(SMALL, name=name, dropout=0.0)
+    config = replace(EXACT, batch_size=7, accumulate=2, learning_rate=3e-3, contrastive=contrastive)
     whole = train(dataset, tmp_path / "whole", model, config, 0)
     process = run_process(dataset, tmp_path / "out", "", config, model, processes=2)
     assert process.wait() == 0
