@@ -52,23 +52,34 @@ class TokenEncoder(nn.Module):
     def hidden(self, ids: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Tensor]:
         """Return the hidden states [B, max(T, 1), D] of each batch.
 
-        The tokens of all batches are looked up at once: each lookup allocates a gradient as large as the vocabulary.
-
         Args:
             ids: token ids [B, T] of each batch.
             masks: [B, T] bool of each batch, True where a token is real.
         """
-        ids, masks = ([_at_least_one_step(batch_BT) for batch_BT in batches] for batches in (ids, masks))
-        embeddings_SD = self.encoder.get_input_embeddings()(torch.cat([ids_BT.flatten() for ids_BT in ids]))
-        embeddings = torch.split(embeddings_SD, [ids_BT.numel() for ids_BT in ids])
-        hidden = []
-        for batch_SD, mask_BT in zip(embeddings, masks, strict=True):
-            # Attention to no steps is NaN in some kernels, so a clip without text has one token unmasked. The
-            # embedding of a missing modality replaces it.
-            first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
-            batch_BTD, attended_BT = torch.unflatten(batch_SD, 0, mask_BT.shape), (mask_BT | first_T).long()
-            hidden.append(self.encoder(inputs_embeds=batch_BTD, attention_mask=attended_BT).last_hidden_state)
-        return hidden
+        return [
+            self.encode(words_BTD, _at_least_one_step(mask_BT))
+            for words_BTD, mask_BT in zip(self.look_up(ids), masks, strict=True)
+        ]
+
+    def look_up(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """Return the word embeddings [B, max(T, 1), D] of each batch.
+
+        The tokens of all batches are looked up at once: each lookup allocates a gradient as large as the vocabulary.
+        """
+        ids = [_at_least_one_step(ids_BT) for ids_BT in ids]
+        words_SD = self.encoder.get_input_embeddings()(torch.cat([ids_BT.flatten() for ids_BT in ids]))
+        words = torch.split(words_SD, [ids_BT.numel() for ids_BT in ids])
+        return [torch.unflatten(batch_SD, 0, ids_BT.shape) for batch_SD, ids_BT in zip(words, ids, strict=True)]
+
+    def encode(self, words_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the hidden states [B, T, D] of word embeddings."""
+        # Attention to no steps is NaN in some kernels, so a clip without text has one token unmasked. The embedding of
+        # a missing modality replaces it.
+        first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
+        hidden_BTD: Tensor = self.encoder(
+            inputs_embeds=words_BTD, attention_mask=(mask_BT | first_T).long()
+        ).last_hidden_state
+        return hidden_BTD
 
 
 def build_text_encoder(config: ModelConfig, info: DatasetInfo, text: TextBackbone | None) -> TokenEncoder | TextEncoder:
