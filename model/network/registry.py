@@ -31,6 +31,9 @@ BUILT_IN = {
     "late_fusion": "model.network.baselines.late_fusion:LateFusion",
     "mult": "model.network.baselines.mult:MulT",
     "almt": "model.network.baselines.almt:ALMT",
+    "misa": "model.network.baselines.misa:Misa",
+    "self_mm": "model.network.baselines.self_mm:SelfMM",
+    "mag_bert": "model.network.baselines.mag_bert:MagBert",
 }
 
 
