@@ -11,7 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest_plugins = ["tests.support.clips", "tests.support.corpora", "tests.support.datasets", "tests.support.project"]
+SHARED = ("clips", "corpora", "datasets", "encoders", "project")
+pytest_plugins = [f"tests.support.{module}" for module in SHARED]
 
 # One thread a process, also for those that the tests start: processes with threads for all cores hinder each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")

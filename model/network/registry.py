@@ -29,6 +29,8 @@ BUILT_IN = {
     "dashfusion_published": "model.network.baselines.published:DashFusionPublished",
     "text": "model.network.baselines.text:TextNetwork",
     "late_fusion": "model.network.baselines.late_fusion:LateFusion",
+    "tfn": "model.network.baselines.tfn:TFN",
+    "lmf": "model.network.baselines.lmf:LMF",
     "mult": "model.network.baselines.mult:MulT",
     "almt": "model.network.baselines.almt:ALMT",
     "misa": "model.network.baselines.misa:Misa",

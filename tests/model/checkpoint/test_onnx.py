@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 
 from model.checkpoint.io import load_checkpoint
 from model.checkpoint.onnx import export_onnx
-from model.config import MODALITIES, ContrastiveConfig, ModelConfig, PaddingConfig, TextConfig, TrainConfig
+from model.config import ModelConfig, PaddingConfig, TextConfig, TrainConfig
 from model.data.clips import ClipTable
 from model.evaluation.inference import predict
 from model.train import train
@@ -29,8 +28,6 @@ VARIANTS = {  # of few layers, as the export takes seconds a layer
         "name": "dashfusion_published", "fusion_layers": 1, "normalise": False,
         "padding": PaddingConfig(audio=30, vision=12),
     },
-    "text": {"name": "text"},
-    "late fusion": {"name": "late_fusion"},
 }  # fmt: skip
 
 
@@ -47,11 +44,7 @@ def onnxruntime():
 
 def trained(dataset: Path, out: Path, **model) -> Path:
     config = ModelConfig(**{"dim": 16, "heads": 4, "encoder_layers": 1, "max_positions": 64} | model)
-    training = SHORT
-    if config.name in ("text", "late_fusion"):
-        shown = ("text",) if config.name == "text" else MODALITIES
-        training = replace(SHORT, modalities=shown, contrastive=ContrastiveConfig(weight=0))
-    return train(dataset, out, config, training, seed=0).best
+    return train(dataset, out, config, SHORT, seed=0).best
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 LETTER = {"text": "l", "audio": "a", "vision": "v"}
+LSTM = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 STEPS = {"text": 14, "audio": 37, "vision": 52}
 
 
@@ -147,6 +148,47 @@ def almt_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         positions[:1] += state["fusion_layer.extra_token"][0]
         weights[f"{side}_positions"] = positions
     return weights | {"hyper": state["h_hyper"][0], "text_positions": state["l_encoder.pos_embedding"][0]}
+
+
+def subnetwork_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensor fusion network, which low-rank fusion has as well."""
+    of = "subnetworks.of"
+    names = {f"{of}.text.out.": "text_subnet.linear_1."}
+    weights = {f"{of}.text.lstm.directions.0.{key}": state[f"text_subnet.rnn.{key}"] for key in LSTM}
+    for m, other in {"audio": "audio_subnet", "vision": "video_subnet"}.items():
+        names |= {f"{of}.{m}.layers.{2 * layer}.": f"{other}.linear_{layer + 1}." for layer in range(3)}
+        norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        weights |= {f"{of}.{m}.norm.{key}": state[f"{other}.norm.{key}"] for key in norm}
+    return weights | renamed(state, names)
+
+
+def tfn_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = {"fusion.layers.0.": "post_fusion_layer_1.", "fusion.layers.2.": "post_fusion_layer_2."}
+    weights = renamed(state, names | {"predictor.": "post_fusion_layer_3."})
+    # Its product has the order audio, vision, text
+    product = torch.unflatten(weights["fusion.layers.0.weight"], 1, (33, 129, 33)).permute(0, 3, 1, 2)
+    return subnetwork_weights(state) | weights | {"fusion.layers.0.weight": product.flatten(1)}
+
+
+def lmf_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    weights = {"fusion.out.weight": state["fusion_weights"], "fusion.out.bias": state["fusion_bias"][0]}
+    for m, other in {"text": "text", "audio": "audio", "vision": "video"}.items():
+        weights[f"fusion.factors.{m}"] = state[f"{other}_factor"][:, :, 0]
+    return subnetwork_weights(state) | weights
+
+
+@pytest.mark.parametrize(("name", "weights"), [("tfn", tfn_weights), ("lmf", lmf_weights)])
+@torch.no_grad()
+def test_tensor_fusion_equals_mmsa(package, name, weights):
+    module, batch = theirs(package, name, mmsa_settings(package, name)), clips()
+    for subnet in (module.audio_subnet, module.video_subnet):  # the statistics of some batches
+        subnet.norm.running_mean.normal_(std=0.1)
+        subnet.norm.running_var.uniform_(0.8, 1.2)
+    network = ours(name, weights(module.state_dict()))
+    text, *others = (batch.values[m] for m in MODALITIES)
+    expected = module(text, *(values.mean(dim=1, keepdim=True) for values in others))["M"][:, 0]
+    assert (network(batch).prediction - expected).abs().max() < 1e-5
+    assert 0.01 < expected.std() < 10
 
 
 @torch.no_grad()

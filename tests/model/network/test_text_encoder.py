@@ -28,9 +28,9 @@ from model.training.batch_planner import BatchPlanner
 from model.training.mining import label_classes, mine
 from model.training.objective import Objective
 from model.training.optimizer import parameter_groups
+from tests.support.encoders import WORDS, save_encoder
 
 ROOT = Path(__file__).parents[3]
-WORDS = ("awful", "bad", "poor", "plain", "fine", "good", "great")
 CHINESE = "坏差劣平佳好棒"
 SCRATCH = TextConfig(mode="scratch", vocabulary=200, layers=1, width=16, heads=2, max_tokens=16)
 SMALL = ModelConfig(dim=16, heads=4, encoder_layers=1, max_positions=32)
@@ -63,31 +63,6 @@ def spoken(dataset_writer, tmp_path_factory):
 @pytest.fixture(scope="session")
 def english(spoken):
     return spoken()
-
-
-def save_encoder(folder, kind="bert", layers=2, positions=24):
-    """A pre-trained encoder as one finds them, but for its random weights and its small vocabulary."""
-    from transformers import AutoModel, BertConfig, DistilBertConfig, PreTrainedTokenizerFast, RobertaConfig
-
-    texts = [f"the film {word}! a so" for word in WORDS] * 3
-    tokenizer = train_tokenizer(texts, "subword", 120)
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names).save_pretrained(folder)
-    size = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": positions, "pad_token_id": 0}
-    bert = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 32}
-    config = {
-        "bert": lambda: BertConfig(**size, **bert),
-        "roberta": lambda: RobertaConfig(**size, **bert),
-        "distilbert": lambda: DistilBertConfig(**size, dim=16, n_layers=layers, n_heads=2, hidden_dim=32),
-    }[kind]()
-    torch.manual_seed(1)
-    AutoModel.from_config(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def bert(tmp_path_factory):
-    return save_encoder(tmp_path_factory.mktemp("bert"))
 
 
 def finetuning(folder, **options):
