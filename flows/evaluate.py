@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,20 +112,28 @@ def report(params: Params, result: Any, record: dict[str, Any], looks: Looks | N
 
 
 def record_look(params: Params, predictions: pa.Table) -> Looks | None:
-    """Record that these models were evaluated on the test split, and return how many were so far.
+    """Record that these models were evaluated on the test split, see `count_look`; None for other splits."""
+    if params.evaluate.split != "test":
+        return None
+    clips = dict(zip(predictions["clip_id"].to_pylist(), predictions["label"].to_pylist(), strict=True))
+    return count_look(params.prepare.corpus, clips, checkpoints(params))
 
-    None for other splits.
+
+def count_look(corpus: str, clips: Mapping[str, float | None], folders: Sequence[Path]) -> Looks:
+    """Record that models were evaluated on the test split, and return how many were so far.
 
     A split is known by its clips and labels, models by their weights: the same models count once, however often they
     are evaluated. Copies of the project that DVC makes for experiments count with the project. What DVC restores from
     its cache was counted when it was computed.
+
+    Args:
+        corpus: Name of the corpus.
+        clips: Clip id -> label, None where unlabelled.
+        folders: Checkpoints of the seeds of one model.
     """
-    if params.evaluate.split != "test":
-        return None
-    clips = dict(zip(predictions["clip_id"].to_pylist(), predictions["label"].to_pylist(), strict=True))
     look = {
-        "dataset": _digest([params.prepare.corpus, sorted(clips.items())]),
-        "models": _digest(sorted(sha256_of(folder / "model.safetensors") for folder in checkpoints(params))),
+        "dataset": _digest([corpus, sorted(clips.items())]),
+        "models": _digest(sorted(sha256_of(folder / "model.safetensors") for folder in folders)),
     }
     path = settings.project_folder() / settings.STATE / LOOKS
     same_split = [entry for entry in _read_lines(path) if entry.get("dataset") == look["dataset"] and "models" in entry]

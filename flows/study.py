@@ -7,7 +7,8 @@ their inputs, so that an interrupted study resumes and studies share trainings. 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from flows.orchestration.training_pool import TrainingPool, training_pool
 from flows.orchestration.workspace import workspace
 from flows.pipeline import run_stages
 from flows.report.provenance import RunProvenance
-from flows.studies.results import ALL_CLIPS, CLEAN, StudyResult, write_study
+from flows.studies.results import ALL_CLIPS, CLEAN, COMPARISON, StudyResult, write_study
 from flows.studies.spec import SPLIT, StudySpec, metric_keys, read_spec, variant_params
 from flows.studies.statistics import Measurements, tidy_rows
 from flows.studies.tables import tables
@@ -47,6 +48,13 @@ class Trial:
     seed: int
     params: Params
 
+    def folder(self, scratch: Path) -> Path:
+        """Return the folder of the training, see `flows.studies.trial.trial_folder`."""
+        from flows.studies.trial import trial_folder
+
+        params = self.params
+        return trial_folder(scratch, params.paths.dataset, params.model, params.train, self.seed)
+
 
 class TrialFailedError(RuntimeError):
     """A training of a study failed; the message names it and the reason. Finished trainings are kept."""
@@ -55,28 +63,46 @@ class TrialFailedError(RuntimeError):
 _pools: dict[str, TrainingPool] = {}  # by study: processes cannot be passed as a task's parameter
 
 
-@task(task_run_name="{trial.variant}, seed {trial.seed}")
-def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
-    """Run one training and return its costs."""
+@contextmanager
+def trial_pool(study: str, device: str, workers: int, trials: int) -> Iterator[dict[str, Any]]:
+    """Provide processes for a study's trainings, and the arguments that `map_trials` passes to its tasks."""
+    scratch = scratch_folder()
+    tag_scratch(scratch)
+    with training_pool(device, workers, trials) as _pools[study]:
+        try:
+            yield {"workers": _pools[study].size, "study": study, "scratch": scratch}
+        finally:
+            del _pools[study]
+
+
+def call_training(trial: Trial, study: str, scratch: Path) -> dict[str, float]:
+    """Run one training in a process of the study's pool, and return its costs."""
     from flows.studies.trial import train_trial as train
 
     params = trial.params
     arguments = params.paths.dataset, params.model, params.train, trial.seed, scratch, SPLIT
-    try:
-        costs: dict[str, float] = _pools[study].call(train, *arguments)
-    except (ValueError, OSError, ArithmeticError) as error:
-        raise TrialFailedError(f"study {study}, variant {trial.variant!r}, seed {trial.seed}: {error}") from error
+    costs: dict[str, float] = _pools[study].call(train, *arguments)
     return costs
 
 
-@task(task_run_name="{trial.variant}, seed {trial.seed}: predict")
-def predict_trial(trial: Trial, *, study: str, scratch: Path, views: Sequence[Any]) -> list[np.ndarray]:
-    """Return a training's predictions for each view of the split."""
-    from flows.studies.trial import predict_views, trial_folder
+@task(task_run_name="{trial.variant}, seed {trial.seed}")
+def train_trial(trial: Trial, *, study: str, scratch: Path) -> dict[str, float]:
+    """Run one training and return its costs."""
+    try:
+        return call_training(trial, study, scratch)
+    except (ValueError, OSError, ArithmeticError) as error:
+        raise TrialFailedError(f"study {study}, variant {trial.variant!r}, seed {trial.seed}: {error}") from error
 
-    params = trial.params
-    folder = trial_folder(scratch, params.paths.dataset, params.model, params.train, trial.seed)
-    predictions: list[np.ndarray] = _pools[study].call(predict_views, folder, views, SPLIT, params.train.device)
+
+@task(task_run_name="{trial.variant}, seed {trial.seed}: predict")
+def predict_trial(
+    trial: Trial, *, study: str, scratch: Path, views: Sequence[Any], split: str = SPLIT
+) -> list[np.ndarray]:
+    """Return a training's predictions for each view of the split."""
+    from flows.studies.trial import predict_views
+
+    device = trial.params.train.device
+    predictions: list[np.ndarray] = _pools[study].call(predict_views, trial.folder(scratch), views, split, device)
     return predictions
 
 
@@ -116,7 +142,7 @@ def study(
             result = _run_trials(params, spec, trials, workers)
             path = write_study(result, params.paths.studies)
             publish(result)
-            reported = _update_report(wait)
+            reported = update_report(wait)
         except CancelledRun as error:
             return Cancelled(message=str(error))
     for table in tables(result):
@@ -136,20 +162,14 @@ def _run_trials(params: Params, spec: StudySpec, trials: Sequence[Trial], worker
     from model.data.clips import ClipTable
     from model.evaluation.subgroups import slice_rows
 
-    scratch = scratch_folder()
-    tag_scratch(scratch)
     provenance = RunProvenance(params, {"dataset": params.paths.dataset}, study=spec.name)
     table = ClipTable.read(params.paths.dataset, SPLIT, params.model.max_positions, cache=None)
     original = _original(params, spec)
     spec, notes = _drop_unsupported(spec, original)
-    views = _views(params, spec, original, scratch)
-    with training_pool(params.train.device, workers, len(trials)) as _pools[spec.name]:
-        fixed = {"workers": _pools[spec.name].size, "study": spec.name, "scratch": scratch}
-        try:
-            costs = _with_bar("train", train_trial, trials, **fixed)
-            predictions = _with_bar("evaluate", predict_trial, trials, views=list(views.values()), **fixed)
-        finally:
-            del _pools[spec.name]
+    views = _views(params, spec, original, scratch_folder())
+    with trial_pool(spec.name, params.train.device, workers, len(trials)) as fixed:
+        costs = map_trials("train", train_trial, trials, **fixed)
+        predictions = map_trials("evaluate", predict_trial, trials, views=list(views.values()), **fixed)
     measured = Measurements(
         spec=spec,
         label=table.labels,
@@ -258,12 +278,13 @@ def _views(
     return views
 
 
-def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], **options: Any) -> list[Any]:
-    """Return `trial_task(trial)` for every trial, with a progress bar."""
-    publish = engine.publish_progress(f"study-{step}-progress", f"Trainings of the study: {step}")
+def map_trials(step: str, trial_task: Any, trials: Sequence[Trial], *, study: str, **options: Any) -> list[Any]:
+    """Return `trial_task(trial, study=study, ...)` for every trial, with a progress bar."""
+    kind = COMPARISON if study == COMPARISON else "study"
+    publish = engine.publish_progress(f"{kind}-{step}-progress", f"Trainings: {step}")
     done = 0
     with StageProgress("trainings") as bar:
-        row = bar.add_task(f"study: {step}", total=len(trials))
+        row = bar.add_task(f"{kind}: {step}", total=len(trials))
 
         def each(result: Any) -> None:
             nonlocal done
@@ -271,10 +292,10 @@ def _with_bar(step: str, trial_task: Any, trials: Sequence[Trial], **options: An
             bar.advance(row)
             publish(100 * done / len(trials), f"{done} of {len(trials)}")
 
-        return engine.map_tasks(trial_task, trials, each=each, **options)
+        return engine.map_tasks(trial_task, trials, each=each, study=study, **options)
 
 
-def _update_report(wait: bool) -> bool:
+def update_report(wait: bool) -> bool:
     """Run the evaluate stage, unless a model would have to be trained for it; return whether it ran."""
     if "train" not in up_to_date():
         return False

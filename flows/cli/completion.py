@@ -42,6 +42,13 @@ def complete_study(incomplete: str) -> Candidates:
     return [(name, question) for name, question in studies if name.startswith(incomplete)]
 
 
+def complete_network(incomplete: str) -> list[str]:
+    """Complete the name of a network."""
+    from model.network.registry import network_names
+
+    return [name for name in network_names() if name.startswith(incomplete)]
+
+
 def complete_modality(incomplete: str) -> list[str]:
     """Complete a modality."""
     return [name for name in ("text", "audio", "vision") if name.startswith(incomplete)]

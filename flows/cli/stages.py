@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.cli.app import Wait, app, plain_errors, require_project
-from flows.cli.completion import complete_modality, complete_setting, complete_study
+from flows.cli.completion import complete_modality, complete_network, complete_setting, complete_study
 
 Force = Annotated[
     bool,
@@ -169,8 +170,57 @@ def study(
             for known in available():
                 typer.echo(f"{known:<14} {read_spec(known).question}")
             return
-        if any(not seed.strip().isdigit() for seed in filter(None, seeds.split(","))):
-            raise ValueError(f"--seeds {seeds}: give whole numbers with commas between them, such as 0,1,2")
         changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in change or ())}
-        numbers = [int(seed) for seed in filter(None, seeds.split(","))]
-        _run_flow(run, TrialFailedError, name=name, seeds=numbers, changes=changes, workers=workers, wait=wait)
+        _run_flow(run, TrialFailedError, name=name, seeds=_numbers(seeds), changes=changes, workers=workers, wait=wait)
+
+
+def _numbers(seeds: str) -> list[int]:
+    """Return the seeds of the option --seeds."""
+    if any(not seed.strip().isdigit() for seed in filter(None, seeds.split(","))):
+        raise ValueError(f"--seeds {seeds}: give whole numbers with commas between them, such as 0,1,2")
+    return [int(seed) for seed in filter(None, seeds.split(","))]
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Networks (model.name); by default those of compare.models in params.yaml.",
+            autocompletion=complete_network,
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds in place of compare.seeds, such as 0,1,2.")] = "",
+    trials: Annotated[
+        int | None,
+        typer.Option(min=0, help="Settings to try for each network in place of compare.trials; 0: the published ones."),
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("--output", "-o", help="File for the leaderboard: .csv, or .png for quality against cost."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core, or one per GPU.")] = 0,
+    wait: Wait = True,
+) -> None:
+    """Train networks with the same budget and seeds, and rank them on the test split.
+
+    Settings are chosen on valid. Differences to the best and to the text encoder alone have an interval and a verdict:
+    better, worse or undecided. Finished trainings are reused, so that a run that was stopped goes on.
+    """
+    from flows.compare import compare as run
+    from flows.report.leaderboard import save_leaderboard
+    from flows.studies.results import StudyResult
+    from flows.study import TrialFailedError
+
+    with plain_errors():
+        require_project()
+        for path in output or ():
+            if path.suffix not in (".csv", ".png"):
+                raise ValueError(f"--output {path}: name a .csv file, for the table, or a .png file, for the picture")
+        numbers = _numbers(seeds)
+        result = _run_flow(
+            run, TrialFailedError, models=models or [], seeds=numbers, trials=trials, workers=workers, wait=wait
+        )
+        for path in output or () if isinstance(result, StudyResult) else ():  # not if a stage was cancelled
+            save_leaderboard(result, path)

@@ -22,6 +22,12 @@ from model.network.registry import check_network
 
 STRICT = {"extra": "forbid"}
 
+MIN_SEEDS = 3
+"""Seeds of a study or comparison: with fewer, their spread is hardly known, and every difference is undecided."""
+
+SEARCH_SEED = 2**32 - 1
+"""Seed with which a comparison tries settings; none of those by which the networks are measured."""
+
 IMPORTED_LAYOUTS = ("mmsa_pickle", "csd")
 """Layouts of corpora of extracted features: `prepare` writes the features, `extract` copies them."""
 
@@ -168,6 +174,39 @@ class EvaluateParams:
 
 
 @dataclass(frozen=True)
+class CompareParams:
+    """The comparison of networks, `dashfusion compare`. Every network gets the same budget.
+
+    Attributes:
+        models: Networks to compare; none: all.
+        seeds: Seeds that each network is trained with and measured by.
+        trials: Settings that are tried for each network, the published ones first; 0 and 1: these alone.
+        epochs: Maximum epochs of each training, whatever the publications have.
+        patience: Epochs without a better validation MAE after which a training stops.
+    """
+
+    __pydantic_config__: ClassVar = STRICT
+    models: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    trials: int = 0
+    epochs: int = 30
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in {"models": self.models, "seeds": self.seeds}.items():
+            if len(set(value)) != len(value):
+                raise ValueError(f"{name}: {list(value)}; name each once")
+        if len(self.seeds) < MIN_SEEDS or not all(0 <= seed < SEARCH_SEED for seed in self.seeds):
+            raise ValueError(
+                f"seeds: {list(self.seeds)}; name at least {MIN_SEEDS}, from 0 to {SEARCH_SEED - 1}: differences are "
+                "compared with the spread over the seeds"
+            )
+        for name, least in {"trials": 0, "epochs": 1, "patience": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class Params:
     """All of params.yaml."""
 
@@ -180,6 +219,7 @@ class Params:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+    compare: CompareParams = field(default_factory=CompareParams)
 
     def __post_init__(self) -> None:
         check_together(self.model, self.train)

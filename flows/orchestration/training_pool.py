@@ -12,6 +12,10 @@ from extractors.execution.workers import GRACE, Worker
 from flows.orchestration import engine
 
 
+class StoppedError(RuntimeError):
+    """The trainings were stopped before this call began."""
+
+
 class TrainingPool:
     """Worker processes that run calls in turn.
 
@@ -40,7 +44,7 @@ class TrainingPool:
         worker = self._workers[number]
         try:
             if self._stopped:
-                raise RuntimeError("the study was stopped")
+                raise StoppedError("the study was stopped")
             if self._gpus and not worker.running:
                 worker.call(None, _select_gpu, number)
             return worker.call(None, function, *arguments)

@@ -33,6 +33,7 @@ from flows.display.metrics import (
 )
 from flows.report.explorer import ExplorerInput, explorer
 from flows.report.figures import calibration_plots, curve_plots, error_plots
+from flows.report.leaderboard import leaderboard_view
 from flows.report.provenance import provenance_rows, version_rows
 from flows.report.studies import study_views
 from flows.report.subgroups import SubgroupAnalysis, speaker_table, subgroup_table
@@ -104,7 +105,7 @@ class ReportInput:
         subgroups: Metrics of subgroups of the split.
         calibration: Calibration of the checkpoints on this split.
         explorer: Data of single clips.
-        studies: Results of `dashfusion study`.
+        studies: Results of `dashfusion study` and `dashfusion compare`.
         curves: One row for each epoch and seed: `seed`, `epoch` (from 1), keys of `figures.CURVES`; others are ignored.
         problems: Rows of the problems tables of all stages.
         word_times: As in dataset.json: by method, what it timed and, where true times are known, its `error`.
@@ -239,8 +240,12 @@ def _predictions(report: ReportInput) -> dict[str, Any]:
 def _background(report: ReportInput) -> dict[str, Any]:
     """Return studies, training curves, problems and provenance."""
     kinds = Counter((p.stage, p.modality, p.error) for p in report.problems)
+    data = report.provenance.get("data", {})
+    studies = [study for study in report.studies if study.comparison is None]
+    compared = [study for study in report.studies if study.comparison is not None]
     return {
-        "studies": study_views(report.studies, report.corpus, report.split, report.provenance.get("data", {})),
+        "leaderboard": leaderboard_view(compared[0], report.corpus, data) if compared else None,
+        "studies": study_views(studies, report.corpus, report.split, data),
         "curves": curve_plots(report.curves),
         "problem_kinds": sorted(kinds.items(), key=lambda item: (-item[1], item[0])),
         "listed_problems": list(report.problems)[:MAX_LISTED_PROBLEMS],

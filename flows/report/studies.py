@@ -23,6 +23,7 @@ from flows.studies.results import COSTS, StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
 DASHES = ((0, ()), (0, (4, 2)), (0, (1.5, 1.5)))
 """Line styles, for more variants than there are colours."""
@@ -100,7 +101,7 @@ def study_views(
         StudyView(
             study=study,
             number=number,
-            mismatches=_mismatches(study, corpus, split, data),
+            mismatches=data_mismatches(study, corpus, split, data),
             tables=_tables(study),
             curves=[_curve_plot(study, number, condition) for condition in study.conditions if study.levels(condition)],
             pareto=_pareto_plot(study, number, *study.pareto) if study.pareto else None,
@@ -109,14 +110,14 @@ def study_views(
     ]
 
 
-def _mismatches(study: StudyResult, corpus: str, split: str, data: Mapping[str, str | None]) -> list[str]:
+def data_mismatches(study: StudyResult, corpus: str, split: str, data: Mapping[str, str | None]) -> list[str]:
     """Return how a study's data differ from the report's."""
     if study.corpus != corpus:
         return [f"another corpus, {study.corpus}"]
     mismatches = [f"another split, {study.split}"] if study.split not in (split, "valid") else []
     if any(row.p is None and row.interval for row in study.find(statistic="difference")):
         mismatches.append("intervals of an earlier version, over clips only: run the study again")
-    elif not study.baselines:
+    elif not study.baselines and study.comparison is None:
         mismatches.append("an earlier version, which did not compare the reference with baselines")
     theirs, ours = study.provenance.get("data", {}).get("dataset"), data.get("dataset")
     if theirs is None or ours is None:
@@ -158,7 +159,7 @@ def _table(
             is_reference=variant == study.reference,
             changes=", ".join(f"{key}: {format_parameter(value)}" for key, value in changes.items()),
             cells=[_cell(study, variant, **place) for place in columns.values()],
-            costs=[_format_cost(study, variant, key) for key in costs],
+            costs=[format_cost(study, variant, key) for key in costs],
         )
         for style, (variant, changes) in enumerate(study.variants.items())
     ]
@@ -179,7 +180,8 @@ def _cell(study: StudyResult, variant: str, metric: str, statistic: str = "mean"
     )
 
 
-def _format_cost(study: StudyResult, variant: str, key: str) -> str:
+def format_cost(study: StudyResult, variant: str, key: str) -> str:
+    """Return a variant's cost with its unit; an en dash where it was not measured."""
     row = study.get(variant, key)
     if row is None or row.value is None:
         return NOTHING
@@ -229,33 +231,67 @@ def _curve_plot(study: StudyResult, number: int, condition: str) -> Plot:
 
 def _pareto_plot(study: StudyResult, number: int, cost: str, metric: str) -> Plot | None:
     """Plot cost against metric, the front of the best trade-offs as a line; None where no variant has both."""
+    with plotting(4.6, 3.4) as (figure, axes):
+        title = draw_trade_offs(axes, study, cost, metric)
+        return Plot(title, to_svg(figure, title, f"study-{number}-{title}")) if title else None
+
+
+def draw_trade_offs(axes: Axes, study: StudyResult, cost: str, metric: str, all_names: bool = False) -> str:
+    """Draw the variants by cost and metric, and return the plot's title; empty where no variant has both.
+
+    Args:
+        axes: Where to draw.
+        study: The results.
+        cost: Key of `COSTS`.
+        metric: Metric of quality.
+        all_names: Whether every variant is named, on a logarithmic scale of cost; else those of the best trade-offs.
+    """
     points = []
     for style, variant in enumerate(study.variants):
         paid, row = study.get(variant, cost), study.get(variant, metric)
         if paid and paid.value is not None and row and row.value is not None:
             points.append((paid.value, row.value, row.interval, style, variant))
     if not points:
-        return None
+        return ""
     front = pareto_front([(price, value) for price, value, *_ in points], metric in LESS_IS_BETTER)
-    with plotting(4.6, 3.4) as (figure, axes):
-        line = sorted((points[i][0], _scaled(metric, points[i][1])) for i in front)
-        axes.plot(*zip(*line, strict=True), color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-        for i, (price, value, interval, style, variant) in enumerate(points):
-            colour, _ = line_style(style)
-            y = _scaled(metric, value)
-            if interval:
-                ends = [_scaled(metric, end) for end in interval]
-                axes.plot((price, price), ends, color=colour, linewidth=1.0, alpha=0.5)
-            axes.plot(price, y, "o", color=colour, markersize=7 if i in front else 4.5, markeredgewidth=0)
-            if i in front or variant == study.reference:  # more names would overlap
-                axes.annotate(variant, (price, y), (6, 5), textcoords="offset points", fontsize=8, color=MUTED)
-        name, unit = COSTS.get(cost, (cost, ""))
-        name = "Multiply-adds of the fusion" if cost == "fusion_madds" else name
-        axes.set_xlabel(f"{name} ({unit})" if unit else name)
-        axes.margins(x=0.15)
-        _label_metric(axes, metric)
-        title = f"{metric_label(metric)} against {name.lower()}"
-        return Plot(title, to_svg(figure, title, f"study-{number}-{title}"))
+    line = sorted((points[i][0], _scaled(metric, points[i][1])) for i in front)
+    axes.plot(*zip(*line, strict=True), color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
+    for i, (price, value, interval, style, variant) in enumerate(points):
+        colour, _ = line_style(style)
+        y = _scaled(metric, value)
+        if interval:
+            ends = [_scaled(metric, end) for end in interval]
+            axes.plot((price, price), ends, color=colour, linewidth=1.0, alpha=0.5)
+        axes.plot(price, y, "o", color=colour, markersize=7 if i in front else 4.5, markeredgewidth=0)
+        if all_names or i in front or variant == study.reference:  # more names would overlap
+            axes.annotate(variant, (price, y), (6, 5), textcoords="offset points", fontsize=8, color=MUTED)
+    name, unit = COSTS.get(cost, (cost, ""))
+    name = {"fusion_madds": "Multiply-adds of the fusion", "step_seconds": "Training step"}.get(cost, name)
+    axes.set_xlabel(f"{name} ({unit})" if unit else name)
+    _label_metric(axes, metric)
+    if all_names:
+        axes.set_xscale("log")
+        _spread_names(axes)
+    axes.margins(x=0.15)
+    return f"{metric_label(metric)} against {name.lower()}"
+
+
+def _spread_names(axes: Axes) -> None:
+    """Move names that would overlap apart, upwards, and make room for them on the right."""
+    axes.margins(x=0.15, y=0.08)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.35)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    placed: list[Bbox] = []
+    for text in sorted(axes.texts, key=lambda text: text.get_window_extent().y0):
+        box = text.get_window_extent()
+        while any(box.overlaps(other) for other in placed):
+            x, y = text.get_position()
+            text.set_position((x, y + 2))
+            box = text.get_window_extent()
+        placed.append(box)
 
 
 def pareto_front(points: Sequence[tuple[float, float]], less_is_better: bool) -> list[int]:

@@ -17,6 +17,15 @@ from flows.display.metrics import Interval, Verdict, direction
 
 SCHEMA_VERSION = 1
 
+COMPARISON = "compare"
+"""Name of the comparison of networks among the studies."""
+
+VALID_MAE = "valid_mae"
+"""Metric of a training's best epoch, by which settings are chosen, on the validation split."""
+
+SEARCH = "settings"
+"""Condition of the validation error of each of a network's settings; the level is their number, from 0."""
+
 ALL_CLIPS = "all"
 CLEAN = ""
 """The condition of a split that is evaluated unchanged."""
@@ -26,6 +35,8 @@ COSTS = {
     "fusion_madds": ("of the fusion", "M"),
     "parameters": ("Parameters", ""),
     "step_seconds": ("A step", "s"),
+    "clip_seconds": ("A clip", "s"),
+    "epochs": ("Epochs", ""),
     "train_seconds": ("Training", "s"),
 }
 """Metrics of cost: key -> (column header, unit). Multiply-adds, in millions, are of a clip of median length."""
@@ -51,6 +62,7 @@ STUDY_SCHEMA = pa.schema(
         pa.field("cost", pa.float64()),
         pa.field("p", pa.float64()),
         pa.field("p_adjusted", pa.float64()),
+        pa.field("reference", pa.string()),
     ]
 )
 
@@ -65,15 +77,17 @@ class Row:
         condition: How the clips were changed, such as `audio noise`; `CLEAN`.
         level: Level of the condition, such as 10 (dB); None where it has none.
         clips: Clips of the split: `ALL_CLIPS`, or a slice such as `text misleads`.
-        metric: A key of metrics/<split>.json or of `COSTS`.
+        metric: A key of metrics/<split>.json or of `COSTS`; `VALID_MAE`.
         statistic: `value` of one seed; over all seeds `mean`, `std` and `difference` (of the mean, to the reference);
             `area`, the mean over a condition's levels (trapezoidal rule), and `area_difference`.
         value: None where undefined.
-        low: Lower end of the 95 % interval over seeds and speakers (`model.evaluation.crossed`); None without one.
+        low: Lower end of the 95 % interval over seeds and speakers (`model.evaluation.crossed`); None without one. In a
+            comparison of networks, intervals of differences are adjusted for all comparisons by this metric (Holm).
         high: Its upper end.
         cost: Millions of multiply-adds of the variant.
         p: Two-sided p value of a difference; None where there is no interval.
         p_adjusted: The same, adjusted for all comparisons of the study by this metric; None for single levels.
+        reference: Network that a difference is to, in a comparison of networks; None: the study's reference.
     """
 
     variant: str
@@ -89,6 +103,7 @@ class Row:
     cost: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
+    reference: str | None = None
 
     @property
     def interval(self) -> Interval:
@@ -120,6 +135,32 @@ def _format_p(p: float) -> str:
 
 
 @dataclass(frozen=True)
+class NetworkComparison:
+    """What a study of networks has beside the numbers: `dashfusion compare`.
+
+    Attributes:
+        references: Networks that the others are compared with: the best by validation, and `text` if it was compared.
+        budget: Keys of the block `compare` that each network was given alike: trials, epochs, patience.
+        settings: Network -> the settings that were tried, each as dotted key -> value; the published ones first.
+        chosen: Network -> number of the settings that were measured.
+        baselines: Network -> its comparison with the baselines, as in metrics/<split>.json.
+        left_out: Network -> why it was not compared.
+    """
+
+    references: Sequence[str]
+    budget: Mapping[str, int]
+    settings: Mapping[str, Sequence[Mapping[str, Any]]]
+    chosen: Mapping[str, int]
+    baselines: Mapping[str, Mapping[str, Any]]
+    left_out: Mapping[str, str]
+
+    def refusal(self, network: str) -> str:
+        """Return why a network gets no verdicts: it is not better than the baselines; empty where it is."""
+        found = self.baselines[network]
+        return "" if is_better(found) else baseline_verdict(found, f"the network {network}")
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """The results of a study.
 
@@ -140,7 +181,8 @@ class StudyResult:
         provenance: As in metrics/run.json: code, parameters, data, versions, machine.
         rows: The numbers.
         baselines: Comparison of the reference with the baselines, on the clean split: as in metrics/<split>.json. Empty
-            in results of earlier versions.
+            in results of earlier versions, and in comparisons of networks.
+        comparison: What a comparison of networks adds; None for other studies.
     """
 
     study: str
@@ -159,6 +201,7 @@ class StudyResult:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     baselines: Mapping[str, Any] = field(default_factory=dict)
+    comparison: NetworkComparison | None = None
 
     @property
     def refusal(self) -> str:
@@ -172,13 +215,27 @@ class StudyResult:
 
     def verdict(self, difference: Row) -> str:
         """Return the verdict on a difference to the reference, or that none is given."""
-        return NO_VERDICT if self.refusal else difference.verdict
+        refusal = self.comparison.refusal(difference.variant) if self.comparison else self.refusal
+        return NO_VERDICT if refusal else difference.verdict
 
     @cached_property
     def _over_seeds(self) -> dict[tuple[Any, ...], Row]:
         return {
-            (r.variant, r.metric, r.statistic, r.condition, r.level, r.clips): r for r in self.rows if r.seed is None
+            (
+                r.variant,
+                r.metric,
+                r.statistic,
+                r.condition,
+                r.level,
+                r.clips,
+                self._reference(r.statistic, r.reference),
+            ): r
+            for r in self.rows
+            if r.seed is None
         }
+
+    def _reference(self, statistic: str, reference: str | None) -> str | None:
+        return (reference or self.reference) if statistic.endswith("difference") else None
 
     def get(
         self,
@@ -188,9 +245,14 @@ class StudyResult:
         condition: str = CLEAN,
         level: float | None = None,
         clips: str = ALL_CLIPS,
+        reference: str | None = None,
     ) -> Row | None:
-        """Return a row over all seeds; None if there is none, or its value is undefined."""
-        row = self._over_seeds.get((variant, metric, statistic, condition, level, clips))
+        """Return a row over all seeds; None if there is none, or its value is undefined.
+
+        Differences are those to `reference`, by default the study's.
+        """
+        place = condition, level, clips, self._reference(statistic, reference)
+        row = self._over_seeds.get((variant, metric, statistic, *place))
         return None if row is None or row.value is None else row
 
     def find(self, **attributes: Any) -> Iterator[Row]:
@@ -231,6 +293,8 @@ def read_study(path: Path) -> StudyResult:
     metadata["provenance"] = metadata.pop("record")
     metadata["pareto"] = tuple(metadata["pareto"]) if metadata["pareto"] else None
     metadata.setdefault("baselines", {})
+    comparison = metadata.get("comparison")
+    metadata["comparison"] = NetworkComparison(**comparison) if comparison else None
     known = {item.name: metadata[item.name] for item in fields(StudyResult) if item.name != "rows"}
     rows = [Row(**{name: value for name, value in row.items() if name != "study"}) for row in table.to_pylist()]
     return StudyResult(**known, rows=rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from extractors.corruption.conditions import CORRUPTIONS
 from extractors.corruption.conditions import Condition as Corruption
-from flows.config.params import Params, ParamsError, check_params
-from flows.studies.results import COSTS
+from flows.config.params import MIN_SEEDS, Params, ParamsError, check_params
+from flows.studies.results import COMPARISON, COSTS
 from model.config import Modality
 from model.evaluation.metrics import WIDE, evaluate_metrics
 from model.evaluation.subgroups import SLICES
@@ -30,9 +30,6 @@ WIDE_NAMES = {"acc2": "acc2_np", "f1": "f1_np"}
 
 REMOVED = ("checks", "questions")
 """Keys of earlier versions."""
-
-MIN_SEEDS = 3
-"""With fewer, the spread over the seeds is hardly known, and every comparison is undecided."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +130,8 @@ def read_spec(name: str) -> StudySpec:
         ValueError: there is no such study (the message lists the existing ones), or its file is invalid.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if path.stem == COMPARISON:
+        raise ValueError(f"no study {path}: `dashfusion {COMPARISON}` has this name; choose another for a study")
     if not path.is_file():
         known = available()
         near = difflib.get_close_matches(name, known, n=1)
@@ -171,19 +170,30 @@ def variant_params(params: Params, spec: StudySpec, variant: str) -> Params:
         ParamsError: a key is unknown or outside the blocks model and train, or a value is invalid.
     """
     changes = {**spec.base, **spec.variants[variant]}
-    values = TypeAdapter(Params).dump_python(params, mode="json")
-    for key, value in changes.items():
-        block, *path = key.split(".")
+    for key in changes:
+        block, _, path = key.partition(".")
         if block not in ("model", "train") or key == "train.seeds" or not path:
             raise ParamsError(
                 f"study {spec.name}, variant {variant!r}: {key} cannot be changed by a study; change keys inside the "
                 "blocks model and train, and set the seeds with the study's own key `seeds`"
             )
-        parent = values[block]
-        for part in path[:-1]:
+    return changed_params(params, changes, f"study {spec.name}, variant {variant!r}")
+
+
+def changed_params(params: Params, changes: Mapping[str, Any], source: str) -> Params:
+    """Return the validated parameters with other values of dotted keys of the blocks model and train.
+
+    Raises:
+        ParamsError: a key is unknown or a value invalid; the message starts with `source`.
+    """
+    values = TypeAdapter(Params).dump_python(params, mode="json")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        parent = values
+        for part in path:
             parent = parent.setdefault(part, {})
-        parent[path[-1]] = value
-    checked = check_params(values, f"study {spec.name}, variant {variant!r}")
+        parent[last] = value
+    checked = check_params(values, source)
     return replace(params, model=checked.model, train=checked.train)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.checkpoint.description import read_description
 from model.checkpoint.io import CheckpointInfo, load_checkpoint
 from model.config import MODALITIES, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
@@ -32,6 +34,9 @@ TRIALS = "trials"
 
 COSTS = "costs.json"
 """Written last: its presence marks a finished training."""
+
+TIMED_PASSES = 3
+"""Passes over the split of which the fastest is a clip's time: others were disturbed, or the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,8 @@ def train_trial(
 
     Returns:
         The costs of `model.network.flops.network_costs`; train_seconds, of the whole training; step_seconds, the
-        median over the epochs of the time of a batch, mining included.
+        median over the epochs of the time of a batch, mining included; epochs, those trained; clip_seconds, the time
+        of a clip's prediction from its features, in batches.
 
     Raises:
         As `model.train.train` does.
@@ -86,16 +92,33 @@ def train_trial(
     folder = trial_folder(scratch, dataset, model, config, seed)
     if not is_trained(folder):
         result = train(dataset, folder, model, config, seed, scratch=scratch)
-        network, info = load_checkpoint(result.best)
+        network, info = load_checkpoint(result.best, resolve_device(config.device))
         clips = ClipTable.read(dataset, split, model.max_positions, text=network.text)
         costs = network_costs(network, clips, info.train.modalities)
-        costs["train_seconds"] = result.seconds
+        costs["clip_seconds"] = _clip_seconds(network, clips, info.train.modalities)
+        costs["train_seconds"], costs["epochs"] = result.seconds, float(len(result.history))
         costs["step_seconds"] = statistics.median(config.batch_size / h["clips_per_second"] for h in result.history)
         with atomic_file(folder / COSTS) as temporary:
             temporary.write_text(json.dumps(costs), encoding="utf-8")
         forget_run(scratch, dataset, model, config, (seed,))
     stored: dict[str, float] = json.loads((folder / COSTS).read_text(encoding="utf-8"))
     return stored
+
+
+def _clip_seconds(network: Network, clips: ClipTable, modalities: Sequence[str]) -> float:
+    """Return the time that a clip's prediction takes, in batches: the shortest of a few passes over the clips."""
+    passes = []
+    for _ in range(TIMED_PASSES):
+        began = time.perf_counter()
+        predict(network, clips, modalities)
+        passes.append((time.perf_counter() - began) / len(clips))
+    return min(passes)
+
+
+def validation_error(folder: Path) -> float:
+    """Return the mean absolute error on the validation split of a trial's best epoch, by which it was chosen."""
+    error: float = read_description(folder / "best")["metrics"]["valid_mae"]
+    return error
 
 
 def predict_views(folder: Path, views: Sequence[View], split: str, device: str = "auto") -> list[np.ndarray]:

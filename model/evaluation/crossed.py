@@ -101,3 +101,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def holm_intervals(
+    draws: Sequence[np.ndarray], p_values: Sequence[float], level: float = 0.95
+) -> list[tuple[float, float] | None]:
+    """Return intervals of a family's differences that exclude 0 exactly where Holm's procedure finds a difference.
+
+    Holm's procedure tests the k-th smallest of m p values, k from 0, at (1 - level) / (m - k), up to the first that is
+    not significant. Each interval has the level of its test, and those from there on the level of the test that ended
+    the procedure. Their ends are order statistics of the draws, as `p_value` counts them.
+
+    Args:
+        draws: Draws of each difference, NaN where undefined.
+        p_values: `p_value` of each.
+        level: Probability that no interval of the family misses a difference of 0.
+
+    Returns:
+        An interval each; None where there are too few draws for its level.
+    """
+    intervals: list[tuple[float, float] | None] = [None] * len(draws)
+    alpha, ended = 0.0, False
+    for rank, i in enumerate(sorted(range(len(draws)), key=p_values.__getitem__)):
+        if not ended:
+            alpha = (1 - level) / (len(draws) - rank)
+            ended = p_values[i] > alpha
+        sorted_R = np.sort(draws[i][np.isfinite(draws[i])])
+        outside = int(alpha * (len(sorted_R) + 1) / 2)  # draws on either side, the interval's end among them
+        if outside:
+            intervals[i] = float(sorted_R[outside - 1]), float(sorted_R[-outside])
+    return intervals

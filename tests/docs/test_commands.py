@@ -151,10 +151,13 @@ class Site:
             self.project.run(sys.executable, "-m", "dvc", "queue", "stop", "--kill")
 
 
+COMPARE = {"compare.models": ["text", "late_fusion"], "compare.seeds": [0, 1, 2], "compare.epochs": 1}
+
+
 def write_defaults(conf: Path) -> None:
     """Make the defaults as small as the project's choices, since `dashfusion use` returns to them."""
     few = {"prepare.demo.clips": CLIPS, "train.epochs": 2}
-    change_yaml(conf / "config.yaml", SMALL | few | {"prepare.demo.speakers": 6, "train.warmup_epochs": 1})
+    change_yaml(conf / "config.yaml", SMALL | few | {"prepare.demo.speakers": 6, "train.warmup_epochs": 1} | COMPARE)
     change_yaml(conf / "corpus/demo_zh.yaml", few)
 
 

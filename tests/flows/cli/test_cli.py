@@ -135,7 +135,8 @@ def test_help_has_every_command_in_a_panel_of_its_task():
     "command",
     [
         "pipeline", "results", "train", "use", "use train.epochs=3", "use --save", "use --undo", "doctor", "problems",
-        "study", "study ablation", "deploy", "ui", "cache prune", "export mmsa data.pkl", "export datasets data",
+        "study", "study ablation", "compare", "deploy", "ui", "cache prune", "export mmsa data.pkl",
+        "export datasets data",
     ],
 )  # fmt: skip
 def test_outside_of_a_project_a_line_says_where_to_run(tmp_path, monkeypatch, command):

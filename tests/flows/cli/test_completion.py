@@ -32,6 +32,8 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("study ab", ["ablation"]),
         ("study ablation --set train.epo", ["train.epochs=16"]),
         ("study ablation --set prepare.ro", []),
+        ("compare late", ["late_fusion"]),
+        ("compare text tex", ["text"]),
         ("extract v", ["vision"]),
         ("use nothing", []),
     ],

@@ -38,6 +38,13 @@ def test_the_committed_parameters_are_valid(values):
         ("extract.max_failed_fraction", 2, "[0, 1]"),
         ("prepare.label_range", [-2, 2], "[-3, 3] or [-1, 1]"),
         ("train.epochs", "many", "train.epochs"),
+        ("compare.trial", 3, "did you mean 'trials'?"),
+        ("compare.trials", -1, "compare: trials must be 0 or more, found -1"),
+        ("compare.epochs", 0, "epochs must be 1 or more"),
+        ("compare.seeds", [0, 1], "name at least 3"),
+        ("compare.seeds", [0, 1, 2**32 - 1], "from 0 to 4294967294"),
+        ("compare.seeds", [0, 1, 1, 2], "name each once"),
+        ("compare.models", ["text", "text"], "name each once"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(values, key, value, expected):

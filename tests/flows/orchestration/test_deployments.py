@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.server
 
 STAGED = ["evaluate", "extract", "pipeline", "train"]
-NAMES = sorted([*STAGED, "predict", "study", "watch"])
+NAMES = sorted([*STAGED, "compare", "predict", "study", "watch"])
 EXTRACTIONS = ["extract@text", "extract@audio", "extract@vision"]
 STAGES = ["check", "prepare", "transcribe", *EXTRACTIONS, "align", "train", "evaluate"]
 
@@ -55,6 +55,7 @@ def test_ui_makes_the_deployments_and_says_where_they_are(house):
 def test_parameters_are_described_and_checked(house):
     takes = {
         "pipeline": {"targets", "force", "time_limit"},
+        "compare": {"models", "seeds", "trials", "workers"},
         "study": {"name", "seeds", "changes", "workers"},
         "predict": {"path", "level"},
         "watch": {"folder"},

@@ -15,7 +15,7 @@ from corpora.manifest import Clip
 from corpora.problems import Problem
 from flows.report import CalibrationInput, ExplorerInput, ReportInput, SubgroupAnalysis, write_report
 from flows.report.corpus_card import CorpusCard, _histogram
-from flows.studies.results import ALL_CLIPS, CLEAN, Row, StudyResult
+from flows.studies.results import ALL_CLIPS, CLEAN, NetworkComparison, Row, StudyResult
 from model.evaluation.calibration import Bin, Coverage
 from model.evaluation.explain import Attention, ClipView, Explanation, Feature, Track
 from model.evaluation.subgroups import Subgroup, SubgroupMetrics
@@ -321,6 +321,59 @@ def make_study(**changes: Any) -> StudyResult:
             provenance={"data": {"dataset": "da7a" * 16}},
             rows=rows,
             baselines={"verdict": "better"},
+        ),
+        **changes,
+    )
+
+
+def make_comparison(**changes: Any) -> StudyResult:
+    """Three networks of three seeds: the best, one that is worse, and one that has learned nothing."""
+    names = ["dashfusion", "text", "tfn"]
+    rows = []
+    for number, name in enumerate(names):
+
+        def put(metric, statistic, value, *interval, reference=None):
+            low, high = interval or (None, None)
+            p, adjusted = (0.001, 0.003) if reference else (None, None)
+            place = name, None, CLEAN, None, ALL_CLIPS, metric, statistic  # noqa: B023
+            rows.append(Row(*place, value, low, high, 10.0, p, adjusted, reference))
+
+        for metric, value in {"mae": 0.6 + 0.2 * number, "acc2_np": 0.9 - 0.1 * number}.items():
+            put(metric, "mean", value, value - 0.05, value + 0.05)
+            put(metric, "std", 0.012)
+            for reference in ("dashfusion", "text"):
+                change = (0.2 if metric == "mae" else -0.1) * (number - names.index(reference))
+                if name != reference:
+                    put(metric, "difference", change, change - 0.04, change + 0.04, reference=reference)
+        put("valid_mae", "mean", 0.5 + 0.1 * number)
+        costs = {"madds": 50.0, "parameters": 1e6, "step_seconds": 0.25, "clip_seconds": 0.002, "epochs": 12.5}
+        for cost, value in costs.items():
+            put(cost, "mean", value / (number + 1))
+    unlearned = {"verdict": "undecided", "hardest": "mean_label",
+                 "mean_label": {"mae": 1.7, "mae_difference": -0.1, "mae_interval": [-0.3, 0.1]}}  # fmt: skip
+    settings = {name: [{"model.name": name, "train.learning_rate": 0.001}] for name in names}
+    return replace(
+        StudyResult(
+            study="compare",
+            title="Networks compared",
+            question="Which network is best on this corpus, at which cost?",
+            corpus="demo_en",
+            split="test",
+            clips=80,
+            reference="dashfusion",
+            variants={name: tried[0] for name, tried in settings.items()},
+            seeds=[0, 1, 2],
+            metrics=["mae", "acc2_np"],
+            provenance={"data": {"dataset": "da7a" * 16}},
+            rows=rows,
+            comparison=NetworkComparison(
+                references=["dashfusion", "text"],
+                budget={"trials": 0, "epochs": 30, "patience": 10},
+                settings=settings,
+                chosen=dict.fromkeys(names, 0),
+                baselines={name: unlearned if name == "tfn" else {"verdict": "better"} for name in names},
+                left_out={"<i>mine</i>": "it reads tokens: set model.text.mode to finetune"},
+            ),
         ),
         **changes,
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.evaluation.bootstrap import bootstrap_counts, percentile_interval, resampled_by_seed
-from model.evaluation.crossed import crossed_draws, holm, p_value
+from model.evaluation.crossed import crossed_draws, holm, holm_intervals, p_value
 from model.evaluation.metrics import evaluate_metrics
 
 DRAWS = 500
@@ -104,3 +104,28 @@ def test_undefined_values_give_no_draws_and_equal_ones_no_width():
 def test_holm_multiplies_the_smallest_by_the_number_of_comparisons_and_keeps_the_order():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.5]) == [1.0, 1.0] and holm([0.2]) == [0.2] and holm([]) == []
+
+
+def test_intervals_of_a_family_exclude_0_exactly_where_holm_finds_a_difference():
+    rng = np.random.default_rng(0)
+    decided = set()
+    for _ in range(200):
+        draws = [rng.normal(loc, size=1999) for loc in rng.uniform(-4, 4, size=rng.integers(1, 12))]
+        p_values = [p_value(draws_R) for draws_R in draws]
+        for adjusted, interval in zip(holm(p_values), holm_intervals(draws, p_values), strict=True):
+            assert (not interval[0] <= 0 <= interval[1]) == (adjusted <= 0.05)
+            decided.add(adjusted <= 0.05)
+    assert decided == {True, False}
+
+
+def test_one_difference_has_the_interval_of_its_own_level():
+    draws = np.arange(-499.0, 1500.0)  # 1999
+    assert holm_intervals([draws], [p_value(draws)]) == [(-450.0, 1450.0)]
+    wide = holm_intervals([draws] * 4, [p_value(draws)] * 4)
+    assert wide == [(-488.0, 1488.0)] * 4, "each at a quarter of the level, since none is significant"
+
+
+def test_too_few_draws_for_the_level_give_no_interval():
+    draws = np.append(np.arange(1.0, 31.0), np.nan)
+    assert holm_intervals([draws], [p_value(draws)]) == [None]
+    assert holm_intervals([], []) == []

@@ -1,0 +1,71 @@
+"""The flow `compare`: tunes, trains and measures networks in worker processes, and ranks them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows import compare as flow
+from flows.config.params import CompareParams, load_params
+from flows.studies.results import SEARCH, VALID_MAE, read_study, write_study
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def params(dataset, tmp_path, monkeypatch):
+    """A project with the small dataset; comparisons train two networks for an epoch."""
+    monkeypatch.setattr(flow, "count_look", lambda *_: None)
+    monkeypatch.setattr("flows.study.scratch_folder", lambda: tmp_path / "scratch")
+    params = load_params(ROOT / "params.yaml")
+    monkeypatch.chdir(dataset.parent)  # outputs lie in the project
+    budget = CompareParams(models=("text", "late_fusion"), seeds=(0, 1, 2), epochs=1)
+    model = replace(params.model, max_positions=32)
+    return replace(
+        params,
+        paths=replace(params.paths, dataset=Path(dataset.name)),
+        model=model,
+        train=replace(params.train, device="cpu"),
+        compare=budget,
+    )
+
+
+def test_networks_are_tuned_trained_and_ranked_on_the_test_split(params, tmp_path):
+    params = replace(params, compare=replace(params.compare, trials=2))
+    result = flow._compare(params, workers=1)
+    assert (result.split, result.clips, set(result.variants)) == ("test", 8, {"text", "late_fusion"})
+    comparison = result.comparison
+    assert comparison.references[0] == result.reference and "text" in comparison.references
+    assert result.variants["text"]["train.modalities"] == ["text"]
+    for name in result.variants:
+        tried = [row.value for row in result.find(variant=name, condition=SEARCH)]
+        assert len(tried) == 2 and comparison.chosen[name] == tried.index(min(tried))
+        errors = [row.value for row in result.find(variant=name, metric=VALID_MAE, statistic="value", condition="")]
+        assert len(errors) == 3 and result.get(name, VALID_MAE).value == pytest.approx(sum(errors) / 3)
+        assert all(result.get(name, cost).value > 0 for cost in ("madds", "parameters", "step_seconds", "clip_seconds"))
+    other = next(name for name in result.variants if name != result.reference)
+    difference = result.get(other, "mae", "difference")
+    means = [result.get(name, "mae").value for name in (other, result.reference)]
+    assert difference.value == pytest.approx(means[0] - means[1])
+    assert result.verdict(difference) == "no verdict", "one epoch teaches nothing"
+    assert comparison.refusal(other).startswith(f"The network {other} is ")
+    assert read_study(write_study(result, tmp_path)) == result
+
+    again = flow._compare(params, workers=2)
+    assert again.rows == result.rows, "kept trainings, costs included"
+
+
+def test_a_network_that_cannot_be_trained_is_left_out_with_the_reason(params, monkeypatch):
+    def call(trial, study, scratch):
+        if trial.variant == "late_fusion":
+            raise ValueError("it reads tokens: set model.text.mode to finetune")
+        return real(trial, study, scratch)
+
+    real = flow.call_training
+    monkeypatch.setattr(flow, "call_training", call)
+    result = flow._compare(params, workers=1)
+    assert list(result.variants) == ["text"] == result.comparison.references
+    assert result.comparison.left_out == {"late_fusion": "it reads tokens: set model.text.mode to finetune"}
+    assert not list(result.find(statistic="difference"))
