@@ -138,7 +138,7 @@ def compare(
         except CancelledRun as error:
             return Cancelled(message=str(error))
     for table in leaderboard_tables(result, console.width):
-        console.print(table)
+        console.print(table, soft_wrap=False)
     for note in result.notes:
         console.print(note, style="yellow", markup=False)
     console.print(f"{path}" + (f"; report: {(params.paths.report / 'index.html').resolve()}" if reported else ""))

@@ -79,14 +79,16 @@ def baseline_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def baseline_verdict(found: Mapping[str, Any], subject: str = "the model") -> str:
+def baseline_verdict(found: Mapping[str, Any], subject: str = "the model", brief: bool = False) -> str:
     """Return in words whether the model is better than the baselines.
 
     Args:
         found: A comparison, as `baselines` of metrics/<split>.json; empty, as in files of earlier versions: no words.
         subject: What was compared.
+        brief: Whether to tell of the metric that decides alone.
     """
-    return " ".join(_sentences(found, subject)) if found else ""
+    sentences = list(_sentences(found, subject)) if found else []
+    return " ".join(sentences[:1] if brief else sentences)
 
 
 def is_better(found: Mapping[str, Any]) -> bool:

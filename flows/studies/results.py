@@ -157,7 +157,7 @@ class NetworkComparison:
     def refusal(self, network: str) -> str:
         """Return why a network gets no verdicts: it is not better than the baselines; empty where it is."""
         found = self.baselines[network]
-        return "" if is_better(found) else baseline_verdict(found, f"the network {network}")
+        return "" if is_better(found) else baseline_verdict(found, f"the network {network}", brief=True)
 
 
 @dataclass(frozen=True)

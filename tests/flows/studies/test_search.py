@@ -23,7 +23,12 @@ class Tuned(Network):
 
     reads = ("text", "audio")
     contrastive = False
-    paper: ClassVar[dict[str, Any]] = {"train.learning_rate": 1e-3, "train.epochs": 100, "train.text_learning_rate": 5e-5, "model.dim": 64}
+    paper: ClassVar[dict[str, Any]] = {
+        "train.learning_rate": 1e-3,
+        "train.epochs": 100,
+        "train.text_learning_rate": 5e-5,
+        "model.dim": 64,
+    }
     search_space: ClassVar[dict[str, Any]] = {
         "train.learning_rate": (1e-3, 2e-3, 5e-3),
         "model.dim": (64, 100),  # 100 is no multiple of the 8 heads
