@@ -127,7 +127,7 @@ def compare(
     budget = params.compare
     given = tuple(models) or budget.models, tuple(seeds) or budget.seeds, budget.trials if trials is None else trials
     params = replace(params, compare=replace(budget, models=given[0], seeds=given[1], trials=given[2]))
-    compared_networks(params.compare.models)  # refuses unknown names before a stage runs
+    compared_networks(params.compare.models)  # refuses a single one before a stage runs
     with workspace(wait):
         try:
             run_stages(["align"], wait=wait)
@@ -218,8 +218,8 @@ def _leave_out(chosen: dict[str, Chosen], outcomes: Mapping[str, Sequence[Outcom
             left_out[name] = failures[0]
             del chosen[name]
     if not chosen:
-        reasons = "\n".join(f"{name}: {why}" for name, why in left_out.items())
-        raise TrialFailedError(f"no network could be trained on this dataset\n{reasons}")
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise TrialFailedError(f"no network could be trained on this dataset: {reasons}")
 
 
 def _result(

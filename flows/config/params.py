@@ -18,7 +18,7 @@ from extractors.dataset.align_clip import AlignConfig
 from extractors.transcripts.transcribe import TranscribeConfig
 from flows.config.outputs import layout_errors
 from model.config import ModelConfig, TrainConfig, check_together
-from model.network.registry import check_network
+from model.network.registry import check_network, network_names
 
 STRICT = {"extra": "forbid"}
 
@@ -193,6 +193,12 @@ class CompareParams:
     patience: int = 10
 
     def __post_init__(self) -> None:
+        known = network_names()
+        for name in self.models:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                raise ValueError(f"models: there is no network {name!r}; {hint}")
         for name, value in {"models": self.models, "seeds": self.seeds}.items():
             if len(set(value)) != len(value):
                 raise ValueError(f"{name}: {list(value)}; name each once")

@@ -88,7 +88,8 @@ def _table(study: StudyResult, metric: str, first: bool) -> Table:
         cells += [_difference(study, name, metric, reference) for reference in comparison.references]
         cells += [Cell(format_metric("mae", valid.value if valid else None))] if first else []
         cells += [_value(study, name, other) for other in others]
-        changes = ", ".join(f"{key}: {format_parameter(value)}" for key, value in study.variants[name].items())
+        settings = {key: value for key, value in study.variants[name].items() if key != "model.name"}
+        changes = ", ".join(f"{key}: {format_parameter(value)}" for key, value in settings.items())
         prices = [format_cost(study, name, key) for key in costs]
         rows.append(VariantRow(name, styles[name], name == best, changes, cells, prices))
     columns = [METRICS[metric].short, *(f"to {reference}" for reference in comparison.references)]

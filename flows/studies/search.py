@@ -55,10 +55,8 @@ def compared_networks(names: Sequence[str]) -> list[str]:
     """Return the networks to compare, by default all, in the order of the registry.
 
     Raises:
-        ValueError: an unknown name (the message lists the known ones), or a single network.
+        ValueError: a single network.
     """
-    for name in names:
-        find_network(name)
     chosen = [name for name in network_names() if name in names or not names]
     if len(chosen) < MIN_NETWORKS:
         raise ValueError(
@@ -71,7 +69,7 @@ def plan_settings(params: Params) -> tuple[dict[str, list[Settings]], dict[str, 
     """Return the settings to try of each network, the published ones first, and why other networks are left out.
 
     Raises:
-        ValueError: `compare.models` names an unknown network, or a single one.
+        ValueError: `compare.models` names a single network.
     """
     planned, left_out = {}, {}
     for name in compared_networks(params.compare.models):

@@ -116,19 +116,26 @@ def leaderboard_tables(result: StudyResult, width: int) -> list[Table]:
     tables = [_quality_table(result, comparison, width), _cost_table(result)]
     if comparison.budget["trials"] > 1:
         tables.append(_settings_table(result, comparison))
-    if comparison.left_out:
-        table = _plain_table("Left out", "network", "reason")
-        for item in comparison.left_out.items():
-            table.add_row(*item)
-        tables.append(table)
+    refusals = {name: refusal for name in ranking(result) if (refusal := comparison.refusal(name))}
+    for title, reasons in {"No verdict": refusals, "Left out": comparison.left_out}.items():
+        if reasons:
+            table = _plain_table(title, "network", "reason")
+            for item in reasons.items():
+                table.add_row(*item)
+            tables.append(table)
     return tables
 
 
 def _plain_table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left",
+        title=title,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
         caption_justify="left",
-    )  # fmt: skip
+    )
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
@@ -148,17 +155,10 @@ def _quality_table(result: StudyResult, comparison: NetworkComparison, width: in
         differences = [_difference(result, network, metric, reference) for reference in comparison.references]
         cells = [_cell(result, network, other, short=True, differences=False) for other in (metric, *others)]
         table.add_row(str(rank), network, cells[0], *differences, *cells[1:])
-    refusals = [f"No verdict: {refusal}" for name in result.variants if (refusal := comparison.refusal(name))]
-    table.caption = " ".join(
-        filter(
-            None,
-            (
-                f"Mean and standard deviation over the seeds; the best: {best}, by the error on the validation split. "
-                "Below a difference: its 95 % interval for other seeds and speakers, adjusted for all comparisons by "
-                "this metric (Holm). The verdict is undecided if the interval includes 0.",
-                *refusals,
-            ),
-        )
+    table.caption = (
+        f"Mean and standard deviation over the seeds; the best: {best}, by the error on the validation split. Below a "
+        "difference: its 95 % interval for other seeds and speakers, adjusted for all comparisons by this metric "
+        "(Holm). The verdict is undecided if the interval includes 0."
     )
     return table
 

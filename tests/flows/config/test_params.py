@@ -45,6 +45,7 @@ def test_the_committed_parameters_are_valid(values):
         ("compare.seeds", [0, 1, 2**32 - 1], "from 0 to 4294967294"),
         ("compare.seeds", [0, 1, 1, 2], "name each once"),
         ("compare.models", ["text", "text"], "name each once"),
+        ("compare.models", ["text", "late_fusio"], "there is no network 'late_fusio'; did you mean 'late_fusion'?"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(values, key, value, expected):

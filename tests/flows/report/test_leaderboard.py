@@ -18,7 +18,8 @@ def test_networks_stand_in_their_order_with_both_differences_and_their_cost(rend
     head = page.rows.index(next(row for row in page.rows if row[:1] == ["Network"]))
     assert page.rows[head][:5] == ["Network", "MAE", "to dashfusion", "to text", "MAE on valid"]
     rows = page.rows[head + 1 : head + 4]
-    assert [row[0].partition("model.name")[0] for row in rows] == ["dashfusion (best)", "text", "tfn"]
+    published = "train.learning_rate: 0.001"
+    assert [row[0].removesuffix(published) for row in rows] == ["dashfusion (best)", "text", "tfn"]
     assert rows[0][1] == "0.600 ± 0.012" and rows[0][2] == ""
     assert rows[0][3] == "\u22120.200 [\u22120.240, \u22120.160]p 0.001, adjusted 0.003better"
     assert rows[1][2].endswith("worse") and rows[1][3] == "" and rows[1][4] == "0.600"

@@ -179,12 +179,13 @@ def test_the_tables_fit_the_terminal(result, width):
     text = console.export_text()
     lines = text.splitlines()
     assert max(map(len, lines)) <= width and "…" not in text
+    assert sum(line.split()[:1] == ["dashfusion_published"] for line in lines) >= 2, "names are whole"
     head = next(line for line in lines if "to the best" in line)
     assert ("Acc-2" in head) == (width == 120)
     row = next(i for i, line in enumerate(lines) if line.strip().startswith("2"))
     assert "undecided" in lines[row] and "[" in lines[row + 1]
     words = " ".join(text.split())
-    assert "the best: dashfusion" in words and "No verdict: The network tfn is not shown" in words
+    assert "the best: dashfusion" in words and "tfn The network tfn is not shown to be better" in words
     assert "mag_bert it reads tokens" in words and "train.learning_rate 0.002" in words
 
 
