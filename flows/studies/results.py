@@ -197,7 +197,7 @@ class StudyResult:
     metrics: Sequence[str]
     conditions: Mapping[str, str] = field(default_factory=dict)
     pareto: tuple[str, str] | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = field(default_factory=list)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     baselines: Mapping[str, Any] = field(default_factory=dict)
