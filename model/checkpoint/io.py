@@ -206,7 +206,10 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[N
     _check_files(folder, raw.get("sha256", {}))
     stored = info.model.text.tokens == "text_bert"
     text = None if info.model.text.mode == "frozen" else TextBackbone.load(folder / TEXT, stored)
-    network = build_network(info.model, info.dataset, text)
+    try:
+        network = build_network(info.model, info.dataset, text)
+    except ValueError as error:
+        raise ValueError(f"{folder / DESCRIPTION}: {error}") from error
     network.load_state_dict(read_weights(folder / WEIGHTS, network.state_dict()))
     return network.to(device).eval(), replace(info, density=_read_density(folder / DENSITY))
 

@@ -7,6 +7,7 @@ signature covers everything that the run's numbers depend on, so that a run neve
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from dataclasses import asdict
@@ -17,6 +18,7 @@ import torch
 
 from model.data.sequences import fingerprint
 from model.files import atomic_file, atomic_folder
+from model.network.registry import BUILT_IN, find_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +39,10 @@ TRAINING_CODE = (
 
 
 def run_signature(dataset: Path, model: ModelConfig, train: TrainConfig) -> str:
-    """Return 16 hex digits over the dataset, the settings, the training code and the version of torch."""
+    """Return 16 hex digits over the dataset, the settings, the training code and the version of torch.
+
+    The code of a network of another package is the file of its class.
+    """
     files = [Path(dataset) / "dataset.json", *sorted(Path(dataset).glob("*/part-*.parquet"))]
     if model.text.encoder:  # a folder; nothing is found where it is a hub's id
         files += sorted(path for path in Path(model.text.encoder).expanduser().glob("*") if path.is_file())
@@ -46,6 +51,8 @@ def run_signature(dataset: Path, model: ModelConfig, train: TrainConfig) -> str:
         del settings["train"][name]
     content = hashlib.sha256(json.dumps([settings, fingerprint(files), torch.__version__]).encode())
     content.update(files[0].read_bytes())
+    if model.name not in BUILT_IN:
+        content.update(Path(inspect.getfile(find_network(model.name))).read_bytes())
     package = Path(__file__).parents[1]
     for name in TRAINING_CODE:
         for path in sorted((package / name).rglob("*.py")) if (package / name).is_dir() else [package / name]:

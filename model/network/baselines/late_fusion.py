@@ -1,6 +1,8 @@
 """Late fusion: each modality is encoded by itself, and an MLP predicts from their concatenated means.
 
-The modality encoders are those of DashFusion, so that a comparison with it measures alignment and fusion alone.
+The modality encoders are those of DashFusion, so that a comparison with it measures alignment and fusion alone. MMSA's
+LF_DNN is another network: it averages audio and vision before any layer, reads text by an LSTM, and its vectors have a
+width for each modality.
 
 Shapes: B clips, d model width.
 """

@@ -70,6 +70,25 @@ def test_a_checkpoint_without_hashes_loads(folder):
     assert all(torch.equal(value, expected[name]) for name, value in load_checkpoint(folder)[0].state_dict().items())
 
 
+def test_a_checkpoint_from_before_networks_had_options_loads(folder):
+    expected = load_checkpoint(folder)[1]
+    describe(folder, lambda d: d["model"].pop("options"))
+    assert load_checkpoint(folder)[1] == expected and expected.model.options == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "theirs"}, r"model\.name is 'theirs': there is no such network.*packages that you install"),
+        ({"options": {"rank": 3}}, r"model\.options\.rank is 3: model\.name dashfusion has no options"),
+    ],
+)
+def test_a_network_that_is_not_installed_is_named_with_the_checkpoint(folder, change, message):
+    describe(folder, lambda d: d["model"].update(change))
+    with pytest.raises(ValueError, match=rf"checkpoint\.json: {message}"):
+        load_checkpoint(folder)
+
+
 def test_weights_that_were_overwritten_are_noticed(folder):
     path = folder / WEIGHTS
     overwrite(path, path.stat().st_size // 2, bytes(2000))
