@@ -83,9 +83,7 @@ class MeanNetwork(Network):
         super().__init__(config, info, text)
         self.inputs = FeatureInputs(config, info, text)
         width = sum(self.inputs.dims.values())
-        self.layers = nn.Sequential(
-            nn.Linear(width, self.options.width), nn.ReLU(), nn.Linear(self.options.width, 1)
-        )
+        self.layers = nn.Sequential(nn.Linear(width, self.options.width), nn.ReLU(), nn.Linear(self.options.width, 1))
 
     def forward(self, batch):
         means = {m: masked_mean(x.values, x.mask) for m, x in self.inputs(batch).items()}

@@ -61,6 +61,10 @@ def _choices(typed: str) -> Iterator[tuple[str, str]]:
         from extractors.registry import available
 
         yield from ((f"{extractor[0]}{name}", "") for name in sorted(available()) if name.startswith(extractor[1]))
+    elif typed.startswith("model.name="):
+        from model.network.registry import network_names
+
+        yield from ((f"model.name={name}", "") for name in network_names())
     elif typed:  # without a beginning, the many keys would hide the presets
         yield from ((word, "") for word in _settings())
 

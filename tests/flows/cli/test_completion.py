@@ -25,6 +25,7 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("use experiment=f", ["experiment=fast", "experiment=finetune"]),  # zsh and fish do not split
         ("use extract.audio.extractor = audio.o", ["audio.opensmile"]),
         ("use extract.vision.extractor=vision.t", ["extract.vision.extractor=vision.transformer"]),
+        ("use model.name=tf", ["model.name=tfn"]),
         ("use train.epo", ["train.epochs=16"]),
         ("use corpus = mmsa text = pickled_bert_e", ["pickled_bert_en"]),
         ("use corpus = mmsa train.epo", ["train.epochs=16"]),

@@ -61,7 +61,8 @@ def randomised(module: torch.nn.Module) -> Any:
     """In evaluation mode, with other values than the first ones, such as zeros."""
     torch.manual_seed(0)
     for parameter in module.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+        if parameter.requires_grad:  # the others are constants, such as the range of TFN's output
+            parameter.data += 0.05 * torch.randn_like(parameter)
     return module.eval()
 
 
