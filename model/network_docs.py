@@ -33,8 +33,10 @@ to 0.
 
 The networks of the literature are written from the papers; what these leave out follows MMSA 2.2.1, and tests compare
 them with MMSA's modules: the same weights and inputs give the same predictions. They are trained as this project trains
-every network: with AdamW, a warm-up and a linear decay of the learning rate, and batches whose padding no network sees.
-*Published settings* below are those that differ from the defaults.
+every network: with AdamW, a warm-up and a linear decay of the learning rate, and batches whose padding no network sees;
+`train.regression_loss` chooses between squared and absolute errors. A loss of a network's own, such as MISA's or
+Self-MM's, is added to that and reported as `train_auxiliary`. *Published settings* below are those that differ from the
+defaults.
 
 This page is generated: `python -m model.network_docs > docs/networks.md`.
 """
@@ -114,9 +116,8 @@ def _summary(network: type[Network]) -> str:
 def _section(name: str, network: type[Network]) -> Iterator[str]:
     yield f"## {name}"
     yield ""
-    for paragraph in (inspect.getdoc(network) or "").partition("\n\nRaises:")[0].split("\n\n"):
-        yield " ".join(paragraph.split())
-        yield ""
+    yield from (inspect.getdoc(network) or "").partition("\n\nRaises:")[0].splitlines()
+    yield ""
     yield f"Source: {network.source}."
     yield ""
     if settings := ", ".join(f"`{key}: {_yaml(value)}`" for key, value in network.paper.items()):
