@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 OPTIONS = {
     "text": {},
     "late_fusion": {},
+    "mult": {"layers": 1, "text_kernel": 3, "audio_kernel": 2, "vision_kernel": 1},
+    "almt": {"tokens": 3, "hyper_layers": 2, "head_dim": 4, "hidden": 8},
     "tfn": {"text_hidden": 8, "text_dim": 4, "audio_dim": 3, "vision_dim": 5, "fusion_dim": 6},
     "lmf": {"text_hidden": 8, "text_dim": 4, "audio_dim": 3, "vision_dim": 5},
 }
