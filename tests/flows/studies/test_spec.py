@@ -82,11 +82,19 @@ def test_a_variant_changes_its_own_keys_over_the_studys_and_the_projects(project
     assert full.paths == params.paths and full.extract == params.extract
 
 
+def test_a_variant_may_be_another_network_with_its_options(project, tmp_path):
+    lmf = {"model.name": "lmf", "model.options.rank": 8, "train.contrastive.weight": 0}
+    spec = read_spec(write(tmp_path, {"variants": {"full": {}, "lmf": lmf}}))
+    found = variant_params(load_params(), spec, "lmf").model
+    assert (found.name, found.options) == ("lmf", {"rank": 8})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model.fuson": "hbf"}, r"variant 'other':\s+model.fuson: no such key; did you mean 'fusion'\?"),
         ({"model.heads": 3}, "model.heads is 3"),
+        ({"model.options.rank": 8}, "model.options.rank is 8: model.name dashfusion has no options"),
         ({"extract.audio.extractor": "x"}, "extract.audio.extractor cannot be changed by a study"),
         ({"train.seeds": [1]}, "train.seeds cannot be changed .* set the seeds with the study's own key `seeds`"),
         ({"model": {}}, "model cannot be changed by a study"),
