@@ -61,7 +61,8 @@ def clips_of(name: str) -> ClipTable:
     """Return random clips that are all of the full lengths."""
     steps = dict.fromkeys(MODALITIES, 50) if name == "misa" else STEPS
     shape = SHAPES["mosi"]
-    return table(replace(shape, dims={**shape.dims, "text": 768}, min_steps=steps, max_steps=steps), CLIPS)
+    shape = replace(shape, dims={**shape.dims, "text": 768}, min_steps=steps, max_steps=steps)
+    return table(shape, shape.clips if name == "self_mm" else CLIPS)  # it keeps labels of all training clips
 
 
 def our_step(name: str, clips: ClipTable) -> Callable[[], None]:
@@ -70,14 +71,15 @@ def our_step(name: str, clips: ClipTable) -> Callable[[], None]:
     model = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
     options = {key.removeprefix("options."): model.pop(key) for key in list(model) if key.startswith("options.")}
     config = TrainConfig(
+        regression_loss=settings.get("train.regression_loss", "mse"),
         learning_rate=settings["train.learning_rate"],
         weight_decay=settings["train.weight_decay"],
         contrastive=ContrastiveConfig(weight=0),
     )
     network = build_network(ModelConfig(name=name, options=options, **model), clips.info).train()
-    objective = Objective(network, config)
+    objective = Objective(network, config, 1, network.auxiliary_loss(clips))
     optimizer = torch.optim.AdamW(parameter_groups(network, config), fused=True)
-    batch = BatchPlanner(clips, np.zeros(CLIPS, int), config, 0).plan(np.arange(CLIPS), None, 1, 0)
+    batch = BatchPlanner(clips, np.zeros(len(clips), int), config, 0).plan(np.arange(CLIPS), None, 2, 0)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 class Options:
     """Hyperparameters of ALMT; the defaults are the authors'.
 
-    `model.fusion_layers` is the number of layers of the final cross-attention: 2 for MOSI, 4 for MOSEI and CH-SIMS.
-
     Attributes:
         tokens: K, into which each modality is compressed.
         embedding_layers: Layers that compress a modality into tokens.
@@ -167,7 +165,8 @@ class HyperLayer(nn.Module):
 class ALMT(Network):
     """Compress each modality into tokens, build the hyper-modality under the text's guidance, and let the text read it.
 
-    A modality that a clip lacks is one step with a learned embedding.
+    `model.fusion_layers` is the number of layers of the final cross-attention: 2 for MOSI, 4 for MOSEI and CH-SIMS. A
+    modality that a clip lacks is one step with a learned embedding.
 
     Raises:
         ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`.
@@ -176,8 +175,8 @@ class ALMT(Network):
     options_class = Options
     options: Options
     source = (
-        "Zhang, Wang, Yin, Liu, Liu and Yu: Learning Language-guided Adaptive Hyper-modality Representation for "
-        "Multimodal Sentiment Analysis, EMNLP 2023, https://aclanthology.org/2023.emnlp-main.49"
+        'Zhang et al., "Learning Language-guided Adaptive Hyper-modality Representation for Multimodal Sentiment '
+        'Analysis", EMNLP 2023, https://aclanthology.org/2023.emnlp-main.49'
     )
     paper = {
         "model.dim": 128,

@@ -5,7 +5,7 @@ https://aclanthology.org/P19-1656. What the paper leaves out follows MMSA: pre-n
 of their width, a mask of future steps, the last step as the summary of a sequence.
 
 Steps of a clip that are hidden, wherever they stand, are removed before anything is computed. A convolution of width k
-then yields T - k + 1 steps for a clip of T steps, and one for a shorter clip.
+then yields L - k + 1 real steps for a clip of L steps, and one for a shorter clip.
 
 Shapes: B clips, T steps of the target, S steps of the source, D features, d model width, h heads of width e, k width of
 a convolution.
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from model.config import MODALITIES
 from model.config_blocks import require_at_least, require_probability
-from model.network.alignment import max_length
 from model.network.base import Embedding, Network, Output
 from model.network.inputs import FeatureInputs
 from model.network.layers import MaskedSequence, at_least_float32, attend_visible
@@ -46,9 +45,6 @@ OTHERS = {m: tuple(other for other in MODALITIES if other != m) for m in MODALIT
 @dataclass(frozen=True)
 class Options:
     """Hyperparameters of MulT; the defaults are MMSA's for MOSI.
-
-    `model.dropout` is applied to the embedded sequences. Dropout of attention weights draws one mask for all queries of
-    a head: each query sees what it would with a mask of its own, and fused kernels serve training too.
 
     Attributes:
         layers: Layers of each crossmodal Transformer. Those of the self-attention after them are as many, at least 3.
@@ -206,7 +202,9 @@ def visible_steps(target_BT: Tensor, source_BS: Tensor, causal: bool) -> Tensor:
 class MulT(Network):
     """Crossmodal Transformers between each two modalities, self-attention over the two results of each, and an MLP.
 
-    A modality that a clip lacks is one step with a learned embedding.
+    `model.dropout` is that of the embedded sequences. Dropout of attention weights draws one mask for all queries of a
+    head: each of them is affected as by a mask of its own, and fused kernels serve training too. A modality that a clip
+    lacks is one step with a learned embedding.
 
     Raises:
         ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`.
@@ -215,8 +213,8 @@ class MulT(Network):
     options_class = Options
     options: Options
     source = (
-        "Tsai, Bai, Liang, Kolter, Morency and Salakhutdinov: Multimodal Transformer for Unaligned Multimodal Language "
-        "Sequences, ACL 2019, https://aclanthology.org/P19-1656"
+        'Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", ACL 2019, '
+        "https://aclanthology.org/P19-1656"
     )
     paper = {
         "model.dim": 50,
@@ -227,6 +225,7 @@ class MulT(Network):
         "train.learning_rate": 2e-3,
         "train.weight_decay": 0.0,
         "train.clip_norm": 0.6,
+        "train.regression_loss": "mae",
         "train.contrastive.weight": 0.0,
     }
     search_space = {
@@ -288,9 +287,8 @@ class MulT(Network):
         if modality == "text":
             x_BDT = self.text_dropout(x_BDT)
         x_BTd = self.convolutions[modality](F.pad(x_BDT, (0, width - 1))).mT
-        steps = max_length(x_BTd.shape[1] - width + 1, 1)
         lengths_B1 = (sequence.mask.sum(dim=1, keepdim=True) - width + 1).clamp(min=1)
-        return MaskedSequence(x_BTd[:, :steps], torch.arange(steps, device=x_BTd.device) < lengths_B1)
+        return MaskedSequence(x_BTd, torch.arange(x_BTd.shape[1], device=x_BTd.device) < lengths_B1)
 
     def _summary(self, modality: str, sequences: Mapping[str, MaskedSequence]) -> Tensor:
         """Return the last step [B, 2d] of what a modality finds in the other two."""

@@ -34,6 +34,8 @@ OPTIONS = {
     "almt": {"tokens": 3, "hyper_layers": 2, "head_dim": 4, "hidden": 8},
     "tfn": {"text_hidden": 8, "text_dim": 4, "audio_dim": 3, "vision_dim": 5, "fusion_dim": 6},
     "lmf": {"text_hidden": 8, "text_dim": 4, "audio_dim": 3, "vision_dim": 5},
+    "mult": {"layers": 1, "text_kernel": 2, "audio_kernel": 3, "text_dropout": 0.1, "output_dropout": 0.1},
+    "almt": {"tokens": 3, "hyper_layers": 2, "head_dim": 4, "hidden": 8},
 }
 """Networks, with options that make them small."""
 
