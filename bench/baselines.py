@@ -10,7 +10,7 @@ that MMSA tuned for MOSI (config_regression.json) except the batch: 16 clips of 
 trained encoder would cost both the same. MMSA's MISA reads as many steps of audio and vision as the text has, so there
 both sides are given 50.
 
-Steps of both alternate in one process; seconds are medians. Memory is the growth of the peak over the steps, in a
+Steps of both alternate in one process; seconds are medians. Memory is the growth of the peak over the first step, in a
 process for each.
 """
 
@@ -257,12 +257,11 @@ def measure_seconds(folder: Path, name: str, repetitions: int) -> dict[str, floa
 
 
 def measure_megabytes(side: str, folder: Path, name: str) -> dict[str, float]:
-    """Return by how much three steps raise the process's peak memory."""
+    """Return by how much a step raises the process's peak memory; it creates the optimizer's state as well."""
     step = build_step(side, folder, name)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from here
     before = own_peak_megabytes()
-    for _ in range(3):
-        step()
+    step()
     return {f"{side}_megabytes": own_peak_megabytes() - before}
 
 
