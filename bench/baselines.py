@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from bench.results import own_peak_megabytes, write_result
 from bench.shapes import SHAPES, table
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TrainConfig
+from model.device import flush_denormals
 from model.network.registry import build_network, find_network
 from model.training.batch_planner import BatchPlanner
 from model.training.objective import Objective
@@ -77,10 +78,11 @@ def our_step(name: str, clips: ClipTable) -> Callable[[], None]:
         contrastive=ContrastiveConfig(weight=0),
     )
     network = build_network(ModelConfig(name=name, options=options, **model), clips.info).train()
-    objective = Objective(network, config, 1, network.auxiliary_loss(clips))
+    objective = Objective(network, config, auxiliary=network.auxiliary_loss(clips)).train()
     optimizer = torch.optim.AdamW(parameter_groups(network, config), fused=True)
-    batch = BatchPlanner(clips, np.zeros(len(clips), int), config, 0).plan(np.arange(CLIPS), None, 2, 0)
+    batch = BatchPlanner(clips, np.zeros(CLIPS, int), config, 0).plan(np.arange(CLIPS), None, 2, 0)
 
+    @flush_denormals()
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         objective(batch)[0].backward()

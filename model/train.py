@@ -24,7 +24,7 @@ from model.checkpoint.model_card import write_card
 from model.config import MODALITIES, ModelConfig, TrainConfig, check_together
 from model.data.batching import sorted_batches, training_batches
 from model.data.tokens import prepare_text
-from model.device import peak_megabytes, prefetch, resolve_device, start_fabric
+from model.device import flush_denormals, peak_megabytes, prefetch, resolve_device, start_fabric
 from model.evaluation.inference import infer, predict
 from model.evaluation.intervals import calibrate, split_half_width, subset_errors
 from model.evaluation.metrics import defined_metrics
@@ -176,9 +176,7 @@ class _Run:
             self.partners = Partners(positives, hard, easy, self.config.mining)
         self.history = list(state["history"])
         self.best_mae, self.best_epoch = state["best"]
-        before, in_epoch = state["seconds"]
-        now = time.perf_counter()
-        self.began, self.epoch_began = now - before, now - in_epoch
+        self.began, self.epoch_began = (time.perf_counter() - seconds for seconds in state["seconds"])
 
 
 def train(
@@ -358,6 +356,7 @@ def _resume(run: _Run, store: RunStore, out: Path, observer: Observer | None) ->
     return run.epoch, run.batch
 
 
+@flush_denormals()
 def _train_epoch(run: _Run, store: RunStore, observer: Observer | None) -> None:
     """Train the remaining batches of the epoch: update after every `accumulate` of them, save every few minutes."""
     fabric, config, planner = run.fabric, run.config, run.planner

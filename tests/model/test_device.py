@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from model.device import peak_megabytes, prefetch, start_fabric
+from model.device import flush_denormals, peak_megabytes, prefetch, start_fabric
 
 
 def test_prefetch_keeps_the_order_and_stays_a_little_ahead():
@@ -63,6 +63,14 @@ def test_precision_is_that_of_the_matrix_products(precision, expected):
     with fabric.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
     assert (fabric.world_size, fabric.device.type) == (1, "cpu")
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
+def test_denormals_are_zeros_inside_alone():
+    smallest = torch.tensor([1e-40])
+    with flush_denormals():
+        assert (smallest * 1).item() == 0
+    assert (smallest * 1).item() > 0
 
 
 def test_peak_memory_counts_what_was_used():

@@ -104,6 +104,7 @@ class SelfMM(Network):
         "train.accumulate": 4,
         "train.learning_rate": 1e-3,
         "train.text_learning_rate": 5e-5,
+        "train.weight_decay": 1e-3,
         "train.clip_norm": 0.0,
         "train.patience": 8,
         "train.regression_loss": "mae",
