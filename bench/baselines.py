@@ -80,7 +80,7 @@ def our_step(name: str, clips: ClipTable) -> Callable[[], None]:
     network = build_network(ModelConfig(name=name, options=options, **model), clips.info).train()
     objective = Objective(network, config, auxiliary=network.auxiliary_loss(clips)).train()
     optimizer = torch.optim.AdamW(parameter_groups(network, config), fused=True)
-    batch = BatchPlanner(clips, np.zeros(CLIPS, int), config, 0).plan(np.arange(CLIPS), None, 2, 0)
+    batch = BatchPlanner(clips, np.zeros(len(clips), int), config, 0).plan(np.arange(CLIPS), None, 2, 0)
 
     @flush_denormals()
     def step() -> None:

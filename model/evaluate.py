@@ -34,14 +34,15 @@ class Evaluation:
 
     Attributes:
         metrics: For one network, as returned by `evaluate_metrics`; for several, the mean under the same keys, the
-            sample standard deviation under `<key>_std`, and their number under `seeds`. With unimodal heads also
-            `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's own labels. `undefined`:
-            metric that is None -> the reason; left out if there is none. `baselines`: the comparison with them, see
-            `compare_with_baselines`.
+            sample standard deviation under `<key>_std`, and their number under `seeds`. Of networks that predict from
+            each modality alone also `mae_<modality>`, `corr_<modality>` and `acc2_<modality>`, against the modality's
+            own labels if there are any. `undefined`: metric that is None -> the reason; left out if there is none.
+            `baselines`: the comparison with them, see `compare_with_baselines`.
         by_seed: Seed -> metrics of its network.
         predictions: Table of `PREDICTIONS_SCHEMA`, the networks' clips one after another, with further columns:
             `prediction_without_<modality>` for each modality used beside others, null if the clip lacks it or has no
-            other; with unimodal heads `label_<modality>` and `prediction_<modality>`, null if the clip lacks it.
+            other; of networks that predict from each alone `label_<modality>` and `prediction_<modality>`, null if the
+            clip lacks it.
         unlabelled: Number of clips that have a prediction but no label.
         truncated: Modality -> number of clips cut to the network's longest sequence.
         steps: Modality -> [N] steps of each clip, in the order of the predictions; 0 if the clip lacks the modality.
@@ -107,8 +108,9 @@ def evaluate(
         metrics, reasons = defined_metrics(prediction_N[labelled], table.labels[labelled], label_range)
         predictions = _without_each(_predictions(table, info.seed, prediction_N), network, table, used, batch_size)
         if unimodal_NM is not None:
-            own = _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
-            metrics, reasons = metrics | own[0], reasons | own[1]
+            if np.isfinite(table.unimodal_labels).any():
+                own = _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
+                metrics, reasons = metrics | own[0], reasons | own[1]
             predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
         if not table.lengths(used).any():
             reasons = {key: f"no clip has {' or '.join(used)}" for key in metrics if key != "n"}

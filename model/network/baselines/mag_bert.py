@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Hyperparameters of MAG-BERT; the defaults are those for MOSI.
+    """Hyperparameters; the defaults are MMSA's for MOSI.
 
     Attributes:
         shift: beta, the maximum length of a token's shift in lengths of its embedding.
@@ -160,21 +160,23 @@ class ShiftedTokenEncoder(TokenEncoder):
 class MagBert(Network):
     """A text encoder whose embeddings are shifted by audio and vision, a pooler and a linear predictor.
 
-    - With tokens (`model.text.mode` finetune or scratch) the gate is behind the encoder's embedding layer, and the
-      pooler (Linear, tanh) reads the first token, [CLS]. It starts from random weights: MMSA's starts from BERT's own.
-    - With text features (frozen) nothing of an encoder is left behind the gate: it shifts the features, and the pooler
-      reads their mean.
+    With tokens (`model.text.mode` finetune or scratch) the gate is behind the encoder's embedding layer, and the pooler
+    reads the first token, [CLS]. It starts from random weights, MMSA's from BERT's own. With text features (frozen) no
+    layers of an encoder are left behind the gate: it shifts the features, and the pooler reads their mean.
 
-    Audio and vision are read beside the tokens by `align_steps`. A dataset with `align.mode: aligned`, whose steps were
-    pooled by the words' times, gives each token its own steps if the network reads the same tokens as the dataset; any
-    other one the steps at the same relative position of the clip. A clip's missing modality is a learned embedding.
+    A token reads the steps of audio and vision at its relative position in the clip, averaged. In a dataset with
+    `align.mode: aligned`, whose steps were pooled by the words' times, these are the token's own steps, provided that
+    the network reads the dataset's tokens (mode frozen, or finetune with the encoder of the text features). A clip's
+    missing modality is a learned embedding.
+
+    The published learning rate is for fine-tuning BERT; with text features try 5e-4.
     """
 
     options_class = Options
     options: Options
     source = (
-        "Rahman, Hasan, Lee, Zadeh, Mao, Morency and Hoque: Integrating Multimodal Information in Large Pretrained "
-        "Transformers, ACL 2020, https://arxiv.org/abs/1908.05787"
+        'Rahman et al., "Integrating Multimodal Information in Large Pretrained Transformers", ACL 2020, '
+        "https://arxiv.org/abs/1908.05787"
     )
     paper = {
         "model.dropout": 0.1,

@@ -42,7 +42,7 @@ FIRST, SECOND = (list(side) for side in zip(*combinations(range(len(MODALITIES))
 
 @dataclass(frozen=True)
 class Options:
-    """Hyperparameters of MISA; the defaults are those for MOSI.
+    """Hyperparameters; the defaults are MMSA's for MOSI.
 
     Attributes:
         difference_weight: Weight of the difference loss.
@@ -90,13 +90,18 @@ class Misa(Network):
 
     One encoder that the modalities share and one of each modality's own give six vectors of a clip. A Transformer layer
     attends between them, and an MLP predicts from all six. A clip's missing modality is a learned embedding.
+
+    Three losses are added to that of the prediction: the shared vectors of the modalities are to be distributed alike,
+    the private ones to differ from them and from each other, and both together to reconstruct the modality. A clip
+    counts in them with the modalities that it has. MMSA reads no more steps of audio and vision than the text has
+    tokens; here all are read.
     """
 
     options_class = Options
     options: Options
     source = (
-        "Hazarika, Zimmermann and Poria: MISA: Modality-Invariant and -Specific Representations for Multimodal "
-        "Sentiment Analysis, ACM MM 2020, https://arxiv.org/abs/2005.03545"
+        'Hazarika et al., "MISA: Modality-Invariant and -Specific Representations for Multimodal Sentiment Analysis", '
+        "ACM MM 2020, https://arxiv.org/abs/2005.03545"
     )
     paper = {
         "model.dim": 128,

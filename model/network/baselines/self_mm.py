@@ -42,7 +42,7 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Options:
-    """Hyperparameters of Self-MM; the defaults are those for MOSI.
+    """Hyperparameters; the defaults are MMSA's for MOSI.
 
     Attributes:
         text_pooling: first, the hidden state of the first token, [CLS]; mean, that over the tokens, for text features
@@ -88,14 +88,20 @@ class Head(nn.Module):
 class SelfMM(Network):
     """The first hidden state of the text and the final LSTM states of audio and vision, concatenated, through an MLP.
 
-    Each modality has a head of its own. A clip's missing modality is a learned embedding.
+    Each modality has a head of its own, whose predictions are reported as those of unimodal heads. A clip's missing
+    modality is a learned embedding.
+
+    The heads learn from unimodal labels that are generated during training: by where a clip's features of a modality
+    lie between the centres of the positive and the negative clips, compared with its fused features. Labels and
+    features of the training clips are part of the training state, not of the checkpoint. Unimodal labels of the corpus,
+    such as those of CH-SIMS, are not used for training: the method is to do without them.
     """
 
     options_class = Options
     options: Options
     source = (
-        "Yu, Xu, Yuan and Wu: Learning Modality-Specific Representations with Self-Supervised Multi-Task Learning for "
-        "Multimodal Sentiment Analysis, AAAI 2021, https://arxiv.org/abs/2102.04830"
+        'Yu et al., "Learning Modality-Specific Representations with Self-Supervised Multi-Task Learning for '
+        'Multimodal Sentiment Analysis", AAAI 2021, https://arxiv.org/abs/2102.04830'
     )
     paper = {
         "model.dim": 128,
@@ -171,8 +177,7 @@ class SelfMMLoss(AuxiliaryLoss):
     `y + (alpha_s - alpha_m) / 2 * (y + alpha_m) / alpha_m`, limited to the label range, is the new label, of which the
     n-th epoch takes 2 / (n + 1) and of the old one (n - 1) / (n + 1).
 
-    A clip that lacks a modality has no part in its loss, labels and centres. Unimodal labels of the corpus (CH-SIMS)
-    are not used: the method is to do without them.
+    A clip that lacks a modality has no part in its loss, labels and centres. Distances are Euclidean, as in MMSA.
 
     Args:
         labels_N: of the training clips.

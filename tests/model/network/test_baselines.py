@@ -30,12 +30,20 @@ if TYPE_CHECKING:
 OPTIONS = {
     "text": {},
     "late_fusion": {},
-    "mult": {"layers": 1, "text_kernel": 3, "audio_kernel": 2, "vision_kernel": 1},
+    "mult": {
+        "layers": 1,
+        "text_kernel": 3,
+        "audio_kernel": 2,
+        "vision_kernel": 1,
+        "text_dropout": 0.1,
+        "output_dropout": 0.1,
+    },
     "almt": {"tokens": 3, "hyper_layers": 2, "head_dim": 4, "hidden": 8},
     "tfn": {"text_hidden": 8, "text_dim": 4, "audio_dim": 3, "vision_dim": 5, "fusion_dim": 6},
     "lmf": {"text_hidden": 8, "text_dim": 4, "audio_dim": 3, "vision_dim": 5},
-    "mult": {"layers": 1, "text_kernel": 2, "audio_kernel": 3, "text_dropout": 0.1, "output_dropout": 0.1},
-    "almt": {"tokens": 3, "hyper_layers": 2, "head_dim": 4, "hidden": 8},
+    "misa": {"feed_forward": 32},
+    "self_mm": {"text_features": 8},
+    "mag_bert": {},
 }
 """Networks, with options that make them small."""
 
@@ -118,7 +126,9 @@ def test_any_modalities_may_be_missing(clips, network, shown):
 
 def test_gradient_reaches_every_parameter(clips, network):
     network.zero_grad()
-    network(clips.batch(np.arange(len(clips)))).prediction.pow(2).sum().backward()
+    output = network(clips.batch(np.arange(len(clips))))
+    trained = [output.prediction, *(x for x in output.auxiliary.values() if x.is_floating_point())]
+    sum(x.square().sum() for x in trained).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
 
 

@@ -10,9 +10,11 @@ import torch
 
 from model.config import MODALITIES, ContrastiveConfig, ModelConfig, TrainConfig
 from model.data.clips import ClipTable
+from model.evaluate import evaluate
 from model.network.baselines.self_mm import STREAMS, Options, SelfMMLoss
 from model.network.layers import MaskedSequence
 from model.network.registry import build_network
+from model.train import train
 from model.training.batch_planner import BatchPlanner
 from model.training.mining import label_classes
 from model.training.objective import LOSS_TERMS, Objective
@@ -151,6 +153,17 @@ def test_labels_of_modalities_that_the_corpus_has_are_not_used(dataset):
         losses.append(dict(zip(LOSS_TERMS, terms.tolist(), strict=True)))
     assert losses[0] == losses[1] and losses[0]["unimodal"] == 0 < losses[0]["auxiliary"]
     assert losses[0]["loss"] == pytest.approx(losses[0]["regression"] + losses[0]["auxiliary"])
+
+
+def test_predictions_of_modalities_are_reported_also_without_labels_to_measure_them_by(dataset, tmp_path):
+    config = TrainConfig(epochs=1, warmup_epochs=0, contrastive=ContrastiveConfig(weight=0), device="cpu")
+    trained = train(dataset, tmp_path, ModelConfig(name="self_mm", **SMALL), config, seed=0)
+    found = evaluate(dataset, [trained.best], device="cpu")
+    table = ClipTable.read(dataset, "test", 64)
+    for m in MODALITIES:
+        is_given = np.isfinite(np.array(found.predictions[f"prediction_{m}"].to_pylist(), float))
+        assert np.array_equal(is_given, table.sequences[m].lengths > 0)
+        assert f"mae_{m}" not in found.metrics
 
 
 def test_options_that_cannot_be_are_refused():
