@@ -260,6 +260,11 @@ def _result(
         variants=variants,
         seeds=list(budget.seeds),
         metrics=measured.metrics,
+        notes=[
+            f"{name} has {len(found.settings)} settings to try, fewer than the budget's {budget.trials}"
+            for name, found in chosen.items()
+            if len(found.settings) < budget.trials
+        ],
         provenance=provenance.to_dict(),
         rows=[*leaderboard_rows(measured, references), *_validation_rows(budget.seeds, valid_mae, chosen)],
         comparison=NetworkComparison(

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARING_A_SERVER = {
     "tests/flows/orchestration/test_deployments.py": "`house`",
     "tests/flows/orchestration/test_score_deployments.py": "`house`",
+    "tests/flows/orchestration/test_compare_deployment.py": "`house`",
     "tests/flows/orchestration/test_study_deployment.py": "`house`",
     "tests/flows/orchestration/test_ui_pages.py": "`house`",
     "tests/flows/serving/test_app.py": "`scoring_pool`",
