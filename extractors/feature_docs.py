@@ -7,6 +7,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
+from extractors.dataset.columns import PUBLISHED
 from extractors.registry import BUILT_IN
 
 if TYPE_CHECKING:
@@ -23,12 +24,59 @@ The features of each extractor and how they are measured. The extractor of a mod
 This page is generated: `python -m extractors.feature_docs > docs/features.md`.
 """
 
+_RECIPES = """\
+## Recipes
+
+Feature sets that the field knows by name, as presets of `dashfusion use`:
+
+| preset | what it sets | source |
+| --- | --- | --- |
+| `recipe=sims_33` | `extract.audio` to `audio.sims_33`, hop 512 samples | thuiar/MMSA, `data/DataPre.py` |
+| `recipe=mosi_covarep5` | `align.columns.audio` to `covarep_5` | see below |
+| `recipe=default` | nothing: the features of the corpus's preset | |
+
+`align.columns` chooses the columns that the dataset keeps of audio and vision, by the names of the features or by a
+list that was published for a data set:
+
+| list | for | columns, from 0 | names | source |
+| --- | --- | --- | --- | --- |
+{lists}
+
+The list is refused for features of another width. CMU-MOSI's processed files come with 5 of COVAREP's 74 audio columns
+already; the list gives the same columns of CMU-MultimodalSDK's `.csd` files (`corpus=csd`), as the maintainer of the
+data published them. Two other selections are not offered:
+
+- The 20 columns of FACET that the processed CMU-MOSI files hold as vision. Their list was published in the same place,
+  but for 48 names, the first of which is the frame's time, while the `.csd` file has 47 columns: it does not say which
+  one a number means. `align.columns.vision` takes the names that you decide on.
+- COVAREP itself, which is MATLAB code: its features are imported, never extracted here.
+
+## Audio by speaker
+
+`align.normalise_audio: speaker` standardises every audio feature, the mean over the visible steps of the speaker's
+clips becoming 0 and their standard deviation 1. It removes what is constant of a voice and its microphone, such as
+pitch and level, and keeps how they vary (Busso, Metallinou and Narayanan, "Iterative Feature Normalization for
+Emotional Speech Detection", ICASSP 2011, and the literature there).
+
+- The statistics are those of the speaker's own clips in the same split. No clip of another split changes a value, even
+  if a speaker is in several splits; labels are not used. A test clip's values do depend on the speaker's other test
+  clips: the setting assumes that several clips of a new speaker are there when one is scored.
+- A clip whose speaker the manifest does not know is standardised with the other clips of its video.
+- A new video is standardised by its own steps: its windows share the statistics of the whole video. With a short video
+  these are estimated from little, and what is constant in it, such as a raised voice throughout, is lost.
+"""
+
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 
 
 def features_page() -> str:
-    """Return the page in Markdown, with one section per built-in extractor."""
-    return "\n".join([_HEAD, *(_section(name) for name in BUILT_IN)])
+    """Return the page in Markdown: one section per built-in extractor, then recipes and normalisation."""
+    lists = [
+        f"| `{name}` | {entry.modality}, {entry.width} columns | {', '.join(map(str, entry.columns))} | "
+        f"{', '.join(f'`{column}`' for column in entry.names)} | {entry.source} |"
+        for name, entry in PUBLISHED.items()
+    ]
+    return "\n".join([_HEAD, *(_section(name) for name in BUILT_IN), _RECIPES.format(lists="\n".join(lists))])
 
 
 def extractor_class(name: str) -> Any:

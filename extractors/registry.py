@@ -17,6 +17,7 @@ BUILT_IN = {
     "text.words": "extractors.text.words:WordsText",
     "audio.librosa": "extractors.audio.librosa:LibrosaAudio",
     "audio.opensmile": "extractors.audio.opensmile:OpenSmileAudio",
+    "audio.sims_33": "extractors.audio.sims_33:Sims33Audio",
     "audio.transformer": "extractors.audio.transformer:TransformerAudio",
     "vision.face_landmarker": "extractors.vision.face_landmarker:FaceLandmarkerVision",
     "vision.transformer": "extractors.vision.transformer:TransformerVision",

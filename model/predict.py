@@ -8,6 +8,7 @@ videos meanwhile.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,8 +202,9 @@ class Predictor:
         """Score a clip whose features were extracted elsewhere, by the extractors that the checkpoint names.
 
         Args:
-            features: Modality -> values [T, D] as its extractor returns them, not normalised; for a checkpoint of the
-                aligned mode, pooled onto the text's tokens. A modality that is left out is missing.
+            features: Modality -> values [T, D] as its extractor returns them, not normalised, in the columns that the
+                checkpoint names; for a checkpoint of the aligned mode, pooled onto the text's tokens. A modality that
+                is left out is missing. Where training standardised audio by speaker, the clip's is by its own steps.
             masks: Modality -> [T] bool, True where the network may attend; default: everywhere, except at all-zero
                 steps of audio and vision whose training features came with the corpus.
             text: Transcript, for a checkpoint that reads transcripts (model.text.mode finetune or scratch).
@@ -218,6 +220,8 @@ class Predictor:
         if unknown:
             raise ValueError(f"features of {unknown[0]!r}: name them {', '.join(MODALITIES)}")
         steps = {m: Steps(x, self._mask(m, np.asarray(x), (masks or {}).get(m))) for m, x in features.items()}
+        if "audio" in steps and self.description["dataset"].get("normalise_audio") == "speaker":
+            steps["audio"] = _standardised(steps["audio"])
         clip = VideoFeatures(None, "given" if text else "", Segment(0.0, 0.0, text, steps))
         return _prediction_of(self._score([(name, clip)], level)[0])
 
@@ -334,6 +338,19 @@ def _prediction_of(result: Result) -> Prediction:
     if isinstance(result, Failure):
         raise PredictionError(result)
     return result
+
+
+def _standardised(steps: Steps) -> Steps:
+    """Return a clip's steps standardised by those of them that the network sees, as the align stage does."""
+    values_TD, visible_T = np.asarray(steps.values), np.asarray(steps.mask)
+    if values_TD.ndim != 2 or visible_T.shape != values_TD.shape[:1] or visible_T.dtype != bool or not visible_T.any():
+        return steps  # refused, with the clip's name, where the network gets it
+    seen_SD = values_TD[visible_T].astype(np.float64)
+    mean_D, std_D = seen_SD.mean(axis=0), seen_SD.std(axis=0)
+    std_D[std_D <= np.finfo(np.float32).eps * np.abs(mean_D)] = 1.0  # constant
+    standardised_TD = values_TD.astype(np.float32)
+    standardised_TD[visible_T] = (seen_SD - mean_D) / std_D
+    return replace(steps, values=standardised_TD)
 
 
 def _quantise(encoder: nn.Module) -> nn.Module:

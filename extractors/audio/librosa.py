@@ -1,4 +1,4 @@
-"""Audio features with librosa: the 33 features of CH-SIMS (log F0, 20 MFCCs, 12 CQT bins).
+"""Audio features with librosa: the 33 features that the CH-SIMS paper describes (log F0, 20 MFCCs, 12 CQT bins).
 
 Shapes: N samples, T steps, W samples per window.
 """
@@ -119,7 +119,7 @@ class LibrosaAudio:
     modality = "audio"
     description = FeatureDescription(
         source="librosa: `yin`, `feature.mfcc` and `feature.chroma_cqt` of the audio, resampled to "
-        f"{SAMPLE_RATE:,} Hz and mixed to mono (the feature set of CH-SIMS)",
+        f"{SAMPLE_RATE:,} Hz and mixed to mono (the feature set that the CH-SIMS paper describes)",
         rate="1 / `hop_seconds`, the hop rounded to a multiple of 32 samples; step t is centred at t hops",
         window=f"F0 and MFCC: {WINDOW} samples ({WINDOW / SAMPLE_RATE * 1000:.0f} ms); CQT: 0.26 s at C2, half as long "
         "with every octave up",

@@ -131,7 +131,7 @@ def read_original(
         texts=[(clip.language, clip.text) for clip in corpus.clips],
         features={m: Path(features[m]) for m in MODALITIES},
         align=config,
-        fingerprint=_hash([corpus.corpus, *rows, stores, corpus.label_range, asdict(config)]),
+        fingerprint=_hash([corpus.corpus, *rows, stores, corpus.label_range, config.to_json()]),
     )
 
 

@@ -1,8 +1,9 @@
 """The align stage: join manifest, transcripts and features of three modalities into the dataset that the model reads.
 
 Mode `unaligned` keeps each modality's own rate; `aligned` pools audio and vision onto the text's tokens. Values are not
-normalised: the statistics of the training split are in dataset.json. One pass over the data, with a few row groups of
-each modality in memory at a time.
+normalised, except for audio by its speaker if asked for: the statistics of the training split are in dataset.json. One
+pass over the data, and one over the audio before it to normalise it, with a few row groups of each modality in memory
+at a time.
 """
 
 from __future__ import annotations
@@ -10,24 +11,35 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from safetensors.numpy import load_file, save_file
 
 from corpora.files import atomic_file, atomic_folder
 from corpora.manifest import MODALITIES, SPLITS, Clip, Manifest, read_manifest
 from corpora.problems import Problem
 from corpora.tables import versioned_schema
 from extractors.base import IMPORTED
-from extractors.dataset.align_clip import NORMALISED, AlignConfig, Steps, WordTimer, align_clip, missing_sequence
-from extractors.dataset.statistics import RunningStatistics, TrainingClips
+from extractors.dataset.align_clip import (
+    NORMALISED,
+    AlignConfig,
+    Steps,
+    WordTimer,
+    align_clip,
+    missing_sequence,
+    visible_steps,
+)
+from extractors.dataset.columns import select_columns, selected_columns
+from extractors.dataset.statistics import RunningStatistics, SpeakerStatistics, TrainingClips
 from extractors.store import REFERENCE, FeatureMeta, FeatureReader, ShardWriter, list_type, sequence_type
 from extractors.transcripts.table import read_recogniser, read_transcripts, with_transcripts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from extractors.base import FeatureSequence
 
@@ -106,7 +118,8 @@ def align(
         transcripts_path: output of the transcribe stage; words without times are placed in proportion.
         feature_folders: modality -> its feature store, for all three.
         out: folder of the dataset, created or replaced atomically.
-        config: mode and masks. All-zero steps of imported audio and vision are masked in any case.
+        config: mode, masks, columns and normalisation. All-zero steps of imported audio and vision are masked in any
+            case.
         word_times_path: true word times (`read_word_table`) to measure the estimated ones by, if the file exists.
         keep_empty: keep clips without any modality instead of dropping them; either way they are listed as problems.
         progress: called with 1 before each clip.
@@ -121,10 +134,11 @@ def align(
         raise ValueError(f"no feature folder is given for {', '.join(absent)}; align needs all three modalities")
     transcripts = read_transcripts(transcripts_path)
     manifest = with_transcripts(read_manifest(manifest_path), transcripts)
-    readers = {m: FeatureReader(feature_folders[m], m) for m in MODALITIES}
+    readers = {m: _SelectedFeatures(feature_folders[m], m, config) for m in MODALITIES}
     metas = {m: readers[m].meta for m in MODALITIES}
     imported = tuple(m for m in NORMALISED if metas[m].extractor.endswith(IMPORTED))
     statistics = {m: RunningStatistics(len(metas[m].feature_names)) for m in NORMALISED}
+    speakers = _speaker_statistics(manifest, readers["audio"], config, imported)
     timer, training = WordTimer(word_times_path), TrainingClips()
     clips = dict.fromkeys(SPLITS, 0)
     missing, total, visible = (dict.fromkeys(MODALITIES, 0) for _ in range(3))  # clips, steps, unmasked steps
@@ -135,10 +149,7 @@ def align(
         for clip in manifest.clips:
             if progress is not None:
                 progress(1)
-            sequences = {
-                m: reader[clip.clip_id] if clip.clip_id in reader else missing_sequence(len(metas[m].feature_names))
-                for m, reader in readers.items()
-            }
+            sequences = _read_clip(clip, readers, speakers, config, imported)
             if not any(map(len, sequences.values())):
                 problems.append(_no_modality(clip, readers, keep_empty))
                 if not keep_empty:
@@ -162,19 +173,79 @@ def align(
             "recogniser": read_recogniser(transcripts_path),
         }
         _write_json(folder / "dataset.json", manifest, config, metas, statistics, facts)
-        _copy_references(feature_folders, folder / "reference")
+        _copy_references(feature_folders, readers, folder / "reference")
     hidden = {m: 1 - visible[m] / total[m] if total[m] else 0.0 for m in MODALITIES}
     return AlignSummary(clips, missing, hidden, timer.to_json(), tuple(problems))
 
 
-def _copy_references(feature_folders: Mapping[str, Path], folder: Path) -> None:
-    for m in MODALITIES:
-        if (reference := Path(feature_folders[m]) / REFERENCE).is_file():
-            folder.mkdir(exist_ok=True)
-            shutil.copyfile(reference, folder / f"{m}{reference.suffix}")
+class _SelectedFeatures:
+    """A feature store with the columns that the dataset keeps; a clip without a row lacks the modality.
+
+    Attributes:
+        meta: of the kept columns.
+        columns: their indices; None: all.
+    """
+
+    def __init__(self, folder: Path, modality: str, config: AlignConfig) -> None:
+        self._reader = FeatureReader(folder, modality)
+        meta = self._reader.meta
+        self.columns = selected_columns(meta, getattr(config.columns, modality)) if modality in NORMALISED else None
+        kept = meta.feature_names if self.columns is None else tuple(meta.feature_names[i] for i in self.columns)
+        self.meta = replace(meta, feature_names=kept)
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self._reader
+
+    def __getitem__(self, clip_id: str) -> FeatureSequence:
+        if clip_id not in self._reader:
+            return missing_sequence(len(self.meta.feature_names))
+        return select_columns(self._reader[clip_id], self.columns)
 
 
-def _no_modality(clip: Clip, readers: Mapping[str, FeatureReader], keep: bool) -> Problem:
+def _speaker_statistics(
+    manifest: Manifest, audio: _SelectedFeatures, config: AlignConfig, imported: Collection[str]
+) -> SpeakerStatistics | None:
+    """Return the statistics of the speakers' audio; None if it is not normalised."""
+    if config.normalise_audio == "none":
+        return None
+    speakers = SpeakerStatistics(len(audio.meta.feature_names))
+    for clip in manifest.clips:
+        sequence = audio[clip.clip_id]
+        speakers.add(clip, sequence, visible_steps("audio", sequence, config, imported))
+    return speakers
+
+
+def _read_clip(
+    clip: Clip,
+    readers: Mapping[str, _SelectedFeatures],
+    speakers: SpeakerStatistics | None,
+    config: AlignConfig,
+    imported: Collection[str],
+) -> dict[str, FeatureSequence]:
+    """Return the clip's features by modality, T = 0 for one that it lacks."""
+    sequences = {m: reader[clip.clip_id] for m, reader in readers.items()}
+    if speakers is not None:
+        visible = visible_steps("audio", sequences["audio"], config, imported)
+        sequences["audio"] = speakers.standardise(clip, sequences["audio"], visible)
+    return sequences
+
+
+def _copy_references(
+    feature_folders: Mapping[str, Path], readers: Mapping[str, _SelectedFeatures], folder: Path
+) -> None:
+    for m, reader in readers.items():
+        if not (reference := Path(feature_folders[m]) / REFERENCE).is_file():
+            continue
+        folder.mkdir(exist_ok=True)
+        copy = folder / f"{m}{reference.suffix}"
+        if reader.columns is None:
+            shutil.copyfile(reference, copy)
+        else:
+            content = load_file(reference)
+            save_file(content | {"values": np.ascontiguousarray(content["values"][:, reader.columns])}, copy)
+
+
+def _no_modality(clip: Clip, readers: Mapping[str, _SelectedFeatures], keep: bool) -> Problem:
     states = ", ".join(f"{m} {'empty' if clip.clip_id in r else 'not extracted'}" for m, r in readers.items())
     outcome = "stays in the dataset, empty" if keep else "is not in the dataset"
     message = f"no modality is left ({states}): the clip {outcome}; see its problems in the extract stage"
@@ -196,8 +267,7 @@ def _write_json(
         "generated": manifest.generated,
         "language": languages.pop() if len(languages) == 1 else SEVERAL_LANGUAGES,
         "label_range": list(manifest.label_range),
-        "mode": config.mode,
-        "mask_invalid": list(config.mask_invalid),
+        **config.to_json(),
         "modalities": {m: _describe(meta) for m, meta in metas.items()},
         "statistics": {m: running.to_json() for m, running in statistics.items()},
         **facts,

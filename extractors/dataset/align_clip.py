@@ -6,7 +6,7 @@ T steps, D features, K tokens, W words; times are seconds from the clip's start.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +14,13 @@ import numpy as np
 
 from corpora.manifest import MODALITIES
 from extractors.base import FeatureSequence
+from extractors.dataset.columns import ColumnsConfig
 from extractors.transcripts.table import PROPORTIONAL, Transcript
 from extractors.transcripts.word_timings import read_word_table
 from extractors.transcripts.words import match_words, timing_error, token_times, word_times
 
 MODES = ("unaligned", "aligned")
+NORMALISATIONS = ("none", "speaker")
 NORMALISED = ("audio", "vision")
 """Modalities that the model normalises; text values are an encoder's hidden states, used unchanged."""
 
@@ -33,20 +35,35 @@ class AlignConfig:
     Attributes:
         mode: unaligned (each modality at its own rate) or aligned (pooled onto the text's tokens).
         mask_invalid: modalities whose invalid steps are masked.
+        normalise_audio: none, or speaker: audio is standardised by the statistics of its speaker's clips, see
+            `extractors.dataset.statistics.SpeakerStatistics`.
+        columns: columns of audio and vision that the dataset keeps.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     mode: str = "unaligned"
     mask_invalid: tuple[str, ...] = ("vision",)
+    normalise_audio: str = "none"
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"align.mode is {self.mode!r}: choose one of {', '.join(MODES)}")
+        for key, choices in {"mode": MODES, "normalise_audio": NORMALISATIONS}.items():
+            if getattr(self, key) not in choices:
+                raise ValueError(f"align.{key} is {getattr(self, key)!r}: choose one of {', '.join(choices)}")
         object.__setattr__(self, "mask_invalid", tuple(self.mask_invalid))
         unknown = [name for name in self.mask_invalid if name not in MODALITIES]
         if unknown:
             raise ValueError(f"align.mask_invalid names {unknown[0]!r}: choose among {', '.join(MODALITIES)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings that decide the values of a dataset, for dataset.json.
+
+        `normalise_audio` and `columns` are left out at their defaults, as datasets of earlier versions have neither.
+        """
+        settings: dict[str, Any] = {"mode": self.mode, "mask_invalid": list(self.mask_invalid)}
+        settings |= {"normalise_audio": self.normalise_audio} if self.normalise_audio != "none" else {}
+        return settings | ({"columns": asdict(self.columns)} if self.columns != ColumnsConfig() else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +222,7 @@ def _mask_and_pool(
     text = replace(text, start=times[:, 0].astype(np.float32), end=times[:, 1].astype(np.float32))
     steps = {}
     for m, sequence in {**sequences, "text": text}.items():
-        mask = sequence.valid if m in config.mask_invalid else np.ones(len(sequence), bool)
-        if m in imported:
-            mask = mask & sequence.values.any(axis=1)
+        mask = visible_steps(m, sequence, config, imported)
         steps[m] = Steps(sequence.values, sequence.start, sequence.end, mask)
     if config.mode == "aligned":
         grid = times if len(times) else np.array([[0.0, duration]])  # without text, one step over the whole clip
@@ -218,6 +233,14 @@ def _mask_and_pool(
                 except ValueError as error:
                     raise ValueError(f"clip {clip_id}, {m}: {error}") from error
     return steps
+
+
+def visible_steps(
+    modality: str, sequence: FeatureSequence, config: AlignConfig, imported: Collection[str] = ()
+) -> np.ndarray:
+    """Return which steps [T] the model may see, see `align_clip`."""
+    mask = sequence.valid if modality in config.mask_invalid else np.ones(len(sequence), bool)
+    return mask & sequence.values.any(axis=1) if modality in imported else mask
 
 
 def _token_times(

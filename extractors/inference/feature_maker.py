@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 from corpora.manifest import MODALITIES, Clip
 from extractors.base import IMPORTED, ExtractionError, Extractor, FeatureSequence, made_by
 from extractors.dataset.align import SEVERAL_LANGUAGES
-from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence
+from extractors.dataset.align_clip import AlignConfig, WordTimer, align_clip, missing_sequence, visible_steps
+from extractors.dataset.columns import ALL, select_columns, selected_columns
+from extractors.dataset.statistics import standardise_alone
 from extractors.execution.reference import reproduce_reference, reproduce_with
 from extractors.execution.units import checked, extract_all, feature_meta, shared_extractor, source_of
 from extractors.execution.workers import MEMORY_LIMIT, Worker, WorkerLostError
@@ -88,7 +90,8 @@ class FeatureMaker:
         change_text: Callable[[Any], Any] | None = None,
         allow_download: bool = False,
     ) -> None:
-        self.config = AlignConfig(dataset["mode"], tuple(dataset["mask_invalid"]))
+        normalise = dataset.get("normalise_audio", "none")
+        self.config = AlignConfig(dataset["mode"], tuple(dataset["mask_invalid"]), normalise)
         self._trained_on = dataset["language"] if dataset["language"] != SEVERAL_LANGUAGES else ""
         self.language = self._trained_on if language is None else language
         self._reads_text = "text" in modalities
@@ -99,6 +102,12 @@ class FeatureMaker:
         self._methods = tuple(dataset.get("word_times", {}).get("methods", {}))
         with downloads(allow_download):
             extractors = {m: load_extractor(m, dataset["modalities"][m]) for m in extracted}
+        kept = {m: tuple(dataset["modalities"][m].get("feature_names", ())) for m in MEDIA_MODALITIES}
+        self._columns = {
+            m: selected_columns(meta, kept[m] if kept[m] not in ((), meta.feature_names) else ALL)
+            for m, (_, meta) in extractors.items()
+            if m != "text"
+        }
         self._media = {m: (meta.extractor, meta.options) for m, (_, meta) in extractors.items() if m != "text"}
         self._text = extractors.get("text")
         self._text_changed = change_text is not None
@@ -144,9 +153,10 @@ class FeatureMaker:
                 if (path := _reference(folder, m)).is_file():
                     arguments = *settings, path
                     if worker:
-                        found[m] = worker.call(REFERENCE_TIMEOUT, reproduce_reference, *arguments)
+                        values = worker.call(REFERENCE_TIMEOUT, reproduce_reference, *arguments)
                     else:
-                        found[m] = reproduce_reference(*arguments)
+                        values = reproduce_reference(*arguments)
+                    found[m] = values if self._columns[m] is None else values[:, self._columns[m]]
         except WorkerLostError as lost:
             raise ValueError(lost.explain(str(path), "try it again")) from lost
         finally:
@@ -232,7 +242,7 @@ class FeatureMaker:
         transcribing = time.perf_counter() - began if transcript.text_source == "asr" else 0.0
 
         # Spans of the whole video and of its windows
-        whole = {m: media.sequences.get(m) or missing_sequence(self._dims[m]) for m in MEDIA_MODALITIES}
+        whole = {m: self._as_in_dataset(m, media.sequences.get(m)) for m in MEDIA_MODALITIES}
         ends = (float(sequence.end.max(initial=0.0)) for sequence in whole.values())
         duration = media.duration or max([*ends, *transcript.end[-1:]])
         windows = windows_of(duration)
@@ -260,6 +270,18 @@ class FeatureMaker:
         seconds = {**media.seconds, "transcribe": transcribing}
         seconds["features"] += time.perf_counter() - began - transcribing
         return VideoFeatures(duration, transcript.text_source, segments[0], tuple(segments[1:]), notes, seconds)
+
+    def _as_in_dataset(self, modality: str, sequence: FeatureSequence | None) -> FeatureSequence:
+        """Return a modality of the whole video with the dataset's columns, audio standardised as the dataset's is.
+
+        Who speaks is not known: the speaker's clips are this video and its windows.
+        """
+        if not sequence:
+            return missing_sequence(self._dims[modality])
+        sequence = select_columns(sequence, self._columns[modality])
+        if modality == "audio" and self.config.normalise_audio == "speaker":
+            return standardise_alone(sequence, visible_steps(modality, sequence, self.config))
+        return sequence
 
     def _transcript(self, video: Video, media: MediaFeatures) -> Transcript:
         """Return the transcript: given, read from a file, or recognised; without words if there is none."""

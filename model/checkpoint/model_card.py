@@ -129,6 +129,8 @@ def _training(description: Mapping[str, Any]) -> Iterator[str]:
         yield f"- Options of the network: {', '.join(f'{key} {value}' for key, value in options.items())}."
     hidden = _and(dataset["mask_invalid"]) or "none"
     yield f"- Modalities are {dataset['mode']}; modalities whose invalid steps the network does not see: {hidden}."
+    if dataset.get("normalise_audio") == "speaker":
+        yield "- Audio is standardised by the statistics of its speaker's clips; a new video, by its own."
     yield (
         f"- Seed {description['seed']}, epoch {description['epoch']} of at most {train['epochs']}; "
         + ", ".join(f"{name} {version}" for name, version in description["versions"].items())

@@ -159,8 +159,12 @@ def _export(network: Network, clips: list[dict[str, Tensor]], info: CheckpointIn
 def _description(info: CheckpointInfo) -> dict[str, Any]:
     """Return what a client needs to prepare the inputs and interpret the output."""
     dataset = info.dataset.to_dict()
-    kept = ("corpus", "generated", "language", "label_range", "mode", "mask_invalid", "modalities")
-    return {**{key: dataset[key] for key in kept}, "calibration": dict(info.calibration), "seed": info.seed}
+    kept = ("corpus", "generated", "language", "label_range", "mode", "mask_invalid", "normalise_audio", "modalities")
+    return {
+        **{key: dataset[key] for key in kept if key in dataset},
+        "calibration": dict(info.calibration),
+        "seed": info.seed,
+    }
 
 
 def _random_clips(info: CheckpointInfo, rng: np.random.Generator) -> list[dict[str, Tensor]]:

@@ -81,6 +81,7 @@ class DatasetInfo:
         training: `seconds` (median and longest) of the training clips, `missing`, the number of training clips
             without each modality, and `videos`, the number of their videos; empty if unknown.
         recogniser: speech recogniser used for clips without a transcript; empty if none was.
+        normalise_audio: none, or speaker: audio was standardised by the statistics of its speaker's clips.
     """
 
     corpus: str
@@ -95,6 +96,7 @@ class DatasetInfo:
     training: Mapping[str, Any] = field(default_factory=dict)
     recogniser: str = ""
     generated: bool | None = None
+    normalise_audio: str = "none"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "dataset.json", remedy: str = REMEDY) -> DatasetInfo:
@@ -163,6 +165,7 @@ class DatasetInfo:
             training=dict(raw.get("training", {})),
             recogniser=raw.get("recogniser", ""),
             generated=is_generated(raw),
+            normalise_audio=raw.get("normalise_audio", "none"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,6 +178,7 @@ class DatasetInfo:
             "label_range": list(self.label_range),
             "mode": self.mode,
             "mask_invalid": list(self.mask_invalid),
+            **({"normalise_audio": self.normalise_audio} if self.normalise_audio != "none" else {}),
             "modalities": {
                 m: {
                     "dim": info.dim,

@@ -119,9 +119,14 @@ def difference(trained: np.ndarray, here: np.ndarray, scale: np.ndarray) -> floa
 
 
 def _scale(path: Path, description: Mapping[str, Any]) -> np.ndarray:
-    """Return each feature's standard deviation over the training clips; for text, that of all its features here."""
+    """Return each feature's standard deviation over the training clips; for text, that of all its features here.
+
+    The training clips' audio may have been standardised, which the clip's is not: then it is that of the feature here.
+    """
     values = _values(path)
     statistics = description["dataset"]["statistics"].get(path.stem)
+    if path.stem == "audio" and description["dataset"].get("normalise_audio", "none") != "none":
+        statistics = {"std": values.std(axis=0)}
     spread = np.full(values.shape[1], values.std()) if statistics is None else np.asarray(statistics["std"])
     nearly_constant = np.maximum(0.01 * np.abs(values).max(axis=0), 1e-6)
     scale: np.ndarray = np.maximum(spread, nearly_constant)

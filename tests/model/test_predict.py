@@ -136,6 +136,24 @@ def test_padding_of_features_that_came_with_a_corpus_is_hidden(data, trained, tm
     assert abs(extracted.from_features(padded).score.raw - real) > 1e-4, "zeros may be measured"
 
 
+def test_a_clip_alone_is_standardised_by_itself_where_training_standardised_by_speaker(data, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "best")
+    described = json.loads((tmp_path / "best" / "checkpoint.json").read_text())
+    described["dataset"]["normalise_audio"] = "speaker"
+    (tmp_path / "best" / "checkpoint.json").write_text(json.dumps(described))
+    predictor, plain = Predictor.load(tmp_path / "best", device="cpu"), Predictor.load(trained, device="cpu")
+    assert predictor.network()[1].dataset.to_dict()["normalise_audio"] == "speaker"
+    values = next(clip for clip in clips(data) if len(clip["audio"].values) > 1)["audio"].values
+    mask = np.arange(len(values)) < len(values) - 1
+    seen = values[mask].astype(float)
+    by_hand = (values - seen.mean(axis=0)) / np.where(seen.std(axis=0) > 0, seen.std(axis=0), 1)
+    found = predictor.from_features({"audio": values}, masks={"audio": mask}).score.raw
+    expected = plain.from_features({"audio": by_hand.astype(np.float32)}, masks={"audio": mask}).score.raw
+    assert found == pytest.approx(expected, abs=1e-5)
+    louder = predictor.from_features({"audio": values * 3 + 2}, masks={"audio": mask}).score.raw
+    assert found == pytest.approx(louder, abs=1e-4), "level and offset of a voice are removed"
+
+
 @pytest.mark.parametrize(
     ("features", "masks", "message"),
     [

@@ -136,6 +136,22 @@ def test_speech_is_recognised_where_there_is_no_transcript(real_clips, monkeypat
         FeatureMaker(dataset(language="mul"), tuple(EXTRACTORS), recogniser="a model")
 
 
+def test_audio_is_standardised_by_the_whole_video_and_columns_are_the_datasets(real_clips, maker):
+    described = dataset(normalise_audio="speaker")
+    names = create(*EXTRACTORS["audio"]).feature_names
+    kept = [names.index(name) for name in ("mfcc_3", "log_f0")]
+    described["modalities"]["audio"] |= {"feature_names": ["mfcc_3", "log_f0"], "dim": 2}
+    video = Video(real_clips / "grid_bbaf2n.mpg", "bin blue at f two now")
+    (raw,) = maker.make([video], window=1.5, hop=1.5)
+    (made,) = FeatureMaker(described, tuple(EXTRACTORS)).make([video], window=1.5, hop=1.5)
+    whole = raw.whole.steps["audio"].values[:, kept].astype(float)
+    assert len(made.windows) > 1
+    for one, other in [(raw.whole, made.whole), *zip(raw.windows, made.windows, strict=True)]:
+        expected = (one.steps["audio"].values[:, kept] - whole.mean(axis=0)) / whole.std(axis=0)
+        np.testing.assert_allclose(other.steps["audio"].values, expected, atol=1e-4)
+        np.testing.assert_array_equal(one.steps["vision"].values, other.steps["vision"].values)
+
+
 def test_windows_hold_their_own_steps_and_words(real_clips, maker, tmp_path):
     (tmp_path / "a.srt").write_text(
         "1\n00:00:00,000 --> 00:00:01,400\nbin blue\n\n2\n00:00:01,600 --> 00:00:02,900\nat f two now\n"

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from model.predict import Predictor
 from model.prediction.protocol import Segment, Steps, Video, VideoFeatures
-from model.prediction.reference import difference
+from model.prediction.reference import _scale, difference
 from model.train import train
 from tests.support.datasets import DIMS
 
@@ -134,6 +134,17 @@ def test_a_damaged_reference_is_named(predict, trained, tmp_path):
     (damaged / "reference/audio.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"audio\.safetensors: damaged"):
         predict(Maker(REFERENCE), damaged)
+
+
+def test_standardised_audio_is_compared_in_units_of_its_own_spread(tmp_path):
+    values = np.random.default_rng(0).normal(5, 3, (40, 2)).astype(np.float32)
+    for m in ("audio", "vision"):
+        save_file({"values": values, "clip": np.zeros(1, np.uint8)}, tmp_path / f"{m}.safetensors")
+    statistics = {m: {"mean": [0, 0], "std": [1, 1]} for m in ("audio", "vision")}
+    description = {"dataset": {"statistics": statistics, "normalise_audio": "speaker"}}
+    scales = {m: _scale(tmp_path / f"{m}.safetensors", description) for m in ("audio", "vision")}
+    np.testing.assert_allclose(scales["audio"], values.std(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(scales["vision"], [1, 1])
 
 
 def test_one_step_that_differs_weighs_little_and_another_length_much():
