@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-SHARED = ("clips", "corpora", "datasets", "encoders", "project")
+SHARED = ("chat", "clips", "corpora", "datasets", "encoders", "project")
 pytest_plugins = [f"tests.support.{module}" for module in SHARED]
 
 # One thread a process, also for those that the tests start: processes with threads for all cores hinder each other

@@ -15,7 +15,7 @@ PANELS = {
     "Corpus and settings": ("doctor", "use"),
     "Pipeline": (
         "pipeline", "prepare", "transcribe", "extract", "align", "train", "evaluate", "results", "problems", "study",
-        "compare", "cache",
+        "compare", "zero-shot", "cache",
     ),
     "New videos": ("predict", "serve", "watch"),
     "Dataset and model for other tools": ("export",),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from flows.display.metrics import (
@@ -47,17 +48,24 @@ class BaselineRow:
     verdicts: tuple[Verdict | str, ...]
 
 
+ZERO_SHOT = "zero_shot"
+"""Key of the chat models that were asked about the clips, see `flows.zero_shot`."""
+
+
 def baseline_metrics(found: Mapping[str, Any]) -> list[str]:
     """Return the metrics of a comparison, the one that decides first."""
-    keys = [key for name in BASELINES for key in found.get(name, ()) if key in METRICS]
+    compared = [found.get(name, {}) for name in BASELINES] + list(found.get(ZERO_SHOT, ()))
+    keys = [key for values in compared for key in values if key in METRICS]
     return sorted(dict.fromkeys(keys), key=lambda key: key not in LESS_IS_BETTER)
 
 
 def baseline_rows(found: Mapping[str, Any]) -> list[BaselineRow]:
     """Return the rows of a comparison, as `baselines` of metrics/<split>.json."""
+    named = [(name, meaning, found.get(key, {})) for key, (name, meaning) in BASELINES.items()]
+    chat_models = found.get(ZERO_SHOT, ())
+    named += [(f"Zero-shot: {values['model']}", zero_shot_meaning(values), values) for values in chat_models]
     rows = []
-    for key, (name, meaning) in BASELINES.items():
-        values = found.get(key, {})
+    for name, meaning, values in named:
         meaning += f" ({values['features']})" if "features" in values else ""
         cells, verdicts = [], []
         for metric in baseline_metrics(found):
@@ -67,15 +75,25 @@ def baseline_rows(found: Mapping[str, Any]) -> list[BaselineRow]:
     return rows
 
 
+def zero_shot_meaning(values: Mapping[str, Any]) -> str:
+    """Return what a chat model was asked, on how many clips it has no score and why, and the cost."""
+    without = ("refused", "unparsable", "out_of_range", "not_asked")
+    parts = [f"{values[key]:,} {key.replace('_', ' ')}" for key in without if values[key]]
+    tokens = [values["prompt_tokens"], values["completion_tokens"]]
+    cost = "tokens not counted" if None in tokens else f"{sum(tokens):,} tokens"
+    answered = f"{values['answered']:,} of {values['clips']:,} clips"
+    return f"chat model, transcript alone: {'; '.join([answered, *parts, cost])}"
+
+
 def baseline_table(found: Mapping[str, Any]) -> Table:
     """Return a comparison as a table for the terminal; it fits into 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("baseline", no_wrap=True)
+    table.add_column("baseline")
     for metric in baseline_metrics(found):
         for column in (METRICS[metric].short, "model's difference"):
             table.add_column(column, justify="right", no_wrap=True)
     for row in baseline_rows(found):
-        table.add_row(row.name, *(text for cell in row.cells for text in cell))
+        table.add_row(escape(row.name), *(text for cell in row.cells for text in cell))
     return table
 
 
@@ -108,6 +126,8 @@ def _sentences(found: Mapping[str, Any], subject: str) -> Iterator[str]:
         worst = min(verdicts, key=lambda name: (_RANK.index(verdicts[name]), -found[name][other]))
         if verdicts[worst] != "better":
             yield _sentence("it", other, verdicts[worst], worst, found)
+    for values in found.get(ZERO_SHOT, ()):
+        yield _zero_shot_sentence(subject, metric, values)
     for name, reason in missing.items():
         yield f"{BASELINES[name][0]} was left out: {reason}."
 
@@ -126,6 +146,22 @@ def _sentence(
     against = f"{theirs} of {name}" if verdict == "better" else theirs
     figures = f"{METRICS[metric].short} {ours} against {against}, difference {_difference(metric, values)}"
     return f"{subject[0].upper()}{subject[1:]} {relation}: {figures}."
+
+
+def _zero_shot_sentence(subject: str, metric: str, values: Mapping[str, Any]) -> str:
+    """Return a sentence on the model and a chat model, on the clips that the latter answered."""
+    name = f"{values['model']}, zero-shot"
+    if metric not in values:
+        return f"{name[0].upper()}{name[1:]}, has no usable score of any clip."
+    relation = {
+        "better": "is better than",
+        "undecided": "is not shown to be better than",
+        "worse": "is worse than",
+    }[_verdict(metric, values)]
+    theirs = format_metric(metric, values[metric])
+    on = f"on the {values['answered']:,} of {values['clips']:,} clips that it answered"
+    figures = f"{METRICS[metric].short} {theirs} {on}, difference {_difference(metric, values)}"
+    return f"{subject[0].upper()}{subject[1:]} {relation} {name}: {figures}."
 
 
 def _difference(metric: str, values: Mapping[str, Any]) -> str:
