@@ -7,19 +7,22 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow, task
+from rich.markup import escape
 from rich.table import Table
 
 from corpora.manifest import read_manifest
 from corpora.problems import read_problems
 from extractors.transcripts.table import read_transcripts, with_transcripts
 from flows.config.params import Params, load_params
-from flows.display.baselines import baseline_table, baseline_verdict, is_better
+from flows.display.baselines import ZERO_SHOT, baseline_table, baseline_verdict, is_better
 from flows.display.console import console
+from flows.display.metrics import counts, metric_table
 from flows.orchestration import engine, settings
 from flows.orchestration.settings import REPORT_PAGE, REPORT_URL
 from flows.report import (
@@ -35,12 +38,18 @@ from flows.report import (
 from flows.report.analysis import analyse, checkpoints
 from flows.report.corpus_card import corpus_card
 from flows.report.provenance import PROVENANCE_FILE, RunProvenance, read_training_provenance
+from flows.studies.cross_corpus import CrossCorpusResult, measure_on
 from flows.studies.results import read_studies
+from flows.zero_shot.comparison import zero_shot_rows
 from model.data.info import is_generated
+from model.evaluation.predictions import ClipPredictions
 from model.files import sha256_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+ON = "on.json"
+"""File in the metrics folder with the metrics on another corpus; an empty object without one."""
 
 LOOKS = "test_looks.jsonl"
 """File in the state folder: one line for each set of models that was evaluated on a test split."""
@@ -53,6 +62,7 @@ def inputs(params: Params) -> dict[str, Path]:
     """Return the files and folders that the metrics depend on, by their names in the run's record."""
     paths = params.paths
     named = {"manifest": paths.manifest, "transcripts": paths.transcripts, "dataset": paths.dataset}
+    named |= {"other_dataset": params.other_dataset} if params.other_dataset else {}
     return named | {f"weights-{folder.parent.name}": folder / "model.safetensors" for folder in checkpoints(params)}
 
 
@@ -73,13 +83,57 @@ def measure(params: Params) -> Any:
 
     split = params.evaluate.split
     result = evaluate_model(params.paths.dataset, checkpoints(params), split, device=params.train.device)
+    if zero_shot := compare_with_chat_models(params, result):
+        result.metrics["baselines"][ZERO_SHOT] = zero_shot
     write_metrics(result.metrics, params.paths.metrics / f"{split}.json")
     write_predictions(result.predictions, params.paths.predictions)
     return result
 
 
+def compare_with_chat_models(params: Params, result: Any) -> list[dict[str, Any]]:
+    """Return the rows of the chat models that `dashfusion zero-shot` asked about the split."""
+    if "baselines" not in result.metrics:
+        return []
+    transcripts, manifest = read_transcripts(params.paths.transcripts), read_manifest(params.paths.manifest)
+    clips = ClipPredictions.of(result.predictions)
+    texts = {clip_id: transcripts[clip_id].text for clip_id in clips.clip_ids}
+    return zero_shot_rows(
+        params.paths.studies,
+        params.prepare.corpus,
+        params.evaluate.split,
+        clips.clip_ids,
+        texts,
+        clips.prediction_SN,
+        clips.label_N,
+        result.speakers,
+        manifest.label_range,
+    )
+
+
 @task
-def report(params: Params, result: Any, record: dict[str, Any], looks: Looks | None) -> Path:
+def measure_other_corpus(params: Params) -> CrossCorpusResult | None:
+    """Measure the model on the split of `evaluate.also_on`, if that is another dataset, and write metrics/on.json."""
+    from model.evaluate import write_metrics
+
+    path, dataset, split = params.paths.metrics / ON, params.other_dataset, params.evaluate.split
+    if dataset is None:
+        write_metrics({}, path)
+        return None
+    folders = checkpoints(params)
+    result, evaluation = measure_on(folders, dataset, split, params.train.device)
+    write_metrics(result.to_json(), path)
+    looks = count_look(result.corpus, labels_of(evaluation.predictions), folders) if split == "test" else None
+    return replace(result, looks=looks.text if looks else "")
+
+
+@task
+def report(
+    params: Params,
+    result: Any,
+    record: dict[str, Any],
+    looks: Looks | None,
+    other: CrossCorpusResult | None,
+) -> Path:
     """Write the report and the data of DVC's plots, and return the report's path."""
     transcripts = read_transcripts(params.paths.transcripts)
     manifest = with_transcripts(read_manifest(params.paths.manifest), transcripts)
@@ -98,6 +152,7 @@ def report(params: Params, result: Any, record: dict[str, Any], looks: Looks | N
             clips={clip.clip_id: clip for clip in manifest.clips},
             previous=previous_evaluation(params, result.metrics),
             looks=looks,
+            other=other,
             studies=read_studies(params.paths.studies),
             curves=training_curves(params),
             problems=problems,
@@ -111,12 +166,16 @@ def report(params: Params, result: Any, record: dict[str, Any], looks: Looks | N
     return path
 
 
+def labels_of(predictions: pa.Table) -> dict[str, float | None]:
+    """Return the clips of a table of predictions as clip id -> label."""
+    return dict(zip(predictions["clip_id"].to_pylist(), predictions["label"].to_pylist(), strict=True))
+
+
 def record_look(params: Params, predictions: pa.Table) -> Looks | None:
     """Record that these models were evaluated on the test split, see `count_look`; None for other splits."""
     if params.evaluate.split != "test":
         return None
-    clips = dict(zip(predictions["clip_id"].to_pylist(), predictions["label"].to_pylist(), strict=True))
-    return count_look(params.prepare.corpus, clips, checkpoints(params))
+    return count_look(params.prepare.corpus, labels_of(predictions), checkpoints(params))
 
 
 def count_look(corpus: str, clips: Mapping[str, float | None], folders: Sequence[Path]) -> Looks:
@@ -206,6 +265,39 @@ def metrics_table(params: Params, metrics: Mapping[str, Any], before: Mapping[st
     return table
 
 
+def read_other_corpus(params: Params) -> CrossCorpusResult | None:
+    """Return the metrics on another corpus that the last evaluation wrote; None without one."""
+    path = params.paths.metrics / ON
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return CrossCorpusResult(**values) if values else None
+
+
+def other_corpus_table(other: CrossCorpusResult) -> Table:
+    """Return the metrics on another corpus as a table for the terminal."""
+    table = Table(title=escape(other.subject), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for row in metric_table(other.metrics, other.intervals):
+        table.add_row(row.name, f"{row.value} ± {row.spread}" if row.spread else row.value, row.interval)
+    for name, count in counts(other.metrics):
+        table.add_row(name, count, "")
+    return table
+
+
+def print_other_corpus(other: CrossCorpusResult) -> None:
+    """Print the metrics on another corpus, how labels were mapped, and how the corpora differ."""
+    console.print(other_corpus_table(other))
+    if other.mapping:
+        console.print(other.mapping, markup=False)
+    for note in other.notes:
+        console.print(f"{other.corpus}: {note}", style="yellow", markup=False)
+    if found := other.metrics.get("baselines"):
+        console.print(f"On {other.corpus}: {baseline_verdict(found)}", markup=False)
+    if other.looks:
+        console.print(f"the test split of {other.corpus} has been evaluated {other.looks}", markup=False)
+
+
 def print_metrics(params: Params, metrics: Mapping[str, Any]) -> None:
     """Print the metrics, and what the baselines make of them."""
     console.print(metrics_table(params, metrics, previous_metrics(params, metrics)))
@@ -255,12 +347,15 @@ def evaluate(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     record = run.write(params.paths.metrics / PROVENANCE_FILE, train=training)
     append_to_history(params, result.metrics)
     looks = record_look(params, result.predictions)
-    path = engine.call(report, params, result, record, looks)
+    other = engine.call(measure_other_corpus, params)
+    path = engine.call(report, params, result, record, looks, other)
     publish_metrics(params, result.metrics)
     publish_plots(params, result)
     print_metrics(params, result.metrics)
     if looks:
         console.print(f"the test split of this dataset has been evaluated {looks.text}")
+    if other:
+        print_other_corpus(other)
     console.print(f"report: {path.resolve()}")
     return dict(result.metrics)
 

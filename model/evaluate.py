@@ -18,13 +18,14 @@ from model.data.clips import ClipTable
 from model.device import resolve_device
 from model.evaluation.baselines import compare_with_baselines, fit_baselines
 from model.evaluation.inference import infer, predict
-from model.evaluation.metrics import Metric, defined_metrics
+from model.evaluation.metrics import LabelMap, Metric, defined_metrics
 from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
 from model.files import atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from model.checkpoint.io import CheckpointInfo
     from model.network.base import Network
 
 
@@ -46,6 +47,9 @@ class Evaluation:
         unlabelled: Number of clips that have a prediction but no label.
         truncated: Modality -> number of clips cut to the network's longest sequence.
         steps: Modality -> [N] steps of each clip, in the order of the predictions; 0 if the clip lacks the modality.
+        speakers: [N] speaker of each clip or, where unknown, its video.
+        label_map: From the scores of the networks to those here; both ranges are the same but for another corpus.
+        notes: How another corpus differs from that of the training, see `CheckpointInfo.differences`.
     """
 
     metrics: Mapping[str, Any]
@@ -54,6 +58,9 @@ class Evaluation:
     unlabelled: int
     truncated: Mapping[str, int]
     steps: Mapping[str, np.ndarray]
+    speakers: np.ndarray
+    label_map: LabelMap
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -63,6 +70,7 @@ def evaluate(
     modalities: Sequence[str] | None = None,
     device: str = "auto",
     batch_size: int = 64,
+    other_corpus: bool = False,
 ) -> Evaluation:
     """Evaluate checkpoints, one per seed, on a split.
 
@@ -73,6 +81,8 @@ def evaluate(
         modalities: Modalities to use; None: those that each network was trained with.
         device: Device, see `resolve_device`.
         batch_size: Clips per forward pass; it does not change the predictions.
+        other_corpus: Whether the dataset may be of another label range than the checkpoints' own: their scores are then
+            mapped to it (`LabelMap`), and metrics and predictions are on its scale.
 
     Raises:
         FileNotFoundError: No dataset or no checkpoint there.
@@ -83,12 +93,10 @@ def evaluate(
         check_modalities(tuple(modalities), "modalities")
     if not checkpoints:
         raise ValueError("no checkpoint to evaluate; name at least one folder that the train stage made")
-    by_seed: dict[int, Mapping[str, Metric]] = {}
-    undefined: dict[str, str] = {}
-    tables, predicted = [], []
+    runs: dict[int, _Run] = {}
     for folder in checkpoints:
         network, info = load_checkpoint(folder, resolve_device(device))
-        if info.seed in by_seed:
+        if info.seed in runs:
             raise ValueError(f"{folder}: a second checkpoint of seed {info.seed}; name one checkpoint a seed")
         used = tuple(modalities) if modalities is not None else info.train.modalities
         unknown = sorted(set(used) - set(info.train.modalities))
@@ -98,41 +106,64 @@ def evaluate(
                 f"{', '.join(unknown)}; leave that out or train with it"
             )
         table = ClipTable.read(dataset, split, info.model.max_positions, text=network.text)
-        info.check_compatible(table.info)
+        (info.check_features if other_corpus else info.check_compatible)(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")
-        outputs = infer(network, table, used, batch_size)
-        prediction_N, unimodal_NM = outputs.prediction_N, outputs.unimodal_NM
-        labelled = table.labelled
-        label_range = table.info.label_range
-        metrics, reasons = defined_metrics(prediction_N[labelled], table.labels[labelled], label_range)
-        predictions = _without_each(_predictions(table, info.seed, prediction_N), network, table, used, batch_size)
-        if unimodal_NM is not None:
-            if np.isfinite(table.unimodal_labels).any():
-                own = _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
-                metrics, reasons = metrics | own[0], reasons | own[1]
-            predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
-        if not table.lengths(used).any():
-            reasons = {key: f"no clip has {' or '.join(used)}" for key in metrics if key != "n"}
-            metrics |= dict.fromkeys(reasons)
-        by_seed[info.seed] = metrics
-        undefined |= reasons
-        tables.append(predictions)
-        predicted.append(prediction_N)
-    found: dict[str, Any] = {**_over_seeds(list(by_seed.values()))}
+        runs[info.seed] = _evaluate_network(network, info, table, used, batch_size)
+    speaker_N = table.clip_ids if table.speakers is None else table.speakers
+    found: dict[str, Any] = {**_over_seeds([run.metrics for run in runs.values()])}
     if table.lengths(used).any():
         baselines = fit_baselines(dataset, split, text="text" in used)
-        speaker_N = table.clip_ids if table.speakers is None else table.speakers
-        compared = np.stack(predicted), table.labels, speaker_N, label_range
-        found["baselines"] = compare_with_baselines(*compared, baselines)
+        compared = np.stack([run.prediction_N for run in runs.values()]), table.labels, speaker_N
+        found["baselines"] = compare_with_baselines(*compared, table.info.label_range, baselines)
+    undefined = {key: reason for run in runs.values() for key, reason in run.undefined.items()}
     return Evaluation(
         metrics=found | ({"undefined": undefined} if undefined else {}),
-        by_seed=by_seed,
-        predictions=pa.concat_tables(tables, promote_options="default"),
-        unlabelled=int((~labelled).sum()),
+        by_seed={seed: run.metrics for seed, run in runs.items()},
+        predictions=pa.concat_tables([run.predictions for run in runs.values()], promote_options="default"),
+        unlabelled=int((~table.labelled).sum()),
         truncated=table.truncated,
         steps={m: table.sequences[m].lengths for m in MODALITIES},
+        speakers=speaker_N,
+        label_map=runs[info.seed].label_map,
+        notes=tuple(dict.fromkeys(note for run in runs.values() for note in run.notes)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One network on the split: as in `Evaluation`, and its predictions [N]."""
+
+    prediction_N: np.ndarray
+    metrics: Mapping[str, Metric]
+    undefined: Mapping[str, str]
+    predictions: pa.Table
+    label_map: LabelMap
+    notes: tuple[str, ...]
+
+
+def _evaluate_network(
+    network: Network, info: CheckpointInfo, table: ClipTable, used: Sequence[str], batch_size: int
+) -> _Run:
+    label_range = table.info.label_range
+    label_map = LabelMap(info.dataset.label_range, label_range)
+    outputs = infer(network, table, used, batch_size)
+    prediction_N, labelled = label_map(outputs.prediction_N), table.labelled
+    metrics, reasons = defined_metrics(prediction_N[labelled], table.labels[labelled], label_range)
+    predictions = _predictions(table, info.seed, prediction_N)
+    for m, (without_N, defined_N) in _without_each(network, table, used, batch_size).items():
+        column = pa.array(label_map(without_N), pa.float32(), mask=~defined_N)
+        predictions = predictions.append_column(pa.field(f"{WITHOUT}{m}", pa.float32()), column)
+    if outputs.unimodal_NM is not None:
+        unimodal_NM = label_map(outputs.unimodal_NM)
+        if np.isfinite(table.unimodal_labels).any():
+            own = _unimodal_metrics(unimodal_NM, table.unimodal_labels, label_range)
+            metrics, reasons = metrics | own[0], reasons | own[1]
+        predictions = _with_unimodal(predictions, unimodal_NM, table.unimodal_labels)
+    if not table.lengths(used).any():
+        reasons = {key: f"no clip has {' or '.join(used)}" for key in metrics if key != "n"}
+        metrics |= dict.fromkeys(reasons)
+    return _Run(prediction_N, metrics, reasons, predictions, label_map, info.differences(table.info))
 
 
 def write_metrics(metrics: Mapping[str, Any], path: Path) -> None:
@@ -159,15 +190,19 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
 
 
 def _without_each(
-    predictions: pa.Table, network: Network, table: ClipTable, used: Sequence[str], batch_size: int
-) -> pa.Table:
+    network: Network, table: ClipTable, used: Sequence[str], batch_size: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return, for each modality that is used beside others, the predictions [N] without it and where they are defined.
+
+    They are where the clip has the modality and another one.
+    """
     has = {m: table.lengths((m,))[:, 0] > 0 for m in used}
+    found = {}
     for m in used if len(used) > 1 else ():
         others = [other for other in used if other != m]
-        defined = has[m] & np.logical_or.reduce([has[other] for other in others])
-        column = pa.array(predict(network, table, others, batch_size), pa.float32(), mask=~defined)
-        predictions = predictions.append_column(pa.field(f"{WITHOUT}{m}", pa.float32()), column)
-    return predictions
+        defined_N = has[m] & np.logical_or.reduce([has[other] for other in others])
+        found[m] = predict(network, table, others, batch_size), defined_N
+    return found
 
 
 def _unimodal_metrics(

@@ -120,7 +120,7 @@ def results() -> None:
     """Print the metrics of the last evaluation, their change since the previous one, and the report's path."""
     from flows.config.params import load_params
     from flows.display.console import console
-    from flows.evaluate import print_metrics
+    from flows.evaluate import print_metrics, print_other_corpus, read_other_corpus
 
     with plain_errors():
         params = load_params()
@@ -130,6 +130,8 @@ def results() -> None:
         raise typer.Exit(1)
     metrics = json.loads(path.read_text(encoding="utf-8"))
     print_metrics(params, metrics)
+    if other := read_other_corpus(params):
+        print_other_corpus(other)
     console.print(f"report: {(params.paths.report / 'index.html').resolve()}")
 
 

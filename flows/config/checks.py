@@ -71,6 +71,7 @@ def check_project(params: Params) -> list[Finding]:
         _check_extractors,
         _check_transcription,
         _check_corpus,
+        _check_other_dataset,
     )
     findings = [finding for check in checks for finding in check(params)]
     return sorted(findings, key=lambda finding: not finding.error)
@@ -107,6 +108,15 @@ def _check_outputs(params: Params) -> Iterator[Finding]:
         elif not os.access(existing, os.W_OK):
             yield Finding(f"paths.{key}: {path} cannot be written, because {existing} is read-only for this user; "
                           "choose another path, or change its permissions")  # fmt: skip
+
+
+def _check_other_dataset(params: Params) -> Iterator[Finding]:
+    other = params.other_dataset
+    if other is not None and not (other / "dataset.json").is_file():
+        yield Finding(
+            f"evaluate.also_on: {other} holds no dataset.json; name the folder that another project's align stage "
+            f"wrote, such as ../mosi/data/dataset, or {params.paths.dataset} for no other corpus"
+        )
 
 
 def _check_packages(params: Params) -> Iterator[Finding]:

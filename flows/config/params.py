@@ -167,10 +167,17 @@ class ExtractParams:
 
 @dataclass(frozen=True)
 class EvaluateParams:
-    """The split to evaluate."""
+    """What to evaluate on.
+
+    Attributes:
+        split: Split of the dataset.
+        also_on: Dataset folder of another corpus, on whose split of this name the model is measured too; the project's
+            own: on no other.
+    """
 
     __pydantic_config__: ClassVar = STRICT
     split: Literal["train", "valid", "test"] = "test"
+    also_on: Path = Path("data/dataset")
 
 
 @dataclass(frozen=True)
@@ -230,6 +237,12 @@ class Params:
     def __post_init__(self) -> None:
         check_together(self.model, self.train)
         check_network(self.model, self.train)
+
+    @property
+    def other_dataset(self) -> Path | None:
+        """Dataset of another corpus that the model is measured on; None: none."""
+        own, named = self.paths.dataset, self.evaluate.also_on
+        return None if named.resolve() == own.resolve() else named
 
 
 def _is_encoding(name: str) -> bool:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from corpora.manifest import Clip
     from corpora.problems import Problem
     from flows.report.corpus_card import CorpusCard
+    from flows.studies.cross_corpus import CrossCorpusResult
     from flows.studies.results import StudyResult
     from model.evaluation.calibration import Bin, Coverage
 
@@ -102,6 +103,7 @@ class ReportInput:
         intervals: 95 % intervals of the metrics.
         previous: The previous evaluation.
         looks: How often the test split was looked at; None for other splits.
+        other: The same model on another corpus; None: on no other.
         subgroups: Metrics of subgroups of the split.
         calibration: Calibration of the checkpoints on this split.
         explorer: Data of single clips.
@@ -123,6 +125,7 @@ class ReportInput:
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     previous: PreviousEvaluation | None = None
     looks: Looks | None = None
+    other: CrossCorpusResult | None = None
     subgroups: SubgroupAnalysis | None = None
     calibration: CalibrationInput | None = None
     explorer: ExplorerInput = field(default_factory=ExplorerInput)
@@ -207,7 +210,20 @@ def _metrics(report: ReportInput) -> dict[str, Any]:
         "cards": [by_key[key] for key in HEADLINE if key in by_key][:MAX_CARDS],
         "counts": counts(report.metrics),
         "baselines": _baselines(report.metrics.get("baselines", {})),
+        "other": _other_corpus(report.other),
         "languages": sorted({clip.language for clip in report.clips.values()}),
+    }
+
+
+def _other_corpus(other: CrossCorpusResult | None) -> dict[str, Any] | None:
+    """Return the model's metrics on another corpus."""
+    if other is None:
+        return None
+    return {
+        "result": other,
+        "rows": metric_table(other.metrics, other.intervals),
+        "counts": counts(other.metrics),
+        "verdict": baseline_verdict(other.metrics.get("baselines", {})),
     }
 
 

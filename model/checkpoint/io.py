@@ -80,21 +80,29 @@ class CheckpointInfo:
     density: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def check_compatible(self, dataset: DatasetInfo) -> None:
-        """Check that the network can be evaluated on a dataset.
-
-        Modalities that it was trained without do not matter, nor do text features if it reads transcripts.
-
-        Other versions of the libraries that computed the features are logged as a warning.
+        """Check that the network can be evaluated on a dataset of the same label range, see `check_features`.
 
         Raises:
-            ValueError: Another label range, extractor signature or feature width, or, for a text encoder trained from
-                scratch, another language; the message names both and what to do.
+            ValueError: Another label range, or as `check_features`.
         """
         if dataset.label_range != self.dataset.label_range:
             raise ValueError(
                 f"the checkpoint predicts labels in {list(self.dataset.label_range)}, the dataset has "
                 f"{list(dataset.label_range)}; train on this dataset, or evaluate a corpus of that range"
             )
+        self.check_features(dataset)
+
+    def check_features(self, dataset: DatasetInfo) -> None:
+        """Check that the network can read a dataset's features.
+
+        Modalities that it was trained without do not matter, nor do text features if it reads transcripts.
+
+        Other versions of the libraries that computed the features are logged as a warning.
+
+        Raises:
+            ValueError: Another extractor signature, feature width or normalisation, or, for a text encoder trained
+                from scratch, another language; the message names both and what to do.
+        """
         if self.model.text.mode == "scratch" and dataset.language != self.dataset.language:
             raise ValueError(
                 f"the checkpoint's text encoder was trained from scratch on {self.dataset.language!r}, the dataset's "
@@ -104,6 +112,11 @@ class CheckpointInfo:
         for modality in self.train.modalities:
             if modality == "text" and self.model.text.mode != "frozen":
                 continue
+            if modality == "audio" and dataset.normalise_audio != self.dataset.normalise_audio:
+                raise ValueError(
+                    f"the checkpoint was trained with align.normalise_audio {self.dataset.normalise_audio}, the "
+                    f"dataset was aligned with {dataset.normalise_audio}; align it with the same, or train on it"
+                )
             trained, found = self.dataset.modalities[modality], dataset.modalities[modality]
             if not trained.matches(found):
                 raise ValueError(
@@ -117,6 +130,22 @@ class CheckpointInfo:
                     "%s features were computed with %s in training, and with %s here",
                     modality, format_versions(trained.versions), format_versions(found.versions),
                 )  # fmt: skip
+
+    def differences(self, dataset: DatasetInfo) -> tuple[str, ...]:
+        """Return what may make the network worse on a dataset of another corpus, although it can read its features."""
+        trained, found = self.dataset, dataset
+        notes = []
+        if found.language != trained.language:
+            notes.append(f"the transcripts are {found.language}, those of the training {trained.language}")
+        if found.mode != trained.mode:
+            notes.append(f"the modalities are {found.mode}, those of the training {trained.mode}")
+        if set(found.mask_invalid) != set(trained.mask_invalid):
+            names = [", ".join(info.mask_invalid) or "no modality" for info in (found, trained)]
+            notes.append(f"invalid steps are hidden of {names[0]}, in training of {names[1]}")
+        if {found.generated, trained.generated} == {True, False}:
+            kinds = ["generated" if info.generated else "recorded" for info in (found, trained)]
+            notes.append(f"the clips are {kinds[0]}, those of the training {kinds[1]}")
+        return tuple(notes)
 
 
 def save_checkpoint(

@@ -8,6 +8,8 @@ Shapes: N clips.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 WIDE = (-3.0, 3.0)
@@ -19,6 +21,29 @@ ROUNDING = 1e-5
 """Predictions closer than this may differ by rounding only, such as that of differently padded batches."""
 
 Metric = float | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """Linear map of scores between two label ranges, end to end and 0 to 0: [-3, 3] -> [-1, 1] divides by 3.
+
+    It equates the ends of two scales, not what annotators meant by them; errors are in units of the target's scale.
+
+    Attributes:
+        source: Label range of the scores.
+        target: Label range to map to.
+    """
+
+    source: tuple[float, float]
+    target: tuple[float, float]
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Return the scores on the target's scale; of the same range they are returned as they are."""
+        if self.source == self.target:
+            return scores
+        (low, high), (new_low, new_high) = self.source, self.target
+        mapped: np.ndarray = new_low + (scores - low) * ((new_high - new_low) / (high - low))
+        return mapped.astype(scores.dtype)
 
 
 def evaluate_metrics(prediction: np.ndarray, label: np.ndarray, label_range: tuple[float, float]) -> dict[str, Metric]:

@@ -61,6 +61,7 @@ AFTER_EXTRACTION = {"align", "train", "evaluate"}
         ("train.epochs", {"train", "evaluate"}),
         ("model.bottleneck_tokens", {"train", "evaluate"}),
         ("evaluate.split", {"evaluate"}),
+        ("evaluate.also_on", {"evaluate"}),
         ("extract.workers", set()),
         ("extract.clip_timeout", set()),
         ("extract.runner", set()),
@@ -69,6 +70,21 @@ AFTER_EXTRACTION = {"align", "train", "evaluate"}
 )
 def test_a_changed_parameter_reruns_what_hangs_on_it_and_nothing_else(repository, key, stages):
     assert reached_by(repository, key) == stages
+
+
+def test_another_corpus_is_a_dependency_of_the_evaluation_alone(repository, tmp_path):
+    from dvc.repo import Repo
+
+    folder = tmp_path / "project"
+    shutil.copytree(repository, folder)
+    params = (folder / "params.yaml").read_text(encoding="utf-8")
+    changed = params.replace("also_on: data/dataset", "also_on: ../mosi/data")
+    (folder / "params.yaml").write_text(changed, encoding="utf-8")
+    with Repo(str(folder)) as repo:
+        readers = [
+            stage.addressing for stage in repo.index.stages for dep in stage.deps if dep.def_path == "../mosi/data"
+        ]
+    assert [name.split(":")[-1] for name in readers] == ["evaluate"]
 
 
 PACKAGES = ("media", "corpora", "extractors", "model", "flows")

@@ -20,7 +20,7 @@ from model.data.info import read_info
 from model.evaluate import evaluate, write_metrics, write_predictions
 from model.evaluation.baselines import compare_with_baselines, fit_baselines
 from model.evaluation.inference import predict
-from model.evaluation.metrics import evaluate_metrics
+from model.evaluation.metrics import LabelMap, evaluate_metrics
 from model.evaluation.predictions import ClipPredictions
 from model.network.dashfusion import DashFusion
 from tests.support.datasets import drop_audio
@@ -247,3 +247,78 @@ def test_clips_without_any_of_the_modalities_measure_nothing(dataset_writer, tmp
     found = evaluate(dataset, [tmp_path / "best"], "test", ["audio"], device="cpu").metrics
     assert {key for key, value in found.items() if value is not None} == {"n", "undefined"}
     assert set(found["undefined"].values()) == {"no clip has audio"}
+
+
+def unit_dataset(dataset_writer, folder, **options):
+    """A corpus with labels in [-1, 1], for the rest like `dataset`."""
+    return dataset_writer(folder, label_range=(-1, 1), seed=3, **options)
+
+
+def test_scores_are_mapped_to_the_label_range_of_another_corpus(dataset, dataset_writer, tmp_path):
+    other = unit_dataset(dataset_writer, tmp_path / "other")
+    network = untrained(dataset, tmp_path / "best", seed=0)
+    with pytest.raises(ValueError, match=r"predicts labels in \[-3.0, 3.0\], the dataset has \[-1.0, 1.0\]"):
+        evaluate(other, [tmp_path / "best"], "test", device="cpu")
+    found = evaluate(other, [tmp_path / "best"], "test", device="cpu", other_corpus=True)
+    table = ClipTable.read(other, "test", 32)
+    expected = predict(network, table, MODALITIES) / 3
+    np.testing.assert_allclose(found.predictions["prediction"], expected, atol=1e-6)
+    without = predict(network, table, ("text", "audio")) / 3
+    has = table.lengths(("vision",))[:, 0] > 0
+    np.testing.assert_allclose(found.predictions["prediction_without_vision"].to_numpy()[has], without[has], atol=1e-6)
+    measured = evaluate_metrics(found.predictions["prediction"].to_numpy(), table.labels, (-1.0, 1.0))
+    assert {key: found.metrics[key] for key in measured} == measured and "acc2" in measured
+    baselines = fit_baselines(other, "test").prediction["mean_label"]
+    labels = pq.read_table(other / "train")["label"].to_numpy()
+    assert baselines == pytest.approx(np.nanmean(labels), abs=1e-6), "of the other corpus's training split"
+    assert found.metrics["baselines"]["mean_label"]["mae"] == pytest.approx(np.abs(baselines - table.labels).mean())
+    assert found.label_map == LabelMap((-3.0, 3.0), (-1.0, 1.0)) and found.notes == ()
+    assert found.speakers.tolist() == table.speakers.tolist()
+
+
+def test_a_corpus_without_a_training_split_has_no_baselines_but_is_measured(dataset, dataset_writer, tmp_path):
+    other = dataset_writer(tmp_path / "other", clips={"train": 4, "test": 8}, seed=3)
+    (other / "train" / "part-00000.parquet").unlink()
+    described = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(described | {"clips": {"test": 8}}))
+    untrained(dataset, tmp_path / "best", seed=0)
+    found = evaluate(other, [tmp_path / "best"], "test", device="cpu", other_corpus=True)
+    assert found.metrics["mae"] > 0 and "verdict" not in found.metrics["baselines"]
+    assert set(found.metrics["baselines"]["undefined"].values()) == {"the training split has no labelled clip"}
+
+
+def test_what_differs_between_the_corpora_is_noted_and_other_features_are_refused(dataset, dataset_writer, tmp_path):
+    other = dataset_writer(tmp_path / "other", seed=3)
+    path = other / "dataset.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps(described | {"language": "zh", "mask_invalid": [], "mode": "aligned"}))
+    untrained(dataset, tmp_path / "best", seed=0)
+    found = evaluate(other, [tmp_path / "best"], "test", device="cpu", other_corpus=True)
+    assert found.notes == (
+        "the transcripts are zh, those of the training en",
+        "the modalities are aligned, those of the training unaligned",
+        "invalid steps are hidden of no modality, in training of vision",
+    )
+    described["modalities"]["audio"]["signature"] = "audio.other-v1-111111111111"
+    path.write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"trained on audio features audio\.synthetic.*audio\.other"):
+        evaluate(other, [tmp_path / "best"], "test", device="cpu", other_corpus=True)
+
+
+def test_audio_that_was_standardised_by_speaker_is_other_audio(dataset, tmp_path):
+    untrained(dataset, tmp_path / "best", seed=0)
+    untrained(dataset, tmp_path / "text", seed=0, modalities=("text",))
+    standardised = replace(read_info(dataset), normalise_audio="speaker")
+    with pytest.raises(ValueError, match=r"align.normalise_audio none, the dataset was aligned with speaker"):
+        load_checkpoint(tmp_path / "best")[1].check_compatible(standardised)
+    load_checkpoint(tmp_path / "text")[1].check_compatible(standardised)
+
+
+@pytest.mark.parametrize(("source", "target"), [((-3.0, 3.0), (-1.0, 1.0)), ((-1.0, 1.0), (-3.0, 3.0))])
+def test_label_ranges_are_mapped_end_to_end_and_back(source, target):
+    scores = np.array([source[0], 0.0, source[1], 2 * source[1]], np.float32)
+    found = LabelMap(source, target)(scores)
+    np.testing.assert_allclose(found, [target[0], 0, target[1], 2 * target[1]], atol=1e-6)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(LabelMap(target, source)(found), scores, atol=1e-6)
+    assert LabelMap(source, source)(scores) is scores

@@ -34,6 +34,17 @@ def test_the_committed_parameters_are_the_composed_default(project):
     assert chosen() == ({}, {}), "a choice was committed: dashfusion use --reset"
 
 
+def test_recipes_set_the_features_of_their_name_and_are_taken_back(project):
+    apply(["recipe=sims_33"])
+    assert load_params().extract.audio.extractor == "audio.sims_33"
+    assert params(project)[OPTIONS.split(".")[0]]["audio"]["options"] == {"hop_seconds": 0.02322}
+    apply(["recipe=mosi_covarep5"])
+    assert load_params().align.columns.audio == "covarep_5" and load_params().align.columns.vision == "all"
+    assert load_params().extract.audio.extractor == "audio.librosa"
+    apply(["recipe=default"])
+    assert params(project) == compose()
+
+
 def test_every_key_is_described_once_in_conf():
     """Keys of config.yaml, which has the comments, are all keys of the parameters."""
     described = yaml.safe_load((ROOT / "conf/config.yaml").read_text(encoding="utf-8"))

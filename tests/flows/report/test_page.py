@@ -15,6 +15,7 @@ import pytest
 from corpora.problems import Problem
 from flows.report import Looks, PreviousEvaluation, metrics_rows, write_report
 from flows.report.page import content_policy
+from flows.studies.cross_corpus import CrossCorpusResult
 from model.checkpoint.description import GENERATED_NOTICE
 
 UNIT = (-1.0, 1.0)
@@ -120,6 +121,29 @@ def test_links_to_sections_find_them(tmp_path, make):
     ids = {attrs.get("id") for _, attrs in page.elements}
     links = {attrs["href"][1:] for tag, attrs in page.elements if tag == "a" and attrs["href"].startswith("#")}
     assert len(links) == 10 and links <= ids
+
+
+def test_another_corpus_has_a_section_of_its_own_that_says_how_labels_were_mapped(render):
+    other = CrossCorpusResult(
+        model="model",
+        trained_on=HOSTILE,
+        dataset="../unit",
+        corpus=HOSTILE,
+        split="test",
+        trained_range=(-3.0, 3.0),
+        label_range=(-1.0, 1.0),
+        metrics={"n": 8, "mae": 0.321, "acc2": 0.75, "baselines": {"undefined": {"mean_label": "no training split"}}},
+        intervals={"mae": (0.2, 0.4)},
+        notes=["the transcripts are zh, those of the training en"],
+        looks="with 3 different models since 2026-11-24",
+    )
+    html, page = render(other=other)
+    assert "<script>alert" not in html and "0.321" in page.words and "0.200 to 0.400" in page.words
+    assert "Scores in [-3, 3] were mapped linearly to [-1, 1]." in page.words
+    assert "The transcripts are zh, those of the training en." in page.words
+    assert "evaluated with 3 different models since 2026-11-24 in this project" in page.words
+    assert "could not be compared with baselines: no training split" in page.words
+    assert any(attrs.get("id") == "other-corpus" for _, attrs in page.elements)
 
 
 def test_sections_without_content_are_left_out_with_their_links(render):
