@@ -20,13 +20,21 @@ from prefect.states import Cancelled
 from extractors.execution.workers import WorkerLostError
 from flows.config.params import SEARCH_SEED, Params, load_params
 from flows.display.console import console
-from flows.evaluate import count_look
+from flows.evaluate import count_look, labels_of
 from flows.orchestration import engine
 from flows.orchestration.training_pool import StoppedError
 from flows.orchestration.workspace import workspace
 from flows.pipeline import run_stages
 from flows.report.leaderboard import cost_picture
 from flows.report.provenance import RunProvenance
+from flows.studies.cross_corpus import (
+    MATRIX,
+    CrossCorpusResult,
+    cross_corpus_matrix,
+    matrix_rows,
+    matrix_table,
+    write_matrix,
+)
 from flows.studies.leaderboard import leaderboard_table
 from flows.studies.results import (
     ALL_CLIPS,
@@ -44,9 +52,11 @@ from flows.studies.spec import StudySpec, metric_keys
 from flows.studies.statistics import Measurements, best_network, leaderboard_rows
 from flows.studies.tables import leaderboard_tables
 from flows.study import Trial, TrialFailedError, call_training, map_trials, predict_trial, trial_pool, update_report
+from model.data.info import read_info
 
 if TYPE_CHECKING:
     from model.data.clips import ClipTable
+    from model.evaluate import Evaluation
 
 T = TypeVar("T")
 
@@ -108,6 +118,7 @@ def compare(
     trials: int | None = None,
     workers: int = 0,
     wait: bool = True,
+    on: Sequence[Path] = (),
     params_file: Path = Path("params.yaml"),
 ) -> Any:
     """Train networks with the same budget and seeds, rank them on the test split, and add the result to the report.
@@ -118,6 +129,7 @@ def compare(
         trials: Settings to try for each network, in place of `compare.trials`.
         workers: Number of parallel trainings; 0 for one per core, or per GPU.
         wait: Whether to wait while another run works in the same folder; otherwise fail at once.
+        on: Dataset folders of other corpora, on whose test split the networks are measured as well.
         params_file: Parameters of the dataset, and the block `compare`.
 
     Returns:
@@ -128,10 +140,12 @@ def compare(
     given = tuple(models) or budget.models, tuple(seeds) or budget.seeds, budget.trials if trials is None else trials
     params = replace(params, compare=replace(budget, models=given[0], seeds=given[1], trials=given[2]))
     compared_networks(params.compare.models)  # refuses a single one before a stage runs
+    for folder in on:
+        read_info(folder)  # and a folder without a dataset
     with workspace(wait):
         try:
             run_stages(["align"], wait=wait)
-            result = _compare(params, workers)
+            result = _compare(params, workers, on)
             path = write_study(result, params.paths.studies)
             publish(result)
             reported = update_report(wait)
@@ -147,8 +161,8 @@ def compare(
     return result
 
 
-def _compare(params: Params, workers: int) -> StudyResult:
-    """Choose the settings of each network, train it with every seed, and measure it."""
+def _compare(params: Params, workers: int, on: Sequence[Path] = ()) -> StudyResult:
+    """Choose the settings of each network, train it with every seed, and measure it, on other corpora as well."""
     from flows.studies.trial import View
     from model.data.clips import ClipTable
 
@@ -167,9 +181,11 @@ def _compare(params: Params, workers: int) -> StudyResult:
         views = [View(params.paths.dataset)]
         predictions = map_trials("evaluate", predict_trial, measured, views=views, split=MEASURED_SPLIT, **fixed)
     clips = dict(zip(table.clip_ids.tolist(), map(_finite, table.labels.tolist()), strict=True))
+    folders = _by_network(measured, [trial.folder(fixed["scratch"]) / "best" for trial in measured])
     for name in chosen:
-        folders = [trial.folder(fixed["scratch"]) / "best" for trial in measured if trial.variant == name]
-        count_look(params.prepare.corpus, clips, folders)
+        count_look(params.prepare.corpus, clips, folders[name])
+    if on:
+        measure_across(params, folders, on)
     by_network = _by_network(measured, [found[0] for found in predictions])
     return _result(params, chosen, left_out, table, outcomes, by_network, provenance)
 
@@ -309,6 +325,28 @@ def _validation_rows(
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
+
+
+def measure_across(params: Params, folders: Mapping[str, Sequence[Path]], on: Sequence[Path]) -> None:
+    """Measure networks on the test splits of the own and of other corpora; write, print and publish the matrix.
+
+    Args:
+        params: Parameters with the own dataset.
+        folders: Network -> its checkpoints, one per seed.
+        on: Dataset folders of the other corpora.
+    """
+
+    def count(result: CrossCorpusResult, evaluation: Evaluation) -> None:
+        count_look(result.corpus, labels_of(evaluation.predictions), folders[result.model])
+
+    datasets = [params.paths.dataset, *on]
+    results = cross_corpus_matrix(folders, datasets, MEASURED_SPLIT, params.train.device, count)
+    path = params.paths.studies / MATRIX
+    write_matrix(results, path)
+    for metric in ("mae", "acc2", "corr"):
+        console.print(matrix_table(results, metric))
+    console.print(f"{path}", markup=False)
+    engine.publish_table("cross-corpus", matrix_rows(results), "Networks on the test splits of several corpora")
 
 
 def publish(result: StudyResult) -> None:

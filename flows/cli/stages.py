@@ -202,6 +202,10 @@ def compare(
         list[Path] | None,
         typer.Option("--output", "-o", help="File for the leaderboard: .csv, or .png for quality against cost."),
     ] = None,
+    on: Annotated[
+        list[Path] | None,
+        typer.Option(help="Dataset folder of another corpus, to measure the networks on too; may be repeated."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Trainings at a time; 0: one per core, or one per GPU.")] = 0,
     wait: Wait = True,
 ) -> None:
@@ -220,9 +224,7 @@ def compare(
         for path in output or ():
             if path.suffix not in (".csv", ".png"):
                 raise ValueError(f"--output {path}: name a .csv file, for the table, or a .png file, for the picture")
-        numbers = _numbers(seeds)
-        result = _run_flow(
-            run, TrialFailedError, models=models or [], seeds=numbers, trials=trials, workers=workers, wait=wait
-        )
+        chosen = {"models": models or [], "seeds": _numbers(seeds), "trials": trials, "on": on or []}
+        result = _run_flow(run, TrialFailedError, **chosen, workers=workers, wait=wait)
         for path in output or () if isinstance(result, StudyResult) else ():  # not if a stage was cancelled
             save_leaderboard(result, path)

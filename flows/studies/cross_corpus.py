@@ -5,6 +5,7 @@ Shapes: N clips, S seeds.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from flows.display.metrics import METRICS, NOTHING, Interval, format_interval, format_metric, is_fraction
+from corpora.files import atomic_file
+from flows.display.metrics import METRICS, NOTHING, Interval, format_interval, format_metric, is_fraction, metric_table
 from model.checkpoint.description import read_description
 from model.data.info import read_info
 from model.evaluation.bootstrap import percentile_interval, resampled_by_seed, resampled_groups
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from model.evaluate import Evaluation
 
 Range = tuple[float, float]
+
+MATRIX = "cross_corpus.json"
+"""File of the last matrix, in the folder of the studies' results."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,24 @@ def _refusal(checkpoints: Sequence[Path], info: DatasetInfo, split: str) -> str:
         except ValueError as error:
             return str(error)
     return ""
+
+
+def write_matrix(results: Sequence[CrossCorpusResult], path: Path) -> None:
+    """Write a matrix as a JSON list with an object for each cell."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [result.to_json() | {"refusal": result.refusal} for result in results]
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(cells, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def matrix_rows(results: Sequence[CrossCorpusResult]) -> list[dict[str, str]]:
+    """Return a row for each cell as text, with the metrics that its label range has."""
+    rows = []
+    for result in results:
+        row = {"network": result.model, "trained on": result.trained_on, "measured on": result.corpus}
+        row |= {entry.name: entry.value for entry in metric_table(result.metrics)} if result.metrics else {}
+        rows.append(row | {"refused": result.refusal})
+    return rows
 
 
 def matrix_table(results: Sequence[CrossCorpusResult], metric: str) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from flows import compare as compare_flow
 from flows import evaluate as evaluate_flow
 from flows.config.checks import check_project
 from flows.config.params import Params, load_params
-from flows.studies.cross_corpus import cross_corpus_matrix, matrix_table, mean_intervals
+from flows.studies.cross_corpus import MATRIX, cross_corpus_matrix, matrix_table, mean_intervals
 from model.checkpoint.io import save_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.data.info import read_info
@@ -168,6 +170,17 @@ def test_another_corpus_is_measured_beside_the_own_one_and_counted_as_a_look(par
     assert "Scores in [-3, 3] were mapped linearly to [-1, 1]." in printed
     assert "unit: the transcripts are zh, those of the training en" in printed
     assert "the test split of unit has been evaluated with this model only" in printed
+
+
+def test_a_comparison_on_other_corpora_writes_the_matrix_and_counts_every_look(params, corpora, checkpoints, capsys):
+    own = type(params)(**(vars(params) | {"paths": replace(params.paths, dataset=corpora["wide"])}))
+    compare_flow.measure_across(own, {"m": checkpoints["two seeds"]}, [corpora["unit"], corpora["other"]])
+    cells = json.loads((params.paths.studies / MATRIX).read_text())
+    assert [cell["corpus"] for cell in cells] == ["wide", "unit", "other"]
+    assert cells[0]["intervals"]["mae"] and "audio.other-v1" in cells[2]["refusal"] and cells[2]["metrics"] == {}
+    assert len((evaluate_flow.settings.STATE / evaluate_flow.LOOKS).read_text().splitlines()) == 2
+    printed = capsys.readouterr().out
+    assert all(f"{name} across corpora, test split" in printed for name in ("MAE", "Acc-2", "Correlation"))
 
 
 def test_without_another_corpus_the_file_is_empty(params):
