@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from corpora.languages import likely_language
 from corpora.manifest import split_name, unsafe_id
 from corpora.readers.csd import LABELS as CSD_LABELS
-from corpora.readers.raw import LABELS, MEDIA_FOLDER, REQUIRED, TABLES, MediaFiles, find_table, list_media, read_rows
+from corpora.readers.csd import SUFFIX as CSD_SUFFIX
+from corpora.readers.mmsa_pickle import SUFFIXES as PICKLE_SUFFIXES
+from corpora.readers.raw import (
+    LABELS,
+    MEDIA_FOLDER,
+    REQUIRED,
+    TABLE_SUFFIXES,
+    TABLES,
+    MediaFiles,
+    find_table,
+    list_media,
+    list_tables,
+    locate_media,
+    read_rows,
+)
 from corpora.readers.table import MEDIA, Table, guess_encoding, open_table, parse_number
 from corpora.splits import SplitConfig, group_clips
 
@@ -58,6 +73,7 @@ class DetectedCorpus:
         layout: mmsa, folder, csd or mmsa_pickle.
         root: what `prepare.root` should be: the folder, or its only pickle.
         table: name of the table; empty without one.
+        other_tables: other tables of the folder, which are not read -> what was found in them.
         separator: of the table's columns.
         encoding: of the table, if it must be named.
         columns: our name -> the table's, where they differ.
@@ -71,6 +87,7 @@ class DetectedCorpus:
     layout: Literal["mmsa", "folder", "csd", "mmsa_pickle"]
     root: Path
     table: str = ""
+    other_tables: Mapping[str, str] = field(default_factory=dict)
     separator: str = ""
     encoding: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -81,51 +98,60 @@ class DetectedCorpus:
     remarks: tuple[str, ...] = ()
 
 
-def detect_corpus(root: Path) -> DetectedCorpus:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A table as `read_rows` would read it."""
+
+    table: Table
+    encoding: str | None
+    layout: Layout
+    columns: Mapping[str, str]
+    clips: Sequence[Clip]
+
+
+def detect_corpus(root: Path, table: str | None = None) -> DetectedCorpus:
     """Find out how a folder of videos can be read. Only names of files and the table are looked at.
 
+    Args:
+        root: the folder.
+        table: name of its table; None: of several, the one that labels, or else names, the most videos.
+
     Raises:
-        FileNotFoundError: there is no folder.
-        ValueError: the folder has neither media nor a table, or several tables; the table cannot be read.
+        FileNotFoundError: there is no folder, or no such table.
+        ValueError: the folder has neither media nor a table, or no table of several leads to media; the table cannot
+            be read.
     """
-    path = find_table(root, "folder")
+    path, others = _choose_table(root, table)
     if path is None:
         if not list_media(root, []):
             raise ValueError(
                 f"{root}: no corpus: neither a table ({TABLES[0]} or any .csv) nor videos, nor features (.pkl, .csd)"
             )
         return DetectedCorpus("folder", root, remarks=("no table: every video is a clip without a label, in test",))
-    encoding = _encoding(path)
-    table = open_table(path, encoding)
-    rows = [row.values for _, row in zip(range(MAX_ROWS), table.rows(), strict=False)]
-    if path.name in TABLES and set(REQUIRED) <= set(table.header) and (root / MEDIA_FOLDER).is_dir():
-        layout: Layout = "mmsa"
-        columns: dict[str, str] = {}
-    else:
-        layout, columns = "folder", detect_columns(table, rows, MediaFiles(root))
-    located, _ = read_rows(root, "", layout, columns, encoding)
-    clips = [clip for _, clip in located]
+    reading = _read_table(root, path, MediaFiles(root))
+    clips, header = reading.clips, reading.table.header
     label_range, remarks = detect_label_range(_labels(clips))
     if all(clip.label is None for clip in clips):
         remarks.append(
-            f"no labels, without which clips are not trained on; name their column, out of {', '.join(table.header)}: "
+            f"no labels, without which clips are not trained on; name their column, out of {', '.join(header)}: "
             "prepare.columns.label"
         )
     if not any(clip.text for clip in clips):
         remarks.append("no transcripts; name their column, prepare.columns.text, or a recogniser, transcribe.model")
-    mode = columns.get("mode", "mode")
+    mode = reading.columns.get("mode", "mode")
     split = None
-    if mode not in table.header and any(clip.label is not None for clip in clips):
+    if mode not in header and any(clip.label is not None for clip in clips):
         split, remark = _drawable(clips)
         remarks += [remark] if remark else []
     return DetectedCorpus(
-        layout=layout,
+        layout=reading.layout,
         root=root,
         table=path.name,
-        separator=table.separator,
-        encoding=encoding,
-        columns=columns,
-        splits=Counter(row.values[mode].strip() for row in table.rows()) if mode in table.header else {},
+        other_tables=others,
+        separator=reading.table.separator,
+        encoding=reading.encoding,
+        columns=reading.columns,
+        splits=Counter(row.values[mode].strip() for row in reading.table.rows()) if mode in header else {},
         label_range=label_range,
         language=likely_language(clip.text for clip in clips[:MAX_ROWS]),
         split=split,
@@ -133,14 +159,74 @@ def detect_corpus(root: Path) -> DetectedCorpus:
     )
 
 
-def features_of(root: Path) -> tuple[Literal["csd", "mmsa_pickle"], Path] | None:
-    """Return layout and path of a corpus of extracted features, or None for a folder that has none."""
-    if (root / CSD_LABELS).is_file():
-        return "csd", root
-    pickles = [path for path in sorted(root.glob("*")) if path.suffix in (".pkl", ".pickle")] if root.is_dir() else []
-    if pickles and find_table(root, "folder") is None and not list_media(root, []):
-        return "mmsa_pickle", pickles[0] if len(pickles) == 1 else root
-    return None
+def _choose_table(root: Path, name: str | None) -> tuple[Path | None, dict[str, str]]:
+    """Return the folder's table, None without one, and what was found in each table that is not read."""
+    tables = list_tables(root)
+    named = find_table(root, "folder", name) if name else None
+    if named and named not in tables:
+        tables.append(named)
+    if len(tables) < 2:
+        return next(iter(tables), None), {}
+    files = MediaFiles(root)
+    score: dict[Path, tuple[int, int]] = {}
+    found: dict[str, str] = {}
+    for path in tables:
+        try:
+            clips = _read_table(root, path, files).clips
+        except ValueError as error:
+            score[path], found[path.name] = (0, 0), str(error).removeprefix(f"{path}: ")
+            continue
+        labelled = {place[0]: clip.label is not None for clip in clips if (place := locate_media(clip, root, files))}
+        score[path] = sum(labelled.values()), len(labelled)
+        found[path.name] = f"videos that its rows lead to: {len(labelled)}; with a label: {score[path][0]}"
+    best = named or max(tables, key=lambda path: score[path])  # the first of equal ones
+    if not named and not score[best][1]:
+        listed = "; ".join(f"{table}: {what}" for table, what in found.items())
+        raise ValueError(f"{root}: several tables, but none leads to its videos; name one as prepare.table: {listed}")
+    return best, {table: what for table, what in found.items() if table != best.name}
+
+
+def _read_table(root: Path, path: Path, files: MediaFiles) -> _Reading:
+    """Find out how a table is read, and read it.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    encoding = _encoding(path)
+    table = open_table(path, encoding)
+    layout: Layout = "mmsa"
+    columns: dict[str, str] = {}
+    if path.name not in TABLES or not set(REQUIRED) <= set(table.header) or not (root / MEDIA_FOLDER).is_dir():
+        layout, columns = "folder", detect_columns(table, [row.values for row in islice(table.rows(), MAX_ROWS)], files)
+    located, _ = read_rows(root, "", layout, columns, encoding, table=path.name)
+    return _Reading(table, encoding, layout, columns, [clip for _, clip in located])
+
+
+def features_of(path: Path) -> tuple[Literal["csd", "mmsa_pickle"], Path] | None:
+    """Return layout and root of a corpus of extracted features, or None where there are none.
+
+    Args:
+        path: folder, or a file: a pickle is a corpus of its own, a `.csd` one of those in its folder.
+    """
+    if path.is_file():
+        if path.suffix.lower() in PICKLE_SUFFIXES:
+            return "mmsa_pickle", path
+        return ("csd", path.parent) if path.suffix.lower() == CSD_SUFFIX else None
+    if (path / CSD_LABELS).is_file():
+        return "csd", path
+    files = sorted(path.glob("*")) if path.is_dir() else []
+    pickles = [file for file in files if file.suffix.lower() in PICKLE_SUFFIXES]
+    sequences = [file for file in files if file.suffix.lower() == CSD_SUFFIX]
+    if not (pickles or sequences) or list_media(path, []):
+        return None
+    if sequences:
+        return "csd", path
+    return None if list_tables(path) else ("mmsa_pickle", pickles[0] if len(pickles) == 1 else path)
+
+
+def is_corpus_file(path: Path) -> bool:
+    """Return whether a file is a corpus of features or a corpus's table, rather than a media file."""
+    return path.is_file() and (features_of(path) is not None or path.suffix.lower() in TABLE_SUFFIXES)
 
 
 def _encoding(path: Path) -> str | None:

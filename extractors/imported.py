@@ -18,7 +18,7 @@ from extractors.base import IMPORTED, FeatureSequence, make_signature
 from extractors.store import FeatureMeta, FeatureReader, FeatureWriter, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from corpora.problems import Problem
     from corpora.readers.feature_corpus import ImportedCorpus
@@ -48,13 +48,16 @@ class ImportCounts:
     replaced_clips: int
 
 
-def write_imported(corpus: ImportedCorpus, root: Path, layout: str) -> tuple[dict[str, ImportCounts], list[Problem]]:
+def write_imported(
+    corpus: ImportedCorpus, root: Path, layout: str, progress: Callable[[int], None] | None = None
+) -> tuple[dict[str, ImportCounts], list[Problem]]:
     """Write a feature store below `root` for each modality of a corpus, replacing those of an earlier import.
 
     Args:
         corpus: corpus of features.
         root: root of the manifest.
         layout: layout of the corpus, for the signature.
+        progress: called with 1 after each clip of each modality.
 
     Returns:
         counts by modality; a problem for each clip and modality with replaced values.
@@ -80,6 +83,8 @@ def write_imported(corpus: ImportedCorpus, root: Path, layout: str) -> tuple[dic
                 counter["replaced"] += steps.replaced
                 counter["replaced_clips"] += bool(steps.replaced)
                 problems += [problem] if problem else []
+                if progress is not None:
+                    progress(1)
         counts[modality] = ImportCounts(**{field.name: counter[field.name] for field in fields(ImportCounts)})
     return counts, problems
 

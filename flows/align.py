@@ -15,6 +15,7 @@ from extractors.dataset.align import AlignSummary
 from extractors.dataset.align import align as align_features
 from flows.config.params import Params, load_params
 from flows.display.console import console
+from flows.display.metrics import format_count
 from flows.display.progress import StageProgress
 from flows.orchestration import engine
 
@@ -49,14 +50,16 @@ def align(params_file: Path = Path("params.yaml")) -> dict[str, Any]:
     write_problems(problems, params.paths.all_problems)
     engine.publish_table("problems", map(asdict, problems), "Problems of clips in all stages so far")
     counts = ", ".join(f"{count} {split}" for split, count in summary.clips.items())
-    console.print(f"{params.align.mode}: {counts}; {len(problems)} problems so far -> {params.paths.dataset}")
+    found = format_count(len(problems), "problem")
+    console.print(f"{params.align.mode}: {counts}; {found} so far -> {params.paths.dataset}")
     for name, method in summary.word_times["methods"].items():
-        line = f"word times ({name}): {method['words']} words of {method['clips']} clips"
+        words, clips = format_count(method["words"], "word"), format_count(method["clips"], "clip")
+        line = f"word times ({name}): {words} of {clips}"
         if "error" in method:
             start = method["error"]["start"]
             line += (
                 f"; start off by {start['median']:.3f} s in the median, {start['p90']:.3f} s at the 90th percentile, "
-                f"over {method['error']['words']} words"
+                f"over {format_count(method['error']['words'], 'word')}"
             )
         console.print(line)
     return {"clips": dict(summary.clips), "word_times": dict(summary.word_times)}

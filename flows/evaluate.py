@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from flows.config.params import Params, load_params
 from flows.display.baselines import ZERO_SHOT, baseline_table, baseline_verdict, is_better
 from flows.display.console import console
 from flows.display.metrics import counts, metric_table
+from flows.display.progress import StageProgress
 from flows.orchestration import engine, settings
 from flows.orchestration.settings import REPORT_PAGE, REPORT_URL
 from flows.report import (
@@ -35,13 +37,13 @@ from flows.report import (
     write_plot_data,
     write_report,
 )
-from flows.report.analysis import analyse, checkpoints
+from flows.report.analysis import PARTS, analyse, checkpoints
 from flows.report.corpus_card import corpus_card
 from flows.report.provenance import PROVENANCE_FILE, RunProvenance, read_training_provenance
 from flows.studies.cross_corpus import CrossCorpusResult, measure_on
 from flows.studies.results import read_studies
 from flows.zero_shot.comparison import zero_shot_rows
-from model.data.info import is_generated
+from model.data.info import is_generated, read_info
 from model.evaluation.predictions import ClipPredictions
 from model.files import sha256_of
 
@@ -81,8 +83,13 @@ def measure(params: Params) -> Any:
     from model.evaluate import evaluate as evaluate_model
     from model.evaluate import write_metrics, write_predictions
 
-    split = params.evaluate.split
-    result = evaluate_model(params.paths.dataset, checkpoints(params), split, device=params.train.device)
+    dataset, folders, split = params.paths.dataset, checkpoints(params), params.evaluate.split
+    used = len(params.train.modalities)
+    passes = len(folders) * (1 + (used if used > 1 else 0))
+    with StageProgress("predictions") as bar:
+        row = bar.add_task("evaluate", total=passes * read_info(dataset).clips.get(split, 0))
+        advance = partial(bar.advance, row)
+        result = evaluate_model(dataset, folders, split, device=params.train.device, progress=advance)
     if zero_shot := compare_with_chat_models(params, result):
         result.metrics["baselines"][ZERO_SHOT] = zero_shot
     write_metrics(result.metrics, params.paths.metrics / f"{split}.json")
@@ -141,6 +148,13 @@ def report(
     dataset = json.loads((params.paths.dataset / "dataset.json").read_text(encoding="utf-8"))
     path = params.paths.report / REPORT_PAGE
     write_plot_data(params.paths.metrics / "plots", result.predictions, manifest.label_range)
+    with StageProgress("parts") as bar:
+        row = bar.add_task("report", total=len(PARTS))
+
+        def begin(part: str) -> None:
+            bar.update(row, completed=PARTS.index(part), note=part)
+
+        analysis = analyse(params, result, manifest, transcripts, begin)
     write_report(
         path,
         ReportInput(
@@ -160,7 +174,7 @@ def report(
             provenance=record,
             generated=bool(is_generated(dataset)),
             card=corpus_card(manifest, transcripts, params.paths.dataset, problems, params.align.mask_invalid),
-            **analyse(params, result, manifest, transcripts),
+            **analysis,
         ),
     )
     return path

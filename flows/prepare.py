@@ -18,6 +18,7 @@ from extractors.imported import write_imported
 from flows.config.encoder import check_encoder
 from flows.config.params import IMPORTED_LAYOUTS, Params, PrepareParams, load_params
 from flows.display.console import console
+from flows.display.metrics import format_count
 from flows.display.progress import StageProgress
 from flows.orchestration import engine
 
@@ -43,35 +44,44 @@ def generate_demo(params: PrepareParams, root: Path, workers: int) -> None:
 @task
 def read_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Problem]]:
     """Read and check every row of the corpus; rows that cannot be used are returned as problems."""
-    return read_raw(
-        root,
-        corpus=params.corpus,
-        language=params.language,
-        label_range=params.label_range,
-        layout=params.raw_layout,
-        columns=params.raw_columns,
-        encoding=params.encoding,
-        split=params.split,
-    )
+    with StageProgress() as bar:
+        row = bar.add_task("read media", total=None)
+        return read_raw(
+            root,
+            corpus=params.corpus,
+            language=params.language,
+            label_range=params.label_range,
+            layout=params.raw_layout,
+            columns=params.raw_columns,
+            encoding=params.encoding,
+            split=params.split,
+            table=params.table,
+            progress=lambda done, total: bar.update(row, completed=done, total=total),
+        )
 
 
 @task
 def import_corpus(params: PrepareParams, root: Path) -> tuple[Manifest, list[Problem]]:
     """Read a corpus of extracted features, write these under `root`, and print their counts."""
-    corpus = READERS[params.layout](
-        Path(params.root).expanduser(),
-        corpus=params.corpus,
-        language=params.language,
-        label_range=params.label_range,
-        root=str(root),
-    )
+    with StageProgress("sequences") as bar:
+        row = bar.add_task("import features", total=None)
+        corpus = READERS[params.layout](
+            Path(params.root).expanduser(),
+            corpus=params.corpus,
+            language=params.language,
+            label_range=params.label_range,
+            root=str(root),
+        )
+        bar.update(row, total=len(corpus.feature_names) * len(corpus.manifest.clips))
+        counts, problems = write_imported(corpus, root, params.layout, progress=lambda n: bar.advance(row, n))
     for remark in corpus.remarks:
         console.print(remark, markup=False)
-    counts, problems = write_imported(corpus, root, params.layout)
     for modality, count in counts.items():
-        line = f"{modality}: {count.clips} clips, {count.steps} steps, {count.invalid} of them not valid"
+        clips = format_count(count.clips, "clip")
+        line = f"{modality}: {clips}, {format_count(count.steps, 'step')}, {count.invalid} of them not valid"
         if count.replaced:
-            line += f"; {count.replaced} values of {count.replaced_clips} clips were NaN or infinite and are 0 now"
+            verb, clips = "was" if count.replaced == 1 else "were", format_count(count.replaced_clips, "clip")
+            line += f"; {format_count(count.replaced, 'value')} of {clips} {verb} NaN or infinite and are 0 now"
         console.print(line)
     return corpus.manifest, [*corpus.problems, *problems]
 
@@ -109,9 +119,9 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
     counts = Counter(clip.split for clip in manifest.clips)
     engine.publish_table("prepare-problems", map(asdict, problems), "Rows of the corpus that had a problem")
     console.print(
-        f"{manifest.corpus}: {len(manifest.clips)} clips ("
+        f"{manifest.corpus}: {format_count(len(manifest.clips), 'clip')} ("
         + ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-        + f"), {len(problems)} problems -> {params.paths.manifest}"
+        + f"), {format_count(len(problems), 'problem')} -> {params.paths.manifest}"
     )
     if params.prepare.split:
         console.print(f"splits drawn: {params.prepare.split}")
@@ -121,7 +131,9 @@ def prepare(params_file: Path = Path("params.yaml")) -> dict[str, int]:
 
 
 def _first(problems: list[Problem]) -> str:
-    return f"{len(problems)} problems, the first: {problems[0].message}" if problems else "its table is empty"
+    if not problems:
+        return "its table is empty"
+    return f"{format_count(len(problems), 'problem')}, the first: {problems[0].message}"
 
 
 if __name__ == "__main__":

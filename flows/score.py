@@ -79,7 +79,7 @@ def predict(
     publish(plain, predictor.description["dataset"]["label_range"])
     failed = [row["error"]["message"] for row in plain if row["error"]]
     if len(failed) == len(plain):
-        others = f" (and {len(failed) - 1} others, each with its reason in the artifact)" if len(failed) > 1 else ""
+        others = f" (and {len(failed) - 1} more, each with its reason in the artifact)" if len(failed) > 1 else ""
         raise ValueError(failed[0] + others)
     return plain
 

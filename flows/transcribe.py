@@ -15,6 +15,7 @@ from extractors.transcripts.transcribe import TranscribeSummary
 from extractors.transcripts.transcribe import transcribe as transcribe_clips
 from flows.config.params import Params, load_params
 from flows.display.console import console
+from flows.display.metrics import format_count
 from flows.display.progress import StageProgress
 from flows.orchestration import engine
 from flows.orchestration.settings import forced, scratch_folder
@@ -58,9 +59,10 @@ def transcribe(params_file: Path = Path("params.yaml")) -> dict[str, dict[str, i
     clips = sum(summary.texts.values())
     tracebacks = scratch_folder() / TRACEBACKS
     check_failures(summary.failures, clips, params.extract.max_failed_fraction, table, tracebacks)
+    problems = format_count(len(summary.problems), "problem")
     console.print(
-        f"transcripts of {clips} clips ({_counts(summary.texts)}; words timed by {_counts(summary.methods)}; "
-        f"{summary.processed} recognised now, {len(summary.problems)} problems) -> {params.paths.transcripts}"
+        f"transcripts of {format_count(clips, 'clip')} ({_counts(summary.texts)}; words timed by "
+        f"{_counts(summary.methods)}; {summary.processed} recognised now, {problems}) -> {params.paths.transcripts}"
     )
     return {"texts": dict(summary.texts), "methods": dict(summary.methods)}
 

@@ -23,7 +23,7 @@ from model.evaluation.predictions import PREDICTIONS_SCHEMA, WITHOUT
 from model.files import atomic_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from model.checkpoint.io import CheckpointInfo
     from model.network.base import Network
@@ -71,6 +71,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 64,
     other_corpus: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Evaluate checkpoints, one per seed, on a split.
 
@@ -83,6 +84,8 @@ def evaluate(
         batch_size: Clips per forward pass; it does not change the predictions.
         other_corpus: Whether the dataset may be of another label range than the checkpoints' own: their scores are then
             mapped to it (`LabelMap`), and metrics and predictions are on its scale.
+        progress: Called after each batch with its number of clips. Every network predicts each clip once with all its
+            modalities and, if it uses several, once without each.
 
     Raises:
         FileNotFoundError: No dataset or no checkpoint there.
@@ -109,7 +112,7 @@ def evaluate(
         (info.check_features if other_corpus else info.check_compatible)(table.info)
         if not len(table):
             raise ValueError(f"{dataset}: the {split} split has no clips; evaluate another split")
-        runs[info.seed] = _evaluate_network(network, info, table, used, batch_size)
+        runs[info.seed] = _evaluate_network(network, info, table, used, batch_size, progress)
     speaker_N = table.clip_ids if table.speakers is None else table.speakers
     found: dict[str, Any] = {**_over_seeds([run.metrics for run in runs.values()])}
     if table.lengths(used).any():
@@ -143,15 +146,20 @@ class _Run:
 
 
 def _evaluate_network(
-    network: Network, info: CheckpointInfo, table: ClipTable, used: Sequence[str], batch_size: int
+    network: Network,
+    info: CheckpointInfo,
+    table: ClipTable,
+    used: Sequence[str],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
 ) -> _Run:
     label_range = table.info.label_range
     label_map = LabelMap(info.dataset.label_range, label_range)
-    outputs = infer(network, table, used, batch_size)
+    outputs = infer(network, table, used, batch_size, progress=progress)
     prediction_N, labelled = label_map(outputs.prediction_N), table.labelled
     metrics, reasons = defined_metrics(prediction_N[labelled], table.labels[labelled], label_range)
     predictions = _predictions(table, info.seed, prediction_N)
-    for m, (without_N, defined_N) in _without_each(network, table, used, batch_size).items():
+    for m, (without_N, defined_N) in _without_each(network, table, used, batch_size, progress).items():
         column = pa.array(label_map(without_N), pa.float32(), mask=~defined_N)
         predictions = predictions.append_column(pa.field(f"{WITHOUT}{m}", pa.float32()), column)
     if outputs.unimodal_NM is not None:
@@ -190,7 +198,11 @@ def _predictions(table: ClipTable, seed: int, prediction_N: np.ndarray) -> pa.Ta
 
 
 def _without_each(
-    network: Network, table: ClipTable, used: Sequence[str], batch_size: int
+    network: Network,
+    table: ClipTable,
+    used: Sequence[str],
+    batch_size: int,
+    progress: Callable[[int], None] | None,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return, for each modality that is used beside others, the predictions [N] without it and where they are defined.
 
@@ -201,7 +213,7 @@ def _without_each(
     for m in used if len(used) > 1 else ():
         others = [other for other in used if other != m]
         defined_N = has[m] & np.logical_or.reduce([has[other] for other in others])
-        found[m] = predict(network, table, others, batch_size), defined_N
+        found[m] = predict(network, table, others, batch_size, progress=progress), defined_N
     return found
 
 

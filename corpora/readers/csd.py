@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LABELS, SPLITS, WORDS = "labels.csd", "splits.csv", "words.csd"
 
+SUFFIX = ".csd"
 SILENCES = ("", "sp", "sil", "spn", "<eps>", "<sil>", "<p:>")
 """Labels, in lower case, by which forced aligners mark what is not a word."""
 
@@ -71,7 +72,7 @@ def read_csd(path: Path, *, corpus: str, language: str, label_range: tuple[float
         if not (path / name).is_file():
             raise FileNotFoundError(
                 f"{path / name}: no such file; set prepare.root to a folder with {LABELS}, {SPLITS} (video_id, split) "
-                f"and any of {WORDS}, {', '.join(f'{m}.csd' for m in MODALITIES)}"
+                f"and any of {WORDS}, {', '.join(f'{m}.csd' for m in MODALITIES)}, or links so called: docs/mmsa.md"
             )
     # Files
     splits = _read_splits(path / SPLITS)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from corpora.problems import Problem
 
+SUFFIXES = (".pkl", ".pickle")
+
 MAX_LIST_VALUES = 1 << 25
 """Limit of a clip's values that are stored as lists and not as an array."""
 
@@ -160,7 +162,7 @@ def _pickles(path: Path) -> list[Path]:
     """List the pickles at a path."""
     if path.is_file():
         return [path]
-    found = sorted([*path.glob("*.pkl"), *path.glob("*.pickle")]) if path.is_dir() else []
+    found = sorted(file for file in path.glob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else []
     if not found:
         raise FileNotFoundError(
             f"{path}: no .pkl file here; set prepare.root to MMSA's pickle, or to a folder with one for each modality"

@@ -22,7 +22,7 @@ from corpora.splits import SplitConfig, draw_splits
 from media.container import MediaError, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 TABLES = ("label.csv", "meta.csv")
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -56,6 +56,8 @@ def read_raw(
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
     split: SplitConfig | None = None,
+    table: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Manifest, list[Problem]]:
     """Read a corpus, and probe and hash its media.
 
@@ -77,6 +79,8 @@ def read_raw(
         columns: maps names of `COLUMNS` to the table's own names, where they differ.
         encoding: of the table; None: UTF-8, or what its byte-order mark says.
         split: how to draw the splits of a folder's clips; None: they are the table's.
+        table: name of a folder's table; None: `label.csv`, `meta.csv` or the only one.
+        progress: called after each clip with the number of clips that were read and of all clips.
 
     Raises:
         FileNotFoundError: there is no folder, or no table in it.
@@ -85,16 +89,20 @@ def read_raw(
     """
     # Table
     root = Path(root)
-    located, problems = read_rows(root, language, layout, columns or {}, encoding, split is None)
+    located, problems = read_rows(root, language, layout, columns or {}, encoding, split is None, table)
     clips, invalid = validate(located, label_range)
     clips = clips if split is None else draw_splits(clips, split)
     problems += invalid + straddling(clips)
 
     # Media
     places = {clip.clip_id: where for where, clip in reversed(located)}  # the first place of a repeated clip
-    files = MediaFiles(root) if layout == "folder" and find_table(root, layout) else None
+    files = MediaFiles(root) if layout == "folder" and find_table(root, layout, table) else None
+    probed: list[Clip | Problem] = []
     with ThreadPoolExecutor(PROBING_THREADS) as pool:
-        probed = list(pool.map(lambda clip: _add_media(clip, root, places[clip.clip_id], files), clips))
+        for read in pool.map(lambda clip: _add_media(clip, root, places[clip.clip_id], files), clips):
+            probed.append(read)
+            if progress is not None:
+                progress(len(probed), len(clips))
     kept = [clip for clip in probed if isinstance(clip, Clip)]
     problems += [problem for problem in probed if isinstance(problem, Problem)]
     drawn = asdict(split) if split else None
@@ -108,6 +116,7 @@ def read_rows(
     columns: Mapping[str, str],
     encoding: str | None = None,
     own_splits: bool = True,
+    table: str | None = None,
 ) -> tuple[list[tuple[str, Clip]], list[Problem]]:
     """Read the table's rows, or list a folder's media, without a look at the media.
 
@@ -116,10 +125,10 @@ def read_rows(
     Returns:
         (place for messages, clip) of each row, all in test if not `own_splits`; problems of the others.
     """
-    table = find_table(root, layout)
+    path = find_table(root, layout, table)
     problems: list[Problem] = []
     located: list[tuple[str, Clip]] = []
-    rows = _list_media(root, problems) if table is None else _table_rows(table, layout, columns, encoding)
+    rows = _list_media(root, problems) if path is None else _table_rows(path, layout, columns, encoding)
     for where, row in rows:
         if not own_splits and row.values.get("mode", "").strip():
             column = columns.get("mode", "mode")
@@ -136,23 +145,47 @@ def read_rows(
     return located, problems
 
 
-def find_table(root: Path, layout: Layout = "mmsa") -> Path | None:
-    """Return the path of the corpus's table, or None for a folder without one.
+def list_tables(root: Path) -> list[Path]:
+    """Return the tables of a folder: `label.csv` or `meta.csv` alone if there is one, otherwise all others, sorted.
 
     Raises:
-        FileNotFoundError: there is no folder, or a required `label.csv` or `meta.csv` is not in it.
-        ValueError: the folder has several other tables.
+        FileNotFoundError: there is no folder.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set prepare.root to the folder that holds label.csv and Raw/")
     for name in TABLES:
         if (root / name).is_file():
-            return root / name
+            return [root / name]
+    return sorted(p for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith("."))
+
+
+def find_table(root: Path, layout: Layout = "mmsa", name: str | None = None) -> Path | None:
+    """Return the path of the corpus's table, or None for a folder without one.
+
+    Args:
+        root: the corpus's folder.
+        layout: its layout.
+        name: name of a folder's table; None: `label.csv`, `meta.csv` or the only one.
+
+    Raises:
+        FileNotFoundError: there is no folder, no table with the name, or no `label.csv` or `meta.csv` in MMSA's layout.
+        ValueError: the folder has several tables, and none is named.
+    """
+    tables = list_tables(root)
+    if name:
+        if not (root / name).is_file():
+            there = printable(", ".join(path.name for path in tables)) or "no table"
+            raise FileNotFoundError(f"{root / name}: no such file, which prepare.table names; the folder has {there}")
+        return root / name
+    if tables and tables[0].name in TABLES:
+        return tables[0]
     if layout == "folder":
-        others = sorted(p for p in root.iterdir() if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith("."))
-        if len(others) > 1:
-            raise ValueError(f"{root}: which table? {', '.join(p.name for p in others)}; call it {TABLES[0]}")
-        return others[0] if others else None
+        if len(tables) > 1:
+            raise ValueError(
+                f"{root}: which table? {printable(', '.join(p.name for p in tables))}; name it as prepare.table; "
+                f"`dashfusion doctor` of the folder tells which one fits"
+            )
+        return tables[0] if tables else None
     found = printable(", ".join(sorted(path.name for path in root.iterdir())[:8])) or "nothing"
     raise FileNotFoundError(
         f"{root / TABLES[0]}: no such file, nor {TABLES[1]}; the folder holds {found}. "
@@ -270,7 +303,7 @@ def _clip_of(row: Row, language: str) -> Clip:
     if row.surplus:
         raise _InvalidRowError(
             "MalformedRow",
-            f"{row.surplus} more values than columns; put quotes around a text that holds commas",
+            f"more values than columns, by {row.surplus}; put quotes around a text that holds commas",
         )
     mode = row.values.get("mode", DEFAULT_SPLIT).strip()
     labels = {name: _label(column, row.values.get(column, "")) for name, column in LABELS.items()}

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from rich.table import Table
 
-from corpora.detection import DetectedCorpus, detect_corpus, detect_label_range, features_of
+from corpora.detection import DetectedCorpus, detect_corpus, detect_label_range, features_of, is_corpus_file
 from corpora.inspection import CorpusInspection, inspect_corpus, label_histogram
 from corpora.languages import likely_language
 from corpora.manifest import MODALITIES, Clip, split_name
@@ -25,7 +25,8 @@ from flows.cli.use_line import use_line
 from flows.config.checks import check_project
 from flows.config.params import Params
 from flows.display.console import console
-from flows.display.metrics import format_duration
+from flows.display.metrics import format_count, format_duration
+from flows.display.progress import StageProgress
 
 MAX_ITEMS = 5
 """Items of a long list that are shown; the others are counted."""
@@ -41,11 +42,11 @@ BAR = 24
 """Characters of a histogram's longest bar."""
 
 
-def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
+def doctor(path: Path, params: Params, *, sample: int = 3) -> bool:
     """Find out how a corpus is read, inspect it, and print the findings and the command that selects it.
 
     Args:
-        root: Folder of the corpus, in any layout that `prepare` reads.
+        path: Folder of the corpus, in any layout that `prepare` reads; or a file: features, or the table of its folder.
         params: Parameters; used are the extractors and `max_failed_fraction`.
         sample: Clips to extract for the estimate; 0: none.
 
@@ -53,10 +54,10 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
         Whether the pipeline would accept it.
 
     Raises:
-        FileNotFoundError: No such folder.
+        FileNotFoundError: No such folder or file.
         ValueError: No corpus in it, its table cannot be read, or an extractor cannot be built.
     """
-    detected, corpus = _inspect(root)
+    detected, corpus = _inspect(path)
     console.print(_reading(detected))
     for table in (_overview(corpus), _formats(corpus), _labels(corpus), _problems(corpus)):
         if table.row_count:
@@ -67,7 +68,7 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
     limit, share = params.extract.max_failed_fraction, corpus.unusable / max(1, corpus.rows)
     fit = share <= limit
     console.print(
-        f"{root}: {corpus.unusable} of {corpus.rows} rows cannot be used ({share:.1%}; extract.max_failed_fraction "
+        f"{path}: {corpus.unusable} of {corpus.rows} rows cannot be used ({share:.1%}; extract.max_failed_fraction "
         f"allows {limit:.1%})" + ("" if fit else f": repair or remove them, or allow them with {_allow_line(share)}"),
         style=None if fit else "bold red",
         markup=False,
@@ -75,10 +76,6 @@ def doctor(root: Path, params: Params, *, sample: int = 3) -> bool:
     console.print("To use this corpus:", style="bold")
     console.print(use_line(detected), markup=False)
     return fit
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _allow_line(share: float) -> str:
@@ -92,7 +89,7 @@ def doctor_project(params: Params) -> bool:
         level, style = ("error", "bold red") if finding.error else ("warning", "yellow")
         console.print(f"{level}: {finding.message}", style=style, markup=False)
     errors = sum(finding.error for finding in findings)
-    counts = f"{_count(errors, 'error')}, {_count(len(findings) - errors, 'warning')}"
+    counts = f"{format_count(errors, 'error')}, {format_count(len(findings) - errors, 'warning')}"
     console.print(
         f"params.yaml: {counts}. Checked were output paths, packages, extractors, models, and the corpus's table; "
         "dashfusion doctor FOLDER reads its media as well.",
@@ -101,20 +98,25 @@ def doctor_project(params: Params) -> bool:
     return not errors
 
 
-def _inspect(root: Path) -> tuple[DetectedCorpus, CorpusInspection]:
-    """Return how the folder can be read, and what is in it."""
-    if features := features_of(root):
+def _inspect(path: Path) -> tuple[DetectedCorpus, CorpusInspection]:
+    """Return how the corpus in a folder, or of a file, can be read, and what is in it."""
+    if features := features_of(path):
         return _inspect_features(*features)
-    detected = detect_corpus(root)
-    corpus = inspect_corpus(
-        root,
-        language=detected.language,
-        label_range=detected.label_range,
-        layout="mmsa" if detected.layout == "mmsa" else "folder",
-        columns=detected.columns,
-        encoding=detected.encoding,
-        split=detected.split,
-    )
+    root, table = (path.parent, path.name) if is_corpus_file(path) else (path, None)
+    detected = detect_corpus(root, table)
+    with StageProgress() as bar:
+        row = bar.add_task("read media", total=None)
+        corpus = inspect_corpus(
+            root,
+            language=detected.language,
+            label_range=detected.label_range,
+            layout="mmsa" if detected.layout == "mmsa" else "folder",
+            columns=detected.columns,
+            encoding=detected.encoding,
+            split=detected.split,
+            table=detected.table or None,
+            progress=lambda done, total: bar.update(row, completed=done, total=total),
+        )
     return detected, corpus
 
 
@@ -144,6 +146,8 @@ def _reading(detected: DetectedCorpus) -> Table:
     _row(table, "layout", f"{detected.layout}: {LAYOUTS[detected.layout]}")
     if detected.table:
         _row(table, "table", f"{detected.table}, {SEPARATORS[detected.separator]}, {detected.encoding or 'UTF-8'}")
+    for name, found in detected.other_tables.items():
+        _row(table, "not read", f"{name}: {found}")
     if detected.columns:
         _row(table, "columns", ", ".join(f"{ours}: {theirs}" for ours, theirs in detected.columns.items()))
     if detected.splits:
@@ -248,7 +252,8 @@ def _estimate(corpus: CorpusInspection, chosen: Sequence[Clip], params: Params) 
     limit_threads(1)
     root, sample_seconds = Path(corpus.manifest.root), sum(clip.duration or 0.0 for clip in chosen)
     corpus_seconds = corpus.durations().sum()
-    title = f"Extraction by {workers} processes, going by {len(chosen)} clips"
+    processes = format_count(workers, "process", "processes")
+    title = f"Extraction by {processes}, going by {format_count(len(chosen), 'clip')}"
     table = _table(title, "modality", "extractor", "seconds a second", "whole corpus")
     whole = 0.0
     for modality in MODALITIES:

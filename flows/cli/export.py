@@ -22,6 +22,7 @@ def mmsa(path: Annotated[Path, typer.Argument(help="Pickle file (.pkl) to write.
     """
     from extractors.dataset.export import export_mmsa
     from flows.config.params import load_params
+    from flows.display.metrics import format_count
 
     with plain_errors():
         written = export_mmsa(load_params().paths.dataset, path)
@@ -29,7 +30,7 @@ def mmsa(path: Annotated[Path, typer.Argument(help="Pickle file (.pkl) to write.
     clips = ", ".join(f"{count} {split}" for split, count in written.clips.items())
     typer.echo(f"{path}: {clips}; {shapes}; {'with' if written.tokens else 'without'} text_bert")
     if written.unlabelled:
-        typer.echo(f"{written.unlabelled} clips without a label were left out")
+        typer.echo(f"left out: {format_count(written.unlabelled, 'clip')} without a label")
 
 
 @export.command()
@@ -77,6 +78,7 @@ def onnx(path: Annotated[Path, typer.Argument(help="ONNX file (.onnx) to write."
     Its predictions are compared with PyTorch's, for single clips and padded batches, with and without missing
     modalities; a difference over 1e-4 is an error. Needs pip install -e '.[onnx]'.
     """
+    from flows.display.metrics import format_count
     from flows.prediction.inputs import default_model
 
     with plain_errors():
@@ -85,4 +87,5 @@ def onnx(path: Annotated[Path, typer.Argument(help="ONNX file (.onnx) to write."
         written = export_onnx(model or default_model(), path)
     for name, shape in written.inputs.items():
         typer.echo(f"{name:<12} [{', '.join(map(str, shape))}]")
-    typer.echo(f"{path}: differs from PyTorch by {written.difference:.1e} at most, over {written.clips} clips")
+    clips = format_count(written.clips, "clip")
+    typer.echo(f"{path}: differs from PyTorch by {written.difference:.1e} at most, over {clips}")

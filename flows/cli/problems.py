@@ -96,10 +96,11 @@ def _tables(listed: Sequence[Problem]) -> list[Table]:
 
 def _summary(listed: Sequence[Problem]) -> str:
     from extractors.execution.cache import TRACEBACKS
+    from flows.display.metrics import format_count
     from flows.orchestration.settings import scratch_folder
 
     stages = ", ".join(f"{stage} {count}" for stage, count in Counter(p.stage for p in listed).items())
-    line = f"{len(listed)} {'problem' if len(listed) == 1 else 'problems'} ({stages})"
+    line = f"{format_count(len(listed), 'problem')} ({stages})"
     if any(problem.traceback for problem in listed):
         line += f"; tracebacks are in {scratch_folder() / TRACEBACKS}, named by the column traceback of --csv"
     return line

@@ -23,8 +23,8 @@ def doctor(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="Corpus: a folder with label.csv and Raw/<video_id>/<clip_id>.mp4; or a file or checkpoint; without "
-            "one, the project itself.",
+            help="Corpus: a folder, a pickle or .csd of features, or a table beside videos; or a media file or a "
+            "checkpoint; without one, the project itself.",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,7 @@ def doctor(
 ) -> None:
     """Inspect a corpus: clips, durations, formats, labels, problems, and the estimated time of extraction.
 
-    Layout, columns, separator, encoding, splits, label range and language are found out, and the
+    Layout, table, columns, separator, encoding, splits, label range and language are found out, and the
     [bold]dashfusion use[/bold] line that selects the corpus is printed. Extractors are those of
     [bold]params.yaml[/bold]. Nothing is written. The exit status is 1 if the share of unusable rows exceeds
     [bold]extract.max_failed_fraction[/bold].
@@ -49,6 +49,7 @@ def doctor(
     Without an argument: what in [bold]params.yaml[/bold] would stop a stage, or is likely meant otherwise. The exit
     status is 1 if a stage would stop.
     """
+    from corpora.detection import is_corpus_file
     from flows.cli.doctor import doctor as examine
     from flows.cli.doctor import doctor_project
     from flows.cli.doctor_file import doctor_checkpoint, doctor_file
@@ -58,7 +59,7 @@ def doctor(
     with plain_errors():
         if path is None:
             fit = doctor_project(load_params())
-        elif path.is_file():
+        elif path.is_file() and not is_corpus_file(path):
             fit = doctor_file(path, model or project_model())
         elif (path / DESCRIPTION).is_file():
             fit = doctor_checkpoint(path)
@@ -85,6 +86,7 @@ def prune(
     from extractors.execution import cache, units
     from extractors.transcripts.transcribe import model_identities
     from flows.config.params import load_params
+    from flows.display.metrics import format_count
     from flows.orchestration.settings import scratch_folder
     from flows.studies.trial import TRIALS
     from model.train import MAPPED, runs_folder
@@ -105,7 +107,8 @@ def prune(
             training.add(runs_folder(scratch, params.paths.dataset, params.model, params.train).name)
         traces = {problem.traceback for problem in problems}
         folders, freed = cache.prune(scratch, keep | corrupted | training | traces)
-    typer.echo(f"{folders} folders removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
+    removed = format_count(folders, "folder")
+    typer.echo(f"{removed} removed, {freed / 2**20:.1f} MiB freed; kept: {', '.join(sorted(keep))}")
 
 
 @app.command()
@@ -133,6 +136,7 @@ def use(
     Without arguments nothing changes: the current choices, edits by hand, and all presets are shown.
     """
     from flows.config import presets
+    from flows.display.metrics import format_count
 
     if sum([bool(choices) or reset, undo, save]) > 1:
         raise typer.BadParameter("--undo and --save stand alone, and take no choices")
@@ -140,11 +144,12 @@ def use(
         if undo:
             changes = presets.undo()
             _print_changes(changes)
-            _echo(f"params.yaml: restored, {_count(changes)} changed; the same command again takes this back")
+            restored = format_count(len(changes), "value")
+            _echo(f"params.yaml: restored, {restored} changed; the same command again takes this back")
         elif save:
             edits = presets.save()
             _print_changes(edits)
-            _echo(f"conf/chosen.yaml: {_count(edits)} kept")
+            _echo(f"conf/chosen.yaml: {format_count(len(edits), 'value')} kept")
         elif choices or reset:
             _change(choices or [], reset)
         else:
@@ -156,6 +161,7 @@ def _change(choices: list[str], reset: bool) -> None:
     from flows.config import presets
     from flows.config.checks import require_usable
     from flows.config.params import load_params
+    from flows.display.metrics import format_count
 
     warnings: list[str] = []
 
@@ -177,7 +183,8 @@ def _change(choices: list[str], reset: bool) -> None:
     if done.comments:
         _echo("comments in params.yaml were dropped")
     if done.changes or done.edits or done.comments:
-        _echo(f"params.yaml: {_count(done.changes)} changed; dashfusion use --undo takes this back")
+        changed = format_count(len(done.changes), "value")
+        _echo(f"params.yaml: {changed} changed; dashfusion use --undo takes this back")
     else:
         _echo("params.yaml: nothing changed")
     for warning in warnings:
@@ -209,10 +216,6 @@ def _show_choices() -> None:
 def _print_changes(changes: Changes) -> None:
     for key, (before, after) in changes.items():
         _echo(f"{key}: {_format(before)} -> {_format(after)}")
-
-
-def _count(changes: Changes) -> str:
-    return "1 value" if len(changes) == 1 else f"{len(changes)} values"
 
 
 def _format(value: object) -> str:

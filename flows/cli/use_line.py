@@ -30,6 +30,8 @@ def use_line(corpus: DetectedCorpus) -> str:
         f"prepare.corpus={_value(_name(corpus.root.resolve()))}",
         *(f"prepare.columns.{ours}={_value(theirs)}" for ours, theirs in corpus.columns.items()),
     ]
+    if corpus.other_tables:
+        choices.append(f"prepare.table={_value(corpus.table)}")
     if corpus.encoding:
         choices.append(f"prepare.encoding={corpus.encoding}")
     if (low, high) != (-3, 3):

@@ -225,7 +225,7 @@ def _check_corpus(params: Params) -> Iterator[Finding]:
     config = params.prepare
     try:
         located, problems = read_rows(
-            root, language, config.raw_layout, config.raw_columns, config.encoding, config.split is None
+            root, language, config.raw_layout, config.raw_columns, config.encoding, config.split is None, config.table
         )
         clips, invalid = validate(located, config.label_range)
         clips = clips if config.split is None else draw_splits(clips, config.split)
@@ -284,8 +284,7 @@ def _check_labels(params: Params, clips: Sequence[Clip]) -> Iterator[Finding]:
     counts = {name: sum(clip.label is not None for clip in split) for name, split in by_split(clips).items()}
     for split in sorted({"train", "valid", params.evaluate.split}, key=SPLITS.index):
         if not counts[split]:
-            clip_count = sum(clip.split == split for clip in clips)
-            found = f"{clip_count} clips, none with a label" if clip_count else "no clip"
+            found = "no clip with a label" if any(clip.split == split for clip in clips) else "no clip"
             yield Finding(
                 f"prepare: the split {split} has {found} (clips with a label: "
                 f"{', '.join(f'{name} {count}' for name, count in counts.items())}); the stages train and evaluate "

@@ -68,6 +68,7 @@ class PrepareParams:
         label_range: Scale of the labels.
         demo: Size and seed of the generated corpus.
         columns: Column of `corpora.readers.raw.COLUMNS` -> its name in the corpus's table; None: the same.
+        table: Name of a folder's table; None: label.csv, meta.csv or the only one.
         encoding: Encoding of the corpus's table; None: UTF-8, or what its byte-order mark says.
         split: How to draw the splits of a folder's clips; None: they are the table's.
     """
@@ -80,6 +81,7 @@ class PrepareParams:
     label_range: tuple[float, float] = (-3.0, 3.0)
     demo: DemoConfig = field(default_factory=DemoConfig)
     columns: dict[str, str | None] = field(default_factory=dict)
+    table: str | None = None
     encoding: str | None = None
     split: SplitConfig | None = None
 
@@ -93,6 +95,10 @@ class PrepareParams:
         for name, value in {"columns": self.raw_columns, "encoding": self.encoding}.items():
             if value and self.layout not in ("mmsa", "folder"):
                 raise ValueError(f"{name}: no effect with layout {self.layout}, which has no table of one's own")
+        if self.table is not None and self.layout != "folder":
+            raise ValueError(f"table: no effect with layout {self.layout}; corpus=folder reads a table of any name")
+        if self.table is not None and (self.table in ("", "..") or Path(self.table).name != self.table):
+            raise ValueError(f"table {self.table!r} must be the name of a file in prepare.root, without a folder")
         if self.encoding is not None and not _is_encoding(self.encoding):
             raise ValueError(f"encoding {self.encoding!r} is unknown; name one such as utf-8, gb18030 or cp1252")
         if self.split is not None and self.layout != "folder":

@@ -92,6 +92,11 @@ def class_words(label_range: Sequence[float]) -> dict[str, str]:
     return dict(zip(class_names((low, high), len(words)), words, strict=True))
 
 
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Format a number of things: `1 clip`, `2 clips`. `plural` is that of the noun, if it is not made with -s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_clock(seconds: float) -> str:
     """Format a position in a video: `1:05` or `1:02:03`; below a minute with a tenth, `0:03.5`."""
     if seconds < 60:

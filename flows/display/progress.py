@@ -138,6 +138,8 @@ class StageProgress(Progress):
 
 def _format(task: Task) -> str:
     unit, rate, note = (task.fields[name] for name in ("unit", "rate", "note"))
+    if task.total is None and not task.completed:  # what comes before the first step, such as the reading of a file
+        return f"{task.description.strip()}: {format_duration(task.elapsed or 0)} so far"
     done = f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}")
     if rate is None and task.speed:
         rate = f"{task.speed:.1f} {unit}/s" if task.speed >= 0.1 else f"{60 * task.speed:.1f} {unit}/min"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,43 @@ def checkpoints(params: Params) -> list[Path]:
     return [params.paths.models / f"seed-{seed}" / "best" for seed in params.train.seeds]
 
 
-def analyse(params: Params, result: Any, manifest: Manifest, transcripts: Mapping[str, Transcript]) -> dict[str, Any]:
-    """Return the parts of `ReportInput` that only the report needs: the explorer and, with labels, the other three."""
+PARTS = ("explorer", "intervals", "subgroups", "calibration")
+"""Results of `analyse`."""
+
+
+def analyse(
+    params: Params,
+    result: Any,
+    manifest: Manifest,
+    transcripts: Mapping[str, Transcript],
+    progress: Callable[[str], None] = lambda part: None,
+) -> dict[str, Any]:
+    """Return the parts of `ReportInput` that only the report needs: the explorer and, with labels, the other three.
+
+    Args:
+        params: parameters.
+        result: evaluation of the checkpoints.
+        manifest: manifest of the corpus.
+        transcripts: transcripts by clip_id.
+        progress: called with the name of each of `PARTS` before it is computed.
+    """
     clips = ClipPredictions.of(result.predictions)
     valid = {m: FeatureReader(params.paths.features / m, m).valid_steps() for m in ("audio", "vision")}
     attributes = clip_attributes(clips, result.steps, manifest, valid)
     subgroups = split_into_subgroups(attributes)
     labelled = clips.labelled()
-    explorer = {"explorer": explorer_input(params, clips, result.steps, subgroups, transcripts, valid)}
-    if not labelled.clip_ids:
-        return explorer
-    return explorer | {
-        "intervals": metric_intervals(labelled, manifest.label_range, attributes.speaker_N[np.isfinite(clips.label_N)]),
-        "subgroups": subgroup_analysis(clips, subgroups, attributes, manifest.label_range),
-        "calibration": calibration(params, clips, result.steps, attributes.speaker_N),
+    speaker_n = attributes.speaker_N[np.isfinite(clips.label_N)]
+    compute: dict[str, Callable[[], Any]] = {
+        "explorer": lambda: explorer_input(params, clips, result.steps, subgroups, transcripts, valid),
+        "intervals": lambda: metric_intervals(labelled, manifest.label_range, speaker_n),
+        "subgroups": lambda: subgroup_analysis(clips, subgroups, attributes, manifest.label_range),
+        "calibration": lambda: calibration(params, clips, result.steps, attributes.speaker_N),
     }
+    found = {}
+    for part in PARTS if labelled.clip_ids else PARTS[:1]:
+        progress(part)
+        found[part] = compute[part]()
+    return found
 
 
 def clip_attributes(

@@ -13,7 +13,7 @@ from model.data.batching import sorted_batches
 from model.device import prefetch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from model.data.clips import ClipTable
     from model.network.base import Network
@@ -40,6 +40,7 @@ def predict(
     modalities: Sequence[str],
     batch_size: int = 64,
     part: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Predict the sentiment of the table's clips, [N] float32, in eval mode.
 
@@ -50,8 +51,9 @@ def predict(
         batch_size: maximum clips of a batch.
         part: (k, n) predicts every n-th batch from the k-th on. Clips of other batches are 0, so that the n parts add
             up to the whole.
+        progress: called with the number of clips after each batch.
     """
-    return infer(network, table, modalities, batch_size, part).prediction_N
+    return infer(network, table, modalities, batch_size, part, progress).prediction_N
 
 
 @torch.inference_mode()
@@ -61,6 +63,7 @@ def infer(
     modalities: Sequence[str],
     batch_size: int = 64,
     part: tuple[int, int] = (0, 1),
+    progress: Callable[[int], None] | None = None,
 ) -> Inference:
     """Run the network over the table's clips, see `predict`, and return all outputs."""
     device = next(network.parameters()).device
@@ -83,5 +86,7 @@ def infer(
             if m not in pooled:
                 pooled[m] = np.full((len(table), vectors_Bd.shape[1]), np.nan, np.float32)
             pooled[m][rows] = vectors_Bd.where(present_B1, torch.nan).cpu().numpy()
+        if progress is not None:
+            progress(len(rows))
     network.train(training)
     return Inference(prediction_N, unimodal_NM, pooled)

@@ -108,10 +108,37 @@ def test_a_folder_without_a_table_or_with_features_is_recognised(place, tmp_path
         detect_corpus(features)
     (features / "unaligned.pkl").touch()
     assert features_of(features) == ("mmsa_pickle", features / "unaligned.pkl")
+    assert features_of(features / "unaligned.pkl") == ("mmsa_pickle", features / "unaligned.pkl")
+    (features / "COVAREP.csd").touch()
+    (features / "splits.csv").touch()
+    assert features_of(features / "COVAREP.csd") == features_of(features) == ("csd", features)
     (features / "labels.csd").touch()
     assert features_of(features) == ("csd", features)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         detect_corpus(tmp_path / "absent")
+
+
+def test_of_several_tables_the_one_that_leads_to_the_videos_is_read(place):
+    root = place(rows("file,score", lambda i: f"{NAMES[i]}.mp4,{i - 3}"))
+    (root / "a_speakers.csv").write_text("id,age\n1,30\n2,40\n")
+    (root / "files.tsv").write_text("file\n" + "".join(f"{name}.mp4\n" for name in [*NAMES, *NAMES]))
+    (root / "double.csv").write_bytes(b"file,file\n")
+    found = detect_corpus(root)
+    assert (found.table, found.columns) == ("ratings.csv", {"media": "file", "label": "score"})
+    assert found.other_tables["a_speakers.csv"].startswith("no column media (the clip's file); found id, age;")
+    assert found.other_tables["files.tsv"] == "videos that its rows lead to: 8; with a label: 0"
+    assert "twice" in found.other_tables["double.csv"] and len(found.other_tables) == 3
+    named = detect_corpus(root, "files.tsv")
+    assert named.table == "files.tsv" and list(named.other_tables) == ["a_speakers.csv", "double.csv", "ratings.csv"]
+    (root / "ratings.csv").rename(root / "label.csv")
+    assert detect_corpus(root).other_tables == {}
+    assert list(detect_corpus(root, "files.tsv").other_tables) == ["label.csv"]
+    (root / "label.csv").unlink()
+    (root / "files.tsv").unlink()
+    with pytest.raises(
+        ValueError, match=r"none leads to its videos; name one as prepare.table: a_speakers.csv: no column"
+    ):
+        detect_corpus(root)
 
 
 @pytest.mark.parametrize(

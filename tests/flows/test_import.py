@@ -42,7 +42,7 @@ def test_features_that_came_along_take_the_place_of_extracted_ones(project, caps
     assert prepare.fn() == {"train": 3}
     said = capsys.readouterr().out
     assert "is not one that MMSA publishes" in said
-    assert "audio: 3 clips, 15 steps, 1 of them not valid; 4 values of 1 clips were NaN or infinite" in said
+    assert "audio: 3 clips, 15 steps, 1 of them not valid; 4 values of 1 clip were NaN or infinite" in said
     manifest = read_manifest(Path("data/manifest.parquet"))
     assert [clip.clip_id for clip in manifest.clips] == ["a/1", "a/2", "b/1"] and manifest.root == "data/generated"
     problems = read_problems([Path("data/problems/prepare.parquet")])

@@ -65,7 +65,7 @@ def test_where_nothing_can_be_scored_the_run_fails_with_the_files_own_message(pu
     with pytest.raises(ValueError, match="no such file"):
         score.predict.fn(str(tmp_path / "nowhere.mp4"), model=model)
     (tmp_path / "more.mp4").write_bytes(b"no clip either")
-    with pytest.raises(ValueError, match=r"and 1 others, each with its reason"):
+    with pytest.raises(ValueError, match=r"and 1 more, each with its reason"):
         score.predict.fn(str(tmp_path), model=model)
     assert len(published["predictions"]) == 2
 

@@ -10,6 +10,7 @@ import pytest
 from corpora.readers.csd import read_csd
 from extractors.imported import write_imported
 from extractors.store import FeatureReader
+from tests.support.features import write_csd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
     from corpora.readers.feature_corpus import ImportedCorpus, ImportedSteps
 
 h5py = pytest.importorskip("h5py")
-
-Entries = dict[str, tuple[Any, Any]]
-
-
-def write_csd(path: Path, entries: Entries) -> None:
-    with h5py.File(path, "w") as file:
-        file.create_group("sequence/metadata")
-        for key, (features, intervals) in entries.items():
-            file[f"sequence/data/{key}/features"] = np.asarray(features)
-            file[f"sequence/data/{key}/intervals"] = np.asarray(intervals, np.float64)
 
 
 def steps_of(count: int, hop: float, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -117,7 +117,7 @@ def test_own_folders_that_cannot_be_read_say_what_to_do(folder: MakeFolder, tmp_
     with pytest.raises(ValueError, match=r"no column media .* found file, text; .*prepare.columns.media"):
         read_own(root)
     (root / "two.csv").write_text("media\n")
-    with pytest.raises(ValueError, match=r"which table\? one.csv, two.csv; call it label.csv"):
+    with pytest.raises(ValueError, match=r"which table\? one.csv, two.csv; name it as prepare.table"):
         read_own(root)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="neither a table nor a media file"):

@@ -73,6 +73,27 @@ def test_a_folder_of_features_is_recognised_and_counted(here, capfd):
     assert code == 0 and "usable rows 12 of 12" in said and "without audio" not in said
     line = "prepare.root=features/mine.pkl prepare.corpus=mine 'prepare.label_range=[-1,1]' prepare.language=zh"
     assert f"dashfusion use corpus=mmsa_pickle {line}" in said
+    again = run("features/mine.pkl", capfd=capfd)
+    assert again == (code, said.replace("features: 0 of", "features/mine.pkl: 0 of")), "the file instead of its folder"
+
+
+def test_a_folder_of_other_csd_files_says_what_they_must_be_called(here, capfd):
+    (here / "CMU_MOSI_COVAREP.csd").touch()
+    for name in ("CMU_MOSI_COVAREP.csd", "."):
+        code, said = run(name, capfd=capfd)
+        assert code == 1 and "labels.csd: no such file" in said and "or links so called: docs/mmsa.md" in said
+
+
+def test_several_tables_are_listed_with_the_one_that_is_read(here, demo, capfd):
+    shutil.copytree(demo, here / "several")
+    (here / "several/label.csv").rename(here / "several/ratings.csv")
+    (here / "several/speakers.csv").write_text("who,age\nann,30\n")
+    for path in ("several", "several/ratings.csv"):
+        code, said = run(path, "--sample", "0", capfd=capfd)
+        assert code == 0 and "table ratings.csv, comma" in said
+        assert "not read speakers.csv: no column media (the clip's file); found who, age;" in said
+        assert "words.csv: videos that its rows lead to: 5; with a label: 0" in said
+        assert "prepare.table=ratings.csv" in said
 
 
 def test_the_sample_spans_the_durations_and_takes_readable_clips_only(demo, tmp_path):

@@ -52,7 +52,7 @@ def test_what_was_written_is_said(dataset, project):
     done = CliRunner().invoke(app, ["export", "mmsa", "out.pkl"])
     assert done.exit_code == 0, done.output
     assert "out.pkl: 2 train, 0 valid, 0 test; text 4 x 2, audio 4 x 2, vision 4 x 2; without text_bert" in done.output
-    assert "1 clips without a label were left out" in done.output
+    assert "left out: 1 clip without a label" in done.output
     assert pickle.loads((project / "out.pkl").read_bytes())["train"]["id"] == ["a$_$1", "b$_$1"]
     done = CliRunner().invoke(app, ["export", "datasets", "out"])
     assert done.exit_code == 0 and "out: 3 train" in done.output

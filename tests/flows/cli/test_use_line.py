@@ -14,8 +14,10 @@ from corpora.detection import DetectedCorpus
 from flows.cli.doctor import _inspect
 from flows.cli.use_line import use_line
 from flows.config import presets
+from flows.config.checks import require_usable
 from flows.config.params import load_params
-from flows.prepare import read_corpus
+from flows.prepare import import_corpus, read_corpus
+from tests.support.features import write_csd_corpus, write_mmsa_pickle
 
 NAMES = "abcdef"
 SCORES = (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)
@@ -63,6 +65,40 @@ def test_pasted_it_makes_prepare_read_the_corpus_as_the_doctor_did(project, demo
     assert params.corpus == name
     assert [clip.label for clip in manifest.clips] == ([None] * 6 if "\\" in name else list(SCORES))
     assert len({clip.split for clip in manifest.clips}) == (1 if "\\" in name else 3)
+
+
+@pytest.mark.parametrize("named", ["", "/my ratings.csv"])
+def test_a_table_among_others_is_named(project, demo, named):
+    root = project / "corpus"
+    (root / "videos").mkdir(parents=True)
+    for clip in NAMES:
+        shutil.copy(demo / "Raw/speaker_000/0001.mp4", root / f"videos/{clip}.mp4")
+    (root / "my ratings.csv").write_text(table(",", "file", "score", "text", "speaker"))
+    (root / "speakers.csv").write_text("speaker,age\ns0,30\n")
+    detected, corpus = _inspect(Path(f"{root}{named}"))
+    presets.apply(pasted(use_line(detected)), check=require_usable)
+    params = load_params().prepare
+    assert params.table == "my ratings.csv"
+    manifest, problems = read_corpus.fn(params, Path(params.root))
+    assert problems == [] and manifest.clips == corpus.manifest.clips and len(manifest.clips) == 6
+
+
+@pytest.mark.parametrize("file", ["mine.pkl", "csd/labels.csd"])
+def test_a_file_of_features_is_selected_by_its_line(project, file):
+    path = project / file
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".pkl":
+        write_mmsa_pickle(path)
+    else:
+        pytest.importorskip("h5py")
+        write_csd_corpus(path.parent)
+    detected, corpus = _inspect(path)
+    presets.apply(pasted(use_line(detected)))
+    params = load_params().prepare
+    assert (params.layout, params.root) == (detected.layout, "mine.pkl" if detected.layout == "mmsa_pickle" else "csd")
+    manifest, _ = import_corpus.fn(params, project / "out")
+    assert [clip.clip_id for clip in manifest.clips] == [clip.clip_id for clip in corpus.manifest.clips]
+    assert len(manifest.clips) == 12
 
 
 @pytest.mark.parametrize("name", ["${oc.env:HOME}", "new\nline", "\x1b[2J", "\u202eright"])

@@ -172,3 +172,12 @@ def test_the_encoding_of_a_table_is_checked():
             preset("corpus=folder", f"prepare.encoding={name}")
     with pytest.raises(ParamsError, match="encoding: no effect with layout demo"):
         preset("+prepare.encoding=gb18030")
+
+
+def test_a_folders_table_is_named_by_its_file_alone():
+    assert preset("corpus=folder", "prepare.table=my ratings.csv").prepare.table == "my ratings.csv"
+    for name in ("a/b.csv", "../b.csv", "/b.csv", "..", "''"):
+        with pytest.raises(ValueError, match="must be the name of a file"):
+            preset("corpus=folder", f"prepare.table={name}")
+    with pytest.raises(ValueError, match="table: no effect with layout mmsa; corpus=folder"):
+        preset("corpus=mmsa", "+prepare.table=b.csv")

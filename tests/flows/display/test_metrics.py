@@ -6,6 +6,7 @@ import pytest
 
 from flows.display.metrics import (
     METRICS,
+    format_count,
     format_difference,
     format_interval,
     format_metric,
@@ -46,6 +47,12 @@ def test_an_unknown_metric_is_shown_under_its_key():
 )
 def test_a_value_is_written_as_its_metric_is(key, value, shown):
     assert format_metric(key, value) == shown
+
+
+def test_one_thing_is_counted_in_the_singular():
+    counts = [format_count(number, "problem") for number in (0, 1, 2)]
+    assert counts == ["0 problems", "1 problem", "2 problems"]
+    assert [format_count(number, "process", "processes") for number in (1, 3)] == ["1 process", "3 processes"]
 
 
 def test_differences_have_a_sign_and_intervals_two_ends():

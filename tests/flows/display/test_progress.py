@@ -60,6 +60,21 @@ def test_without_a_terminal_a_long_stage_prints_lines_and_nothing_else(shown, mo
     assert any("20 of 40 batches, " in line and "batches/s, " in line and " s left" in line for line in lines), lines
 
 
+def test_what_takes_long_before_the_first_step_says_for_how_long(shown, monkeypatch):
+    out = shown()
+    now = {"seconds": 100.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now["seconds"])
+    bar = StageProgress()
+    bar.get_time = lambda: now["seconds"]
+    row = bar.add_task("import features", total=None)
+    now["seconds"] += 95
+    bar.print_if_due()
+    bar.update(row, total=30)
+    now["seconds"] += 30
+    bar.print_if_due()
+    assert out.getvalue() == "import features: 1 min 35 s so far\nimport features: 0 of 30 clips\n"
+
+
 def test_without_a_terminal_a_short_stage_prints_nothing(shown):
     out = shown()
     with StageProgress() as bar:
