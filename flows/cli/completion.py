@@ -6,12 +6,16 @@ It runs at every press of Tab: only names are read, and neither Hydra nor Prefec
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
+
+MAX_HELP = 76
+"""Characters of a help text; typer wraps it at 80."""
 
 Candidates = list[tuple[str, str]]
 """Words to offer, with their help."""
@@ -38,7 +42,7 @@ def complete_setting(incomplete: str) -> Candidates:
 
 def complete_study(incomplete: str) -> Candidates:
     """Complete the name of a study in studies/."""
-    studies = ((path.stem, str(_read(path).get("question", ""))) for path in sorted(Path("studies").glob("*.yaml")))
+    studies = ((path.stem, _shorten(_read(path).get("question"))) for path in sorted(Path("studies").glob("*.yaml")))
     return [(name, question) for name, question in studies if name.startswith(incomplete)]
 
 
@@ -98,4 +102,9 @@ def _comment(path: Path) -> str:
     """Return the first phrase of a preset's comment."""
     lines = (line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
     comment = " ".join(line for line in lines if not line.startswith("@"))
-    return re.split(r"[.:;](?:\s|$)", comment)[0]
+    return _shorten(re.split(r"[.:;](?:\s|$)", comment)[0])
+
+
+def _shorten(text: object) -> str:
+    """Return a help text that fits in a line: fish takes every further line for a candidate."""
+    return textwrap.shorten(str(text or ""), MAX_HELP, placeholder=" ...")

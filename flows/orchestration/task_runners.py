@@ -53,7 +53,7 @@ def task_runner(kind: Literal["dask", "ray"], address: str, workers: int, after:
         with (_dask if kind == "dask" else _ray)(address, workers, after) as runner:
             yield runner
     except ModuleNotFoundError as error:
-        if error.name not in ("dask", "prefect_dask", "prefect_ray", "ray"):
+        if error.name not in ("dask", "distributed", "grpc", "prefect_dask", "prefect_ray", "ray"):
             raise
         raise ValueError(
             f"extract.runner: {kind} needs packages that are not installed: pip install -e '.[{kind}]', "
@@ -89,11 +89,11 @@ def _loopback(address: str) -> bool:
 
 @contextmanager
 def _dask(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]:
+    if address:
+        _check_dask(address)  # before what takes seconds to import
     import dask
     from prefect_dask import DaskTaskRunner  # type: ignore[attr-defined]  # its package re-exports implicitly
 
-    if address:
-        _check_dask(address)
     with _temporary_folder() as folder, dask.config.set({"distributed.worker.daemon": False}):  # may start processes
         local = {
             "n_workers": workers,
@@ -119,7 +119,7 @@ def _check_dask(address: str) -> None:
     """Exchange Dask's handshake with the scheduler.
 
     Raises:
-        OSError: It does not answer in time.
+        OSError: It does not answer in time, or something else does.
     """
     from distributed.comm.core import connect
     from distributed.security import Security
@@ -131,7 +131,7 @@ def _check_dask(address: str) -> None:
 
     try:
         asyncio.run(handshake())
-    except OSError as error:  # TimeoutError is one
+    except Exception as error:  # Dask takes the answer of a web server for lengths: among others, MemoryError
         raise _unreachable("Dask scheduler", address) from error
 
 
@@ -151,10 +151,10 @@ def _ignore_interrupts() -> None:
 def _ray(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]:
     for name, value in RAY_QUIET.items():  # read when Ray is imported
         os.environ.setdefault(name, value)
+    if address:
+        _check_ray(address)  # before what takes seconds to import
     from prefect_ray import RayTaskRunner
 
-    if address:
-        _check_ray(address)
     with _temporary_folder() as folder:
         options = {"log_to_driver": False, "logging_level": logging.ERROR}
         local = {
@@ -173,10 +173,10 @@ def _ray(address: str, workers: int, after: Callable[[], None]) -> Iterator[Any]
 
 
 def _check_ray(address: str) -> None:
-    """Open an HTTP/2 connection to Ray, as its client and its processes do. With TLS, to the port only.
+    """Open a gRPC connection to Ray, as its client and its processes do. With TLS, to the port only.
 
     Raises:
-        OSError: Nothing answers in time.
+        OSError: Nothing answers in time, or something else does.
         ValueError: The address has another form: Ray would end this process after two minutes.
     """
     import grpc
@@ -197,6 +197,11 @@ def _check_ray(address: str) -> None:
         host = f"[{place.hostname}]" if ":" in place.hostname else place.hostname
         with grpc.insecure_channel(f"{host}:{port}") as channel:
             grpc.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
+            channel.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=CONNECT_SECONDS)
+    except grpc.RpcError as error:
+        silent = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        if silent or "http2 header" in error.details():  # a web server's answer; gRPC servers refuse in other words
+            raise _unreachable("Ray cluster", address) from error
     except (OSError, grpc.FutureTimeoutError) as error:
         raise _unreachable("Ray cluster", address) from error
 

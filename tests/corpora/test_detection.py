@@ -127,7 +127,7 @@ def test_of_several_tables_the_one_that_leads_to_the_videos_is_read(place):
     assert (found.table, found.columns) == ("ratings.csv", {"media": "file", "label": "score"})
     assert found.other_tables["a_speakers.csv"].startswith("no column media (the clip's file); found id, age;")
     assert found.other_tables["files.tsv"] == "videos that its rows lead to: 8; with a label: 0"
-    assert "twice" in found.other_tables["double.csv"] and len(found.other_tables) == 3
+    assert "two columns" in found.other_tables["double.csv"] and len(found.other_tables) == 3
     named = detect_corpus(root, "files.tsv")
     assert named.table == "files.tsv" and list(named.other_tables) == ["a_speakers.csv", "double.csv", "ratings.csv"]
     (root / "ratings.csv").rename(root / "label.csv")

@@ -6,6 +6,7 @@ The blocks of a page run in its order. A block that needs more than a test may h
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -23,6 +24,8 @@ import pytest
 import yaml
 
 from flows.orchestration.prefect_server import free_port
+from tests.support.features import write_csd_corpus, write_mmsa_pickle
+from tests.support.models import write_bert, write_wav2vec2
 from tests.support.pages import PAGES, Block, read_blocks
 from tests.support.project import CLIPS, SMALL, Project, change_yaml
 
@@ -129,17 +132,20 @@ class Site:
         script.unlink()
 
     def check(self, command: list[str], where) -> None:
-        process = subprocess.Popen(
-            command, cwd=self.project.folder, env=os.environ | self.environment, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        said = self.files / "said"  # not a pipe, which what goes on in the background would keep open
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                command, cwd=self.project.folder, env=os.environ | self.environment, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         try:
-            said, _ = process.communicate(timeout=PATIENCE)
+            code: object = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            said = f"{process.communicate()[0]}\nkilled after {PATIENCE} s"
-        if process.returncode:
-            pytest.fail(f"{where()}\nexit code {process.returncode}:\n{said[-6000:]}", pytrace=False)
+            code = f"{process.wait()}, killed after {PATIENCE} s"
+        if code:
+            text = said.read_text(encoding="utf-8", errors="replace")
+            pytest.fail(f"{where()}\nexit code {code}:\n{text[-6000:]}", pytrace=False)
 
     def stop(self) -> None:
         """Stop what the page has started."""
@@ -190,13 +196,42 @@ def write_programs(folder: Path) -> None:
         os.utime(folder / mark, (later, later))
 
 
+def write_corpora(corpus: Path, files: Path) -> None:
+    """Write corpora of the generated one's videos: one in Chinese like CH-SIMS, and two with tables of their own."""
+    with (corpus / "label.csv").open(encoding="utf-8", newline="") as table:
+        rows = list(csv.DictReader(table))
+    chinese, mine, talks = [], [], []
+    for row in rows:
+        file = f"{row['video_id']}-{row['clip_id']}.mp4"
+        for folder in ("videos/mine", "videos/talks"):
+            (files / folder).mkdir(exist_ok=True)
+            shutil.copy(corpus / f"Raw/{row['video_id']}/{row['clip_id']}.mp4", files / folder / file)
+        ids, text = {"video_id": row["video_id"], "clip_id": row["clip_id"]}, row["text"]
+        chinese.append(ids | {"text": "电影很好。我喜欢。", "label": float(row["label"]) / 3, "mode": row["mode"]})
+        mine.append({"file": file, "score": row["label"], "text": text, "mode": row["mode"]})
+        talks.append({"media": file, "label": row["label"], "text": text, "speaker": row["video_id"]})
+    shutil.copytree(corpus / "Raw", files / "data/SIMS/Raw")
+    tables = {"data/SIMS/label.csv": chinese, "videos/mine/ratings.csv": mine, "videos/talks/label.csv": talks}
+    for name, lines in tables.items():
+        with (files / name).open("w", encoding="utf-8", newline="") as table:
+            writer = csv.DictWriter(table, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+
+
 def write_files(files: Path, corpus: Path, project: Path) -> None:
     """Files of the names that the pages use."""
     (files / "services").touch()
     clips = sorted((corpus / "Raw").glob("*/*.mp4"))
-    for name in ("videos", "data", "store"):
+    for name in ("videos", "data", "models", "store"):
         (files / name).mkdir()
     shutil.copytree(corpus, files / "videos/mosi")
+    write_corpora(corpus, files)
+    write_bert(files / "models/bert-base-chinese", ["好", "坏"])
+    write_wav2vec2(files / "models/wav2vec2")
+    write_mmsa_pickle(files / "data/mine.pkl")
+    (files / "data/mosi_csd").mkdir()
+    write_csd_corpus(files / "data/mosi_csd")
     for name in ("talk.mp4", "talks/one.mp4", "talks/two.mp4", "incoming/one.mp4"):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(clips[0], project / name)

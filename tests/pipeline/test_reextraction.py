@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from extractors.store import FeatureReader
+from tests.support.models import write_wav2vec2
 from tests.support.project import CLIPS
 
 if TYPE_CHECKING:
@@ -88,12 +89,7 @@ def test_a_changed_audio_option_runs_audio_and_what_hangs_on_it(corpus_project, 
 
 def test_another_audio_extractor_is_swapped_in_by_parameters_alone(corpus_project, extracted, tmp_path):
     """`~` takes the old extractor's options out: a block that is only assigned to would be merged with them."""
-    import transformers as hf
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    sizes |= {"conv_dim": (8,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
-    hf.Wav2Vec2Model(hf.Wav2Vec2Config(**sizes)).save_pretrained(tmp_path / "model")
-    hf.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "model")
+    write_wav2vec2(tmp_path / "model")
     project, _ = corpus_project
     project.repro()
     before = results(extracted)

@@ -11,8 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").glob("*.md"))]
 
 REASONS = {
-    "configures another program", "needs a GPU", "needs a cluster", "needs a corpus or a model of yours",
-    "needs the network", "run by the server tests",
+    "configures another program", "needs a GPU", "needs a cluster", "needs the network", "run by the server tests",
 }  # fmt: skip
 """Reasons for which a block is not run, in a comment of its own before the block: `<!-- not run: needs a GPU -->`."""
 

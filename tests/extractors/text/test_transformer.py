@@ -15,6 +15,7 @@ from extractors.base import MissingModalityError, Source
 from extractors.huggingface import make_batches
 from extractors.text.transformer import MINILM_SHA256, TransformerText, token_words
 from extractors.transcripts.words import split_words
+from tests.support.models import write_bert
 
 WORDS = ["a", "good", "film", "bad", "not", "so", "the", "actor", ",", ".", *"这部电影很好看"]
 
@@ -26,16 +27,8 @@ def source(text, name="clip", duration=2.5, language="en"):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A local folder with a two-layer BERT of random weights and a vocabulary of a few words."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s"]))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=32).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
-    config.max_position_embeddings = 32
-    BertModel(config).save_pretrained(folder)
+    write_bert(folder, WORDS)
     return folder
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from flows.cli.app import app
+
+ROOT = Path(__file__).parents[3]
 
 
 def complete(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -43,6 +49,19 @@ def test_names_and_values_are_offered(project, monkeypatch, words, offered):
     (project / "studies").mkdir(exist_ok=True)
     (project / "studies/ablation.yaml").write_text("question: What helps?", encoding="utf-8")
     assert complete(words, monkeypatch) == offered
+
+
+@pytest.mark.parametrize(("shell", "line"), [("zsh", r'"(.+?)":"(.+)"'), ("fish", r"(.+?)\t(.+)")])
+def test_zsh_and_fish_are_offered_names_with_a_line_of_help_each(project, monkeypatch, shell, line):
+    shutil.copytree(ROOT / "studies", project / "studies", ignore=shutil.ignore_patterns("results"))
+    monkeypatch.setenv("_DASHFUSION_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    names = sorted(path.stem for path in (project / "studies").glob("*.yaml"))
+    for words, offered in (("study ", names), ("use corpus=mmsa", ["corpus=mmsa", "corpus=mmsa_pickle"])):
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"dashfusion {words}")
+        shown = CliRunner().invoke(app, [], prog_name="dashfusion").output
+        found = [re.search(line, candidate) for candidate in shown.splitlines()]
+        assert [match and match[1] for match in found] == offered, shown
 
 
 def test_after_the_equals_sign_bash_is_offered_values_alone(project, monkeypatch):

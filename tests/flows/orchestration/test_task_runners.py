@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import socket
+import socketserver
 import struct
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +202,37 @@ def test_a_cluster_that_does_not_answer_is_named_after_seconds(monkeypatch, kind
             task_runners.task_runner(kind, address, 1, after=lambda: None),
         ):
             pass
+
+
+HTTP_1_ANSWER = b"HTTP/1.0 426 Upgrade Required\r\ncontent-length: 0\r\n\r\n"
+HTTP_2_SETTINGS = bytes.fromhex("000000040000000000000000040100000000")  # and an acknowledgement of the client's
+HTTP_2_REQUEST = bytes.fromhex("010400000001")  # end of the head of a frame of headers on stream 1
+HTTP_2_ANSWER = bytes.fromhex("0000010105000000018d")  # on stream 1 the header `:status: 404`
+
+
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_a_server_of_another_kind_is_no_cluster(monkeypatch, kind):
+    pytest.importorskip(f"prefect_{kind}")
+    monkeypatch.setattr(task_runners.engine, "engine_active", lambda: True)
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(HTTP_1_ANSWER if kind == "dask" else HTTP_2_SETTINGS)
+            while received := self.request.recv(4096):
+                if HTTP_2_REQUEST in received:
+                    self.request.sendall(HTTP_2_ANSWER)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        began = time.monotonic()
+        with (
+            pytest.raises(OSError, match=r"no (Dask scheduler|Ray cluster) answers at 127\.0\.0\.1"),
+            task_runners.task_runner(kind, f"127.0.0.1:{server.server_address[1]}", 1, after=lambda: None),
+        ):
+            pass
+        assert time.monotonic() - began < 10
+        server.shutdown()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.1:port", "//127.0.0.1:6379"])
