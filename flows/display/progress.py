@@ -138,7 +138,7 @@ class StageProgress(Progress):
 
 def _format(task: Task) -> str:
     unit, rate, note = (task.fields[name] for name in ("unit", "rate", "note"))
-    if task.total is None and not task.completed:  # what comes before the first step, such as the reading of a file
+    if task.total is None and not task.completed:  # the first step is yet to come
         return f"{task.description.strip()}: {format_duration(task.elapsed or 0)} so far"
     done = f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}")
     if rate is None and task.speed:

@@ -23,6 +23,9 @@ from flows.orchestration import prefect_server, settings
 from flows.orchestration.deployments import Deployed, Schedule, deploy, work_pools
 from flows.orchestration.worker import Worker
 
+START_TIMEOUT = 300.0
+"""Seconds that the server may take to start, which is more on a busy machine than a run waits for one."""
+
 
 class _ReportHandler(http.server.SimpleHTTPRequestHandler):
     """Handler for the files of the report's folder, without directory listings or log lines."""
@@ -64,8 +67,14 @@ def serve(port: int, change: Schedule, with_worker: bool) -> None:
         if not prefect_server.healthy(api_url):
             server = prefect_server.start(psutil.Process(), port)
             stack.callback(_stop, server)
-            if not prefect_server.wait_until_healthy(api_url, server):
-                raise ValueError(f"no server could be started on port {port}: see {settings.STATE / 'server.log'}")
+            with console.status("starting the Prefect server"):
+                started = prefect_server.wait_until_healthy(api_url, server, START_TIMEOUT)
+            if not started:
+                happened = "did not answer" if server.poll() is None else "ended by itself"
+                raise ValueError(
+                    f"no server on port {port}: it {happened} within {START_TIMEOUT:g} s; see "
+                    f"{settings.STATE / 'server.log'}"
+                )
         report_url = stack.enter_context(_report(load_params().paths.report, port + 1))
         deployed = deploy(api_url, change)
         workers = []

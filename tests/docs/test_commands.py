@@ -89,6 +89,10 @@ class Site:
             ("/mnt/store/", f"{self.files}/store/"),
             ("train.epochs=20", "train.epochs=3"),
             ("train.epochs=40", "train.epochs=3"),
+            ("--seeds 0,1,2,3,4", "--seeds 0,1,2"),
+            ("model.bottleneck_tokens=4,8,16", "model.bottleneck_tokens=4,8"),
+            ("train.contrastive.scope=retrieved,in_batch", "train.contrastive.scope=in_batch"),
+            ('(float("inf"), 20, 10, 0)', '(float("inf"), 0)'),
             ("git clone <this repository>", "git clone -q ."),
             ("dvc queue logs <name>", "dvc queue logs $(task)"),
             ("<name>", "$(experiment)"),
@@ -162,19 +166,22 @@ COMPARE = {"compare.models": ["text", "late_fusion"], "compare.seeds": [0, 1, 2]
 
 def write_defaults(conf: Path) -> None:
     """Make the defaults as small as the project's choices, since `dashfusion use` returns to them."""
-    few = {"prepare.demo.clips": CLIPS, "train.epochs": 2}
-    change_yaml(conf / "config.yaml", SMALL | few | {"prepare.demo.speakers": 6, "train.warmup_epochs": 1} | COMPARE)
-    change_yaml(conf / "corpus/demo_zh.yaml", few)
+    few = {"prepare.demo.clips": CLIPS, "prepare.demo.speakers": 6, "train.epochs": 2, "train.warmup_epochs": 1}
+    change_yaml(conf / "config.yaml", SMALL | few | COMPARE)
+    change_yaml(conf / "corpus/demo_zh.yaml", few | {"prepare.demo.clips": 8, "prepare.demo.speakers": 4})
 
 
 def write_studies(studies: Path, mine: Path) -> None:
-    """Leave of each study three seeds, two variants, and one level of one condition."""
+    """Leave of each study three seeds, two variants, those of `ablation`, and one level of one condition.
+
+    Studies that share variants share their trainings.
+    """
+    ablation = yaml.safe_load((studies / "ablation.yaml").read_text(encoding="utf-8"))
+    shared = {name: ablation[name] for name in ("base", "reference", "variants")}
+    shared["variants"] = dict(list(shared["variants"].items())[:2])
     for file in studies.glob("*.yaml"):
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        reference = values["reference"]
-        other = next(name for name in values["variants"] if name != reference)
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) | shared
         values["seeds"] = values["seeds"][:3]
-        values["variants"] = {name: values["variants"][name] for name in (reference, other)}
         values["conditions"] = dict(list(values.get("conditions", {}).items())[-1:])
         for condition in values["conditions"].values():
             condition |= {"levels": condition["levels"][:1]} if "levels" in condition else {}

@@ -74,6 +74,22 @@ def test_a_worker_that_ends_again_and_again_is_reported_each_time_and_at_last_is
         one.check()
 
 
+@pytest.mark.parametrize(("code", "happened"), [("", "ended by itself"), ("import time; time.sleep(120)", "did not")])
+def test_a_server_that_does_not_come_up_is_reported_with_its_log(monkeypatch, code, happened):
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(owner: psutil.Process, port: int) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-S", "-c", code]))
+        return started[0]
+
+    monkeypatch.setattr(prefect_server, "start", start)
+    monkeypatch.setattr(ui.signal, "signal", lambda number, handler: None)  # those of the tests' process stay
+    monkeypatch.setattr(ui, "START_TIMEOUT", 0.5 if "sleep" in code else 60)
+    with pytest.raises(ValueError, match=rf"no server on port \d+: it {happened} .*; see \.dashfusion/server\.log"):
+        ui.serve(prefect_server.free_port(), Schedule(), with_worker=False)
+    assert started[0].poll() is not None
+
+
 def read(address: str) -> str:
     with urllib.request.urlopen(address, timeout=10) as answer:
         return answer.read().decode()
