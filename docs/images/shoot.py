@@ -1,6 +1,6 @@
 """Screenshots of the report and of the page of `dashfusion serve`: `python docs/images/shoot.py` after `make demo`.
 
-It needs Chromium on PATH. report.png is the top of the report; remove .dashfusion/metrics.jsonl before `make demo` to
+It needs Chromium on PATH. report.png is the report's metrics; remove .dashfusion/metrics.jsonl before `make demo` to
 leave out the change since the last run. explorer.png is the table of clips with the clip of the largest error open and
 the pointer on a word. serve.png is a clip of the test split, scored with its transcript. prefect.png is taken by hand:
 a run of `dashfusion ui` after a change of `train`.
@@ -35,7 +35,8 @@ COLOURS = 128
 def shoot_report(page: Page) -> None:
     """Take both screenshots of the report."""
     page.goto(REPORT.resolve().as_uri())
-    page.screenshot(path=HERE / "report.png", clip={"x": 0, "y": 0, "width": WIDTH, "height": 1330}, full_page=True)
+    height = page.locator("#errors h2").bounding_box()["y"] - 30
+    page.screenshot(path=HERE / "report.png", clip={"x": 0, "y": 0, "width": WIDTH, "height": height}, full_page=True)
     page.locator(".toggle").first.click()
     page.locator(".word").nth(3).hover()
     last = page.locator("tr.clip:not([hidden])").nth(4).bounding_box()
@@ -70,10 +71,10 @@ def server() -> Iterator[str]:
     command = [sys.executable, "-u", "-m", "flows.cli", "serve", "--port", str(PORT)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            for line in process.stdout:
-                if line.startswith("DashFusion is at"):
-                    yield line.split()[3]
-                    break
+            said = process.stdout.readline()
+            if not said.startswith("DashFusion is at"):
+                raise RuntimeError(f"{said}{process.stdout.read()}")
+            yield said.split()[3]
         finally:
             process.terminate()
 

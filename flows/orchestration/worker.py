@@ -25,6 +25,12 @@ MAX_RESTARTS = 3
 RESTART_WINDOW = 120.0
 """Seconds."""
 
+NOTED_SECONDS = 60.0
+"""Seconds for which a run is kept in mind whose process is gone: a worker that ends by an error ends its runs first."""
+
+ANSWER_SECONDS = 10.0
+"""Seconds that a busy server may take for an answer."""
+
 
 class Worker:
     """A worker that runs a pool's flow runs in the current folder, with this Python.
@@ -39,7 +45,7 @@ class Worker:
         self.pool, self.api_url, self.report_url = pool, api_url, report_url
         self._mark = os.urandom(16).hex()
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
-        self._runs: set[UUID] = set()
+        self._runs: dict[UUID, float] = {}  # -> when a process of it was last seen
         self._supervisor = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -95,28 +101,47 @@ class Worker:
                 with suppress(psutil.Error):
                     ids.add(process.environ().get("PREFECT__FLOW_RUN_ID"))
             if any(supervisor.is_running(process) for process in family):
-                self._runs = {UUID(run) for run in ids if run}
+                now = time.monotonic()
+                seen = self._runs | {UUID(run): now for run in ids if run}
+                self._runs = {run: last for run, last in seen.items() if now - last <= NOTED_SECONDS}
 
     def _set_state(self, kind: str, message: str) -> list[str]:
         """Set the noted runs and their child runs, whose processes have ended, to a final state; return their names.
 
-        A run that has reported its end itself keeps its state; the names contain those that have crashed, too.
+        A run that has reported its end itself keeps its state; the names contain those that have crashed, too. One that
+        was about to be cancelled is cancelled: left so, it would take the place of its deployment's next run for ever.
         """
+        import httpx
+
+        deadline = time.monotonic() + 3 * ANSWER_SECONDS
+        while self._runs and prefect_server.healthy(self.api_url, ANSWER_SECONDS):
+            try:
+                names = self._settle(kind, message)
+            except httpx.HTTPError:  # of a busy server
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(1)
+                continue
+            self._runs = {}
+            return names
+        return []
+
+    def _settle(self, kind: str, message: str) -> list[str]:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
         from prefect.client.schemas.objects import State, StateType
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
         names: list[str] = []
-        if not self._runs or not prefect_server.healthy(self.api_url):
-            return names
         state: State[Any] = State(type=StateType(kind), message=message)
+        cancelled: State[Any] = State(type=StateType.CANCELLED, message=message)
         with temporary_settings({PREFECT_API_URL: self.api_url}), get_client(sync_client=True) as client:
             children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=list(self._runs)))
             parents = [client.read_flow_run(run) for run in self._runs]
             for run in [*parents, *client.read_flow_runs(flow_run_filter=children)]:
                 if run.state is None or not run.state.is_final():
-                    client.set_flow_run_state(run.id, state)
+                    cancelling = run.state is not None and run.state.is_cancelling()
+                    client.set_flow_run_state(run.id, cancelled if cancelling else state)
                 elif run.state.type != state.type:
                     continue
                 names.append(run.name)

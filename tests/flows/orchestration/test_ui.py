@@ -8,9 +8,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from typing import Self
+from uuid import UUID, uuid4
 
+import httpx
 import psutil
 import pytest
+from prefect.client.schemas.objects import FlowRun, State
 
 from flows.orchestration import prefect_server, supervisor, ui, worker
 from flows.orchestration.deployments import Schedule
@@ -88,6 +93,66 @@ def test_a_server_that_does_not_come_up_is_reported_with_its_log(monkeypatch, co
     with pytest.raises(ValueError, match=rf"no server on port \d+: it {happened} .*; see \.dashfusion/server\.log"):
         ui.serve(prefect_server.free_port(), Schedule(), with_worker=False)
     assert started[0].poll() is not None
+
+
+class Client:
+    """A Prefect client of a server that is busy at first."""
+
+    def __init__(self, *runs: FlowRun) -> None:
+        self.runs = {run.id: run for run in runs}
+        self.states: dict[str, str] = {}
+        self.busy = 2
+
+    def __enter__(self) -> Self:
+        if self.busy:
+            self.busy -= 1
+            raise httpx.ReadTimeout("busy")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read_flow_run(self, run_id: UUID) -> FlowRun:
+        return self.runs[run_id]
+
+    def read_flow_runs(self, flow_run_filter: object) -> list[FlowRun]:
+        return []
+
+    def set_flow_run_state(self, run_id: UUID, state: State) -> None:
+        self.states[self.runs[run_id].name] = state.type.value
+
+
+def test_the_runs_of_a_worker_that_has_ended_get_a_final_state_also_while_they_are_cancelled(monkeypatch):
+    """A worker that ends by an error ends its runs' processes first, and is seen without them."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(120)"])
+    monkeypatch.setattr(worker.Worker, "_start", lambda self: process)
+    monkeypatch.setattr(worker.prefect_server, "healthy", lambda api_url, timeout: True)
+    monkeypatch.setattr(worker.time, "sleep", lambda seconds: None)
+    kinds = {"RUNNING": "CRASHED", "CANCELLING": "CANCELLED", "COMPLETED": None}
+    runs = {kind: FlowRun(flow_id=uuid4(), name=kind, state=State(type=kind)) for kind in kinds}
+    client = Client(*runs.values())
+    monkeypatch.setattr("prefect.client.orchestration.get_client", lambda sync_client: client)
+    one = worker.Worker("dashfusion", "http://127.0.0.1:1/api", "")
+    family = [Relative(str(run.id)) for run in runs.values()]
+    monkeypatch.setattr(worker.psutil.Process, "children", lambda self, recursive: family)
+    monkeypatch.setattr(worker.supervisor, "is_running", lambda process: True)
+    one.check()
+    family[:] = [Relative(None)]
+    one.check()
+    process.kill()
+    process.wait()
+    one.check()
+    assert client.states == {"RUNNING": "CRASHED", "CANCELLING": "CANCELLED"} and client.busy == 0
+
+
+@dataclass
+class Relative:
+    """A process of a worker."""
+
+    run: str | None
+
+    def environ(self) -> dict[str, str]:
+        return {"PREFECT__FLOW_RUN_ID": self.run} if self.run else {}
 
 
 def read(address: str) -> str:
