@@ -83,6 +83,7 @@ class Site:
     def replaced(self, text: str) -> str:
         """Fill in what the page leaves to the reader, and make small what would take long."""
         for before, after in (
+            ("dashfusion doctor /videos/mine", "dashfusion doctor --sample 0 /videos/mine"),  # README.md's has a sample
             ("/videos/", f"{self.files}/videos/"),
             ("/data/", f"{self.files}/data/"),
             ("/models/", f"{self.files}/models/"),
