@@ -7,6 +7,8 @@ PIP_ARGS ?=
 # Two processes, also on larger machines, because each process generates the corpora and starts the servers that its
 # tests share.
 PYTEST := python -m pytest -q --dist loadfile -n
+# Of the packages' 30,000 modules, those that are used are compiled when they are first imported.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) -c constraints.txt -e
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing is downloaded but packages by pip.
 export HF_HUB_OFFLINE ?= 1
@@ -26,9 +28,12 @@ test: $(VENV)/.dev
 	$(PYTEST) 2
 
 # The tests that CI runs beyond `test`: whole stages, a Prefect server on loopback, a browser. They often wait for a
-# process or a server, so three share two cores.
+# process or a server, so three share two cores. TIERS="not gpu" adds those of `test` in the same processes, which is
+# faster than one after the other: both tiers share the generated corpora, and neither has an end with one process idle.
+TIERS := e2e or server or browser or docs
+
 ci-tests: $(VENV)/.dev
-	$(PYTEST) 3 -m "e2e or server or browser or docs"
+	$(PYTEST) 3 -m "$(TIERS)"
 
 lint: $(VENV)/.dev
 	ruff check .
@@ -74,13 +79,12 @@ $(VENV)/pyvenv.cfg:
 	done; echo "Python 3.11 to 3.14 with its venv module (Debian: python3-venv) is needed; none found on PATH" >&2; exit 1
 
 $(VENV)/.run: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[demo,zh]'
+	$(INSTALL) '.[demo,zh]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt \
-	  -e '.[demo,zh,asr,dev,dask,onnx,ray,opensmile,s3,tensorboard,words]'
-	@touch $@
+$(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
+	$(INSTALL) '.[demo,zh,asr,dev,dask,onnx,ray,opensmile,s3,tensorboard,words]'
+	@touch $(VENV)/.run $@
 
 clean:
 	rm -rf $(VENV) data models metrics report predictions.parquet .dashfusion
