@@ -1,57 +1,56 @@
-"""Programs that find no packages but those of a requirements file, as if nothing else were installed.
-
-`run_with_only` starts them with this file as `sitecustomize`, which also their worker processes import.
-"""
+"""Processes that find some of the installed packages only, as if nothing else were installed."""
 
 from __future__ import annotations
 
-import importlib.machinery
+import functools
 import os
 import re
-import shutil
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-VARIABLE = "ONLY_PACKAGES_OF"
+from packaging.utils import canonicalize_name
+
+if TYPE_CHECKING:
+    from collections.abc import Set
+
+ABSENT = """
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {names} else find(name, *more)
+"""
 
 
-def _normalise(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+@functools.cache
+def _owners() -> dict[str, set[str]]:
+    return {module: set(map(canonicalize_name, names)) for module, names in packages_distributions().items()}
 
 
-def _block(requirements: Path) -> None:
-    lines = requirements.read_text().splitlines()
-    allowed = {_normalise(re.split("[=; ]", line)[0]) for line in lines if line and not line.startswith("#")}
-    allowed.add("dashfusion")
-    owners = {module: {_normalise(name) for name in names} for module, names in packages_distributions().items()}
+def hide_others(folder: Path, packages: Set[str]) -> set[str]:
+    """Write a `sitecustomize` that hides the modules of all but these packages, and return the modules.
 
-    class OnlyAllowed(importlib.machinery.PathFinder):
-        @classmethod
-        def find_spec(cls, fullname, path=None, target=None):
-            if not owners.get(fullname.partition(".")[0], allowed) & allowed:
-                return None
-            return super().find_spec(fullname, path, target)
-
-    sys.meta_path = [OnlyAllowed if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+    Python imports it at its start where `folder` is in PYTHONPATH, also in the processes that a process starts.
+    """
+    absent = {module for module, owners in _owners().items() if not owners & packages}
+    (folder / "sitecustomize.py").write_text(ABSENT.format(names=absent), encoding="utf-8")
+    return absent
 
 
 def run_with_only(requirements: Path, program: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in `folder`, in which it leaves `sitecustomize`."""
+    """Run a program in `folder` that finds only the packages of a requirements file."""
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    packages = {canonicalize_name(re.split("[=; ]", line)[0]) for line in lines if line and not line.startswith("#")}
     site = folder / "site"
     site.mkdir(exist_ok=True)
-    shutil.copy(__file__, site / "sitecustomize.py")
+    hide_others(site, packages | {"dashfusion"})
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(site), str(Path(__file__).parents[2])]),
-        VARIABLE: str(requirements),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
     return subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
-
-
-if VARIABLE in os.environ and __name__ == "sitecustomize":
-    _block(Path(os.environ[VARIABLE]))

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from corpora.demo import DemoConfig, generate
 from flows.config.presets import apply
 from tests.support.corpora import make_once
+from tests.support.only_packages import hide_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -123,14 +124,6 @@ def new_project(folder: Path, settings: Mapping[str, object]) -> Project:
     return made
 
 
-ABSENT = """
-from importlib.machinery import PathFinder
-
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {names} else find(name, *more)
-"""
-
-
 def without_extras(folder: Path) -> dict[str, str]:
     """Environment for Python processes that can import only what `dashfusion[demo]` installs: no pandas, for one."""
     needed, waiting = set(), [Requirement("dashfusion[demo]")]
@@ -147,13 +140,7 @@ def without_extras(folder: Path) -> dict[str, str]:
             chosen = item.marker is None or any(item.marker.evaluate({"extra": extra}) for extra in extras)
             if chosen and canonicalize_name(item.name) not in needed:
                 waiting.append(item)
-    absent = {
-        module
-        for module, owners in packages_distributions().items()
-        if not needed & {canonicalize_name(owner) for owner in owners}
-    }
-    assert "pandas" in absent, "the tests' extras bring it; else this refuses too little"
-    (folder / "sitecustomize.py").write_text(ABSENT.format(names=absent), encoding="utf-8")
+    assert "pandas" in hide_others(folder, needed), "the tests' extras bring it; else this refuses too little"
     return {"PYTHONPATH": str(folder)}
 
 
