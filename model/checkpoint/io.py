@@ -7,6 +7,7 @@ import logging
 import platform
 import shutil
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ def save_checkpoint(
         "seed": seed,
         "epoch": epoch,
         "metrics": dict(metrics),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES},
+        "versions": _library_versions(),
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with atomic_folder(Path(folder)) as temporary:
@@ -173,6 +174,12 @@ def save_checkpoint(
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         description["sha256"] = {path.relative_to(temporary).as_posix(): sha256_of(path) for path in files}
         (temporary / DESCRIPTION).write_text(_as_json(description), encoding="utf-8")
+
+
+@cache
+def _library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a checkpoint records."""
+    return {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES}
 
 
 def add_calibration(
