@@ -37,7 +37,7 @@ def clips(corpus: Path) -> list[dict[str, Any]]:
 
 
 def predict(*arguments: object) -> Any:
-    return runner.invoke(app, ["predict", *map(str, arguments)])
+    return runner.invoke(app, ["predict", "--workers", "1", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("mode", MODES)

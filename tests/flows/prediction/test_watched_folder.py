@@ -33,6 +33,7 @@ from model.prediction.results import Failure, Prediction, Result, Score
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = Path(__file__).parents[3]
 TODAY = 1_800_000_000.0  # seconds since 1970
 
 
@@ -408,7 +409,7 @@ def test_the_command_scores_real_clips_and_then_nothing(corpus, clip, tmp_path):
     (tmp_path / "in/clip.txt").write_text("It was fine.")
     (tmp_path / "in/torn.mp4").write_bytes(clip.read_bytes()[:2000])
     model = ["--model", str(corpus / "models-unaligned/best"), "--device", "cpu"]
-    command = ["watch", str(tmp_path / "in"), "--once", "--settle", "0.1", "--attempts", "1", *model]
+    command = ["watch", str(tmp_path / "in"), "--once", "--settle", "0.1", "--attempts", "1", "--workers", "1", *model]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0 and "2 new, 1 of them failed" in shown.output, shown.output
     assert shown.output.startswith(GENERATED_NOTICE)
@@ -417,20 +418,42 @@ def test_the_command_scores_real_clips_and_then_nothing(corpus, clip, tmp_path):
     assert found["clip.mp4"]["used"] == ["text", "audio", "vision"] and found["torn.mp4"]["score"] is None
     assert json.loads((tmp_path / "in/predictions.ledger.json").read_text())["schema_version"] == 1
     assert "0 new" in CliRunner().invoke(app, command).output
+    with FileLock(tmp_path / "in/predictions.lock"):
+        shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 1 and "another run scores" in shown.output
     shown = CliRunner().invoke(app, ["watch", str(tmp_path / "nowhere"), "--once", *model])
     assert shown.exit_code == 1 and "no such folder" in shown.output
 
 
-def test_runs_that_overlap_score_each_file_once(corpus, clip, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
+RUN = """
+import sys
+from pathlib import Path
+from tests.flows.prediction.test_watched_folder import FolderBusyError, Scorer, Watch, format_result, score_new
+
+folder = Path(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    score_new(
+        Watch(folder, folder / "predictions.parquet", settle=1.0),
+        lambda: Scorer(folder.parent / "model"),
+        on_result=lambda result: print(format_result(result)),
+    )
+except FolderBusyError as busy:
+    print(busy)
+"""
+
+
+def test_runs_that_overlap_score_each_file_once(folder, scorer):
     for number in range(3):
-        shutil.copy(clip, folder / f"{number}.mp4")
-        with (folder / f"{number}.mp4").open("ab") as file:
-            file.write(b"\0\0\0\x09free%d" % number)  # another content, the same clip
-    command = [sys.executable, "-m", "flows.cli", "watch", str(folder), "--once", "--settle", "4", "--device", "cpu"]
-    command += ["--model", str(corpus / "models-unaligned/best")]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        (folder / f"{number}.mp4").write_bytes(b"x" * (number + 1))
+    command = [sys.executable, "-c", RUN, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    running = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * 3
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     said = "".join(process.communicate(timeout=300)[0] for process in running)
     assert [said.count(f"{number}.mp4: ") for number in range(3)] == [1, 1, 1], said
     assert sorted(rows(Watch(folder, folder / "predictions.parquet"))) == ["0.mp4", "1.mp4", "2.mp4"]
