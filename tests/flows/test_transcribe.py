@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,28 @@ ROOT = Path(__file__).parents[2]
 WORDS = Path("data/generated/words.csv")
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """A demo corpus of three clips, prepared, its word times named in params.yaml."""
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A demo corpus of three clips, prepared, its word times named in params.yaml; to be copied."""
+    folder = tmp_path_factory.mktemp("prepared")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"]["demo"] |= {"clips": 3, "speakers": 3}
     params["extract"] |= {"workers": 1}
     params["transcribe"]["word_times"] = str(WORDS)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DASHFUSION_SCRATCH", raising=False)
+        prepare.fn()
+    return folder
+
+
+@pytest.fixture
+def here(prepared, tmp_path, monkeypatch) -> Path:
+    """A copy of the prepared corpus as the working directory."""
+    monkeypatch.chdir(shutil.copytree(prepared, tmp_path / "copy"))
     monkeypatch.delenv("DASHFUSION_SCRATCH", raising=False)
-    prepare.fn()
-    return tmp_path
+    return Path.cwd()
 
 
 def test_the_corpuss_own_word_times_time_the_clips_that_they_know(here):
