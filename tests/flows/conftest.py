@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from contextlib import AbstractContextManager, contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +24,11 @@ from flows.serving.security import LOOPBACK, Rules
 from flows.serving.worker import Model
 from flows.serving.worker_pool import Limits, ScoringPool
 from model.config import ModelConfig, TrainConfig
+from tests.support.clips import join_clips
 from tests.support.corpora import make_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,29 +108,6 @@ def corpus(tmp_path_factory) -> Path:
 def clip(corpus) -> Path:
     """A clip of the corpus's test split, of a few seconds."""
     return sorted((corpus / "media/Raw").glob("*/0001.mp4"))[-1]
-
-
-def join_clips(paths: Sequence[Path], target: Path) -> Path:
-    """One clip of several from the same encoder, one after the other; nothing is encoded again."""
-    import av
-
-    streams: dict[str, Any] = {}
-    offset = Fraction(0)
-    with av.open(str(target), "w") as joined:
-        for path in paths:
-            end = Fraction(0)
-            with av.open(str(path)) as source:
-                streams = streams or {s.type: joined.add_stream_from_template(s) for s in source.streams}
-                for packet in source.demux():
-                    if packet.dts is None or packet.pts < 0:  # the encoder's first samples, before time zero
-                        continue
-                    end = max(end, (packet.pts + packet.duration) * packet.time_base)
-                    shift = round(offset / packet.time_base)
-                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                    packet.stream = streams[packet.stream.type]
-                    joined.mux(packet)
-            offset += end
-    return target
 
 
 @pytest.fixture(scope="session")

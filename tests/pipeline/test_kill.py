@@ -84,10 +84,10 @@ class Workplace:
 
 
 def workplace(folder: Path, corpus: Path, modality: str, vision_fps: float = 5) -> Workplace:
-    """A new one, with two workers."""
+    """A new one, with two workers, but one for text, which takes seconds to load its model."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"] |= {"layout": "mmsa", "root": str(corpus)}
-    params["extract"] |= {"workers": 2, "max_failed_fraction": 0.05}
+    params["extract"] |= {"workers": 1 if modality == "text" else 2, "max_failed_fraction": 0.05}
     params["extract"]["vision"]["options"]["fps"] = vision_fps
     folder.mkdir()
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -132,7 +132,7 @@ def corpus(tmp_path_factory, originals) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("modality", "kills"), [("audio", 4), ("text", 2), ("vision", 2)])
+@pytest.mark.parametrize(("modality", "kills"), [("audio", 3), ("text", 2), ("vision", 2)])
 def test_kills_change_no_byte_and_repeat_nothing(tmp_path, corpus, modality, kills):
     """One in three strikes while the processes come up, the others soon after a new result."""
     calm = workplace(tmp_path / "calm", corpus, modality)
@@ -157,22 +157,22 @@ def test_kills_change_no_byte_and_repeat_nothing(tmp_path, corpus, modality, kil
     assert place.leftovers() == []
 
 
-def test_of_100_clips_the_five_broken_ones_are_listed_and_95_have_features(tmp_path, originals):
-    root = copies(tmp_path / "large", originals, 100)
+def test_of_50_clips_the_five_broken_ones_are_listed_and_45_have_features(tmp_path, originals):
+    root = copies(tmp_path / "large", originals, 50)
     (root / "Raw/video_00/007.mp4").write_bytes(originals[0][: len(originals[0]) // 2])
-    (root / "Raw/video_05/050.mp4").write_bytes(b"")
-    (root / "Raw/video_09/099.mp4").write_text("this is no video\n" * 100)
+    (root / "Raw/video_02/020.mp4").write_bytes(b"")
+    (root / "Raw/video_04/049.mp4").write_text("this is no video\n" * 100)
     manifest, unreadable = read_raw(root, corpus="hurt", language="en", label_range=(-3.0, 3.0))
     found = {problem.clip_id: problem.message for problem in unreadable}
-    expected = {"video_00/007": "cut off", "video_05/050": "zero bytes", "video_09/099": "not a media file"}
+    expected = {"video_00/007": "cut off", "video_02/020": "zero bytes", "video_04/049": "not a media file"}
     assert found.keys() == expected.keys() and all(expected[clip_id] in found[clip_id] for clip_id in found)
-    assert len(manifest.clips) == 97 and not found.keys() & {clip.clip_id for clip in manifest.clips}
+    assert len(manifest.clips) == 47 and not found.keys() & {clip.clip_id for clip in manifest.clips}
     place = workplace(tmp_path / "place", root, "audio", vision_fps=2)
-    (root / "Raw/video_06/063.mp4").unlink()
-    (root / "Raw/video_09/090.mp4").write_bytes(originals[0])  # a sound clip, but not the one prepared
+    (root / "Raw/video_03/033.mp4").unlink()
+    (root / "Raw/video_04/040.mp4").write_bytes(originals[1])  # a sound clip, but not the one prepared
     expected = {
-        "video_06/063": "no such file",
-        "video_09/090": "changed since the manifest was made",
+        "video_03/033": "no such file",
+        "video_04/040": "changed since the manifest was made",
     }
     for modality, broken in (("audio", expected), ("vision", expected), ("text", {})):
         replace(place, modality=modality).finish()
@@ -183,7 +183,7 @@ def test_of_100_clips_the_five_broken_ones_are_listed_and_95_have_features(tmp_p
             trace = traceback_path(place.folder / ".dashfusion/scratch", problem.traceback)
             assert problem.message in trace.read_text(encoding="utf-8")
         reader = FeatureReader(place.folder / "data/features" / modality, modality)
-        assert len(reader) == 97 - len(broken) and not broken.keys() & set(reader.clip_ids)
+        assert len(reader) == 47 - len(broken) and not broken.keys() & set(reader.clip_ids)
         assert all(len(sequence) for _, sequence in reader)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -90,6 +90,27 @@ def write_clip(
                 container.mux(encoders["a"].encode(piece))
             container.mux(encoders["a"].encode(None))
     return path
+
+
+def join_clips(paths: Sequence[Path], target: Path) -> Path:
+    """One clip of several from the same encoder, one after the other; nothing is encoded again."""
+    streams: dict[str, Any] = {}
+    offset = Fraction(0)
+    with av.open(str(target), "w") as joined:
+        for path in paths:
+            end = Fraction(0)
+            with av.open(str(path)) as source:
+                streams = streams or {s.type: joined.add_stream_from_template(s) for s in source.streams}
+                for packet in source.demux():
+                    if packet.dts is None or packet.pts < 0:  # the encoder's first samples, before time zero
+                        continue
+                    end = max(end, (packet.pts + packet.duration) * packet.time_base)
+                    shift = round(offset / packet.time_base)
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                    packet.stream = streams[packet.stream.type]
+                    joined.mux(packet)
+            offset += end
+    return target
 
 
 @pytest.fixture(scope="session")
