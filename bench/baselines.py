@@ -71,12 +71,9 @@ def our_step(name: str, clips: ClipTable) -> Callable[[], None]:
     settings = find_network(name).paper
     model = {key.removeprefix("model."): value for key, value in settings.items() if key.startswith("model.")}
     options = {key.removeprefix("options."): model.pop(key) for key in list(model) if key.startswith("options.")}
-    config = TrainConfig(
-        regression_loss=settings.get("train.regression_loss", "mse"),
-        learning_rate=settings["train.learning_rate"],
-        weight_decay=settings["train.weight_decay"],
-        contrastive=ContrastiveConfig(weight=0),
-    )
+    keys = ("regression_loss", "learning_rate", "weight_decay")
+    training = {key: settings[f"train.{key}"] for key in keys if f"train.{key}" in settings}
+    config = TrainConfig(contrastive=ContrastiveConfig(weight=0), **training)
     network = build_network(ModelConfig(name=name, options=options, **model), clips.info).train()
     objective = Objective(network, config, auxiliary=network.auxiliary_loss(clips)).train()
     optimizer = torch.optim.AdamW(parameter_groups(network, config), fused=True)
@@ -276,7 +273,7 @@ def run(*arguments: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Run the benchmark, and write bench/results/baselines.json."""
+    """Run the benchmark, and write bench/results/baselines_<network>.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mmsa", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--networks", nargs="+", choices=MMSA, default=list(MMSA))
@@ -290,9 +287,9 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure_megabytes(options.measure, options.mmsa, name)))
         return
-    figures = {"threads": torch.get_num_threads(), "load_average_of_other_work": os.getloadavg()[0]}
     print(f"{'network':<10}{'s ours':>9}{'s MMSA':>9}{'times':>7}{'MB ours':>10}{'MB MMSA':>10}{'times':>7}")
     for name in options.networks:
+        load = os.getloadavg()[0]
         common = ("--mmsa", str(options.mmsa), "--networks", name, "--repetitions", str(options.repetitions))
         row = run(*common, "--measure", "seconds") | run(*common, "--measure", "ours")
         row |= run(*common, "--measure", "mmsa")
@@ -303,8 +300,8 @@ def main() -> None:
             f"{row['ours_megabytes']:>10.0f}{row['mmsa_megabytes']:>10.0f}{row['times_less_memory']:>7.1f}",
             flush=True,
         )
-        figures |= {f"{name}_{key}": value for key, value in row.items()}
-    write_result("baselines", figures, "baselines --mmsa FOLDER")
+        row |= {"threads": torch.get_num_threads(), "load_average_of_other_work": load}
+        write_result(f"baselines_{name}", row, f"baselines --mmsa FOLDER --networks {name}")
 
 
 if __name__ == "__main__":
