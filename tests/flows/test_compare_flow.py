@@ -1,4 +1,4 @@
-"""The flow `compare`: tunes, trains and measures networks in worker processes, and ranks them."""
+"""The flow `compare`: tunes, trains and measures networks, and ranks them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from flows import compare as flow
 from flows.config.params import CompareParams, load_params
+from flows.orchestration.training_pool import TrainingPool
 from flows.studies.results import SEARCH, VALID_MAE, read_study, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def params(dataset, tmp_path, monkeypatch):
-    """A project with the small dataset; comparisons train two networks for an epoch."""
+    """A project with the small dataset; comparisons train two networks for an epoch, in this process."""
+    monkeypatch.setattr(TrainingPool, "call", lambda pool, function, *arguments: function(*arguments))
     monkeypatch.setattr(flow, "count_look", lambda *_: None)
     monkeypatch.setattr("flows.study.scratch_folder", lambda: tmp_path / "scratch")
     params = load_params(ROOT / "params.yaml")
