@@ -5,10 +5,13 @@ that a clip has, so every subset of modalities has its own.
 
 - `grouped_cv`: errors of networks on clips whose speakers they were trained without (the CV of Barber et al.,
   "Predictive Inference with the Jackknife+", Annals of Statistics 49, 2021, section 1.2). Clips of a speaker are alike,
-  so it is the G speakers that are exchangeable with a further one: every speaker has the weight 1 / (G + 1), divided
-  among the clips, and the half-width is the least error up to which the weights add up to the level. Lee, Barber and
-  Willett, "Distribution-Free Inference with Hierarchical Data", 2023, section 3.
-- `cv_plus`: the same errors, around the predictions of those networks; see `model.evaluation.cv_plus`.
+  so it is the G speakers that are exchangeable with a further one. With the weight 1 / (G + 1) for every speaker,
+  divided among the clips, the least error up to which the weights add up to the level covers a further speaker's clips
+  with a probability between the level and the level + 1 / (G + 1) (Lee, Barber and Willett, "Distribution-Free
+  Inference with Hierarchical Data", 2023, section 3). The weight here is 1 / (G + 1/2), so that the level lies in the
+  middle of that range and not at its lower end.
+- `cv_plus`: the same errors with the weight 1 / (G + 1), around the predictions of those networks; see
+  `model.evaluation.cv_plus`.
 - `split`: errors of one network on n clips of its validation split. The k-th smallest of them covers a further
   exchangeable clip with a probability that itself is Beta(k, n + 1 - k) distributed; k is the smallest for which it
   is at least the level in 90 % of all draws of the n clips. Vovk, "Conditional Validity of Inductive Conformal
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from model.network.base import Network
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
+
+HALF_A_SPEAKER = 0.5
+"""Weight of the further speaker in `grouped_cv`, relative to the others."""
 
 CONFIDENCE = 0.9
 """Share of the draws of a validation split for which `split` intervals are to cover the level or more."""
@@ -108,22 +114,27 @@ def split_half_width(errors: Errors, level: float) -> float | None:
 
 def grouped_half_width(errors: Errors, level: float) -> float | None:
     """Return the half-width of the method `grouped_cv`; None if there are too few clips."""
-    weight_n = fold_weights(errors.speaker_n, level)
+    weight_n = fold_weights(errors.speaker_n, level, HALF_A_SPEAKER)
     return None if weight_n is None else float(first_to_reach(errors.error_n[None], weight_n, level)[0])
 
 
-def fold_weights(speaker_n: np.ndarray, level: float) -> np.ndarray | None:
+def fold_weights(speaker_n: np.ndarray, level: float, further: float = 1.0) -> np.ndarray | None:
     """Return the weights [n] of the errors of cross-validation; None if there are too few clips.
 
     With fewer than level / (1 - level) speakers nothing can be said of further ones: then every clip has the same
     weight, for further clips of these speakers.
+
+    Args:
+        speaker_n: speakers of the clips.
+        level: of the interval.
+        further: weight of the further speaker, or clip, relative to the others.
     """
     _, group_n, size_G = np.unique(speaker_n, return_inverse=True, return_counts=True)
     groups, n = len(size_G), len(speaker_n)
     if groups >= max(2.0, level * (groups + 1) - 1e-9):
-        weight_n: np.ndarray = 1 / ((groups + 1) * size_G[group_n])
+        weight_n: np.ndarray = 1 / ((groups + further) * size_G[group_n])
         return weight_n
-    return None if marginal_rank(n, level) is None else np.full(n, 1 / (n + 1))
+    return None if marginal_rank(n, level) is None else np.full(n, 1 / (n + further))
 
 
 def first_to_reach(value_Nn: np.ndarray, weight_n: np.ndarray, level: float) -> np.ndarray:
