@@ -74,6 +74,7 @@ def project(tmp_path_factory, demo) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"] |= {"corpus": "broken", "layout": "mmsa", "root": "corpus"}
     params["extract"] |= {"workers": 1, "max_failed_fraction": 0.5}
+    params["extract"]["text"] = {"extractor": "text.words", "options": {}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return folder
 
