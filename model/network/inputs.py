@@ -5,6 +5,7 @@ Shapes: B clips, T steps, D features.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,8 +95,8 @@ class FeatureInputs(nn.Module):
         self.of = nn.ModuleDict()
         for m, dim in self.dims.items():
             is_normalised = m in NORMALISED and config.normalise
-            features = FeatureInput(dim, info.statistics[m] if is_normalised else None)
-            self.of[m] = TokenEncoder(text, config, features) if text and m == "text" else features
+            features = partial(FeatureInput, dim, info.statistics[m] if is_normalised else None)
+            self.of[m] = TokenEncoder(text, config, features) if text and m == "text" else features()
 
     def forward(self, batch: Batch) -> dict[str, MaskedSequence]:
         """Return modality -> its sequence of max(T, 1) steps, at least one of them real; masked steps are zeros."""

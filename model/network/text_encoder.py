@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.network.encoders import TextEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedModel
 
@@ -29,14 +29,15 @@ class TokenEncoder(nn.Module):
     Args:
         text: Tokenizer and encoder.
         config: Configuration of the network.
-        head: Module from (hidden states [B, T, D], mask) to a `MaskedSequence`, where T is at least 1.
+        head: Builds the module from (hidden states [B, T, D], mask) to a `MaskedSequence`, where T is at least 1. It is
+            called after the encoder is built, so that a seed gives the initial weights that it always gave.
     """
 
-    def __init__(self, text: TextBackbone, config: ModelConfig, head: nn.Module) -> None:
+    def __init__(self, text: TextBackbone, config: ModelConfig, head: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.encoder = text.build()
         _freeze(self.encoder, config.text.freeze_layers)
-        self.head = head
+        self.head = head()
 
     def forward(self, values: Tensor, mask_BT: Tensor) -> MaskedSequence:
         """Return a sequence of max(T, 1) steps whose position 0 is real.
@@ -89,7 +90,7 @@ def build_text_encoder(config: ModelConfig, info: DatasetInfo, text: TextBackbon
         ValueError: the backbone's weights cannot be loaded, or do not fit `config.text`.
     """
     if text:
-        return TokenEncoder(text, config, TextEncoder(text.config.hidden_size, config))
+        return TokenEncoder(text, config, lambda: TextEncoder(text.config.hidden_size, config))
     return TextEncoder(info.modalities["text"].dim, config)
 
 

@@ -88,6 +88,7 @@ class Site:
             ("/data/", f"{self.files}/data/"),
             ("/models/", f"{self.files}/models/"),
             ("/mnt/store/", f"{self.files}/store/"),
+            ("/projects/", f"{self.files}/projects/"),
             ("train.epochs=20", "train.epochs=3"),
             ("train.epochs=40", "train.epochs=3"),
             ("--seeds 0,1,2,3,4", "--seeds 0,1,2"),
@@ -240,6 +241,8 @@ def write_files(files: Path, corpus: Path, project: Path) -> None:
     write_mmsa_pickle(files / "data/mine.pkl")
     (files / "data/mosi_csd").mkdir()
     write_csd_corpus(files / "data/mosi_csd")
+    for name in ("mosi", "sims"):
+        shutil.copytree(project / "data/dataset", files / "projects" / name / "data/dataset")
     for name in ("talk.mp4", "talks/one.mp4", "talks/two.mp4", "incoming/one.mp4"):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(clips[0], project / name)

@@ -63,8 +63,9 @@ def test_prepare_counts_the_sequences_that_it_imports(load, project, bars):
 def test_evaluate_counts_predictions_and_the_parts_of_the_report(load, project, corpus, bars):
     (project / "models").mkdir()
     (project / "models/seed-0").symlink_to(corpus / "models-unaligned")
-    params = load("paths", dataset=corpus / "unaligned", models=Path("models"), features=corpus / "features")
-    manifest, transcripts = read_manifest(corpus / "manifest.parquet"), read_transcripts(corpus / "transcripts.parquet")
+    tables = {name: corpus / f"{name}.parquet" for name in ("manifest", "transcripts")}
+    params = load("paths", dataset=corpus / "unaligned", models=Path("models"), features=corpus / "features", **tables)
+    manifest, transcripts = read_manifest(tables["manifest"]), read_transcripts(tables["transcripts"])
     result = evaluate.measure.fn(params)
     clips = len(result.predictions)
     assert bars == [("evaluate", 4 * clips, 4 * clips)], "once with all modalities, and once without each"

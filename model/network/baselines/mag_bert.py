@@ -140,7 +140,7 @@ class ShiftedTokenEncoder(TokenEncoder):
 
     def __init__(self, text: TextBackbone, config: ModelConfig) -> None:
         width = text.config.hidden_size
-        super().__init__(text, config, FeatureInput(width))
+        super().__init__(text, config, lambda: FeatureInput(width))
         embeddings = getattr(self.encoder, "embeddings", None)
         if not isinstance(embeddings, nn.Module) or self.encoder.get_input_embeddings().embedding_dim != width:
             raise ValueError(

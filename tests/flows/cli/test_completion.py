@@ -71,7 +71,8 @@ def test_after_the_equals_sign_bash_is_offered_values_alone(project, monkeypatch
 
 def test_before_any_letter_the_presets_are_offered(project, monkeypatch):
     offered = complete("use ", monkeypatch)
-    assert "corpus=mmsa" in offered and all(word.startswith(("corpus=", "experiment=", "text=")) for word in offered)
+    assert "corpus=mmsa" in offered
+    assert all(word.startswith(("corpus=", "experiment=", "recipe=", "text=")) for word in offered)
     assert complete("use corpus = mmsa ", monkeypatch) == offered
 
 

@@ -235,7 +235,7 @@ def test_the_recipe_trains_with_missing_modalities_and_predicts(dataset, tmp_pat
     loaded, info = load_checkpoint(result.best)
     assert (info.model, info.train) == (network, config)
     assert loaded.config.name == "dashfusion_published"
-    assert "2512.05515), as the code of its authors computes it." in (result.best / CARD).read_text(encoding="utf-8")
+    assert "2512.05515, as the code of its authors computes it, " in (result.best / CARD).read_text(encoding="utf-8")
     table = ClipTable.read(dataset, "test", network.max_positions)
     assert evaluate(dataset, [result.best], "test").metrics["n"] == len(table)
     costs = network_costs(loaded, table, MODALITIES)
