@@ -140,6 +140,8 @@ def _export(network: Network, clips: list[dict[str, Tensor]], info: CheckpointIn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own code
         exporter_log.setLevel(logging.ERROR)
+        # The exporter replaces the LSTM for a while, but torch remembers the one that an earlier export found
+        torch.ops.aten.lstm.input._dispatch_cache.clear()
         try:
             return torch.onnx.export(
                 _FromFeatures(network).eval(),

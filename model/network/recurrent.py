@@ -43,9 +43,9 @@ class MaskedLSTM(nn.Module):
         super().__init__()
         self.directions = nn.ModuleList(nn.LSTM(dim_in, dim, batch_first=True) for _ in range(1 + bidirectional))
 
-    def forward(self, sequence: MaskedSequence) -> RecurrentOutput:
-        """Return the hidden states of the steps and the last ones."""
-        compact = move_to_front(sequence)
+    def forward(self, sequence: MaskedSequence, is_compact: bool = False) -> RecurrentOutput:
+        """Return the hidden states of the steps and the last ones; `is_compact`: the real steps come first already."""
+        compact = sequence if is_compact else move_to_front(sequence)
         lengths_B = compact.mask.sum(dim=1)
         states = []
         for number, lstm in enumerate(self.directions):

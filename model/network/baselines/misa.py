@@ -81,7 +81,7 @@ class StackedLSTM(nn.Module):
     def forward(self, sequence: MaskedSequence) -> Tensor:
         """Return [B, 4w]."""
         first = self.first(sequence)
-        second = self.second(MaskedSequence(self.norm(first.steps.values), first.steps.mask))
+        second = self.second(MaskedSequence(self.norm(first.steps.values), first.steps.mask), is_compact=True)
         return torch.cat([first.last, second.last], dim=1)
 
 
