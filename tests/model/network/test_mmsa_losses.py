@@ -23,9 +23,11 @@ from model.data.tokens import TextBackbone, train_tokenizer
 from model.network.baselines.misa import difference_loss, reconstruction_loss, similarity_loss
 from model.network.baselines.self_mm import STREAMS, SelfMMLoss
 from model.network.registry import build_network
+from tests.support.mmsa import MMSA, download_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from model.data.info import DatasetInfo
     from model.network.recurrent import MaskedLSTM
@@ -51,6 +53,11 @@ class HiddenStates(nn.Module):
 
     def forward(self, text: torch.Tensor) -> torch.Tensor:
         return self.hidden
+
+
+@pytest.fixture(scope="module")
+def mmsa_source(tmp_path_factory) -> Path:
+    return download_wheel(MMSA, tmp_path_factory.mktemp("mmsa"))
 
 
 @pytest.fixture
