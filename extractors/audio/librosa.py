@@ -6,11 +6,16 @@ Shapes: N samples, T steps, W samples per window.
 from __future__ import annotations
 
 import math
+import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, reduce
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 from extractors.base import (
     ExtractionError,
@@ -26,9 +31,12 @@ from media.audio import cut_overlapping, read_audio_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from contextlib import AbstractContextManager
 
 VERSION = 2
+
+LOCK = "dashfusion.lock"
+"""File in the folder of numba's cache that a process holds while it imports librosa."""
 
 SAMPLE_RATE = 22_050
 WINDOW = 2048
@@ -187,8 +195,7 @@ class LibrosaAudio:
         Centres lie at multiples of the hop, before the end: n samples have 1 + (n - 1) // hop steps, where librosa
         returns 1 + n // hop.
         """
-        import librosa
-
+        librosa = import_librosa()
         steps = slice(inside.start // self.hop, 1 + (inside.stop - 1) // self.hop)
         padded = librosa.util.fix_length(samples, size=max(len(samples), WINDOW))
         common: dict[str, Any] = {"y": padded, "sr": SAMPLE_RATE, "hop_length": self.hop}
@@ -204,8 +211,7 @@ class LibrosaAudio:
 
 def combine_blocks(blocks: Sequence[BlockMeasurements]) -> tuple[np.ndarray, np.ndarray]:
     """Return the features [T, 33] and the voicing [T] of a clip, relative to the level of the whole clip."""
-    import librosa
-
+    librosa = import_librosa()
     level, f0 = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("level", "f0"))
     loud = level >= max(SILENCE, MIN_VOICED_LEVEL * np.percentile(level, 95))
     voiced = np.concatenate([block.periodic for block in blocks]) & loud
@@ -218,15 +224,46 @@ def combine_blocks(blocks: Sequence[BlockMeasurements]) -> tuple[np.ndarray, np.
 
 
 @cache
+def import_librosa() -> Any:
+    """Import librosa, in one process at a time.
+
+    numba compiles some of librosa's functions when a machine first imports them, and keeps the machine code in a cache.
+    Processes that fill it at the same time can leave a mixture with which they, and every later process, crash
+    (github.com/numba/numba/issues/10128): workers that start together in a new environment did.
+    """
+    with _numba_cache_lock():
+        import librosa
+
+        librosa.zero_crossings(np.zeros(2))
+        librosa.yin(np.zeros(2 * WINDOW), fmin=F0_FLOOR, fmax=F0_CEILING, sr=SAMPLE_RATE, frame_length=WINDOW)
+    return librosa
+
+
+def _numba_cache_lock() -> AbstractContextManager[Any]:
+    """Return a lock in the folder of numba's cache: the first that is writable, as numba itself looks for one."""
+    package = find_spec("librosa")
+    assert package is not None and package.origin is not None
+    folders = [Path(package.origin).parent / "__pycache__", Path.home() / ".cache" / "numba"]
+    for folder in (Path(given), *folders) if (given := os.environ.get("NUMBA_CACHE_DIR")) else folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOCK).touch()
+        except OSError:
+            continue
+        return FileLock(folder / LOCK)
+    return nullcontext()  # nothing is cached, so nothing is shared
+
+
+@cache
 def octave_filters() -> tuple[np.ndarray, int]:
     """Return one octave of constant-Q filters, as spectra [12, 1 + W // 2], and their window length W in samples.
 
     They serve all octaves, since the rate halves along with the frequencies. librosa's `chroma_cqt` computes them again
     for each octave of each clip, which takes longer than the transform of a short clip.
     """
-    import librosa
     import scipy.fft
 
+    librosa = import_librosa()
     frequencies = CQT_FLOOR * 2.0 ** (CQT_OCTAVES - 1 + np.arange(CQT_BINS) / CQT_BINS)
     filters, lengths = librosa.filters.wavelet(freqs=frequencies, sr=SAMPLE_RATE)
     window = filters.shape[1]
@@ -241,8 +278,7 @@ def chroma_cqt(samples: np.ndarray, hop: int) -> np.ndarray:
     Schörkhuber and Klapuri 2010 (Constant-Q transform toolbox for music processing): the filters of one octave, applied
     at half the rate for each octave below. The values are those of librosa's `chroma_cqt`, except in silence.
     """
-    import librosa
-
+    librosa = import_librosa()
     filters, window = octave_filters()
     octaves: list[np.ndarray] = []
     for octave in range(CQT_OCTAVES):

@@ -21,6 +21,7 @@ from extractors.audio.librosa import (
     SILENCE,
     WINDOW,
     detect_periodicity,
+    import_librosa,
 )
 from extractors.base import (
     ExtractionError,
@@ -118,8 +119,7 @@ class Sims33Audio:
 
 def sims_features(samples: np.ndarray, hop: int) -> np.ndarray:
     """Return the features [T, 33] of samples [N], T = 1 + N // hop."""
-    import librosa
-
+    librosa = import_librosa()
     rate = librosa.feature.zero_crossing_rate(samples, hop_length=hop)
     mfcc = librosa.feature.mfcc(y=samples, sr=SAMPLE_RATE, n_mfcc=MFCC_COUNT, hop_length=hop, htk=True)
     chroma = librosa.feature.chroma_cqt(y=samples, sr=SAMPLE_RATE, hop_length=hop)
@@ -128,8 +128,7 @@ def sims_features(samples: np.ndarray, hop: int) -> np.ndarray:
 
 def detect_voiced(samples: np.ndarray, hop: int) -> np.ndarray:
     """Return which steps [T] of samples [N] are voiced, by the rule of `audio.librosa`."""
-    import librosa
-
+    librosa = import_librosa()
     padded = librosa.util.fix_length(samples, size=max(len(samples), WINDOW))
     steps = 1 + len(samples) // hop
     f0 = librosa.yin(y=padded, fmin=F0_FLOOR, fmax=F0_CEILING, sr=SAMPLE_RATE, frame_length=WINDOW, hop_length=hop)

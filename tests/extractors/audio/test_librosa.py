@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import wave
 from fractions import Fraction
+from importlib.machinery import ModuleSpec
 
 import av
-import librosa
 import numpy as np
 import pytest
 
 from extractors.audio import librosa as librosa_module
-from extractors.audio.librosa import SAMPLE_RATE, LibrosaAudio, chroma_cqt, interpolate_log_f0
+from extractors.audio.librosa import SAMPLE_RATE, LibrosaAudio, chroma_cqt, import_librosa, interpolate_log_f0
 from extractors.base import ExtractionError, MissingModalityError, Source
 
 SOUND_CODECS = ("", "pcm_s16le")
@@ -141,7 +142,7 @@ def test_hop_is_validated(hop):
 @pytest.mark.parametrize("hop", [96, 1024])
 def test_octaves_fold_to_what_librosa_gives(hop):
     sound = (voice(110, 4.0, SAMPLE_RATE) + np.random.default_rng(0).normal(0, 0.01, 4 * SAMPLE_RATE)).astype("f4")
-    expected = librosa.feature.chroma_cqt(
+    expected = import_librosa().feature.chroma_cqt(
         y=sound, sr=SAMPLE_RATE, hop_length=hop, fmin=65.406, n_octaves=6, bins_per_octave=12, tuning=0.0
     )
     assert chroma_cqt(sound, hop) == pytest.approx(expected, abs=1e-5)
@@ -261,3 +262,38 @@ def test_five_minutes_take_little_more_memory_than_one(tmp_path):
         assert int(ran.stdout.split()[0]) == pytest.approx(minutes * 600, rel=0.01)
         peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", ran.stdout)[1]) / 1024)
     assert peaks[1] < peaks[0] + 60  # MB; measured at once, five minutes take over 130 more
+
+
+LOCKED = """
+import sys
+from contextlib import contextmanager
+from extractors.audio import librosa
+
+@contextmanager
+def lock(path):
+    print("librosa.core.pitch" in sys.modules, path)
+    yield
+    print("librosa.core.pitch" in sys.modules)
+
+librosa.FileLock = lock
+librosa.LibrosaAudio()._measure(librosa.np.zeros(22050, "f4"), slice(0, 22050))
+"""
+
+
+def test_librosa_is_imported_by_one_process_at_a_time(tmp_path):
+    """Processes that fill numba's cache at the same time leave one in it with which every later process crashes."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", LOCKED]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n")[:2] == [f"False {tmp_path / 'cache' / 'dashfusion.lock'}", "True"]
+
+
+def test_a_cache_that_is_not_writable_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
+    monkeypatch.setattr(librosa_module, "find_spec", lambda name: ModuleSpec(name, None, origin="/proc/librosa/a.py"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with librosa_module._numba_cache_lock():
+        assert (tmp_path / ".cache/numba/dashfusion.lock").is_file()
+    monkeypatch.setenv("HOME", "/proc/none")
+    with librosa_module._numba_cache_lock() as nothing:
+        assert nothing is None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import librosa
 import numpy as np
 import pytest
 
+from extractors.audio.librosa import import_librosa
 from extractors.audio.sims_33 import Sims33Audio
 from extractors.base import ExtractionError, MissingModalityError, Source
 from extractors.registry import create
@@ -36,6 +36,7 @@ def measure(tmp_path, make_clip):
 def test_values_order_and_width_are_those_of_the_published_code(measure, seconds):
     path, result = measure(seconds)
     y = read_audio(path, 22_050)
+    librosa = import_librosa()
     rate = librosa.feature.zero_crossing_rate(y, hop_length=512).T
     mfcc = librosa.feature.mfcc(y=y, sr=22_050, hop_length=512, htk=True).T
     chroma = librosa.feature.chroma_cqt(y=y, sr=22_050, hop_length=512).T
