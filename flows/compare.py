@@ -18,7 +18,9 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
 from extractors.execution.workers import WorkerLostError
+from extractors.transcripts.table import read_transcripts
 from flows.config.params import SEARCH_SEED, Params, load_params
+from flows.display.baselines import ZERO_SHOT
 from flows.display.console import console
 from flows.evaluate import count_look, labels_of
 from flows.orchestration import engine
@@ -29,6 +31,7 @@ from flows.report.leaderboard import cost_picture
 from flows.report.provenance import RunProvenance
 from flows.studies.cross_corpus import (
     MATRIX,
+    MATRIX_METRICS,
     CrossCorpusResult,
     cross_corpus_matrix,
     matrix_rows,
@@ -52,6 +55,8 @@ from flows.studies.spec import StudySpec, metric_keys
 from flows.studies.statistics import Measurements, best_network, leaderboard_rows
 from flows.studies.tables import leaderboard_tables
 from flows.study import Trial, TrialFailedError, call_training, map_trials, predict_trial, trial_pool, update_report
+from flows.zero_shot.answers import answer_files
+from flows.zero_shot.comparison import zero_shot_rows
 from model.data.info import read_info
 
 if TYPE_CHECKING:
@@ -288,21 +293,28 @@ def _result(
             budget={"trials": budget.trials, "epochs": budget.epochs, "patience": budget.patience},
             settings={name: [dict(one.changes) for one in found.settings] for name, found in chosen.items()},
             chosen={name: found.number for name, found in chosen.items()},
-            baselines=_baselines(params, measured),
+            baselines=_baselines(params, measured, table.clip_ids.tolist()),
             left_out=left_out,
         ),
     )
 
 
-def _baselines(params: Params, measured: Measurements) -> dict[str, Any]:
-    """Return each network's comparison with the baselines on the measured split."""
+def _baselines(params: Params, measured: Measurements, clip_ids: Sequence[str]) -> dict[str, Any]:
+    """Return each network's comparison with the baselines, and with the chat models that were asked about the split."""
     from model.evaluation.baselines import compare_with_baselines, fit_baselines
 
     baselines = fit_baselines(params.paths.dataset, MEASURED_SPLIT)
-    place = measured.label, measured.speaker, measured.label_range, baselines
-    return {
-        name: compare_with_baselines(measured.predictions[name, CLEAN, None], *place) for name in measured.spec.variants
-    }
+    transcripts = read_transcripts(params.paths.transcripts) if any(answer_files(params.paths.studies)) else {}
+    texts = {clip_id: transcripts[clip_id].text for clip_id in clip_ids if transcripts}
+    asked = params.paths.studies, params.prepare.corpus, MEASURED_SPLIT, clip_ids, texts
+    place = measured.label, measured.speaker, measured.label_range
+    found: dict[str, Any] = {}
+    for name in measured.spec.variants:
+        prediction_SN = measured.predictions[name, CLEAN, None]
+        found[name] = compare_with_baselines(prediction_SN, *place, baselines)
+        if chat_models := zero_shot_rows(*asked, prediction_SN, *place):
+            found[name][ZERO_SHOT] = chat_models
+    return found
 
 
 def _validation_rows(
@@ -343,7 +355,7 @@ def measure_across(params: Params, folders: Mapping[str, Sequence[Path]], on: Se
     results = cross_corpus_matrix(folders, datasets, MEASURED_SPLIT, params.train.device, count)
     path = params.paths.studies / MATRIX
     write_matrix(results, path)
-    for metric in ("mae", "acc2", "corr"):
+    for metric in MATRIX_METRICS:
         console.print(matrix_table(results, metric))
     console.print(f"{path}", markup=False)
     engine.publish_table("cross-corpus", matrix_rows(results), "Networks on the test splits of several corpora")

@@ -40,7 +40,7 @@ from flows.report import (
 from flows.report.analysis import PARTS, analyse, checkpoints
 from flows.report.corpus_card import corpus_card
 from flows.report.provenance import PROVENANCE_FILE, RunProvenance, read_training_provenance
-from flows.studies.cross_corpus import CrossCorpusResult, measure_on
+from flows.studies.cross_corpus import MATRIX, CrossCorpusResult, measure_on, read_matrix
 from flows.studies.results import read_studies
 from flows.zero_shot.comparison import zero_shot_rows
 from model.data.info import is_generated, read_info
@@ -168,6 +168,7 @@ def report(
             looks=looks,
             other=other,
             studies=read_studies(params.paths.studies),
+            matrix=read_matrix(params.paths.studies / MATRIX),
             curves=training_curves(params),
             problems=problems,
             word_times=dataset["word_times"],

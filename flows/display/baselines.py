@@ -59,19 +59,27 @@ def baseline_metrics(found: Mapping[str, Any]) -> list[str]:
     return sorted(dict.fromkeys(keys), key=lambda key: key not in LESS_IS_BETTER)
 
 
-def baseline_rows(found: Mapping[str, Any]) -> list[BaselineRow]:
-    """Return the rows of a comparison, as `baselines` of metrics/<split>.json."""
+def baseline_values(found: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """Return name, meaning and values of the baselines and chat models of a comparison."""
     named = [(name, meaning, found.get(key, {})) for key, (name, meaning) in BASELINES.items()]
     chat_models = found.get(ZERO_SHOT, ())
     named += [(f"Zero-shot: {values['model']}", zero_shot_meaning(values), values) for values in chat_models]
+    return [
+        (name, f"{meaning} ({values['features']})" if "features" in values else meaning, values)
+        for name, meaning, values in named
+        if values
+    ]
+
+
+def baseline_rows(found: Mapping[str, Any]) -> list[BaselineRow]:
+    """Return the rows of a comparison, as `baselines` of metrics/<split>.json."""
     rows = []
-    for name, meaning, values in named:
-        meaning += f" ({values['features']})" if "features" in values else ""
+    for name, meaning, values in baseline_values(found):
         cells, verdicts = [], []
         for metric in baseline_metrics(found):
             cells.append((format_metric(metric, values.get(metric)), _difference(metric, values)))
             verdicts.append(_verdict(metric, values) if metric in values else "")
-        rows += [BaselineRow(name, meaning, tuple(cells), tuple(verdicts))] if values else []
+        rows.append(BaselineRow(name, meaning, tuple(cells), tuple(verdicts)))
     return rows
 
 

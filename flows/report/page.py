@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from corpora.files import atomic_file
 from flows.display import COLOURS
-from flows.display.baselines import baseline_metrics, baseline_rows, baseline_verdict, is_better
+from flows.display.baselines import ZERO_SHOT, baseline_metrics, baseline_rows, baseline_verdict, is_better
 from flows.display.metrics import (
     HEADLINE,
     MAX_CARDS,
@@ -37,6 +37,7 @@ from flows.report.leaderboard import leaderboard_view
 from flows.report.provenance import provenance_rows, version_rows
 from flows.report.studies import study_views
 from flows.report.subgroups import SubgroupAnalysis, speaker_table, subgroup_table
+from flows.studies.cross_corpus import MATRIX_METRICS, matrix_of
 from model.checkpoint.description import GENERATED_NOTICE
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class ReportInput:
         calibration: Calibration of the checkpoints on this split.
         explorer: Data of single clips.
         studies: Results of `dashfusion study` and `dashfusion compare`.
+        matrix: Result of `dashfusion compare --on`.
         curves: One row for each epoch and seed: `seed`, `epoch` (from 1), keys of `figures.CURVES`; others are ignored.
         problems: Rows of the problems tables of all stages.
         word_times: As in dataset.json: by method, what it timed and, where true times are known, its `error`.
@@ -130,6 +132,7 @@ class ReportInput:
     calibration: CalibrationInput | None = None
     explorer: ExplorerInput = field(default_factory=ExplorerInput)
     studies: Sequence[StudyResult] = ()
+    matrix: Sequence[CrossCorpusResult] = ()
     curves: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[Problem] = ()
     word_times: Mapping[str, Any] | None = None
@@ -233,6 +236,7 @@ def _baselines(found: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": baseline_verdict(found),
         "better": is_better(found),
         "columns": [METRICS[key].short for key in baseline_metrics(found)],
+        "chat_models": bool(found.get(ZERO_SHOT)),
         "rows": baseline_rows(found),
     }
 
@@ -259,8 +263,13 @@ def _background(report: ReportInput) -> dict[str, Any]:
     data = report.provenance.get("data", {})
     studies = [study for study in report.studies if study.comparison is None]
     compared = [study for study in report.studies if study.comparison is not None]
+    comparison = compared[0].comparison if compared else None
+    beside_best = comparison.baselines[comparison.references[0]] if comparison else {}
+    matrix = report.matrix if any(cell.trained_on == report.corpus for cell in report.matrix) else ()
     return {
         "leaderboard": leaderboard_view(compared[0], report.corpus, data) if compared else None,
+        "leaderboard_baselines": _baselines(beside_best) if baseline_rows(beside_best) else None,
+        "matrices": [matrix_of(matrix, metric) for metric in MATRIX_METRICS] if matrix else [],
         "studies": study_views(studies, report.corpus, report.split, data),
         "curves": curve_plots(report.curves),
         "problem_kinds": sorted(kinds.items(), key=lambda item: (-item[1], item[0])),

@@ -33,6 +33,9 @@ Range = tuple[float, float]
 MATRIX = "cross_corpus.json"
 """File of the last matrix, in the folder of the studies' results."""
 
+MATRIX_METRICS = ("mae", "acc2", "corr")
+"""Metrics of which a matrix is shown."""
+
 
 @dataclass(frozen=True)
 class CrossCorpusResult:
@@ -201,6 +204,20 @@ def write_matrix(results: Sequence[CrossCorpusResult], path: Path) -> None:
         temporary.write_text(json.dumps(cells, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_matrix(path: Path) -> list[CrossCorpusResult]:
+    """Read a matrix; empty if there is no file.
+
+    Raises:
+        ValueError: The file is no matrix.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [CrossCorpusResult(**cell) for cell in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a matrix of `dashfusion compare --on` ({error}); remove it") from error
+
+
 def matrix_rows(results: Sequence[CrossCorpusResult]) -> list[dict[str, str]]:
     """Return a row for each cell as text, with the metrics that its label range has."""
     rows = []
@@ -211,37 +228,64 @@ def matrix_rows(results: Sequence[CrossCorpusResult]) -> list[dict[str, str]]:
     return rows
 
 
-def matrix_table(results: Sequence[CrossCorpusResult], metric: str) -> Table:
-    """Return the matrix of a metric: a row for each model, a column for each corpus; refusals are in the caption.
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """One metric of models on corpora, as text.
+
+    Attributes:
+        metric: Short name of the metric.
+        corpora: Heads of the columns; two datasets of one corpus have their folders in a second line.
+        rows: Of each model its training corpus and name, and a value and its 95 % interval on each corpus.
+        facts: How labels were mapped, how corpora differ, and what a model cannot read.
+    """
+
+    metric: str
+    corpora: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    facts: Sequence[str]
+
+
+def matrix_of(results: Sequence[CrossCorpusResult], metric: str) -> Matrix:
+    """Return the matrix of a metric: a row for each model, a column for each corpus.
 
     A column whose label range has another metric of that kind, such as Acc-2, shows that one.
     """
     corpora = {result.dataset: result.corpus for result in results}
-    split = results[0].split if results else ""
-    table = Table(title=f"{METRICS[metric].short} across corpora, {split} split", title_justify="left")
-    table.add_column("trained on")
-    for dataset, corpus in corpora.items():
-        same_name = list(corpora.values()).count(corpus) > 1
-        head = escape(f"{corpus}\n{dataset}" if same_name else corpus)
-        table.add_column(head, justify="right", no_wrap=True)
+    names = list(corpora.values())
+    heads = [f"{name}\n{dataset}" if names.count(name) > 1 else name for dataset, name in corpora.items()]
+    rows = []
     for name, trained_on in dict.fromkeys((result.model, result.trained_on) for result in results):
         cells = {r.dataset: r for r in results if (r.model, r.trained_on) == (name, trained_on)}
-        table.add_row(escape(f"{trained_on}: {name}"), *(_cell(cells.get(dataset), metric) for dataset in corpora))
+        rows.append((f"{trained_on}: {name}", [_cell(cells.get(dataset), metric) for dataset in corpora]))
     facts = [result.mapping for result in results if not result.refusal]
     facts += [f"Trained on {r.trained_on}, measured on {r.corpus}: {note}." for r in results for note in r.notes]
     facts += [f"{r.trained_on}: {r.model} on {r.corpus}: {r.refusal}." for r in results if r.refusal]
-    table.caption = escape("\n".join(["Below a value: its 95 % interval.", *dict.fromkeys(filter(None, facts))]))
+    return Matrix(METRICS[metric].short, heads, rows, list(dict.fromkeys(filter(None, facts))))
+
+
+def matrix_table(results: Sequence[CrossCorpusResult], metric: str) -> Table:
+    """Return `matrix_of` as a table for the terminal; facts are in the caption."""
+    matrix = matrix_of(results, metric)
+    split = results[0].split if results else ""
+    table = Table(title=f"{matrix.metric} across corpora, {split} split", title_justify="left")
+    table.add_column("trained on")
+    for head in matrix.corpora:
+        table.add_column(escape(head), justify="right", no_wrap=True)
+    for name, cells in matrix.rows:
+        table.add_row(escape(name), *("\n".join(filter(None, cell)) for cell in cells))
+    table.caption = escape("\n".join(["Below a value: its 95 % interval.", *matrix.facts]))
     table.caption_justify = "left"
     return table
 
 
-def _cell(result: CrossCorpusResult | None, metric: str) -> str:
+def _cell(result: CrossCorpusResult | None, metric: str) -> tuple[str, str]:
+    """Return a value and its interval; the latter is empty where undefined."""
     if result is None or result.refusal:
-        return NOTHING
+        return NOTHING, ""
     key = next((key for key in result.metrics if key in METRICS and METRICS[key].short == METRICS[metric].short), "")
     if not key or result.metrics[key] is None:
-        return NOTHING
-    return f"{format_metric(key, result.metrics[key])}\n{format_interval(key, result.intervals.get(key))}".strip()
+        return NOTHING, ""
+    return format_metric(key, result.metrics[key]), format_interval(key, result.intervals.get(key))
 
 
 def _range(label_range: Range) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from corpora.files import atomic_file
+from flows.display.baselines import baseline_values
 from flows.display.metrics import LESS_IS_BETTER
 from flows.studies.results import COSTS, VALID_MAE, Row, StudyResult
 
@@ -38,11 +39,12 @@ def chosen_changes(result: StudyResult, network: str) -> dict[str, Any]:
 
 
 def leaderboard_table(result: StudyResult) -> list[dict[str, Any]]:
-    """Return the leaderboard as one flat row a network, the best first, then those that were left out.
+    """Return the leaderboard as one flat row a network, the best first, then baselines, then what was left out.
 
     Columns: rank, network; of each metric the mean, its interval and the standard deviation; of each reference and
     metric the difference with its interval, p values and verdict; the mean validation error and the costs; why it has
-    no verdicts, or was left out.
+    no verdicts, or was left out. Baselines and chat models have the metrics that are compared with theirs, and their
+    meaning.
     """
     comparison = result.comparison
     assert comparison is not None
@@ -63,6 +65,9 @@ def leaderboard_table(result: StudyResult) -> list[dict[str, Any]]:
             found = result.get(name, metric)
             row[metric] = found.value if found else None
         rows.append(row | {"note": comparison.refusal(name)})
+    for name, meaning, values in baseline_values(comparison.baselines[comparison.references[0]]):
+        metrics = {metric: values[metric] for metric in result.metrics if metric in values}
+        rows.append({"network": name, **metrics, "note": meaning})
     rows += [{"network": name, "note": f"left out: {why}"} for name, why in comparison.left_out.items()]
     return rows
 

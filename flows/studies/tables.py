@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from flows.display.baselines import baseline_rows, baseline_table
 from flows.display.metrics import (
     METRICS,
     NOTHING,
@@ -113,7 +114,11 @@ def leaderboard_tables(result: StudyResult, width: int) -> list[Table]:
     """
     comparison = result.comparison
     assert comparison is not None
+    best = comparison.references[0]
     tables = [_quality_table(result, comparison, width), _cost_table(result)]
+    if baseline_rows(comparison.baselines[best]):
+        tables.append(baseline_table(comparison.baselines[best]))
+        tables[-1].title, tables[-1].title_justify = f"Baselines, and the difference of {best} to each", "left"
     if comparison.budget["trials"] > 1:
         tables.append(_settings_table(result, comparison))
     refusals = {name: refusal for name in ranking(result) if (refusal := comparison.refusal(name))}

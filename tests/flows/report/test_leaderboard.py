@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flows.report.leaderboard import cost_picture, leaderboard_view, save_leaderboard
+from flows.studies.cross_corpus import CrossCorpusResult
 
 DATA = {"dataset": "da7a" * 16}
 
@@ -40,6 +41,43 @@ def test_a_comparison_is_a_section_of_its_own_beside_studies(render, make):
     assert html.count("Networks compared") == 1 and 'href="#networks"' in html
     html, _ = render(studies=[make.study()])
     assert 'id="networks"' not in html
+
+
+def test_the_best_stands_beside_the_baselines_and_chat_models(render, make):
+    study = make.comparison()
+    chat = {"model": "<b>chat", "clips": 80, "answered": 78, "refused": 2, "unparsable": 0, "out_of_range": 0}
+    chat |= {"not_asked": 0, "prompt_tokens": 9000, "completion_tokens": 560}
+    chat |= {"mae": 0.512, "mae_difference": 0.3, "mae_interval": [0.1, 0.5]}
+    best = study.comparison.references[0]
+    mean_label = {"mae": 1.2, "mae_difference": -0.6, "mae_interval": [-0.8, -0.4]}
+    learned = {"verdict": "better", "hardest": "mean_label", "mean_label": mean_label, "zero_shot": [chat]}
+    found = {**study.comparison.baselines, best: learned}
+    html, page = render(studies=[replace(study, comparison=replace(study.comparison, baselines=found))])
+    head = next(row for row in page.rows if row[:1] == ["Baseline"] and row[-1] == f"{best}\u2019s difference")
+    rows = page.rows[page.rows.index(head) + 1 :]
+    row = next(row for row in rows if row[0] == "Zero-shot: <b>chat")
+    assert row[2] == "0.512" and row[3].startswith("+0.300") and "<b>chat" not in html
+    assert "78 of 80 clips; 2 refused" in row[1]
+
+
+def test_networks_on_several_corpora_are_a_section_with_a_table_a_metric(render):
+    place = {"trained_on": "demo_en", "split": "test", "trained_range": (-3.0, 3.0)}
+    own = CrossCorpusResult(
+        model="text", dataset="a", corpus="demo_en", label_range=(-3.0, 3.0), metrics={"mae": 0.5, "corr": 0.8},
+        intervals={"mae": (0.4, 0.6)}, **place,
+    )  # fmt: skip
+    other = CrossCorpusResult(
+        model="text", dataset="b", corpus="<i>zh", label_range=(-1.0, 1.0), metrics={"mae": 0.321}, **place
+    )
+    refused = replace(own, model="mult", metrics={}, refusal="its features are others")
+    html, page = render(matrix=[own, other, refused])
+    head = page.rows.index(["Trained on", "demo_en", "95\xa0% interval", "<i>zh", "95\xa0% interval"])
+    assert page.rows[head + 1] == ["demo_en: text", "0.500", "0.400 to 0.600", "0.321", ""]
+    assert page.rows[head + 2][0] == "demo_en: mult" and "<i>zh" not in html
+    assert "Scores in [-3, 3] were mapped linearly to [-1, 1]." in page.words
+    assert "demo_en: mult on demo_en: its features are others." in page.words and 'href="#across-corpora"' in html
+    html, _ = render(matrix=[replace(own, trained_on="mosi")])
+    assert "across-corpora" not in html, "of another corpus"
 
 
 def test_quality_is_pictured_against_costs_with_every_network(render, make):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from flows import compare as compare_flow
 from flows import evaluate as evaluate_flow
 from flows.config.checks import check_project
 from flows.config.params import Params, load_params
-from flows.studies.cross_corpus import MATRIX, cross_corpus_matrix, matrix_table, mean_intervals
+from flows.studies.cross_corpus import MATRIX, cross_corpus_matrix, matrix_of, matrix_table, mean_intervals, read_matrix
 from model.checkpoint.io import save_checkpoint
 from model.config import ModelConfig, TrainConfig
 from model.data.info import read_info
@@ -176,6 +176,10 @@ def test_a_comparison_on_other_corpora_writes_the_matrix_and_counts_every_look(p
     own = type(params)(**(vars(params) | {"paths": replace(params.paths, dataset=corpora["wide"])}))
     compare_flow.measure_across(own, {"m": checkpoints["two seeds"]}, [corpora["unit"], corpora["other"]])
     cells = json.loads((params.paths.studies / MATRIX).read_text())
+    read = read_matrix(params.paths.studies / MATRIX)
+    assert [asdict(cell)["label_range"] for cell in read] == [cell["label_range"] for cell in cells]
+    assert matrix_of(read, "mae").rows[0][1][0][0] == f"{cells[0]['metrics']['mae']:.3f}"
+    assert read_matrix(params.paths.studies / "none.json") == []
     assert [cell["corpus"] for cell in cells] == ["wide", "unit", "other"]
     assert cells[0]["intervals"]["mae"] and "audio.other-v1" in cells[2]["refusal"] and cells[2]["metrics"] == {}
     assert len((evaluate_flow.settings.STATE / evaluate_flow.LOOKS).read_text().splitlines()) == 2
@@ -197,3 +201,9 @@ def test_a_folder_without_a_dataset_is_named_before_anything_runs(params, tmp_pa
     assert any(
         message.startswith(f"evaluate.also_on: {tmp_path / 'nowhere'} holds no dataset.json") for message in found
     )
+
+
+def test_a_file_that_is_no_matrix_is_named(tmp_path):
+    (tmp_path / MATRIX).write_text('[{"model": "m"}]')
+    with pytest.raises(ValueError, match=r"cross_corpus.json: not a matrix of `dashfusion compare --on`.*; remove it"):
+        read_matrix(tmp_path / MATRIX)

@@ -150,7 +150,8 @@ def test_the_table_in_csv_has_a_row_a_network(result, tmp_path):
     write_leaderboard(result, tmp_path / "leaderboard.csv")
     with (tmp_path / "leaderboard.csv").open(encoding="utf-8", newline="") as file:
         found = {row["network"]: row for row in csv.DictReader(file)}
-    assert list(found) == [BEST, "late_fusion", "text", "tfn", "mag_bert"]
+    assert list(found) == [BEST, "late_fusion", "text", "tfn", "Mean label", "mag_bert"]
+    assert found["Mean label"]["mae"] == "1.7" and found["Mean label"]["note"] == "mean of the training labels"
     assert float(found[BEST]["mae"]) == result.get(BEST, "mae").value and found[BEST]["mae_to_best"] == ""
     assert found[BEST]["mae_to_text_verdict"] == "better" and found["tfn"]["mae_to_best_verdict"] == "no verdict"
     assert found["tfn"]["note"].startswith("The network tfn is not shown") and float(found["text"]["madds"]) == 40
