@@ -73,7 +73,7 @@ def test_chat_models_that_were_asked_about_the_split_stand_beside_every_network(
     request = Request("tiny", "http://localhost/v1", "Rate it.", 0.0, 64, *place)
     path = params.paths.studies / FOLDER / request.file_name
     spoken = [Transcript(clip_id, text, "corpus", text.split()) for clip_id, text in clips.items()]
-    write_transcripts(params.paths.transcripts, spoken)
+    write_transcripts(spoken, params.paths.transcripts)
     start_file(path, request)
     for clip_id, text in list(clips.items())[1:]:
         counted = "stop", "tiny-1", "2026-01-01", 0.1, 5, 1

@@ -81,7 +81,8 @@ class LowRankFusion(nn.Module):
 class LMF(Network):
     """Subnetworks of the modalities, as the tensor fusion network has them, and low-rank fusion.
 
-    A modality that a clip lacks becomes a learned embedding.
+    A modality that a clip lacks becomes a learned embedding. With several processes, each normalises its own part of
+    the batch.
 
     Raises:
         ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`; or an invalid option.

@@ -82,7 +82,8 @@ class TensorFusion(nn.Module):
 class TFN(Network):
     """Subnetworks of the modalities, tensor fusion, and a prediction that a sigmoid keeps in the label range.
 
-    A modality that a clip lacks becomes a learned embedding.
+    A modality that a clip lacks becomes a learned embedding. With several processes, each normalises its own part of
+    the batch.
 
     Raises:
         ValueError: The text encoder's weights cannot be loaded, or do not fit `config.text`; or an invalid option.
