@@ -48,6 +48,7 @@ class FeatureInput(nn.Module):
     def __init__(self, dim: int, statistics: Statistics | None = None) -> None:
         super().__init__()
         self.dim = dim
+        self._is_normalised = statistics is not None
         mean, std = (statistics.mean, statistics.std) if statistics else ((0.0,) * dim, (1.0,) * dim)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
@@ -58,11 +59,15 @@ class FeatureInput(nn.Module):
         if values_BTD.shape[1] == 0:
             values_BTD = values_BTD.new_zeros(values_BTD.shape[0], 1, self.dim)
             mask_BT = mask_BT.new_zeros(mask_BT.shape[0], 1)
-        first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
-        replaced_BT = first_T & ~mask_BT.any(dim=1)[:, None]
-        normalised_BTD = ((values_BTD - self.mean) / self.std) * mask_BT[:, :, None]
-        values_BTD = torch.where(replaced_BT[:, :, None], self.missing_embedding, normalised_BTD)
-        return MaskedSequence(values_BTD, mask_BT | replaced_BT)
+        if self._is_normalised:
+            values_BTD = (values_BTD - self.mean) / self.std
+        values_BTD = values_BTD * mask_BT[:, :, None]
+        # Only the first step has a gradient, as only there an embedding may stand
+        missing_B = ~mask_BT.any(dim=1)
+        first_B1D = torch.where(missing_B[:, None, None], self.missing_embedding, values_BTD[:, :1])
+        first_B1 = mask_BT[:, :1] | missing_B[:, None]
+        values_BTD = torch.cat([first_B1D, values_BTD[:, 1:]], dim=1)
+        return MaskedSequence(values_BTD, torch.cat([first_B1, mask_BT[:, 1:]], dim=1))
 
 
 class FeatureInputs(nn.Module):

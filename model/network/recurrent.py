@@ -63,6 +63,10 @@ class MaskedLSTM(nn.Module):
 def move_to_front(sequence: MaskedSequence) -> MaskedSequence:
     """Move the real steps of each clip to its front, in their order; the steps after them are zeros."""
     values_BTD, mask_BT = sequence.values, sequence.mask
+    # Most batches are in this order already; not asked on a GPU, which would wait
+    can_ask = mask_BT.device.type == "cpu" and not torch.compiler.is_exporting()
+    if can_ask and bool((mask_BT[:, 1:] <= mask_BT[:, :-1]).all()):
+        return MaskedSequence(values_BTD * mask_BT[:, :, None], mask_BT)
     position_BT = mask_BT.long().cumsum(dim=1) - 1
     # Masked steps, which are zeros, go to one position beyond the end
     target_BT = torch.where(mask_BT, position_BT, mask_BT.shape[1])
