@@ -7,7 +7,9 @@ PIP_ARGS ?=
 # Two processes, also on larger machines, because each process generates the corpora and starts the servers that its
 # tests share.
 PYTEST := python -m pytest -q --dist loadfile -n
-# Of the packages' 30,000 modules, those that are used are compiled when they are first imported.
+# Of the packages' 30,000 modules, those that are used are compiled when they are first imported, and kept: without
+# bytecode on disk, each of the tests' many processes would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile $(PIP_ARGS) -c constraints.txt -e
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing is downloaded but packages by pip.

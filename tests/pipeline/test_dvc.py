@@ -123,7 +123,7 @@ def test_an_unknown_parameter_stops_an_experiment_with_the_nearest_name(reproduc
 def test_figures_of_another_split_are_a_metrics_file_of_their_own(reproduced):
     assert reproduced.experiment("evaluate.split=valid") == ["evaluate"]
     metrics = json.loads(reproduced.dvc("metrics", "show", "--json"))[""]["data"]
-    assert set(metrics) == {"metrics/valid.json", "metrics/validation.json"}
+    assert set(metrics) == {"metrics/valid.json", "metrics/validation.json", "metrics/on.json"}
 
 
 def test_a_tagged_model_is_got_by_its_name(reproduced, tmp_path):
