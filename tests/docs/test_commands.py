@@ -92,6 +92,7 @@ class Site:
             ("train.epochs=20", "train.epochs=3"),
             ("train.epochs=40", "train.epochs=3"),
             ("--seeds 0,1,2,3,4", "--seeds 0,1,2"),
+            ("--trials 10", "--trials 2"),
             ("model.bottleneck_tokens=4,8,16", "model.bottleneck_tokens=4,8"),
             ("train.contrastive.scope=retrieved,in_batch", "train.contrastive.scope=in_batch"),
             ('(float("inf"), 20, 10, 0)', '(float("inf"), 0)'),
@@ -262,6 +263,7 @@ def site(run_project, tmp_path_factory) -> Iterator[Site]:
         shutil.copytree(run_project / "project", tmp_path_factory.mktemp("docs") / "project", symlinks=True)
     )
     write_defaults(project.folder / "conf")
+    change_yaml(project.folder / "params.yaml", COMPARE)  # a page's commands start from these files
     write_studies(project.folder / "studies", project.folder / "mine.yaml")
     write_programs(files / "venv")
     write_files(files, project.folder / "data/generated", project.folder)

@@ -48,7 +48,7 @@ def run_server() -> Iterator[str]:
     supervisor = prefect_server.start(psutil.Process(), port)
     api_url = f"http://127.0.0.1:{port}/api"
     try:
-        assert prefect_server.wait_until_healthy(api_url, supervisor), (settings.STATE / "server.log").read_text()
+        assert prefect_server.wait_until_healthy(api_url, supervisor, 300), (settings.STATE / "server.log").read_text()
         yield api_url
     finally:
         supervisor.terminate()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -69,7 +70,7 @@ def test_the_default_has_nothing_to_check():
 
 def test_reading_the_configuration_does_not_import_torch():
     code = "import sys, flows.config.params as p; p.load_params(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == 0
 
 
 def test_a_network_of_a_package_is_found_by_its_name(mine):
