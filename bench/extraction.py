@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.results import own_peak_megabytes, write_result
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from corpora.manifest import Clip, Manifest, write_manifest
 from corpora.readers.raw import read_raw
 from extractors.base import Source

@@ -32,7 +32,8 @@ import psutil
 import yaml
 
 from bench.results import write_result
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from corpora.files import sha256_of
 from corpora.manifest import MODALITIES, Manifest, read_manifest, write_manifest
 from corpora.problems import write_problems

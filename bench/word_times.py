@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.results import write_result
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from corpora.readers.raw import read_raw
 from extractors.base import ExtractionError, Source
 from extractors.registry import create

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import flow, task
 
-from corpora.demo import generate
+from corpora.demo.generate import generate
 from corpora.manifest import SPLITS, Manifest, write_manifest
 from corpora.problems import Problem, check_failures, write_problems
 from corpora.readers.csd import read_csd

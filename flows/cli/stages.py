@@ -120,7 +120,7 @@ def results() -> None:
     """Print the metrics of the last evaluation, their change since the previous one, and the report's path."""
     from flows.config.params import load_params
     from flows.display.console import console
-    from flows.evaluate import print_metrics, print_other_corpus, read_other_corpus
+    from flows.orchestration.evaluations import print_metrics, print_other_corpus, read_other_corpus
 
     with plain_errors():
         params = load_params()
@@ -163,8 +163,6 @@ def study(
     import yaml
 
     from flows.studies.spec import available, read_spec
-    from flows.study import TrialFailedError
-    from flows.study import study as run
 
     with plain_errors():
         require_project()
@@ -172,6 +170,9 @@ def study(
             for known in available():
                 typer.echo(f"{known:<14} {read_spec(known).question}")
             return
+        from flows.study import TrialFailedError
+        from flows.study import study as run
+
         changes = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in change or ())}
         _run_flow(run, TrialFailedError, name=name, seeds=_numbers(seeds), changes=changes, workers=workers, wait=wait)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from corpora.demo import DemoConfig
+from corpora.demo.config import DemoConfig
 from corpora.readers.raw import COLUMNS, Layout
 from corpora.splits import SplitConfig
 from extractors.dataset.align_clip import AlignConfig

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BLOCKS = {"cpu": 256, "cuda": 4096}
 """Anchors ranked at a time: a block of similarities fits the CPU's caches, or keeps a GPU busy."""
 
+GROUP = 32
+"""Candidates of which `_top` looks at the greatest first."""
+
 
 def is_mined(config: TrainConfig) -> bool:
     """Return whether a training run draws partners from all training clips, ranked by `mine`."""
@@ -94,6 +97,7 @@ class Partners:
         return (self.positives, c.positives), (self.hard, c.hard_negatives), (self.easy, c.easy_negatives)
 
 
+@torch.no_grad()
 def mine(
     embeddings_Nd: Tensor,
     classes_N: np.ndarray,
@@ -118,31 +122,41 @@ def mine(
     pool = np.sort(rng.permutation(count)[: config.pool_size]) if count > config.pool_size else np.arange(count)
     noise = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
     pool_P = torch.from_numpy(pool).to(device)
-    unit_Nd = F.normalize(embeddings_Nd.float(), dim=1)
-    unit_Pd = unit_Nd[pool_P]
+    unit_Pd = F.normalize(embeddings_Nd[pool_P].float(), dim=1)
     classes = torch.as_tensor(classes_N, device=device)
+    column_N = torch.full((count,), -1, device=device)
+    column_N[pool_P] = torch.arange(len(pool), device=device)
     kept, block_size = min(config.candidates, len(pool)), block or BLOCKS.get(device.type, BLOCKS["cpu"])
     positives: list[Tensor] = []
     hard: list[Tensor] = []
     easy: list[Tensor] = []
+    _, class_N = torch.unique(classes, return_inverse=True)
+    other_CP = torch.where(class_N[pool_P] == class_N.unique()[:, None], 0.0, float("-inf"))  # added: not of class C
+    same_CP = torch.where(other_CP == 0, float("-inf"), 0.0)
+    shape = min(block_size, count), len(pool)  # allocated once: fresh pages cost more than what is written there
+    buffers = [torch.empty(shape, device=device) for _ in range(3)]
     for first in range(0, count, block_size):
         anchors_R = torch.arange(first, min(first + block_size, count), device=device)
-        similarity_RP = unit_Nd[anchors_R] @ unit_Pd.T
-        same_RP = classes[anchors_R, None] == classes[None, pool_P]
+        similarity_RP, penalty_RP, scores_RP = (buffer[: len(anchors_R)] for buffer in buffers)
+        unit_Rd = F.normalize(embeddings_Nd[anchors_R].float(), dim=1)
+        torch.matmul(unit_Rd, unit_Pd.T, out=similarity_RP)
         if config.index == "rank":
+            same_RP = classes[anchors_R, None] == classes[None, pool_P]
             for kind, top in zip(
                 (positives, hard, easy), _by_rank(similarity_RP, same_RP, anchors_R, kept), strict=True
             ):
                 kind.append(top)
             continue
-        ranked_by = similarity_RP
+        torch.index_select(other_CP, 0, class_N[anchors_R], out=penalty_RP)
+        torch.add(similarity_RP, penalty_RP, out=scores_RP)
+        rows_R, columns_R = column_N[anchors_R].ge(0).nonzero().flatten(), column_N[anchors_R]
+        scores_RP[rows_R, columns_R[rows_R]] = float("-inf")  # no clip is its own partner
+        positives.append(_top(scores_RP, kept, pool_P))
         if config.negatives == "random":
-            ranked_by = torch.rand(similarity_RP.shape, generator=noise, device=device)
-        hard.append(_top(ranked_by.masked_fill(same_RP, float("-inf")), kept, pool_P))
-        easy.append(_top((-ranked_by).masked_fill_(same_RP, float("-inf")), kept, pool_P))
-        itself_RP = anchors_R[:, None] == pool_P[None, :]
-        alike_RP = similarity_RP.masked_fill_(~same_RP | itself_RP, float("-inf"))
-        positives.append(_top(alike_RP, kept, pool_P))
+            similarity_RP.copy_(torch.rand(similarity_RP.shape, generator=noise, device=device))
+        torch.index_select(same_CP, 0, class_N[anchors_R], out=penalty_RP)
+        hard.append(_top(torch.add(similarity_RP, penalty_RP, out=scores_RP), kept, pool_P))
+        easy.append(_top(torch.sub(penalty_RP, similarity_RP, out=scores_RP), kept, pool_P))
     none_0K = torch.zeros((0, kept), dtype=torch.int64, device=device)
     candidates = [torch.cat([none_0K, *kind]).cpu().numpy() for kind in (positives, hard, easy)]
     return Partners(candidates[0], candidates[1], candidates[2], config)
@@ -205,6 +219,19 @@ def in_batch_partners(embeddings_Bd: Tensor, classes_B: Tensor, config: MiningCo
 
 
 def _top(scores_RP: Tensor, count: int, pool_P: Tensor) -> Tensor:
-    """Return the clips of the greatest scores [R, count], -1 where the score is -inf."""
-    scores, indices = scores_RP.topk(count, dim=1)
-    return pool_P[indices].masked_fill(scores == float("-inf"), -1)
+    """Return the clips of the greatest scores [R, count], -1 where the score is -inf.
+
+    Of many scores, the `count` greatest are within the `count` groups with the greatest maxima, which are found by one
+    vectorised pass; a row's `topk` on a CPU goes through the scores one by one.
+    """
+    groups = scores_RP.shape[1] // GROUP
+    if groups <= 2 * count:
+        scores, indices = scores_RP.topk(count, dim=1)
+        return pool_P[indices].masked_fill(scores == float("-inf"), -1)
+    grouped = groups * GROUP  # group g is the columns g, g + groups, g + 2 groups, ...
+    greatest_RK = torch.unflatten(scores_RP[:, :grouped], 1, (GROUP, groups)).amax(1).topk(count, dim=1).indices
+    offset_G = torch.arange(0, grouped, groups, device=scores_RP.device)
+    rest = torch.arange(grouped, scores_RP.shape[1], device=scores_RP.device).expand(len(scores_RP), -1)
+    columns = torch.cat([(greatest_RK[:, :, None] + offset_G).flatten(1), rest], dim=1)
+    scores, positions = scores_RP.gather(1, columns).topk(count, dim=1)
+    return pool_P[columns.gather(1, positions)].masked_fill(scores == float("-inf"), -1)

@@ -13,7 +13,8 @@ import psutil
 GENERATING = """
 import sys
 from pathlib import Path
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 
 if __name__ == "__main__":
     generate(Path(sys.argv[1]), DemoConfig(clips=400, speakers=4), workers=2)

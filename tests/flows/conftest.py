@@ -11,7 +11,8 @@ import psutil
 import pytest
 from starlette.testclient import TestClient
 
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from corpora.manifest import write_manifest
 from corpora.readers.raw import read_raw
 from extractors.dataset.align import align

@@ -15,6 +15,7 @@ from rich.console import Console
 from corpora.manifest import Clip, Manifest
 from flows import evaluate
 from flows.config.params import Params, load_params
+from flows.orchestration import evaluations
 from flows.report import analysis, plot_images
 from model.checkpoint import io as checkpoint_io
 from model.evaluation.predictions import ClipPredictions
@@ -44,25 +45,25 @@ def test_a_change_says_whether_it_is_for_the_better():
 
 
 def test_the_first_evaluation_has_nothing_to_compare_with(params):
-    assert evaluate.previous_metrics(params, OLD) is None
-    evaluate.append_to_history(params, OLD)
-    assert evaluate.previous_metrics(params, OLD) is None
+    assert evaluations.previous_metrics(params, OLD) is None
+    evaluations.append_to_history(params, OLD)
+    assert evaluations.previous_metrics(params, OLD) is None
 
 
 def test_an_evaluation_is_compared_with_the_last_one_of_its_corpus_and_split(params):
-    evaluate.append_to_history(params, OLD)
-    evaluate.append_to_history(replace(params, prepare=replace(params.prepare, corpus="other")), {"mae": 9.0})
-    evaluate.append_to_history(params, NEW)
-    assert evaluate.previous_metrics(params, NEW) == OLD
-    assert evaluate.previous_metrics(params, {"mae": 7.0}) == NEW, "metrics that DVC brought back from its cache"
-    evaluate.append_to_history(params, NEW)
-    assert evaluate.previous_metrics(params, NEW) == NEW, "the same again"
+    evaluations.append_to_history(params, OLD)
+    evaluations.append_to_history(replace(params, prepare=replace(params.prepare, corpus="other")), {"mae": 9.0})
+    evaluations.append_to_history(params, NEW)
+    assert evaluations.previous_metrics(params, NEW) == OLD
+    assert evaluations.previous_metrics(params, {"mae": 7.0}) == NEW, "metrics that DVC brought back from its cache"
+    evaluations.append_to_history(params, NEW)
+    assert evaluations.previous_metrics(params, NEW) == NEW, "the same again"
 
 
 def test_the_last_evaluation_says_when_it_was(params):
-    evaluate.append_to_history(params, OLD)
-    evaluate.append_to_history(params, NEW)
-    before = evaluate.previous_evaluation(params, NEW)
+    evaluations.append_to_history(params, OLD)
+    evaluations.append_to_history(params, NEW)
+    before = evaluations.previous_evaluation(params, NEW)
     assert before.metrics == OLD and before.time.endswith("+00:00") and before.day.endswith(" UTC")
 
 
@@ -92,16 +93,16 @@ def test_looks_at_the_test_split_are_counted_by_models_and_dataset(params, tmp_p
 
 
 def test_a_line_that_was_cut_short_does_not_hide_the_others(params):
-    evaluate.append_to_history(params, OLD)
-    with evaluate.HISTORY.open("a", encoding="utf-8") as file:
+    evaluations.append_to_history(params, OLD)
+    with evaluations.HISTORY.open("a", encoding="utf-8") as file:
         file.write('{"time": "2026-01-0\n')
-    assert evaluate.previous_metrics(params, NEW) == OLD
+    assert evaluations.previous_metrics(params, NEW) == OLD
 
 
 def test_the_table_has_columns_for_the_change_only_where_there_is_one(params):
     def shown(*given) -> str:
         console = Console(file=io.StringIO(), width=120)
-        console.print(evaluate.metrics_table(params, *given))
+        console.print(evaluations.metrics_table(params, *given))
         return console.file.getvalue()
 
     assert "+5.0 points" in shown(NEW, OLD) and "last run" not in shown(NEW)

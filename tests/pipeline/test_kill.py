@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from corpora.manifest import write_manifest
 from corpora.problems import read_problems
 from corpora.readers.raw import read_raw

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from filelock import FileLock
 
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

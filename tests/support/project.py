@@ -18,7 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from flows.config.presets import apply
 from tests.support.corpora import make_once
 from tests.support.only_packages import hide_others

@@ -12,7 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from corpora.demo import DemoConfig, generate
+from corpora.demo.config import DemoConfig
+from corpora.demo.generate import generate
 from corpora.demo.plan import INCONGRUENCE_CYCLE, draw_sentiments, incongruent_modality, plan_clip, split_of_speakers
 from corpora.demo.script import compose, kind_of, languages, load_script
 from corpora.demo.voice import Prosody, pronounce, synthesize, word_times

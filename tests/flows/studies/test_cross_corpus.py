@@ -18,6 +18,7 @@ from flows import compare as compare_flow
 from flows import evaluate as evaluate_flow
 from flows.config.checks import check_project
 from flows.config.params import Params, load_params
+from flows.orchestration import evaluations
 from flows.studies.cross_corpus import MATRIX, cross_corpus_matrix, matrix_of, matrix_table, mean_intervals, read_matrix
 from model.checkpoint.io import save_checkpoint
 from model.config import ModelConfig, TrainConfig
@@ -160,11 +161,11 @@ def test_another_corpus_is_measured_beside_the_own_one_and_counted_as_a_look(par
     assert stored["metrics"] == json.loads(json.dumps(found.metrics)) and stored["intervals"]["mae"]
     assert "mean_label" in stored["metrics"]["baselines"]
     assert found.looks == "with this model only"
-    read = evaluate_flow.read_other_corpus(params)
+    read = evaluations.read_other_corpus(params)
     assert read.mapping == found.mapping
-    assert shown(evaluate_flow.other_corpus_table(read)) == shown(evaluate_flow.other_corpus_table(found))
+    assert shown(evaluations.other_corpus_table(read)) == shown(evaluations.other_corpus_table(found))
     assert len((evaluate_flow.settings.STATE / evaluate_flow.LOOKS).read_text().splitlines()) == 1
-    evaluate_flow.print_other_corpus(found)
+    evaluations.print_other_corpus(found)
     printed = " ".join(capsys.readouterr().out.split())
     assert "unit, test split, by a model trained on wide" in printed
     assert "Scores in [-3, 3] were mapped linearly to [-1, 1]." in printed
@@ -192,7 +193,7 @@ def test_without_another_corpus_the_file_is_empty(params):
     alone = type(params)(**(vars(params) | {"evaluate": own}))
     assert alone.other_dataset is None and "other_dataset" not in evaluate_flow.inputs(alone)
     assert evaluate_flow.measure_other_corpus.fn(alone) is None
-    assert json.loads(Path("metrics/on.json").read_text()) == {} and evaluate_flow.read_other_corpus(alone) is None
+    assert json.loads(Path("metrics/on.json").read_text()) == {} and evaluations.read_other_corpus(alone) is None
 
 
 def test_a_folder_without_a_dataset_is_named_before_anything_runs(params, tmp_path):

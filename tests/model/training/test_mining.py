@@ -47,6 +47,29 @@ def test_blocks_equal_brute_force(block):
         assert partners.easy[i].tolist() == other[::-1][:10]
 
 
+@pytest.mark.parametrize(("clips", "pool"), [(1500, 20_000), (1300, 1001)])
+def test_of_many_clips_the_candidates_are_the_greatest_scores_too(clips, pool):
+    """Beyond some hundred clips these are found by the maxima of groups; the last group is incomplete."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    vectors, classes = torch.randn(clips, 16), rng.integers(0, 3, clips)
+    partners = mine(vectors, classes, MiningConfig(pool_size=pool), np.random.default_rng(5))
+    others = np.sort(np.random.default_rng(5).permutation(clips)[:pool]) if clips > pool else np.arange(clips)
+    unit = (vectors / vectors.norm(dim=1, keepdim=True)).double().numpy()
+    similarity, same = unit @ unit[others].T, classes[:, None] == classes[others]
+    itself = np.arange(clips)[:, None] == others
+    for kind, sign, allowed in (
+        ("positives", -1, same & ~itself),
+        ("hard", -1, ~same),
+        ("easy", 1, ~same),
+    ):
+        found = getattr(partners, kind)
+        assert (found >= 0).all() and all(len(set(row)) == 10 for row in found)
+        expected = np.sort(np.where(allowed, sign * similarity, np.inf), axis=1)[:, :10]
+        np.testing.assert_allclose(sign * np.einsum("nd,nkd->nk", unit, unit[found]), expected, atol=1e-6)
+        assert ((classes[found] == classes[:, None]) == (kind == "positives")).all()
+
+
 def test_draws_come_from_the_candidates_without_repetition_and_by_seed():
     torch.manual_seed(0)
     classes = np.repeat(np.arange(4), 30)
