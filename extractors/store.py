@@ -7,8 +7,8 @@ Shapes: T steps, D features.
 
 from __future__ import annotations
 
+import functools
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -25,9 +25,6 @@ from extractors.base import ExtractionError, FeatureSequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-Columns = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Name of a list column -> its offsets and flat items, see `to_numpy`."""
 
 SCHEMA_VERSION = 1
 SHARD_CLIPS = 512
@@ -298,9 +295,7 @@ class FeatureReader:
         if len(self._index) != sum(footer.num_rows for footer in self._footers):
             raise StoreError(f"{self.folder}: a clip_id is stored twice; {self._remedy}")
         self.clip_ids = tuple(self._index)
-        self._decoded: dict[tuple[int, int], Columns] = {}
-        self._ahead: dict[tuple[int, int], Future[Columns]] = {}
-        self._threads: ThreadPoolExecutor | None = None
+        self._group = functools.lru_cache(maxsize=2)(self._decode)
 
     @property
     def _remedy(self) -> str:
@@ -354,30 +349,7 @@ class FeatureReader:
         ):
             return file.read_row_groups(groups, columns=columns)
 
-    def _group(self, shard: int, group: int) -> Columns:
-        """Return the columns of a row group; of groups that are read in their order, the next is decoded meanwhile."""
-        place = shard, group
-        if place in self._decoded:
-            return self._decoded[place]
-        decoding = self._ahead.pop(place, None)
-        columns = decoding.result() if decoding else self._decode(shard, group)
-        last = next(reversed(self._decoded), None)
-        self._decoded = {key: value for key, value in self._decoded.items() if key == last} | {place: columns}
-        self._ahead.clear()  # where the order was left
-        following = self._following(place)
-        if last is not None and following is not None and self._following(last) == place:
-            self._threads = self._threads or ThreadPoolExecutor(1)
-            self._ahead[following] = self._threads.submit(self._decode, *following)
-        return columns
-
-    def _following(self, place: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the row group after this one."""
-        shard, group = place
-        if group + 1 < self._footers[shard].num_row_groups:
-            return shard, group + 1
-        return (shard + 1, 0) if shard + 1 < len(self._footers) and self._footers[shard + 1].num_row_groups else None
-
-    def _decode(self, shard: int, group: int) -> Columns:
+    def _decode(self, shard: int, group: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         with self._naming(self._paths[shard]):
             table = self._read(shard, [group]).drop_columns(["clip_id", "extractor"])
             return {name: to_numpy(table.column(name).combine_chunks()) for name in table.column_names}
