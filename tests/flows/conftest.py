@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,12 @@ def running_server() -> Callable[[], AbstractContextManager[str]]:
 @pytest.fixture(scope="session")
 def api_url(tmp_path_factory) -> Iterator[str]:
     """Address of a Prefect server that several modules share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("server"))
-        patch.setenv("PREFECT_HOME", str(Path.cwd() / "prefect"))
-        with run_server() as url:
-            yield url
+    folder = tmp_path_factory.mktemp("server")
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as running:
+        patch.setenv("PREFECT_HOME", str(folder / "prefect"))
+        with chdir(folder):  # not for longer: tests of other modules follow while it runs
+            url = running.enter_context(run_server())
+        yield url
 
 
 @pytest.fixture

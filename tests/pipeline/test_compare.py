@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.display.baselines import BASELINES
 from flows.studies.results import COSTS, read_study
 from tests.support.project import change_yaml
 
@@ -75,7 +76,9 @@ def test_a_comparison_that_is_killed_twice_ends_with_the_result_of_one_that_is_n
     assert "Networks compared (demo_en, test split" in done.stdout and "Settings chosen" in done.stdout
     killed = without_times(parquet)
     with (compared.folder / "board.csv").open(encoding="utf-8", newline="") as file:
-        assert {row["network"] for row in csv.DictReader(file) if row["rank"]} == {"text", "late_fusion"}
+        rows = {row["network"]: row["rank"] for row in csv.DictReader(file)}
+    assert {name for name, rank in rows.items() if rank} == {"text", "late_fusion"}
+    assert {name for name, rank in rows.items() if not rank} == {name for name, _ in BASELINES.values()}
     assert (compared.folder / "board.png").stat().st_size > 1000
     assert 'id="networks"' in (compared.folder / "report/index.html").read_text(encoding="utf-8"), done.stdout
     assert "up to date" in compared.dvc("status"), "the report was made through DVC"

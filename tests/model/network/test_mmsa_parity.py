@@ -69,7 +69,7 @@ def randomised(module: torch.nn.Module) -> Any:
 def theirs(package: Path, name: str, settings: Any) -> Any:
     """MMSA's module."""
     module = MODULES[name]
-    torch.manual_seed(0)  # its first weights, whatever ran before
+    torch.manual_seed(3)  # its first weights, whatever ran before
     return randomised(getattr(mmsa_module(package, f"models.{module}"), module.partition(".")[2])(settings))
 
 
@@ -190,7 +190,7 @@ def test_tensor_fusion_equals_mmsa(package, name, weights):
     text, *others = (batch.values[m] for m in MODALITIES)
     expected = module(text, *(values.mean(dim=1, keepdim=True) for values in others))["M"][:, 0]
     assert (network(batch).prediction - expected).abs().max() < 1e-5
-    assert 0.001 < expected.std() < 10
+    assert 0.01 < expected.std() < 10
 
 
 @torch.no_grad()
